@@ -1,0 +1,66 @@
+"""vqlabel: teacher labels in a few bits each.
+
+The public names are resolved when they are first used (PEP 562), so that importing the package, or asking the command line for
+help, loads neither torch nor numpy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "VqlabelError": "vqlabel.errors",
+    "open_labels": "vqlabel.labels",
+    "LabelBatch": "vqlabel.labels",
+    "FitConfig": "vqlabel.config",
+    "fit": "vqlabel.fitting",
+    "load_codec": "vqlabel.codecs",
+    "save_codec": "vqlabel.codecs",
+    "pack": "vqlabel.packing",
+    "unpack": "vqlabel.unpacking",
+    "open": "vqlabel.dataset",
+    "VqlDataset": "vqlabel.dataset",
+    "verify": "vqlabel.container",
+    "stats": "vqlabel.report",
+}
+
+__all__ = [
+    "FitConfig",
+    "LabelBatch",
+    "VqlDataset",
+    "VqlabelError",
+    "fit",
+    "load_codec",
+    "open",
+    "open_labels",
+    "pack",
+    "save_codec",
+    "stats",
+    "unpack",
+    "verify",
+]
+
+if TYPE_CHECKING:
+    from vqlabel.codecs import load_codec, save_codec
+    from vqlabel.config import FitConfig
+    from vqlabel.container import verify
+    from vqlabel.dataset import VqlDataset, open
+    from vqlabel.errors import VqlabelError
+    from vqlabel.fitting import fit
+    from vqlabel.labels import LabelBatch, open_labels
+    from vqlabel.packing import pack
+    from vqlabel.report import stats
+    from vqlabel.unpacking import unpack
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'vqlabel' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

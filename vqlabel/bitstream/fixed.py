@@ -1,0 +1,110 @@
+"""Rows of unsigned integers <-> fixed-width bitstream, least significant bit first. Numpy only."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.errors import CodeOutOfRange
+
+MAX_BITS = 32
+
+
+def packed_size(rows: int, bits: Sequence[int]) -> int:
+    """Bytes of `rows` rows whose fields have these widths: ceil(rows * sum(bits) / 8)."""
+    return -(-rows * sum(bits) // 8)
+
+
+def narrowest(bits: Sequence[int]) -> np.dtype[np.unsignedinteger]:
+    """The smallest of uint8, uint16 and uint32 that holds the widest field."""
+    widest = max(bits, default=1)
+    return np.dtype(np.uint8 if widest <= 8 else np.uint16 if widest <= 16 else np.uint32)
+
+
+def pack_fixed(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
+    """Pack rows of fields into one bitstream: row after row, field after field, no padding between rows.
+
+    Args:
+        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+        bits: [m] widths in bits, each 1..32.
+
+    Returns:
+        ceil(n * sum(bits) / 8) bytes; the unused high bits of the last byte are zero.
+
+    Raises:
+        CodeOutOfRange: a value needs more than its field's bits.
+
+    Source: docs/format.md, "Coding: fixed".
+    """
+    rows, n = np.ascontiguousarray(rows), len(rows)
+    _check_range(rows, bits)
+    whole = _machine_type(bits)
+    if whole is not None:
+        return rows.astype(whole).tobytes()
+    out = np.zeros((-(-n // 8), sum(bits) + 4), np.uint8)  # eight rows fill sum(bits) whole bytes; 4 more for the last field's spill
+    groups = np.zeros((len(out) * 8, len(bits)), np.uint64)
+    groups[:n] = rows
+    groups = groups.reshape(-1, 8, len(bits))
+    for row, field, at, width in _places(bits):
+        value = groups[:, row, field] << np.uint64(at % 8)
+        for byte in range(-(-(at % 8 + width) // 8)):
+            out[:, at // 8 + byte] |= (value >> np.uint64(8 * byte)).astype(np.uint8)
+    return out[:, : sum(bits)].tobytes()[: packed_size(n, bits)]
+
+
+def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDArray[np.unsignedinteger]:
+    """Inverse of `pack_fixed`.
+
+    Returns:
+        [rows, m] of the narrowest of uint8, uint16, uint32 that holds the widest field; writable.
+
+    Raises:
+        CodeOutOfRange: `data` has another length than `packed_size(rows, bits)`, or its unused high bits are not zero.
+    """
+    if len(data) != packed_size(rows, bits):
+        raise CodeOutOfRange(f"{rows} rows of {sum(bits)} bits are {packed_size(rows, bits)} bytes; found {len(data)}")
+    kind, whole = narrowest(bits), _machine_type(bits)
+    if whole is not None:
+        return np.frombuffer(data, whole).reshape(rows, len(bits)).astype(kind)
+    spare = 8 * len(data) - rows * sum(bits)
+    if spare and data[-1] >> (8 - spare):
+        raise CodeOutOfRange(f"the {spare} unused high bits of the last byte are not zero: the stream is damaged")
+    filled = np.zeros((-(-rows // 8), sum(bits)), np.uint8)
+    filled.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+    filled = np.pad(filled, ((0, 0), (0, 4)))
+    out = np.empty((len(filled), 8, len(bits)), kind)
+    for row, field, at, width in _places(bits):
+        value = np.zeros(len(filled), np.uint64)
+        for byte in range(-(-(at % 8 + width) // 8)):
+            value |= filled[:, at // 8 + byte].astype(np.uint64) << np.uint64(8 * byte)
+        out[:, row, field] = (value >> np.uint64(at % 8)) & np.uint64((1 << width) - 1)
+    return out.reshape(-1, len(bits))[:rows].copy()
+
+
+def _machine_type(bits: Sequence[int]) -> np.dtype[np.unsignedinteger] | None:
+    """uint8, uint16 or uint32, little endian, where every field has just that width: then packing is a copy."""
+    return {8: np.dtype("<u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}.get(bits[0]) if len(set(bits)) == 1 else None
+
+
+def _places(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """(row, field, first bit, width) of every field of eight rows."""
+    places, at = [], 0
+    for row in range(8):
+        for field, width in enumerate(bits):
+            places.append((row, field, at, width))
+            at += width
+    return places
+
+
+def _check_range(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> None:
+    if not all(1 <= width <= MAX_BITS for width in bits):
+        raise CodeOutOfRange(f"field widths are {list(bits)}; each must be 1..{MAX_BITS} bits")
+    if rows.ndim != 2 or rows.shape[1] != len(bits):
+        raise CodeOutOfRange(f"rows have shape {rows.shape}; the widths name {len(bits)} fields")
+    for field, top in enumerate(rows.max(0, initial=0).tolist()):
+        if top >> bits[field]:
+            at = int(rows[:, field].argmax())
+            raise CodeOutOfRange(
+                f"value {top} at row {at}, field {field} needs {top.bit_length()} bits, the stream has {bits[field]}; "
+                f"pack with bits >= {top.bit_length()}"
+            )

@@ -1,0 +1,65 @@
+"""Rows of unsigned integers <-> byte planes through zstd: for fields whose entropy is below their width."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from vqlabel.bitstream.fixed import narrowest
+from vqlabel.errors import CodeOutOfRange
+
+
+def planes_size(rows: int, bits: Sequence[int]) -> int:
+    """Bytes before compression: every field takes ceil(bits / 8) planes of `rows` bytes."""
+    return rows * sum(-(-width // 8) for width in bits)
+
+
+def pack_planes(rows: NDArray[np.unsignedinteger], bits: Sequence[int], level: int = 3) -> bytes:
+    """Split each field into byte planes, low byte first, field after field, and compress them as one zstd frame.
+
+    Planes put bytes of one meaning side by side (sign and exponent of one class, say), which zstd's entropy stage needs.
+
+    Args:
+        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+
+    Source: docs/format.md, "Coding: zstd".
+    """
+    planes = [(rows[:, j] >> (8 * b) & 0xFF).astype(np.uint8) for j, width in enumerate(bits) for b in range(-(-width // 8))]
+    # Content size stays in the frame: the reader checks it before it allocates.
+    return zstandard.ZstdCompressor(level=level).compress(np.concatenate(planes).tobytes() if planes else b"")
+
+
+def unpack_planes(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDArray[np.unsignedinteger]:
+    """Inverse of `pack_planes`: [rows, m] of the narrowest unsigned type.
+
+    Raises:
+        CodeOutOfRange: the frame is damaged, holds another number of bytes, or a value exceeds its field's width.
+    """
+    planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(-1, rows)
+    out, plane = np.zeros((rows, len(bits)), narrowest(bits)), 0
+    for j, width in enumerate(bits):
+        for b in range(-(-width // 8)):
+            out[:, j] |= planes[plane].astype(out.dtype) << (8 * b)
+            plane += 1
+        if rows and int(out[:, j].max()) >> width:
+            raise CodeOutOfRange(f"field {j} holds {int(out[:, j].max())}, more than its {width} bits: the stream is damaged")
+    return out
+
+
+def inflate(data: bytes | memoryview, size: int) -> bytes:
+    """Decompress one zstd frame of exactly `size` bytes with nothing behind it.
+
+    The declared size is compared first, because zstandard ignores `max_output_size` where a frame declares its own.
+    """
+    try:
+        declared = zstandard.frame_content_size(data)
+        if declared != size:
+            raise CodeOutOfRange(f"a zstd frame declares {declared} bytes where {size} belong: the stream is damaged")
+        reader = zstandard.ZstdDecompressor().decompressobj(read_across_frames=False)
+        out = reader.decompress(bytes(data))
+        if len(out) != size or not reader.eof or reader.unused_data:
+            raise CodeOutOfRange(f"a zstd frame gave {len(out)} of {size} bytes or has data behind it: the stream is damaged")
+        return out
+    except zstandard.ZstdError as error:
+        raise CodeOutOfRange(f"a zstd frame cannot be read ({error}): the stream is damaged") from None

@@ -1,0 +1,236 @@
+"""The commands. Torch and everything above the container load inside a command's body, so that --help is instant."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vqlabel.cli import show
+from vqlabel.config import FitConfig
+from vqlabel.errors import UsageError
+
+app = typer.Typer(
+    help="Teacher labels in a few bits each: fit a codec, pack a dump into a .vql file, read it back, account for every bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Dump = Annotated[Path, typer.Argument(help=".npy, .npz, .safetensors, a folder of them, or SRe2L's tree epoch_E/batch_B.tar")]
+Vql = Annotated[Path, typer.Argument(help="a .vql file")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
+Layout = Annotated[str | None, typer.Option(help="arrays or sre2l; detected by default")]
+Domain = Annotated[str | None, typer.Option(help="logits or probs; by default as the file declares it, else logits")]
+Bits = Annotated[int, typer.Option(help="code bits per label")]
+Slots = Annotated[int | None, typer.Option(help="codes per label (topk: classes kept)")]
+CodebookSize = Annotated[int | None, typer.Option(help="vectors in a codebook, k")]
+CodeWidth = Annotated[int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")]
+Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
+Hidden = Annotated[int | None, typer.Option(help="units in the decoder's hidden layer")]
+Temperature = Annotated[str, typer.Option(help="temperatures of the student, comma-separated")]
+Epochs = Annotated[int | None, typer.Option(help="passes of decoder training")]
+Seed = Annotated[int, typer.Option(help="same seed, same bytes on the same machine")]
+
+
+def _config(codec: str, temperature: str, **values: Any) -> FitConfig:
+    try:
+        degrees = tuple(float(t) for t in temperature.split(","))
+    except ValueError:
+        raise UsageError(f"--temperature {temperature!r}: must be numbers with commas between them, such as 1,4,20") from None
+    return FitConfig(codec=codec, temperature=degrees, **values)
+
+
+@app.command()
+@show.refusing
+def fit(
+    dump: Dump,
+    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
+    bits: Bits = 128,
+    codec: Annotated[str, typer.Option(help="vqae, topk or raw")] = "vqae",
+    slots: Slots = None,
+    codebook_size: CodebookSize = None,
+    code_width: CodeWidth = None,
+    latent: Latent = None,
+    hidden: Hidden = None,
+    temperature: Temperature = "1,4,20",
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    layout: Layout = None,
+    domain: Domain = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
+    config = _config(
+        codec, temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent, hidden=hidden,
+        epochs=epochs, seed=seed, device=device,
+    )  # fmt: skip
+    from vqlabel.fitting import fit as run
+    from vqlabel.labels import open_labels
+
+    with show.progress_bar() as progress:
+        source = open_labels(dump, layout, domain)
+        report = run(source, config, out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
+    show.emit({**report, "path": str(out)}, json, show.show_fit)
+
+
+@app.command()
+@show.refusing
+def pack(
+    dump: Dump,
+    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
+    codec: Annotated[str, typer.Option(help="codec file; or vqae, topk or raw, which are fitted first")] = "vqae",
+    effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
+    bits: Bits = 128,
+    slots: Slots = None,
+    codebook_size: CodebookSize = None,
+    code_width: CodeWidth = None,
+    latent: Latent = None,
+    hidden: Hidden = None,
+    temperature: Temperature = "1,4,20",
+    epochs: Epochs = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    layout: Layout = None,
+    domain: Domain = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Encode a dump into a .vql file, fitting a codec first where none is given."""
+    named = codec in ("vqae", "topk", "raw")
+    config = _config(
+        codec if named else "vqae", temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent,
+        hidden=hidden, epochs=epochs, seed=seed, device=device,
+    )  # fmt: skip
+    from vqlabel.codecs import load_codec
+    from vqlabel.container.writer import refuse_existing
+    from vqlabel.fitting import fit as run_fit
+    from vqlabel.labels import open_labels
+    from vqlabel.packing import pack as run
+
+    refuse_existing(out, overwrite)
+    with show.progress_bar() as progress:
+        source = open_labels(dump, layout, domain)
+        fitted = run_fit(source, config, progress=progress)[0] if named else load_codec(codec)[0]
+        found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=device, progress=progress)
+    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels in {show.size(f['bytes'])}, {f['code_bits']} code bits each"))
+
+
+@app.command()
+@show.refusing
+def unpack(
+    path: Vql,
+    out: Annotated[Path, typer.Option("-o", "--out", help=".npy, .safetensors, or a folder with --layout sre2l")],
+    layout: Annotated[str | None, typer.Option(help="sre2l: write the tree back")] = None,
+    records: Annotated[str | None, typer.Option(help="first:stop, as in Python")] = None,
+    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32; the dump's by default")] = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Decode a .vql file back into labels."""
+    span = _span(records)
+    from vqlabel.unpacking import unpack as run
+
+    with show.progress_bar() as progress:
+        found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
+    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}"))
+
+
+def _span(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    try:
+        first, stop = text.split(":")
+        return int(first) if first else None, int(stop) if stop else None
+    except ValueError:
+        raise UsageError(f"--records {text!r}: must be first:stop, such as 0:1000, 500: or :-100") from None
+
+
+@app.command()
+@show.refusing
+def stats(
+    path: Vql,
+    against: Annotated[Path | None, typer.Option(help="the dump: adds KL at T = 1, 4, 20, top-1 agreement, relative squared error")] = None,
+    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher: adds the break-even number of labels")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the bits per label to this image file")] = None,
+    layout: Layout = None,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Account for every byte of a .vql file."""
+    from vqlabel.container.writer import refuse_existing
+    from vqlabel.labels import open_labels
+    from vqlabel.report import stats as run
+
+    if plot is not None:
+        refuse_existing(plot, overwrite)
+    with show.progress_bar() as progress:
+        source = None if against is None else open_labels(against, layout)
+        found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
+    if plot is not None:
+        from vqlabel.report.plot import plot_bits
+
+        plot_bits(found, plot)
+    show.emit(found, json, show.show_stats)
+
+
+@app.command()
+@show.refusing
+def info(path: Vql, json: Json = False) -> None:
+    """Say what a .vql file holds, from its header alone."""
+    from vqlabel.vql import VqlFile
+
+    file = VqlFile(path)
+    found = {
+        "path": str(path),
+        "bytes": file.container.size,
+        "version": file.container.metadata["vql.version"],
+        "records": file.records,
+        "label": file.label,
+        "codec": file.codec,
+        "batches": len(file.columns.places),
+        "order": file.columns.order,
+        "columns": [name for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box") if file.columns.has(name)],
+        "source": file.source,
+        "writer": file.container.metadata.get("vql.writer"),
+    }
+    show.emit(found, json, lambda f: show.table([(key, str(value)) for key, value in f.items()], ("field", "value")))
+
+
+@app.command()
+@show.refusing
+def verify(path: Vql, json: Json = False) -> None:
+    """Read and check every byte of a .vql file, and that its decoder can be built."""
+    from vqlabel.container import verify as run
+    from vqlabel.unpacking import read_codec
+    from vqlabel.vql import VqlFile
+
+    found = {"path": str(path), **run(path)}
+    file = VqlFile(path)
+    read_codec(file)
+    for at in range(0, file.records, 4096):
+        file.codes(at, min(at + 4096, file.records))
+    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"))
+
+
+@app.command()
+@show.refusing
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="keep dump, codec and .vql here; by default they are deleted")] = None,
+    bits: Bits = 32,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Teacher, labels, codec, .vql and two students on 1,000 drawn characters: the whole story in minutes, no download."""
+    from vqlabel.demo import run_demo
+
+    with show.progress_bar() as progress:
+        found = run_demo(folder, bits=bits, seed=seed, say=lambda line: typer.echo(line, err=True), progress=progress)
+    show.emit(found, json, show.show_demo)

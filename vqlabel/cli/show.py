@@ -1,0 +1,148 @@
+"""Results to stdout, everything else to stderr; refusals to exit codes."""
+
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import typer
+
+from vqlabel.errors import VqlabelError
+
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def refusing(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command so that no traceback reaches its user: every refusal becomes a line on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except VqlabelError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted; nothing half-written was left. An interrupted fit continues with --resume", 1)
+        except BrokenPipeError:  # the reader of our output went away, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except MemoryError as error:
+            _fail(f"out of memory ({error}); try a smaller dump, --latent or --bits", 1)
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            _fail(f"{name}{error.strerror or error}; check the path, its permissions and the free space", 1)
+        except RuntimeError as error:  # torch: no such device, out of its memory
+            _fail(f"{str(error).splitlines()[0]}; check --device", 1)
+
+    return run
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(f"vqlabel: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def emit(found: dict[str, Any], as_json: bool, human: Callable[[dict[str, Any]], None]) -> None:
+    """One JSON object, or what a person reads."""
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        human(found)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress callback drawn on stderr; silent where that is no terminal, and for anything shorter than a second."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+    bars = Bars(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
+    began, shown = time.monotonic(), False
+
+    def update(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - began > 1:
+            bars.start()
+            shown = True
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(stage, total=total, figures="")
+        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("seen", "loss", "kl")))
+        bars.update(tasks[stage], completed=done, total=total, figures=text)
+
+    try:
+        yield update
+    finally:
+        if shown:
+            bars.stop()
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
+    """Columns on stdout, the first to the left and the rest to the right; plain text, so that a pipe gets the same."""
+    cells = [header, *rows]
+    wide = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    for row in cells:
+        line = [row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:], strict=True))]
+        typer.echo("  ".join(line).rstrip())
+
+
+def size(count: float) -> str:
+    """Bytes as people read them, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def show_fit(report: dict[str, Any]) -> None:
+    """The resolved configuration, and distortion held out beside the one on what was seen."""
+    config = {name: value for name, value in report["config"].items() if name not in ("classes", "domain")}
+    typer.echo(f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}")
+    typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
+    names = [name for name in report["held"] if name != "labels"]
+    rows = [
+        (f"held out: {report['held_out']}", str(report["held"]["labels"]), *(f"{report['held'][n]:.4f}" for n in names)),
+        ("seen by the fit", str(report["seen"]["labels"]), *(f"{report['seen'][n]:.4f}" for n in names)),
+    ]
+    table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
+    if "perplexity" in report:
+        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}")
+
+
+def show_stats(found: dict[str, Any]) -> None:
+    """Every byte in a row, then bits per label, ratio, break-even and distortion."""
+    n = max(1, found["records"])
+    rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / n:.3f}") for row in found["rows"]]
+    table([*rows, ("total", "", f"{found['bytes']['total']:,}", f"{8 * found['bytes']['total'] / n:.3f}")], ("part", "group", "bytes", "bits/label"))
+    later = found["bits_per_label_at_300_views"]
+    typer.echo(f"\n{found['records']:,} labels of {found['classes']:,} classes; codec {found['codec']}, {found['code_bits']} code bits per label")
+    meaning = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
+    rows = [
+        (
+            meaning[name],
+            f"{bits:.2f}",
+            f"{later[name]:.2f}" if later and name in later else "-",
+            f"1/{found['ratio_to_fp16'][name]:.1f}" if name in found["ratio_to_fp16"] else "-",
+        )
+        for name, bits in found["bits_per_label"].items()
+    ]
+    table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
+    if found["perplexity"]:
+        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in found['perplexity'])} of {found['codebook_size']}")
+    if "teacher" in found:
+        teacher = found["teacher"]
+        typer.echo(
+            f"the {teacher['smaller']} are smaller here; " if teacher["smaller"] == "labels" else "the teacher is smaller here; ", nl=False
+        )
+        typer.echo(f"with more than {teacher['break_even_labels']:,} labels a teacher of {size(teacher['teacher_bytes'])} is the smaller thing to ship")
+    if "distortion" in found:
+        typer.echo("distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items()))

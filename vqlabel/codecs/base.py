@@ -1,0 +1,128 @@
+"""The one contract that all codecs keep: labels + context -> codes -> labels, at a stated rate."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from vqlabel.config import FitConfig
+from vqlabel.errors import BadContainer, BadLabels, require
+from vqlabel.labels import Context
+
+EFFORTS = ("fast", "normal", "best")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSample:
+    """The labels that a codec is fitted to, and those it is judged by.
+
+    `seen` and `held` are [n, C] in the dump's domain; the contexts have as many records. `dtype` is the dump's: F16, BF16 or F32.
+    """
+
+    seen: Tensor
+    held: Tensor
+    seen_context: Context | None
+    held_context: Context | None
+    domain: str
+    dtype: str
+
+    @property
+    def classes(self) -> int:
+        return self.seen.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitHooks:
+    """How a fit talks to its caller: progress(stage, done, total, figures) and a place to save and find its state."""
+
+    progress: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
+    save: Callable[[dict[str, Any]], None] = lambda _: None
+    resumed: dict[str, Any] | None = None
+
+
+class LabelCodec(nn.Module, ABC):
+    """Base of the codecs.
+
+    A codec's decoder travels inside the `.vql`; its encoder (if it has one) only in the codec file.
+    """
+
+    kind: ClassVar[str]
+    config: Any
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        """Fit to `sample.seen`, stopping by `sample.held`."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, tensors: Mapping[str, Tensor]) -> Self:
+        """From a resolved configuration and the tensors of `decoder_tensors` and, where there, `encoder_tensors`.
+
+        Raises:
+            BadContainer: a tensor is missing, unknown, of another shape or not finite.
+        """
+
+    @property
+    @abstractmethod
+    def code_bits(self) -> list[int]:
+        """[m] stored width of each code in bits; their sum is the rate in code bits per label."""
+
+    @abstractmethod
+    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+        """[n, C] labels in the codec's domain -> [n, m] int32 codes (read as unsigned)."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+        """[n, m] codes of any integer type -> [n, C] float32 labels in the codec's domain.
+
+        Differentiable in the decoder's weights and free of Python branches on values, so it can run inside a training step.
+        """
+
+    def decoder_tensors(self) -> dict[str, Tensor]:
+        """What a reader needs, by name, in the types that travel."""
+        return {}
+
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        """What only a packer needs."""
+        return {}
+
+    def set_effort(self, effort: str) -> None:
+        """How hard `encode` looks for the best codes: "fast", "normal" or "best"; codecs with nothing to search take no notice."""
+        require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")
+
+    @property
+    def codebook_size(self) -> int | None:
+        """k, where the codes index codebooks: codes from a file are checked against it. None: every code of its width is legal."""
+        return None
+
+    def forward(self, codes: Tensor, context: Context | None = None) -> Tensor:
+        """`decode`, so that a codec is the decoder module of a training loop."""
+        return self.decode(codes, context)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises BadLabels unless `labels` has this codec's number of classes."""
+        if labels.dim() != 2 or labels.shape[1] != self.config.classes:
+            raise BadLabels(
+                f"labels have shape {list(labels.shape)}, the codec was fitted for {self.config.classes} classes; "
+                "fit a codec on this dump, or name the right one"
+            )
+
+
+def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor `name`, if it has this shape and is finite.
+
+    Raises:
+        BadContainer: otherwise.
+    """
+    if name not in tensors:
+        raise BadContainer(f"the codec has no tensor {name!r}; the file is incomplete")
+    tensor = tensors[name]
+    if tuple(tensor.shape) != shape:
+        raise BadContainer(f"codec tensor {name!r} has shape {list(tensor.shape)}; its configuration says {list(shape)}")
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise BadContainer(f"codec tensor {name!r} holds NaN or Inf")
+    return tensor

@@ -1,0 +1,111 @@
+"""Every loss and metric once: KL at a temperature, squared error of centred logits, top-1 agreement."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
+
+
+def as_logits(labels: Tensor, domain: str) -> Tensor:
+    """[n, C] labels of either domain -> float32 logits whose mean over classes is 0 (softmax ignores a shift)."""
+    x = labels.float()
+    if domain == "probs":
+        x = x.clamp_min(SMALLEST).log()
+    return x - x.mean(1, keepdim=True)
+
+
+def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats, one value a label.
+
+    T^2 keeps the gradient's scale the same at every T (Hinton et al., arXiv 1503.02531).
+
+    Args:
+        teacher, student: [n, C] logits.
+
+    Returns:
+        [n] float32.
+    """
+    p, q = F.log_softmax(teacher / temperature, 1), F.log_softmax(student / temperature, 1)
+    return temperature**2 * (p.exp() * (p - q)).sum(1)
+
+
+def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """[n] weighted sum of `kl` over the student's temperatures: what the codec is fitted to.
+
+    The weight T^(1/3) keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
+    at high T, KL is squared error of centred logits over 2 C, so this is the squared-error term as well.
+    """
+    total = torch.zeros(len(teacher), device=teacher.device)
+    for t in temperatures:
+        total = total + temperature_weight(t) * kl(teacher, student, t)
+    return total
+
+
+def temperature_weight(temperature: float) -> float:
+    """See `mixed_kl`."""
+    return float(temperature ** (1 / 3))
+
+
+def hellinger_features(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """[n, C] logits -> [n, C * len(temperatures)] features whose squared distance is `mixed_kl` to second order.
+
+    2 * |sqrt p - sqrt q|^2 = KL(p || q) + O(|p - q|^3): the square root of a distribution turns KL into a plain distance, so that PCA
+    and k-means, which know only plain distances, work on what a student will feel.
+    """
+    top = logits.amax(1, keepdim=True)
+    roots = [F.normalize(((logits - top) / (2 * t)).exp()).mul_(math.sqrt(2 * temperature_weight(t)) * t) for t in temperatures]
+    return torch.cat(roots, 1)
+
+
+def rank_candidates(teacher: Tensor, candidates: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """`mixed_kl` of several candidates a label, less the teacher's entropy, which is the same for all: for choosing between them.
+
+    Args:
+        teacher: [n, C] logits.
+        candidates: [n, b, C] logits.
+
+    Returns:
+        [n, b].
+    """
+    pull = sum((temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures), torch.zeros(()))
+    loss = -torch.bmm(candidates, pull[..., None])[..., 0]
+    for t in temperatures:
+        loss += temperature_weight(t) * t * t * torch.logsumexp(candidates / t, 2)
+    return loss
+
+
+@dataclass(kw_only=True)
+class Distortion:
+    """Running distortion between labels and their decoded form; `figures` at any time.
+
+    Both sides are compared as centred logits. T^2 * KL in nats at each temperature, the mean over labels.
+    """
+
+    temperatures: tuple[float, ...] = (1.0, 4.0, 20.0)
+    domain: str = "logits"
+    labels: int = 0
+    _kl: list[float] = field(default_factory=list)
+    _error: float = 0.0
+    _power: float = 0.0
+    _top1: int = 0
+
+    def add(self, raw: Tensor, decoded: Tensor) -> None:
+        """Count in [n, C] labels and their decoded form, both in `domain`."""
+        x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
+        sums = [kl(x, y, t).double().sum().item() for t in self.temperatures]
+        self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
+        self._error += (x - y).square().double().sum().item()
+        self._power += x.square().double().sum().item()
+        self._top1 += int((x.argmax(1) == y.argmax(1)).sum())
+        self.labels += len(x)
+
+    def figures(self) -> dict[str, float]:
+        """`kl_T<t>` (T^2 * KL, nats), `relative_mse`, `top1_agreement`, each a mean over the labels so far."""
+        n = max(1, self.labels)
+        at_t = {f"kl_T{t:g}": total / n for t, total in zip(self.temperatures, self._kl, strict=True)} if self._kl else {}
+        return {**at_t, "relative_mse": self._error / max(self._power, 1e-30), "top1_agreement": self._top1 / n}

@@ -1,0 +1,88 @@
+"""A fitted codec <-> one safetensors file: decoder, encoder, resolved configuration, and what was measured when it was fitted."""
+
+import json
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.registry import CODECS
+from vqlabel.errors import BadContainer, TargetExists, UsageError, VqlabelError
+
+FORMAT = "vqlabel.codec"
+
+
+def build_codec(kind: str, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
+    """A codec from what a file holds of it.
+
+    Raises:
+        BadContainer: an unknown kind, a configuration that is none, or tensors that do not fit it.
+    """
+    if kind not in CODECS:
+        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")
+    codec, resolved = CODECS[kind]
+    return codec.build(resolved.from_dict(config), tensors).eval()
+
+
+def save_codec(codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> None:
+    """Write a codec file; it appears whole or not at all.
+
+    Raises:
+        TargetExists: the target is there and `overwrite` is false.
+    """
+    from safetensors.torch import save
+
+    target = Path(path)
+    if target.exists() and not overwrite:
+        raise TargetExists(f"{target} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
+    metadata = {
+        "format": FORMAT,
+        "kind": codec.kind,
+        "config": codec.config.to_json(),
+        "report": json.dumps(dict(report or {}), sort_keys=True),
+    }
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(save({**codec.decoder_tensors(), **codec.encoder_tensors()}, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except OSError as error:
+        raise VqlabelError(f"{target}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
+    """Read a codec file: the codec, and the report stored with it.
+
+    Raises:
+        UsageError: no such file.
+        BadContainer: the file is damaged or no codec.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UsageError(f"{path}: no such file; name a codec that `vqlabel fit` wrote")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise BadContainer(f"{path}: no readable codec file ({error}); it is truncated or of another format") from None
+    if metadata.get("format") != FORMAT:
+        raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
+    try:
+        config, report = json.loads(metadata["config"]), json.loads(metadata["report"])
+    except (KeyError, ValueError) as error:
+        raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
+    try:
+        return build_codec(metadata.get("kind", ""), config, tensors), report
+    except BadContainer as error:
+        raise BadContainer(f"{path}: {error}") from None

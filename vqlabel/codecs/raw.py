@@ -1,0 +1,47 @@
+"""Labels as they are, bit for bit: the peer that every lossy codec is held against."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
+from vqlabel.config import FitConfig, RawConfig
+from vqlabel.labels import Context
+
+
+class RawCodec(LabelCodec):
+    """Each class's value is a code: its own 16 bits (fp16, bf16) or 32 bits (fp32)."""
+
+    kind = "raw"
+    config: RawConfig
+
+    def __init__(self, config: RawConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        return cls(RawConfig(classes=sample.classes, domain=sample.domain, dtype=sample.dtype))
+
+    @classmethod
+    def build(cls, config: RawConfig, tensors: Mapping[str, Tensor]) -> Self:
+        return cls(config)
+
+    @property
+    def code_bits(self) -> list[int]:
+        return [32 if self.config.dtype == "F32" else 16] * self.config.classes
+
+    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+        self.check_labels(labels)
+        if self.config.dtype == "F32":
+            return labels.float().contiguous().view(torch.int32)
+        short = labels.to(torch.float16 if self.config.dtype == "F16" else torch.bfloat16)
+        return short.contiguous().view(torch.int16).int() & 0xFFFF
+
+    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+        if self.config.dtype == "F32":
+            return codes.to(torch.int32).contiguous().view(torch.float32)
+        short = codes.to(torch.int32).to(torch.int16)  # wraps: the same 16 bits
+        return short.contiguous().view(torch.float16 if self.config.dtype == "F16" else torch.bfloat16).float()

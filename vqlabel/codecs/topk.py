@@ -1,0 +1,63 @@
+"""LPQLD's MR-k: the k largest entries and their class ids; students re-normalise over them."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
+from vqlabel.config import FitConfig, TopkConfig, UsageError
+from vqlabel.labels import Context
+
+FILL = -1e4  # logit of a class that was not kept: its probability is 0 at every temperature up to 500, and fp16 can hold it
+
+
+class TopkCodec(LabelCodec):
+    """Codes are k class ids, the largest entry first, then their k values in fp16.
+
+    Decoding puts the values back and -1e4 (logits) or 0 (probabilities, re-normalised) elsewhere, so softmax over the decoded label is
+    softmax over the kept entries, as LPQLD's trainer has it.
+    """
+
+    kind = "topk"
+    config: TopkConfig
+
+    def __init__(self, config: TopkConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
+        k = config.slots or config.bits // each
+        if k < 1:
+            raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.bits}")
+        return cls(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))
+
+    @classmethod
+    def build(cls, config: TopkConfig, tensors: Mapping[str, Tensor]) -> Self:
+        return cls(config)
+
+    @property
+    def code_bits(self) -> list[int]:
+        return [self.config.id_bits] * self.config.k + [16] * self.config.k
+
+    @property
+    def codebook_size(self) -> int | None:
+        return None
+
+    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+        self.check_labels(labels)
+        value, index = labels.float().topk(self.config.k, 1)
+        return torch.cat([index.int(), value.half().view(torch.int16).int() & 0xFFFF], 1)
+
+    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+        k = self.config.k
+        index, value = codes[:, :k].long(), codes[:, k:].to(torch.int32).to(torch.int16).contiguous().view(torch.float16).float()
+        if self.config.domain == "probs":
+            value, fill = value / value.sum(1, keepdim=True).clamp_min(1e-12), 0.0
+        else:
+            fill = FILL
+        out = torch.full((len(codes), self.config.classes), fill, device=codes.device)
+        return out.scatter_(1, index, value)

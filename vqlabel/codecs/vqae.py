@@ -1,0 +1,154 @@
+"""The vector-quantized autoencoder (arXiv 2603.03808): latent d_h in slots, one codebook of k vectors a slot, a small decoder."""
+
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample, take
+from vqlabel.codecs.distortion import as_logits, hellinger_features, rank_candidates
+from vqlabel.codecs.quantizer import search
+from vqlabel.codecs.storage import SCALE, expand, shrink
+from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.labels import Context
+
+ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
+BEAMS = {"fast": 1, "normal": 3, "best": 8}  # code sequences that the search keeps and the decoder itself judges, by effort
+
+
+class Encoder(nn.Module):
+    """Label -> latent: PCA of its Hellinger features, in which a plain distance is KL at the student's temperatures.
+
+    `codebooks` [m, k, d_c] are those of the search; the decoder has its own, free to move while it trains.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    codebooks: Tensor
+
+    def __init__(self, config: VqaeConfig) -> None:
+        super().__init__()
+        wide = config.classes * len(config.temperature)
+        self.temperature = config.temperature
+        self.register_buffer("mean", torch.zeros(wide))
+        self.register_buffer("basis", torch.zeros(wide, config.latent))
+        self.register_buffer("codebooks", torch.zeros(config.slots, config.codebook_size, config.code_width))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """[n, C] centred logits -> [n, d_h]."""
+        return (hellinger_features(logits, self.temperature) - self.mean) @ self.basis
+
+
+class Decoder(nn.Module):
+    """Codes -> logits: the code vectors are summed (residual) or joined (grouped) to a latent z, then W (z + MLP(z)) + b."""
+
+    first: Tensor
+
+    def __init__(self, config: VqaeConfig) -> None:
+        super().__init__()
+        self.residual = config.quantizer == "residual"
+        self.codebook = nn.Parameter(torch.zeros(config.slots, config.codebook_size, config.code_width))
+        self.inside = nn.Linear(config.latent, config.hidden)
+        self.outside = nn.Linear(config.hidden, config.latent)
+        self.out = nn.Linear(config.latent, config.classes)
+        self.place_slots()
+
+    def place_slots(self) -> None:
+        """Remember at which row of the joined codebooks each slot's vectors begin."""
+        slots, k, _ = self.codebook.shape
+        self.register_buffer("first", k * torch.arange(slots), persistent=False)
+
+    def latent(self, codes: Tensor) -> Tensor:
+        """[n, m] -> [n, d_h]."""
+        rows = codes.long() + self.first
+        if self.residual:
+            return F.embedding_bag(rows, self.codebook.flatten(0, 1), mode="sum")
+        return F.embedding(rows, self.codebook.flatten(0, 1)).flatten(1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """[n, m] -> [n, C] logits, of no particular shift."""
+        z = self.latent(codes)
+        logits: Tensor = self.out(z + self.outside(F.gelu(self.inside(z))))
+        return logits
+
+
+class VqaeCodec(LabelCodec):
+    """Encoder, residual or grouped quantizer, decoder. Rate: m * ceil(log2 k) bits per label."""
+
+    kind = "vqae"
+    config: VqaeConfig
+
+    def __init__(self, config: VqaeConfig, *, with_encoder: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = Decoder(config)
+        self.encoder = Encoder(config) if with_encoder else None
+        self.beam = BEAMS["normal"]
+
+    @classmethod
+    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        from vqlabel.codecs.train import fit_vqae, resolve
+
+        codec = cls(resolve(config, len(sample.seen), sample.classes, sample.domain))
+        fit_vqae(codec, sample, config, hooks)
+        return codec
+
+    @classmethod
+    def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
+        with torch.device("meta"):  # shapes only: nothing is allocated from the numbers of a file
+            codec = cls(config, with_encoder=any(name.startswith("encoder.") for name in tensors))
+        state = {}
+        for name, want in codec.state_dict().items():
+            shape = tuple(want.shape)
+            if name.startswith("decoder.") and want.dim() > 1:
+                take(tensors, name + SCALE, shape[:-1])
+            take(tensors, name, shape)
+            state[name] = expand(name, dict(tensors))
+        codec.load_state_dict(state, assign=True)
+        codec.decoder.place_slots()
+        return codec
+
+    def set_effort(self, effort: str) -> None:
+        super().set_effort(effort)
+        self.beam = BEAMS[effort]
+
+    @property
+    def code_bits(self) -> list[int]:
+        return [self.config.code_bits] * self.config.slots
+
+    @property
+    def codebook_size(self) -> int | None:
+        return self.config.codebook_size
+
+    @torch.no_grad()
+    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+        """The nearest code sequences by beam search, then the one of them whose decoded label has the least KL."""
+        self.check_labels(labels)
+        assert self.encoder is not None, "a codec read from a .vql decodes only"
+        codes = []
+        for part in labels.split(ENCODE_CHUNK):
+            logits = as_logits(part, self.config.domain)
+            found = search(self.encoder(logits), self.encoder.codebooks, self.config.quantizer, self.beam)  # [n, b, m]
+            if found.shape[1] > 1:
+                n, b, m = found.shape
+                loss = rank_candidates(logits, self.decoder(found.view(n * b, m)).view(n, b, -1), self.config.temperature)
+                found = found.gather(1, loss.argmin(1)[:, None, None].expand(-1, 1, m))
+            codes.append(found[:, 0].int())
+        return torch.cat(codes)
+
+    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+        logits: Tensor = self.decoder(codes)
+        return logits if self.config.domain == "logits" else F.softmax(logits, 1)
+
+    def decoder_tensors(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, weight in self.decoder.state_dict(prefix="decoder.").items():
+            tensors |= shrink(name, weight.cpu())
+        return tensors
+
+    def encoder_tensors(self) -> dict[str, Tensor]:
+        if self.encoder is None:
+            return {}
+        return {name: weight.cpu().contiguous() for name, weight in self.encoder.state_dict(prefix="encoder.").items()}

@@ -1,0 +1,165 @@
+"""Configurations: frozen, validated once, stored verbatim in what they made, and read back from JSON unchanged."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from vqlabel.errors import BadContainer, UsageError, require
+
+DOMAINS = ("logits", "probs")
+QUANTIZERS = ("residual", "grouped")
+
+
+class _Json:
+    """JSON in and out for the dataclasses below. `decode(encode(c)) == c` is a law that the tests hold."""
+
+    kind: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        assert dataclasses.is_dataclass(self)
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """Build from what `to_dict` gave.
+
+        Raises:
+            BadContainer: `values` has another set of fields, or a field of another type or out of its range.
+        """
+        hints = typing.get_type_hints(cls)
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or set(values) != names:
+            raise BadContainer(f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}")
+        try:
+            return cls(**{name: _typed(name, values[name], hints[name]) for name in names})
+        except UsageError as error:
+            raise BadContainer(f"stored {cls.__name__}: {error}") from None
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the annotation `hint` has it: numbers are no booleans, lists become tuples, integers pass as floats."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        require(isinstance(value, list | tuple) and len(value) <= 64, name, value, "must be a short list", BadContainer)
+        return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
+    if hint is float and type(value) is int:
+        value = float(value)
+    require(type(value) is hint, name, value, f"must be of type {getattr(hint, '__name__', hint)}", BadContainer)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig(_Json):
+    """What a user may say to `fit`. None: decided from `bits` and the dump, and shown in the resolved configuration."""
+
+    codec: str = "vqae"
+    bits: int = 128  # code bits per label
+    slots: int | None = None  # m, codes per label
+    codebook_size: int | None = None  # k
+    code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
+    latent: int | None = None  # d_h
+    hidden: int | None = None  # units of the decoder's hidden layer
+    temperature: tuple[float, ...] = (1.0, 4.0, 20.0)  # the student's; KL is trained and reported at each
+    epochs: int | None = None  # passes of decoder training over the labels that fit sees
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require(self.codec in ("vqae", "topk", "raw"), "codec", self.codec, "must be vqae, topk or raw")
+        require(1 <= self.bits <= 1 << 20, "bits", self.bits, "must be 1..1048576 code bits per label")
+        for name, low, high in (("slots", 1, 1024), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096)):
+            value = getattr(self, name)
+            require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
+        require(self.hidden is None or 1 <= self.hidden <= 8192, "hidden", self.hidden, "must be 1..8192")
+        require(self.epochs is None or 0 <= self.epochs <= 10_000, "epochs", self.epochs, "must be 0..10000")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
+        _check_temperatures(self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VqaeConfig(_Json):
+    """The learned codec, resolved. Rate: slots * log2 codebook_size bits per label (arXiv 2603.03808: d_h/d_c * log2 k)."""
+
+    kind: ClassVar[str] = "vqae"
+    classes: int  # C
+    domain: str  # logits | probs
+    slots: int  # m
+    codebook_size: int  # k
+    latent: int  # d_h
+    code_width: int  # d_c; residual slots span the latent: d_c = d_h
+    quantizer: str  # residual | grouped
+    hidden: int  # units of the decoder's hidden layer
+    temperature: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_labels(self.classes, self.domain)
+        require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
+        require(1 <= self.slots <= 1024, "slots", self.slots, "must be 1..1024")
+        require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
+        require(1 <= self.latent <= 4096, "latent", self.latent, "must be 1..4096")
+        require(1 <= self.hidden <= 8192, "hidden", self.hidden, "must be 1..8192")
+        if self.quantizer == "residual":
+            require(self.code_width == self.latent, "code_width", self.code_width, f"must equal latent ({self.latent}) for residual slots")
+        else:
+            want = f"must be latent / slots = {self.latent / self.slots:g} for grouped slots"
+            require(self.code_width * self.slots == self.latent, "code_width", self.code_width, want)
+        _check_temperatures(self.temperature)
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one stored code: ceil(log2 k)."""
+        return (self.codebook_size - 1).bit_length()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopkConfig(_Json):
+    """LPQLD's MR-k: the k largest entries, fp16, with their class ids; a student re-normalises over them."""
+
+    kind: ClassVar[str] = "topk"
+    classes: int
+    domain: str
+    k: int
+
+    def __post_init__(self) -> None:
+        check_labels(self.classes, self.domain)
+        require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of one class id: ceil(log2 C)."""
+        return max(1, (self.classes - 1).bit_length())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawConfig(_Json):
+    """The labels themselves, bit for bit, in the dump's own type."""
+
+    kind: ClassVar[str] = "raw"
+    classes: int
+    domain: str
+    dtype: str  # F16 | BF16 | F32
+
+    def __post_init__(self) -> None:
+        check_labels(self.classes, self.domain)
+        require(self.dtype in ("F16", "BF16", "F32"), "dtype", self.dtype, "must be F16, BF16 or F32")
+
+
+def check_labels(classes: int, domain: str) -> None:
+    """Raises UsageError unless C is 2..2^20 and the domain is known."""
+    require(2 <= classes <= 1 << 20, "classes", classes, "must be 2..1048576")
+    require(domain in DOMAINS, "domain", domain, "must be logits or probs")
+
+
+def _check_temperatures(values: tuple[float, ...]) -> None:
+    good = 1 <= len(values) <= 16 and all(math.isfinite(t) and 0.01 <= t <= 1000 for t in values)
+    require(good, "temperature", list(values), "must be 1 to 16 numbers in 0.01..1000")

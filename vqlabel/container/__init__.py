@@ -1,0 +1,7 @@
+"""Named, checked byte sections <-> one `.vql` file: docs/format.md. Standard library, numpy and zstandard."""
+
+from vqlabel.container.layout import Stream
+from vqlabel.container.reader import ContainerReader, Section, verify
+from vqlabel.container.writer import ContainerWriter
+
+__all__ = ["ContainerReader", "ContainerWriter", "Section", "Stream", "verify"]

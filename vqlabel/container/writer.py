@@ -1,0 +1,218 @@
+"""Streams and tensors -> one `.vql` file: streamed, header last, sealed, published by one rename (docs/format.md, "Writing")."""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.bitstream import pack_fixed, pack_planes
+from vqlabel.container.layout import (
+    ALIGN,
+    CHUNK_BYTES_MOST,
+    CHUNKS,
+    FORMAT,
+    HEADER_FIRST,
+    HEADER_MOST,
+    HEADER_STEP,
+    ITEM_BYTES,
+    NAME,
+    SEAL,
+    VERSION,
+    Stream,
+)
+from vqlabel.errors import TargetExists, VqlabelError
+
+_CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
+_COPY = 1 << 20
+
+
+class ContainerWriter:
+    """Writes `<path>.partial` beside the target and renames it when `finish` has sealed it; any exception removes it.
+
+        with ContainerWriter("out.vql") as writer:
+            writer.begin("codes", [8] * 16)
+            writer.append(rows)                 # as often as wanted
+            writer.end()
+            writer.tensor("codec.bias", "F16", array)
+            writer.finish(metadata)
+
+    Raises:
+        TargetExists: the target is there and `overwrite` is false.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._overwrite = overwrite
+        refuse_existing(self.path, overwrite)
+        if not self.path.parent.is_dir():
+            raise VqlabelError(f"{self.path.parent}: no such folder; make it first")
+        self._tensors: dict[str, dict[str, Any]] = {}
+        self._sums: dict[str, str] = {}
+        self.streams: dict[str, Stream] = {}
+        self._area = HEADER_FIRST
+        self._file: IO[bytes] = self._partial.open("w+b")
+        self._file.seek(self._area)
+        self._end = 0  # bytes in the buffer so far
+        self._open: _OpenStream | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self._file.close()
+        except OSError as closing:  # the disk is full and the buffer could not be flushed
+            error = error or closing
+        self._partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise VqlabelError(f"{self.path}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+
+    def begin(self, name: str, bits: Iterable[int], coding: str = "auto") -> None:
+        """Start a stream of rows whose fields have these widths. "auto" takes the coding that makes the first chunk smaller."""
+        assert self._open is None and name not in self._tensors, name
+        self._open = _OpenStream(name, tuple(bits), coding)
+
+    def append(self, rows: NDArray[np.unsignedinteger]) -> None:
+        """[n, fields] more rows of the stream that `begin` started."""
+        stream = self._open
+        assert stream is not None
+        stream.waiting.append(rows)
+        stream.rows += len(rows)
+        while sum(map(len, stream.waiting)) >= stream.chunk_rows:
+            joined = np.concatenate(stream.waiting)
+            stream.waiting = [joined[stream.chunk_rows :]]
+            self._write_chunk(stream, joined[: stream.chunk_rows])
+
+    def end(self) -> Stream:
+        """Close the stream and write its chunk table."""
+        stream, self._open = self._open, None
+        assert stream is not None
+        if sum(map(len, stream.waiting)):
+            self._write_chunk(stream, np.concatenate(stream.waiting))
+        self._enter(stream.name, "U8", [stream.size], stream.size, stream.sum.hexdigest())
+        coding = stream.coding if stream.coding != "auto" else "fixed"
+        done = Stream(bits=stream.bits, rows=stream.rows, chunk_rows=stream.chunk_rows, coding=coding)
+        self.streams[stream.name] = done
+        table = np.array(stream.table, "<u8").reshape(-1, 6)
+        self.tensor(stream.name + CHUNKS, "U64", table)
+        return done
+
+    def _write_chunk(self, stream: "_OpenStream", rows: NDArray[np.unsignedinteger]) -> None:
+        stored = {"fixed": lambda: pack_fixed(rows, stream.bits), "zstd": lambda: pack_planes(rows, stream.bits)}
+        if stream.coding == "auto":
+            stream.coding = min(stored, key=lambda coding: len(stored[coding]()))
+        data = stored[stream.coding]()
+        raw = Stream(bits=stream.bits, rows=len(rows), chunk_rows=8, coding=stream.coding).raw_size(len(rows))
+        assert raw <= CHUNK_BYTES_MOST
+        stream.table.append((stream.size, len(data), raw, stream.written, len(rows), zlib.crc32(data)))
+        if stream.coding == "zstd":
+            data += bytes(-len(data) % ALIGN)
+        self._file.write(data)
+        stream.sum.update(data)
+        stream.size += len(data)
+        stream.written += len(rows)
+
+    def tensor(self, name: str, dtype: str, array: NDArray[Any]) -> None:
+        """Write one small tensor; `array` holds the bytes of `dtype` (bf16 as uint16), little endian."""
+        assert self._open is None and name not in self._tensors, name
+        data = np.ascontiguousarray(array).tobytes()
+        assert len(data) == array.size * ITEM_BYTES[dtype]
+        self._file.write(data)
+        self._enter(name, dtype, list(array.shape), len(data), hashlib.sha256(data).hexdigest())
+
+    def _enter(self, name: str, dtype: str, shape: list[int], size: int, digest: str) -> None:
+        assert NAME.fullmatch(name), name
+        self._tensors[name] = {"dtype": dtype, "shape": shape, "data_offsets": [self._end, self._end + size]}
+        self._sums[name] = digest
+        self._end += size
+
+    def finish(self, metadata: Mapping[str, str]) -> int:
+        """Write header and seal, make them durable, and publish. Returns the file's size in bytes."""
+        assert self._open is None
+        describe = {name: stream.to_json() for name, stream in self.streams.items()}
+        whole = {
+            **metadata,
+            "format": FORMAT,
+            "vql.version": ".".join(map(str, VERSION)),
+            "vql.requires": "[]",
+            "vql.streams": canonical(describe),
+            "vql.sums": canonical(self._sums),
+        }
+        self._enter(SEAL, "U8", [32], 32, "")
+        header = canonical({"__metadata__": whole, **self._tensors}).encode()
+        area = max(HEADER_FIRST, -(-(8 + len(header)) // HEADER_STEP) * HEADER_STEP)
+        if area > HEADER_MOST:
+            raise VqlabelError(f"{self.path}: the header needs {area} bytes; the format allows {HEADER_MOST}: fewer or smaller tensors")
+        self._move_buffer(area)
+        front = (area - 8).to_bytes(8, "little") + header.ljust(area - 8)
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(hashlib.sha256(front).digest())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.seek(0)
+        self._file.write(front)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        size = os.fstat(self._file.fileno()).st_size
+        refuse_existing(self.path, self._overwrite)
+        os.replace(self._partial, self.path)
+        sync_folder(self.path.parent)
+        return size
+
+    def _move_buffer(self, area: int) -> None:
+        """Shift everything behind the header to where a larger header ends, from the back, a piece at a time."""
+        by, self._area = area - self._area, area
+        at = self._end - 32 if by else 0
+        while at > 0:
+            size = min(_COPY, at)
+            at -= size
+            self._file.seek(area - by + at)
+            piece = self._file.read(size)
+            self._file.seek(area + at)
+            self._file.write(piece)
+
+
+class _OpenStream:
+    """A stream while it is written."""
+
+    def __init__(self, name: str, bits: tuple[int, ...], coding: str) -> None:
+        self.name, self.bits, self.coding = name, bits, coding
+        row = sum(-(-width // 8) for width in bits)
+        self.chunk_rows = max(8, min(_CHUNK_ROWS, _CHUNK_BYTES // row // 8 * 8))
+        self.waiting: list[NDArray[np.unsignedinteger]] = []
+        self.table: list[tuple[int, ...]] = []
+        self.rows = self.written = self.size = 0
+        self.sum = hashlib.sha256()
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no blanks: same input, same bytes. `__metadata__` sorts before all tensor names."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raises TargetExists where `path` is there and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise TargetExists(f"{path} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

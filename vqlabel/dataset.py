@@ -1,0 +1,168 @@
+"""`.vql` -> labels for a training loop: by index, by stored batch, or as codes with the decoder on the training device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqlabel.codecs import LabelCodec
+from vqlabel.errors import UsageError
+from vqlabel.labels import Context, Place
+from vqlabel.unpacking import as_tensor, read_codec
+from vqlabel.vql import VqlFile
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingBatch:
+    """One stored batch: its labels, which images they belong to, and what was done to those. Fields that the dump lacks are None."""
+
+    labels: Tensor  # [n, C] float32
+    place: Place  # (epoch, batch)
+    image: Tensor | None  # [n] int64, index in the sorted image list
+    crop: Tensor | None  # [n, 4] float32: top/H, left/W, height/H, width/W
+    flip: Tensor | None  # [n] bool
+    mix_index: Tensor | None  # [n] int64, slot in this batch
+    mix_lam: float | None
+    mix_box: tuple[int, int, int, int] | None  # row0, col0, row1, col1 in pixels of the view
+
+
+class VqlDataset(Dataset[Tensor]):
+    """The labels of a `.vql`, in record order.
+
+    `ds[i]` is a label [C], `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C], float32, decoded on `device`. Codes stay on the CPU, as
+    small as they are stored; only what is asked for is decoded. Works under DataLoader workers of any start method: it pickles to its
+    path, and a forked worker opens the file again.
+
+    For training on a GPU let the workers hand over codes and decode there:
+
+        ds = vqlabel.open("labels.vql")
+        decoder = ds.decoder.to("cuda")
+        logits = decoder(ds.codes(indices).to("cuda"))
+    """
+
+    def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
+        self.path, self.device = path, torch.device(device)
+        self.file = VqlFile(path)
+        self._decoder: LabelCodec | None = None
+        self._places: dict[Place, int] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "device": str(self.device)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["device"])  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return self.file.records
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(records, classes)."""
+        return self.file.records, self.file.classes
+
+    @property
+    def decoder(self) -> LabelCodec:
+        """The decoder module, codes [n, m] -> labels [n, C] in the dump's domain, on `device`; it is read when first used."""
+        if self._decoder is None:
+            self._decoder = read_codec(self.file).to(self.device)
+        return self._decoder
+
+    @property
+    def domain(self) -> str:
+        """ "logits" or "probs"."""
+        return str(self.file.label["domain"])
+
+    def codes(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Tensor:
+        """[n, m] codes of these records, on the CPU: uint8 where they fit, else int32 (unsigned bit patterns)."""
+        return as_tensor(self.file.take_codes(self._index(index)))
+
+    def context(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Context:
+        """What the file says of these records besides their labels."""
+        return self.file.columns.context(self._index(index))
+
+    def _index(self, index: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+        at = np.atleast_1d(np.asarray(index))
+        if at.dtype.kind not in "iu" and at.size:
+            raise UsageError(f"indices are {at.dtype}; they must be integers")
+        at = at.astype(np.int64)
+        bad = (at < -len(self)) | (at >= len(self))
+        if bad.any():
+            raise IndexError(f"record {int(at[bad][0])} leaves 0..{len(self) - 1}")
+        return np.where(at < 0, at + len(self), at)
+
+    @torch.inference_mode()
+    def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+        codes = as_tensor(self.file.take_codes(index), self.device)
+        return self.decoder(codes, self.file.columns.context(index)).clone()
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Tensor: ...
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, slice):
+            return self._decode(np.arange(*index.indices(len(self))))
+        labels = self._decode(self._index(index))
+        return labels[0] if np.ndim(index) == 0 else labels
+
+    def __getitems__(self, index: list[int]) -> list[Tensor]:
+        """Labels of many records at one decode: the hook that DataLoader's fetcher looks for."""
+        return list(self._decode(self._index(index)))
+
+    @property
+    def places(self) -> list[Place]:
+        """(epoch, batch) of every stored batch, in order."""
+        return self.file.columns.places
+
+    def batch(self, epoch: int, batch: int) -> TrainingBatch:
+        """The stored batch of this place.
+
+        Raises:
+            UsageError: the file has none.
+        """
+        if self._places is None:
+            self._places = {place: at for at, place in enumerate(self.places)}
+        at = self._places.get(Place(epoch, batch))
+        if at is None:
+            raise UsageError(f"{self.path}: no batch {batch} of epoch {epoch}; it has {len(self.places)} batches, see ds.places")
+        return self._batch(at)
+
+    def batches(self, epoch: int | None = None) -> Iterator[TrainingBatch]:
+        """The stored batches in order: of one epoch, or of all."""
+        for at, place in enumerate(self.places):
+            if epoch is None or place.epoch == epoch:
+                yield self._batch(at)
+
+    def _batch(self, at: int) -> TrainingBatch:
+        columns = self.file.columns
+        record = np.arange(int(columns.starts[at]), int(columns.starts[at + 1]))
+        said = columns.batch(at, np.empty((len(record), 0), np.float32))
+
+        def tensor(array: np.ndarray[Any, Any] | None) -> Tensor | None:
+            return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+
+        return TrainingBatch(
+            labels=self._decode(record),
+            place=said.place,
+            image=tensor(said.image),
+            crop=tensor(said.crop),
+            flip=tensor(said.flip),
+            mix_index=tensor(said.mix_index),
+            mix_lam=said.mix_lam,
+            mix_box=said.mix_box,
+        )
+
+
+def open(path: str | PathLike[str], device: str | torch.device = "cpu") -> VqlDataset:
+    """Open a `.vql` for training; `device` is where labels are decoded.
+
+    Raises:
+        UsageError: no such file.
+        BadContainer: the file is damaged, forged or from a newer version.
+    """
+    return VqlDataset(path, device)

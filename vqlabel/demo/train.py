@@ -1,0 +1,135 @@
+"""Glyph images -> a trained teacher -> its dump in SRe2L's layout -> a student trained on labels alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqlabel.demo.network import conv_net
+from vqlabel.demo.views import Augmentation, apply_augmentation, draw_augmentation
+
+Batch = tuple[Tensor, Augmentation, Tensor]  # images [n, size, size] uint8, their augmentation, teacher logits [n, C]
+
+
+def train_teacher(
+    images: Tensor, classes: Tensor, *, epochs: int = 20, batch: int = 256, width: int = 64, seed: int = 0
+) -> nn.Module:
+    """Train on augmented views against the mixed classes, each in proportion to its share of the view.
+
+    Args:
+        images: [n, size, size] uint8.
+        classes: [n] int64 in [0, C).
+    """
+    rng = np.random.default_rng(seed)
+    outputs, size = int(classes.max()) + 1, images.shape[-1]
+
+    def examples() -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in _shuffled(rng, len(images), batch):
+            augmentation = draw_augmentation(rng, len(rows), size)
+            own = F.one_hot(classes[rows], outputs).float()
+            yield (
+                apply_augmentation(images[rows], augmentation),
+                torch.lerp(own[augmentation.mix_index], own, augmentation.mix_lam),
+            )
+
+    steps = epochs * -(-len(images) // batch)
+    return _descend(conv_net(outputs, width, size, seed), examples, steps=steps, temperature=1)
+
+
+@torch.inference_mode()
+def dump_labels(
+    teacher: nn.Module, images: Tensor, folder: Path, *, epochs: int = 20, batch: int = 100, seed: int = 0
+) -> None:
+    """Label views of every image in every epoch and write them as SRe2L does.
+
+    `epoch_E/batch_B.tar` is a `torch.save` of [coords, flip, mix_index, mix_lam, mix_bbox, logits float16 [n, C]], the
+    fields of `Augmentation` first; `sampler_indices_epoch.json` maps an epoch to the order of its images.
+
+    Args:
+        images: [n, size, size] uint8.
+    """
+    rng = np.random.default_rng(seed)
+    order: dict[str, list[int]] = {}
+    for epoch in range(epochs):
+        place = folder / f"epoch_{epoch}"
+        place.mkdir(parents=True)
+        order[str(epoch)] = []
+        for number, rows in enumerate(_shuffled(rng, len(images), batch)):
+            drawn = draw_augmentation(rng, len(rows), images.shape[-1])
+            logits = teacher(apply_augmentation(images[rows], drawn)).half()
+            fields = [drawn.coords, drawn.flip, drawn.mix_index, drawn.mix_lam, list(drawn.mix_bbox), logits]
+            torch.save(fields, place / f"batch_{number}.tar")
+            order[str(epoch)] += rows.tolist()
+    (folder / "sampler_indices_epoch.json").write_text(json.dumps(order))
+
+
+def train_student(
+    batches: Callable[[], Iterable[Batch]], *, steps: int, width: int = 32, temperature: float = 2, seed: int = 0
+) -> nn.Module:
+    """Train from scratch on the teacher's logits alone: KL at `temperature`, on the views the teacher saw.
+
+    Args:
+        batches: opens the labelled batches; opened again whenever they run out.
+        steps: batches to train on in all.
+    """
+
+    def examples() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, augmentation, logits in batches():
+            yield apply_augmentation(images, augmentation), (logits.float() / temperature).softmax(1)
+
+    images, _, logits = next(iter(batches()))
+    model = conv_net(logits.shape[1], width, images.shape[-1], seed)
+    return _descend(model, examples, steps=steps, temperature=temperature)
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Tensor, classes: Tensor) -> float:
+    """Share of the images [n, size, size] uint8 whose class [n] int64 the model ranks first."""
+    found = [model(part[:, None] / 255).argmax(1) for part in torch.split(images, 500)]
+    return float((torch.cat(found) == classes).float().mean())
+
+
+def _descend(
+    model: nn.Module,
+    examples: Callable[[], Iterable[tuple[Tensor, Tensor]]],
+    *,
+    steps: int,
+    temperature: float,
+    peak: float = 4e-3,
+) -> nn.Module:
+    """Minimise the cross entropy to target probabilities [n, C]: their KL up to a constant, scaled by T^2 (Hinton)."""
+    model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps)
+    native = _native_bfloat16()
+    for views, targets in islice(_again(examples), steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=native):
+            logits = model(views)
+        loss = temperature**2 * F.cross_entropy(logits.float() / temperature, targets)
+        optimiser.zero_grad()
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+    return model.eval()
+
+
+def _again(examples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Iterator[tuple[Tensor, Tensor]]:
+    while True:
+        yield from examples()
+
+
+def _shuffled(rng: np.random.Generator, n: int, batch: int) -> Iterator[Tensor]:
+    yield from torch.split(torch.from_numpy(rng.permutation(n)), batch)
+
+
+def _native_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16: half the time of float32; emulated, it would only be slower."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has no list
+    return bool(capabilities.get("avx512_bf16"))

@@ -1,0 +1,59 @@
+"""Every refusal of vqlabel: one family, each with the exit code that the command line returns."""
+
+
+class VqlabelError(Exception):
+    """Base of all refusals. The message says what, where, the value, the limit and the remedy."""
+
+    exit_code = 1
+
+
+class UsageError(VqlabelError):
+    """The request contradicts itself or its input: an option's value, a codec for another number of classes."""
+
+    exit_code = 2
+
+
+class MissingExtra(VqlabelError):
+    """An optional package is needed and not installed."""
+
+    exit_code = 1
+
+    def __init__(self, package: str, extra: str) -> None:
+        self.package, self.extra = package, extra
+        super().__init__(f"this needs {package}, which is not installed; run: pip install 'vqlabel[{extra}]'")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.package, self.extra)
+
+
+class BadInput(VqlabelError):
+    """A file is malformed, corrupt or hostile: nothing of it is used."""
+
+    exit_code = 3
+
+
+class BadLabels(BadInput):
+    """A dump of labels cannot be used: empty, NaN or Inf, another number of classes, another domain."""
+
+
+class BadContainer(BadInput):
+    """A `.vql` or codec file breaks docs/format.md: truncated, altered, foreign or from a newer version."""
+
+
+class CodeOutOfRange(BadInput):
+    """An integer does not fit the width or the codebook that it was given."""
+
+
+class TargetExists(VqlabelError):
+    """The target is there already and --overwrite was not given."""
+
+    exit_code = 4
+
+
+def require(ok: object, field: str, got: object, want: str, error: type[VqlabelError] = UsageError) -> None:
+    """Raise `error` with "field is got; want" unless `ok`.
+
+    `want` reads as the limit and the remedy, e.g. "must be 1..16".
+    """
+    if not ok:
+        raise error(f"{field} is {got!r}; it {want}")

@@ -1,0 +1,187 @@
+"""A dump -> a fitted codec: what is kept out, what is seen, and the distortion on both."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqlabel.bitstream import Usage
+from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.config import FitConfig
+from vqlabel.container.writer import refuse_existing
+from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels import LabelBatch, LabelSource, open_labels
+from vqlabel.packing import join_contexts
+
+SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
+HELD_LABELS = 8192
+CHUNK = 2048
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def fit(
+    dump: str | PathLike[str] | LabelSource,
+    config: FitConfig | None = None,
+    *,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = lambda *_: None,
+) -> tuple[LabelCodec, dict[str, Any]]:
+    """Fit a codec to a dump, keeping the last epochs (or the last tenth of the records) out.
+
+    Args:
+        dump: a path for `open_labels`, or a source.
+        out: where to write the codec file; the state of an unfinished fit lies beside it as `<out>.state`.
+        resume: continue from that state; the result is the same, byte for byte, as without the interruption.
+
+    Returns:
+        The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`.
+
+    Raises:
+        BadLabels: the dump is malformed, or has fewer than 2 labels.
+        TargetExists: `out` is there and `overwrite` is false.
+        UsageError: `resume` without a state, or the state is of another dump or configuration.
+    """
+    config = config or FitConfig()
+    source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    target = None if out is None else Path(out)
+    if target is not None:
+        refuse_existing(target, overwrite)
+    sample, held_out = read_sample(source, progress)
+    state = None if target is None else target.with_name(target.name + ".state")
+    if resume and (state is None or not state.exists()):
+        raise UsageError(f"--resume: there is no {state}, so nothing was interrupted; run without --resume")
+    mark = hashlib.sha256(config.to_json().encode() + sample.seen.numpy().tobytes()).hexdigest()
+    hooks = FitHooks(
+        progress=progress,
+        save=lambda values: None if state is None else _save_state(state, {"mark": mark, "fit": values}),
+        resumed=_load_state(state, mark) if resume and state is not None else None,
+    )
+    kind = CODECS[config.codec][0]
+    codec = kind.fit(sample, config, hooks).eval()
+    report = {
+        "codec": codec.kind,
+        "config": codec.config.to_dict(),
+        "fit": config.to_dict(),
+        "code_bits": sum(codec.code_bits),
+        "held_out": held_out,
+        "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
+        "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
+    }
+    if codec.kind == "vqae":
+        report["perplexity"] = _perplexity(codec, sample)
+    if target is not None:
+        save_codec(codec, target, report, overwrite=overwrite)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    return codec, report
+
+
+def read_sample(source: LabelSource, progress: Progress = lambda *_: None) -> tuple[LabelSample, str]:
+    """The labels that a fit sees and those it is judged by, and what was held out, in words.
+
+    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records.
+    """
+    epochs = sorted({place.epoch for place in source.places})
+    last = set(epochs[-max(1, len(epochs) // 8) :]) if len(epochs) > 1 else set()
+    seen_at = [i for i, place in enumerate(source.places) if place.epoch not in last]
+    held_at = [i for i, place in enumerate(source.places) if place.epoch in last]
+    most = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
+    seen = _read_some(source, seen_at, most, lambda done, total: progress("reading", done, total, {}))
+    held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
+    if last:
+        first, many = min(last), len(last)
+        words = f"the last epoch ({first})" if many == 1 else f"the last {many} epochs (from {first})"
+    else:
+        seen, held = _split_last_tenth(seen)
+        words = "the last tenth of the records"
+    if not sum(map(len, seen)):
+        raise BadLabels(f"{source.path}: {sum(map(len, held))} labels; a fit needs at least 2")
+    return LabelSample(
+        seen=_stack(seen),
+        held=_stack(held),
+        seen_context=join_contexts([b.context() for b in seen]),
+        held_context=join_contexts([b.context() for b in held]),
+        domain=source.domain,
+        dtype=source.dtype,
+    ), words
+
+
+def _read_some(source: LabelSource, places: list[int], most: int, progress: Callable[[int, int], None]) -> list[LabelBatch]:
+    """All batches at `places`, or as many, evenly spread, as hold about `most` labels."""
+    if not places:
+        return []
+    first = source.read(places[0])
+    keep = max(1, min(len(places), most // len(first)))
+    chosen = [places[i * len(places) // keep] for i in range(keep)]
+    batches = []
+    for done, at in enumerate(chosen):
+        batches.append(first if at == places[0] else source.read(at))
+        progress(done + 1, keep)
+    return batches
+
+
+def _split_last_tenth(batches: list[LabelBatch]) -> tuple[list[LabelBatch], list[LabelBatch]]:
+    total = sum(map(len, batches))
+    rest = total - max(1, total // 10)
+    seen, held = [], []
+    for batch in batches:
+        cut = max(0, min(len(batch), rest))
+        rest -= cut
+        seen += [_plain(batch, 0, cut)] if cut else []
+        held += [_plain(batch, cut, len(batch))] if cut < len(batch) else []
+    return seen, held
+
+
+def _plain(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
+    """Records start:stop of a batch. Mixing partners may lie outside, so a part of a batch is a record without them."""
+    if (start, stop) == (0, len(batch)):
+        return batch
+    image = None if batch.image is None else batch.image[start:stop]
+    return LabelBatch(labels=batch.labels[start:stop], place=batch.place, image=image)
+
+
+def _stack(batches: list[LabelBatch]) -> Tensor:
+    return torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
+
+
+def measure(codec: LabelCodec, sample: LabelSample, part: str) -> dict[str, float]:
+    """Distortion at T = 1, 4, 20 of the `part` ("seen" or "held") of a sample, through encode and decode."""
+    labels: Tensor = getattr(sample, part)
+    figures = Distortion(domain=sample.domain)
+    with torch.inference_mode():
+        for x in labels.split(CHUNK):
+            figures.add(x, codec.decode(codec.encode(x)))
+    return {name: round(value, 6) for name, value in figures.figures().items()}
+
+
+def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
+    usage = Usage(len(codec.code_bits), codec.config.codebook_size)
+    with torch.inference_mode():
+        for x in sample.seen[-HELD_LABELS:].split(CHUNK):
+            usage.add(codec.encode(x).numpy())
+    return [round(float(p), 1) for p in usage.perplexity()]
+
+
+def _save_state(path: Path, state: dict[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def _load_state(path: Path, mark: str) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True)
+        found, values = state["mark"], state["fit"]
+    except Exception as error:  # torch.load raises a dozen types on a damaged file
+        raise UsageError(f"{path}: no readable state of a fit ({str(error)[:120]}); delete it and run without --resume") from None
+    if found != mark:
+        raise UsageError(f"{path}: is of another dump or another configuration; give the same flags, or run without --resume")
+    return dict(values)

@@ -1,0 +1,132 @@
+"""Records -> codes -> bytes -> `.vql`: one pass over the dump, memory bounded by a batch."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vqlabel
+from vqlabel.codecs import LabelCodec
+from vqlabel.columns import ColumnWriter
+from vqlabel.container import ContainerWriter
+from vqlabel.container.writer import canonical
+from vqlabel.errors import UsageError
+from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.vql import CODEC, CODES
+
+ENCODE_RECORDS, ENCODE_BYTES = 4096, 32 << 20  # labels encoded at a time
+_NUMPY = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
+Progress = Callable[[str, int, int, dict[str, float]], None]
+
+
+def pack(
+    dump: str | PathLike[str] | LabelSource,
+    out: str | PathLike[str],
+    *,
+    codec: LabelCodec,
+    effort: str = "normal",
+    overwrite: bool = False,
+    device: str = "cpu",
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Encode a dump into a `.vql` file.
+
+    Args:
+        dump: a path for `open_labels`, or a source.
+        codec: a fitted codec (`fit`, `load_codec`).
+        effort: "fast", "normal" or "best": how many code sequences a label's best is chosen from.
+
+    Returns:
+        records, bytes, and code bits per label.
+
+    Raises:
+        UsageError: the codec is for another number of classes, domain or type.
+        BadLabels: the dump is malformed; nothing is written.
+        TargetExists: `out` is there and `overwrite` is false.
+    """
+    source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    check_codec(codec, source)
+    codec = codec.to(device)
+    codec.set_effort(effort)
+    fingerprint = hashlib.sha256()
+    with ContainerWriter(out, overwrite=overwrite) as writer:
+        columns = ColumnWriter(writer.path.parent, source.order)
+        writer.begin(CODES, codec.code_bits)
+        for done, batches in _grouped(source):
+            for batch in batches:
+                columns.add(batch)
+                fingerprint.update(np.ascontiguousarray(batch.labels).tobytes())
+            writer.append(_encode(codec, batches, device))
+            progress("packing", done, len(source), {})
+        stream = writer.end()
+        says = columns.write(writer)
+        for name, tensor in codec.decoder_tensors().items():
+            writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
+        size = writer.finish(
+            {
+                "vql.label": canonical(describe_label(codec, source)),
+                "vql.codec": canonical({"kind": codec.kind, "config": codec.config.to_dict()}),
+                "vql.columns": canonical(says),
+                "vql.source": canonical({"layout": source.layout, "labels_sha256": fingerprint.hexdigest()}),
+                "vql.writer": f"vqlabel {vqlabel.__version__}",
+            }
+        )
+    return {"path": str(writer.path), "records": stream.rows, "bytes": size, "code_bits": sum(codec.code_bits)}
+
+
+def check_codec(codec: LabelCodec, source: LabelSource) -> None:
+    """Raises UsageError unless `codec` was fitted for labels such as `source` has."""
+    config = codec.config
+    if config.classes != source.classes:
+        raise UsageError(f"{source.path} has {source.classes} classes, the codec was fitted for {config.classes}; fit one on this dump")
+    if config.domain != source.domain:
+        raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
+    if codec.kind == "raw" and config.dtype != source.dtype:
+        raise UsageError(f"{source.path} is {source.dtype}, the raw codec {config.dtype}; fit raw on this dump (it takes no time)")
+    if codec.kind == "vqae" and not codec.encoder_tensors():
+        raise UsageError("this codec came out of a .vql file and has no encoder; use the codec file that `vqlabel fit` wrote")
+
+
+def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:
+    """What `vql.label` says. Only `raw` keeps the level of the logits, which MSE students need; KL students never see it."""
+    return {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": codec.kind == "raw"}
+
+
+def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
+    """(batches read so far, the next batches of about ENCODE_RECORDS records), the next group read while this one is encoded."""
+    most = max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
+
+    def group(at: int) -> list[LabelBatch]:
+        batches: list[LabelBatch] = []
+        while at < len(source) and sum(map(len, batches)) < most:
+            batches.append(source.read(at))
+            at += 1
+        return batches
+
+    with ThreadPoolExecutor(1) as reader:
+        at, waiting = 0, reader.submit(group, 0)
+        while batches := waiting.result():
+            at += len(batches)
+            waiting = reader.submit(group, at)
+            yield at, batches
+
+
+def _encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> NDArray[np.unsignedinteger]:
+    labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
+    codes = codec.encode(labels, join_contexts([batch.context() for batch in batches]))
+    return codes.cpu().numpy().view(np.uint32)
+
+
+def join_contexts(parts: list[Context]) -> Context:
+    """The contexts of several batches as one; a field is there if every part has it."""
+
+    def join(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if any(value is None for value in values) else np.concatenate(values)
+
+    return Context(**{name: join(name) for name in ("image", "partner", "mix", "crop", "flip", "box")})

@@ -1,0 +1,172 @@
+"""A `.vql` -> where every byte went: rows that add up to the file's size, and bits per label from them. No torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vqlabel.bitstream import Usage
+from vqlabel.columns import PREFIX
+from vqlabel.container.layout import CHUNKS
+from vqlabel.report.published import break_even
+from vqlabel.vql import CODEC, CODES, VqlFile
+
+VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
+ORDER = ("image", "batch")  # columns that say which image a record belongs to; the others are augmentation
+GROUPS = ("codes", "codec", "augmentation", "order", "container")
+USAGE_RECORDS = 65_536
+FIXED = "fixed"
+PER_LABEL = "per label"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A part of the file. `grows` is "per label" where it grows with the labels, "fixed" where it does not."""
+
+    part: str
+    group: str  # one of GROUPS
+    bytes: int
+    grows: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Every byte of one `.vql`."""
+
+    path: str
+    records: int
+    classes: int
+    images: int | None  # None: the file does not say which image a label belongs to
+    kind: str  # of the codec
+    code_bits: int  # per label, before any coding
+    rows: tuple[Row, ...]
+    perplexity: tuple[float, ...] | None
+    codebook_size: int | None
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """Bytes by group, and their total: the file's size."""
+        sums = {group: sum(row.bytes for row in self.rows if row.group == group) for group in GROUPS}
+        return {**sums, "total": sum(sums.values())}
+
+    def bits_per_label(self) -> dict[str, float]:
+        """codes: the index bitstream. labels: all but augmentation and order. all_in: the whole file."""
+        size = self.bytes
+        labels = size["codes"] + size["codec"] + size["container"]
+        each = 8 / max(1, self.records)
+        return {"codes": size["codes"] * each, "labels": labels * each, "all_in": size["total"] * each}
+
+    def bits_per_label_at(self, views: int = VIEWS) -> dict[str, float] | None:
+        """`labels` and `all_in` as they would be with `views` labels of each image: parts that do not grow are shared by more."""
+        if self.images is None or not self.records:
+            return None
+        many = self.images * views
+
+        def at(groups: tuple[str, ...]) -> float:
+            rows = [row for row in self.rows if row.group in groups]
+            fixed = sum(row.bytes for row in rows if row.grows == FIXED)
+            return 8 * (fixed / many + (sum(row.bytes for row in rows) - fixed) / self.records)
+
+        return {"labels": at(("codes", "codec", "container")), "all_in": at(GROUPS)}
+
+    def ratio_to_fp16(self) -> dict[str, float]:
+        """How many times smaller than C fp16 numbers per label, nothing else counted there."""
+        return {name: 16 * self.classes / bits for name, bits in self.bits_per_label().items() if bits and name != "codes"}
+
+    def teacher(self, teacher_bytes: int) -> dict[str, Any]:
+        """Should the teacher be shipped instead? The number of labels from which on it is smaller than their file."""
+        fixed = sum(row.bytes for row in self.rows if row.grows == FIXED)
+        growing = 8 * (self.bytes["total"] - fixed) / max(1, self.records)
+        labels = break_even(teacher_bytes, growing, fixed) if growing else 0
+        return {"teacher_bytes": teacher_bytes, "break_even_labels": labels, "smaller": "labels" if self.bytes["total"] <= teacher_bytes else "teacher"}
+
+    def to_dict(self, teacher_bytes: int | None = None) -> dict[str, Any]:
+        """Everything as JSON takes it."""
+        found: dict[str, Any] = {
+            "path": self.path,
+            "records": self.records,
+            "classes": self.classes,
+            "images": self.images,
+            "codec": self.kind,
+            "code_bits": self.code_bits,
+            "bytes": self.bytes,
+            "bits_per_label": self.bits_per_label(),
+            f"bits_per_label_at_{VIEWS}_views": self.bits_per_label_at(),
+            "ratio_to_fp16": self.ratio_to_fp16(),
+            "rows": [asdict(row) for row in self.rows],
+            "perplexity": None if self.perplexity is None else list(self.perplexity),
+            "codebook_size": self.codebook_size,
+        }
+        if teacher_bytes is not None:
+            found["teacher"] = self.teacher(teacher_bytes)
+        return found
+
+
+def account(file: VqlFile) -> Account:
+    """Account for every byte of an opened `.vql`.
+
+    Raises:
+        BadContainer: a chunk that had to be read is damaged.
+    """
+    kind, config = file.codec["kind"], file.codec["config"]
+    rows = list(_payloads(file))
+    box = file.container
+    tables = sum(s.stop - s.start for name, s in box.sections.items() if name.endswith(CHUNKS))
+    used = 8 + len(box.header_text)
+    rows += [
+        Row(part="chunk tables", group="container", bytes=tables, grows=PER_LABEL),
+        Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
+        Row(part="padding", group="container", bytes=box.header_area - used + _padding(file), grows=FIXED),
+    ]
+    images = None
+    if file.columns.has("image"):
+        record = np.arange(file.records)
+        images = len(np.unique(file.columns.image(record)))
+    usage = _usage(file) if kind == "vqae" and file.records else None
+    return Account(
+        path=str(box.path),
+        records=file.records,
+        classes=file.classes,
+        images=images,
+        kind=kind,
+        code_bits=sum(file.code_bits),
+        rows=tuple(rows),
+        perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),
+        codebook_size=config.get("codebook_size"),
+    )
+
+
+def _payloads(file: VqlFile) -> list[Row]:
+    """Codes, columns and codec tensors, without padding and chunk tables."""
+    rows, codebook, decoder = [], 0, 0
+    for name, section in file.container.sections.items():
+        size = section.stop - section.start
+        if name == CODES:
+            rows.append(Row(part="codes", group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
+        elif name.startswith(CODEC):
+            codebook += size if ".codebook" in name else 0
+            decoder += size if ".codebook" not in name else 0
+        elif name.startswith(PREFIX) and not name.endswith(CHUNKS):
+            part = name.removeprefix(PREFIX)
+            grows = FIXED if part == "image_size" else PER_LABEL
+            stored = file.container.stored(name)
+            rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=stored, grows=grows))
+    rows += [Row(part="codebook", group="codec", bytes=codebook, grows=FIXED), Row(part="decoder", group="codec", bytes=decoder, grows=FIXED)]
+    return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.part))
+
+
+def _padding(file: VqlFile) -> int:
+    """Zeros that align compressed chunks."""
+    box = file.container
+    return sum(s.stop - s.start - box.stored(name) for name, s in box.sections.items() if name in box.streams)
+
+
+def _usage(file: VqlFile) -> Usage:
+    """Of the first 65,536 records: more change no digit that is shown."""
+    usage = Usage(len(file.code_bits), int(file.codec["config"]["codebook_size"]))
+    last = min(file.records, USAGE_RECORDS)
+    for at in range(0, last, 4096):
+        usage.add(file.codes(at, min(at + 4096, last)))
+    return usage
+
+
