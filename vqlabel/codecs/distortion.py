@@ -51,15 +51,15 @@ def temperature_weight(temperature: float) -> float:
     return float(temperature ** (1 / 3))
 
 
-def hellinger_features(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """[n, C] logits -> [n, C * len(temperatures)] features whose squared distance is `mixed_kl` to second order.
+def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
+    """[n, C] logits -> [n, C] features whose squared distance is the `mixed_kl` of this one temperature, to second order.
 
     2 * |sqrt p - sqrt q|^2 = KL(p || q) + O(|p - q|^3): the square root of a distribution turns KL into a plain distance, so that PCA
     and k-means, which know only plain distances, work on what a student will feel.
     """
-    top = logits.amax(1, keepdim=True)
-    roots = [F.normalize(((logits - top) / (2 * t)).exp()).mul_(math.sqrt(2 * temperature_weight(t)) * t) for t in temperatures]
-    return torch.cat(roots, 1)
+    root = ((logits - logits.amax(1, keepdim=True)) * (0.5 / temperature)).exp_()
+    scale = math.sqrt(2 * temperature_weight(temperature)) * temperature
+    return root.mul_(scale / root.norm(dim=1, keepdim=True))
 
 
 def rank_candidates(teacher: Tensor, candidates: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -72,10 +72,10 @@ def rank_candidates(teacher: Tensor, candidates: Tensor, temperatures: Sequence[
     Returns:
         [n, b].
     """
-    pull = sum((temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures), torch.zeros(()))
+    pull = torch.stack([temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures]).sum(0)
     loss = -torch.bmm(candidates, pull[..., None])[..., 0]
     for t in temperatures:
-        loss += temperature_weight(t) * t * t * torch.logsumexp(candidates / t, 2)
+        loss += temperature_weight(t) * t * t * torch.logsumexp(candidates * (1 / t), 2)
     return loss
 
 

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from vqlabel.codecs.precision import quick_matmul
+
 GROWTH = 5  # steps by which k-means grows from one dimension to all
 LLOYD = 4  # Lloyd iterations a step
-CHUNK = 4096  # latents searched at a time: bounds memory, and fits a cache
+CHUNK = 1024  # latents searched at a time: what one of them needs stays in the processor's cache
 
 
 def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: str, generator: torch.Generator) -> Tensor:
@@ -94,17 +96,21 @@ def search(latents: Tensor, codebooks: Tensor, quantizer: str, beam: int) -> Ten
 def _beam(latents: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     n, k = len(latents), codebooks.shape[1]
     squares = codebooks.square().sum(2)  # [m, k]
-    rest, error = latents[:, None], latents.square().sum(1)[:, None]  # [n, b, d], [n, b]
-    codes = torch.empty(n, 1, 0, dtype=torch.long, device=latents.device)
+    rest, b = latents, 1  # [n * b, d]: what each kept sequence has still to code
+    codes = torch.empty(n, 0, dtype=torch.long, device=latents.device)
+    first = torch.arange(n, device=latents.device)[:, None]
     for codebook, square in zip(codebooks, squares, strict=True):
-        b = rest.shape[1]
-        found = torch.addmm(square, rest.flatten(0, 1), codebook.T, alpha=-2).view(n, b, k) + error[..., None]
+        with quick_matmul(latents.device):
+            cross = rest @ codebook.T  # [n * b, k]
+        found = torch.add(square, cross, alpha=-2).view(n, b, k)
         if beam == 1:
-            error, at = found[:, 0].min(1, keepdim=True)
+            at = found.view(n, k).argmin(1, keepdim=True)
         else:
-            error, at = found.flatten(1).topk(min(beam, b * k), 1, largest=False)
-        parent, code = at // k, at % k
-        rest = rest.gather(1, parent[..., None].expand(-1, -1, rest.shape[2])) - codebook[code]
-        codes = torch.cat([codes.gather(1, parent[..., None].expand(-1, -1, codes.shape[2])), code[..., None]], 2)
-    return codes
-
+            found += rest.square().sum(1).view(n, b, 1)
+            at = found.view(n, b * k).topk(min(beam, b * k), 1, largest=False).indices
+        parent = (first * b + at // k).flatten()
+        code = (at % k).flatten()
+        rest = rest.index_select(0, parent).sub_(codebook.index_select(0, code))
+        codes = torch.cat([codes.index_select(0, parent), code[:, None]], 1)
+        b = at.shape[1]
+    return codes.view(n, b, -1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqlabel.codecs.base import FitHooks, LabelSample
 from vqlabel.codecs.distortion import Distortion, as_logits, hellinger_features, mixed_kl
+from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.quantizer import fit_codebooks, search
 from vqlabel.codecs.storage import round_trip
 from vqlabel.codecs.vqae import VqaeCodec
@@ -82,18 +83,22 @@ def _fit_encoder(codec: VqaeCodec, seen: Tensor, generator: torch.Generator) -> 
     config, encoder = codec.config, codec.encoder
     assert encoder is not None
     some = seen[torch.randperm(len(seen), generator=generator)[:PCA_LABELS].to(seen.device)]
-    features = torch.cat([hellinger_features(as_logits(x, config.domain), config.temperature) for x in some.split(CHUNK)])
-    encoder.mean.copy_(features.mean(0))
-    features -= encoder.mean
-    width = min(config.latent, len(features))
+    features = torch.cat([
+        torch.cat([hellinger_features(x, t) for t in config.temperature], 1) for x in as_logits(some, config.domain).split(CHUNK)
+    ])  # fmt: skip
+    mean = features.mean(0)
+    features -= mean
+    width = min(config.latent, *features.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
         basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
-    encoder.basis[:, :width] = basis
+    encoder.basis[..., :width] = basis.view(len(config.temperature), config.classes, width)
+    encoder.offset[:width] = mean @ basis
     latents = _latents(codec, seen[torch.randperm(len(seen), generator=generator)[:KMEANS_LABELS].to(seen.device)])
     if config.quantizer == "grouped":
         order = _balanced(latents.var(0), config.slots, config.code_width)
-        encoder.basis.copy_(encoder.basis[:, order])
+        encoder.basis.copy_(encoder.basis[..., order])
+        encoder.offset.copy_(encoder.offset[order])
         latents = latents[:, order]
     encoder.codebooks.copy_(fit_codebooks(latents, config.slots, config.codebook_size, config.quantizer, generator))
 
@@ -170,7 +175,7 @@ def _train_decoder(
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + turn * 10_007 + epoch)
         total = torch.zeros((), device=labels.device)
         for at in torch.randperm(len(labels), generator=shuffle).to(labels.device).split(BATCH):
-            with torch.autocast(labels.device.type, torch.bfloat16):
+            with quick_matmul(labels.device):
                 out = decoder(codes[at])
             loss = mixed_kl(as_logits(labels[at], codec.config.domain), out.float(), temperatures).mean()
             optimizer.zero_grad(set_to_none=True)

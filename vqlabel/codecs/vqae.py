@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample, take
 from vqlabel.codecs.distortion import as_logits, hellinger_features, rank_candidates
+from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.quantizer import search
 from vqlabel.codecs.storage import SCALE, expand, shrink
 from vqlabel.config import FitConfig, VqaeConfig
@@ -24,21 +25,25 @@ class Encoder(nn.Module):
     `codebooks` [m, k, d_c] are those of the search; the decoder has its own, free to move while it trains.
     """
 
-    mean: Tensor
+    offset: Tensor
     basis: Tensor
     codebooks: Tensor
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
-        wide = config.classes * len(config.temperature)
         self.temperature = config.temperature
-        self.register_buffer("mean", torch.zeros(wide))
-        self.register_buffer("basis", torch.zeros(wide, config.latent))
+        self.register_buffer("basis", torch.zeros(len(config.temperature), config.classes, config.latent))
+        self.register_buffer("offset", torch.zeros(config.latent))
         self.register_buffer("codebooks", torch.zeros(config.slots, config.codebook_size, config.code_width))
 
     def forward(self, logits: Tensor) -> Tensor:
-        """[n, C] centred logits -> [n, d_h]."""
-        return (hellinger_features(logits, self.temperature) - self.mean) @ self.basis
+        """[n, C] centred logits -> [n, d_h]. The features are never whole in memory: each temperature adds its part."""
+        latent = -self.offset.expand(len(logits), -1)
+        for t, basis in zip(self.temperature, self.basis, strict=True):
+            with quick_matmul(logits.device):
+                part = hellinger_features(logits, t) @ basis
+            latent = latent + part
+        return latent
 
 
 class Decoder(nn.Module):
@@ -133,7 +138,9 @@ class VqaeCodec(LabelCodec):
             found = search(self.encoder(logits), self.encoder.codebooks, self.config.quantizer, self.beam)  # [n, b, m]
             if found.shape[1] > 1:
                 n, b, m = found.shape
-                loss = rank_candidates(logits, self.decoder(found.view(n * b, m)).view(n, b, -1), self.config.temperature)
+                with quick_matmul(logits.device):
+                    decoded = self.decoder(found.view(n * b, m)).view(n, b, -1)
+                loss = rank_candidates(logits, decoded.float(), self.config.temperature)
                 found = found.gather(1, loss.argmin(1)[:, None, None].expand(-1, 1, m))
             codes.append(found[:, 0].int())
         return torch.cat(codes)
