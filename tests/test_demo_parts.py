@@ -49,9 +49,7 @@ def teacher(few: tuple[torch.Tensor, torch.Tensor]) -> torch.nn.Module:
 
 
 @pytest.fixture(scope="module")
-def dump(
-    teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def dump(teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "dump"
     dump_labels(teacher, few[0], folder, epochs=EPOCHS, batch=BATCH, seed=1)
     return folder
@@ -172,18 +170,14 @@ def test_replayed_views_have_the_dumped_logits(
         assert torch.equal(teacher(apply_augmentation(images, augmentation)).half(), logits)
 
 
-def test_a_teacher_learns_ten_characters(
-    teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], glyphs: Glyphs
-) -> None:
+def test_a_teacher_learns_ten_characters(teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], glyphs: Glyphs) -> None:
     images, classes = (torch.from_numpy(part) for part in glyphs.examples(HELD_OUT_FACES))
     assert not teacher.training
     assert accuracy(teacher, *few) > 0.9
     assert accuracy(teacher, images[classes < CLASSES], classes[classes < CLASSES]) > 0.5
 
 
-def test_longer_training_brings_the_student_closer_to_its_labels(
-    dump: Path, few: tuple[torch.Tensor, torch.Tensor]
-) -> None:
+def test_longer_training_brings_the_student_closer_to_its_labels(dump: Path, few: tuple[torch.Tensor, torch.Tensor]) -> None:
     batches = list(read_batches(dump, few[0]))
 
     def divergence(steps: int) -> float:

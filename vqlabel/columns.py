@@ -17,7 +17,7 @@ from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch, Place
 
 SIDE_MOST = 1 << 16  # pixels of an image's side
-DENOMINATOR_MOST = 8192  # searched for one share
+DENOMINATOR_MOST = 4096  # of one share; see _denominators
 IMAGES_MOST = 1 << 24
 _SPOOL_ROWS = 1 << 16
 PREFIX = "columns."
@@ -47,7 +47,9 @@ class ColumnWriter:
         for name in fields:
             if present[name] != self._present[name]:
                 have = "has" if present[name] else "lacks"
-                raise BadLabels(f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes")
+                raise BadLabels(
+                    f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes"
+                )
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
         if self._order == "explicit" and batch.image is not None:
             if len(batch) and int(batch.image.max()) >= IMAGES_MOST:
@@ -160,19 +162,26 @@ class _SizeFinder:
         return common[None] if (common <= sizes.max(0)).all() else sizes
 
 
-def _is_whole(share: NDArray[np.float32], side: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_whole(share: NDArray[np.float32], side: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether float32(round(share * side) / side) is `share` again."""
     wide = share.astype(np.float64)
     return np.asarray((np.rint(wide * side) / side).astype(np.float32) == share)
 
 
-def _denominators(shares: NDArray[np.float32]) -> list[int]:
-    """The smallest denominator of a fraction that rounds to each share; 0 where none up to DENOMINATOR_MOST does."""
-    sides = np.arange(1, DENOMINATOR_MOST + 1)
-    found = []
-    for share in shares:
-        whole = _is_whole(np.full(1, share), sides)
-        found.append(int(sides[whole.argmax()]) if whole.any() else 0)
+def _denominators(shares: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The smallest denominator of a convergent that rounds to each share; 0 where none up to DENOMINATOR_MOST does.
+
+    A fraction p/q with q <= 4096 is a convergent of its float32 rounding, which is nearer to it than 1 / (2 q^2) (Legendre).
+    """
+    found = np.zeros(len(shares), np.int64)
+    before, now = np.zeros(len(shares)), np.ones(len(shares))  # denominators of the convergents
+    rest = shares.astype(np.float64) % 1
+    for _ in range(24):
+        whole = (found == 0) & (now <= DENOMINATOR_MOST) & _is_whole(shares, now)
+        found[whole] = now[whole].astype(np.int64)
+        inverse = 1 / np.maximum(rest, 1e-9)
+        before, now = now, np.minimum(np.floor(inverse) * now + before, 1e15)
+        rest = inverse % 1
     return found
 
 
@@ -204,7 +213,9 @@ class ColumnReader:
             stream = reader.streams.get(PREFIX + name)
             rows = records if name in fields else len(table)
             if stream is not None and (stream.rows, len(stream.bits)) != (rows, width):
-                raise BadContainer(f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {rows} of {width} belong")
+                raise BadContainer(
+                    f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {rows} of {width} belong"
+                )
         self._sizes = reader.rows(PREFIX + "image_size").astype(np.int64) if self._crop == "integers" else None
         if self._sizes is not None and (self._sizes.shape[1:] != (2,) or not len(self._sizes) or not self._sizes.all()):
             raise BadContainer(f"{where}: its image sizes are {self._sizes.shape}, or hold a zero; damaged or forged")

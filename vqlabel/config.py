@@ -36,7 +36,9 @@ class _Json:
         hints = typing.get_type_hints(cls)
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if not isinstance(values, dict) or set(values) != names:
-            raise BadContainer(f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}")
+            raise BadContainer(
+                f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}"
+            )
         try:
             return cls(**{name: _typed(name, values[name], hints[name]) for name in names})
         except UsageError as error:
@@ -109,7 +111,12 @@ class VqaeConfig(_Json):
         require(1 <= self.latent <= 4096, "latent", self.latent, "must be 1..4096")
         require(1 <= self.hidden <= 8192, "hidden", self.hidden, "must be 1..8192")
         if self.quantizer == "residual":
-            require(self.code_width == self.latent, "code_width", self.code_width, f"must equal latent ({self.latent}) for residual slots")
+            require(
+                self.code_width == self.latent,
+                "code_width",
+                self.code_width,
+                f"must equal latent ({self.latent}) for residual slots",
+            )
         else:
             want = f"must be latent / slots = {self.latent / self.slots:g} for grouped slots"
             require(self.code_width * self.slots == self.latent, "code_width", self.code_width, want)

@@ -98,7 +98,8 @@ class VqlDataset(Dataset[Tensor]):
     @torch.inference_mode()
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        return self.decoder(codes, self.file.columns.context(index)).clone()
+        labels: Tensor = self.decoder(codes, self.file.columns.context(index))
+        return labels.clone()
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs import LabelCodec, build_codec
-from vqlabel.errors import BadContainer, UsageError, VqlabelError, require
 from vqlabel.container.writer import refuse_existing, sync_folder
+from vqlabel.errors import BadContainer, UsageError, VqlabelError, require
 from vqlabel.labels.sre2l import write_batch, write_order
 from vqlabel.vql import CODEC, VqlFile
 
@@ -42,7 +42,9 @@ def read_codec(file: VqlFile) -> LabelCodec:
     except BadContainer as error:
         raise BadContainer(f"{file.container.path}: {error}") from None
     if tuple(codec.code_bits) != file.code_bits:
-        raise BadContainer(f"{file.container.path}: codes of {file.code_bits[:4]} bits, the codec has {codec.code_bits[:4]}; damaged or forged")
+        raise BadContainer(
+            f"{file.container.path}: codes of {file.code_bits[:4]} bits, the codec has {codec.code_bits[:4]}; damaged or forged"
+        )
     return codec
 
 
@@ -97,12 +99,22 @@ def unpack(
     tree = target.suffix not in (".npy", ".safetensors")
     require(layout in (None, "sre2l"), "layout", layout, "must be sre2l, or left out for a .npy or .safetensors file")
     require(tree or layout is None, "layout", layout, f"needs a folder, and {target} is a file name")
-    require(not tree or layout or file.source.get("layout") == "sre2l", "out", str(out), "must end in .npy or .safetensors; for a tree pass --layout sre2l")
+    require(
+        not tree or layout or file.source.get("layout") == "sre2l",
+        "out",
+        str(out),
+        "must end in .npy or .safetensors; for a tree pass --layout sre2l",
+    )
     partial = target.with_name(target.name + ".partial")
     _remove(partial)
     try:
         if tree:
-            require((start, stop) == (0, file.records), "records", f"{start}:{stop}", "needs a .npy or .safetensors target: a tree has whole batches")
+            require(
+                (start, stop) == (0, file.records),
+                "records",
+                f"{start}:{stop}",
+                "needs a .npy or .safetensors target: a tree has whole batches",
+            )
             _write_tree(file, codec, partial, DTYPES[name], device, progress)
         else:
             with partial.open("wb") as handle:
@@ -128,14 +140,25 @@ def _remove(path: Path) -> None:
 
 
 def _write_file(
-    file: VqlFile, codec: LabelCodec, out: IO[bytes], suffix: str, span: tuple[int, int], dtype: str, device: str, progress: Progress
+    file: VqlFile,
+    codec: LabelCodec,
+    out: IO[bytes],
+    suffix: str,
+    span: tuple[int, int],
+    dtype: str,
+    device: str,
+    progress: Progress,
 ) -> None:
     """Header, then labels as they are decoded: memory stays that of a step."""
     shape = (span[1] - span[0], file.classes)
     if suffix == ".npy":
-        require(dtype != "BF16", "dtype", "bf16", "cannot be written to .npy, which has no such type; use .safetensors or --dtype f32")
+        require(
+            dtype != "BF16", "dtype", "bf16", "cannot be written to .npy, which has no such type; use .safetensors or --dtype f32"
+        )
         kind = np.dtype("<f2" if dtype == "F16" else "<f4")
-        np.lib.format.write_array_header_1_0(out, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            out, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+        )
     else:
         size = shape[0] * shape[1] * (4 if dtype == "F32" else 2)
         tensor = {"dtype": dtype, "shape": list(shape), "data_offsets": [0, size]}
@@ -151,7 +174,7 @@ def _write_file(
 
 def to_bytes(labels: Tensor, dtype: torch.dtype) -> memoryview:
     """[n, C] -> little-endian bytes of `dtype`."""
-    return memoryview(labels.to(dtype).cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+    return labels.to(dtype).cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _write_tree(file: VqlFile, codec: LabelCodec, folder: Path, dtype: torch.dtype, device: str, progress: Progress) -> None:

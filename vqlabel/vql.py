@@ -36,8 +36,12 @@ class VqlFile:
         self.label = self._json(meta, "vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
         self.codec = self._json(meta, "vql.codec", {"kind": str, "config": dict})
         config = self.codec["config"]
-        if self.label["dtype"] not in ("F16", "BF16", "F32") or any(config.get(key) != self.label[key] for key in ("classes", "domain")):
-            raise BadContainer(f"{path}: vql.label is {self.label}, the codec's configuration {str(config)[:120]}; damaged or forged")
+        if self.label["dtype"] not in ("F16", "BF16", "F32") or any(
+            config.get(key) != self.label[key] for key in ("classes", "domain")
+        ):
+            raise BadContainer(
+                f"{path}: vql.label is {self.label}, the codec's configuration {str(config)[:120]}; damaged or forged"
+            )
         if CODES not in self.container.streams:
             raise BadContainer(f"{path}: has no codes; damaged or forged")
         self.records = self.container.streams[CODES].rows
@@ -76,7 +80,9 @@ class VqlFile:
         config = self.codec["config"]
         slots, size = self._index_slots()
         if slots and codes.size and int(codes[:, :slots].max()) >= size:
-            raise BadContainer(f"{self.container.path}: code {int(codes[:, :slots].max())} leaves 0..{size - 1} ({config}); damaged or forged")
+            raise BadContainer(
+                f"{self.container.path}: code {int(codes[:, :slots].max())} leaves 0..{size - 1} ({config}); damaged or forged"
+            )
         return codes
 
     def _index_slots(self) -> tuple[int, int]:

@@ -51,9 +51,7 @@ def tiny(ipc: int) -> LabelSet:
 # Published sizes: equal in every printed digit, unless the name says otherwise.
 
 
-@pytest.mark.parametrize(
-    ("ipc", "printed"), [(10, "5.67"), (20, "11.33"), (50, "28.33"), (100, "56.66"), (200, "113.33")]
-)
+@pytest.mark.parametrize(("ipc", "printed"), [(10, "5.67"), (20, "11.33"), (50, "28.33"), (100, "56.66"), (200, "113.33")])
 def test_sre2l_labels_take_the_printed_gib_on_disk_at_its_batch_of_1024(ipc: int, printed: str) -> None:
     assert f"{in_unit(sre2l(in1k(ipc, batch=1024)).disk_bytes, 'GiB'):.2f}" == printed
 
@@ -91,17 +89,13 @@ def test_lpqld_mr50_is_within_one_of_the_78_times_of_its_abstract() -> None:
 
 
 @pytest.mark.parametrize(("ipc", "full", "pruned"), [(10, "643", "16"), (20, "1286", "32")])
-def test_imagenet_21k_label_files_add_up_to_the_printed_numbers_in_millions_of_kib(
-    ipc: int, full: str, pruned: str
-) -> None:
+def test_imagenet_21k_label_files_add_up_to_the_printed_numbers_in_millions_of_kib(ipc: int, full: str, pruned: str) -> None:
     assert f"{sre2l(in21k(ipc)).data_bytes / MILLION_KIB:.0f}" == full
     assert f"{lpld(in21k(ipc)).data_bytes / MILLION_KIB:.0f}" == pruned
 
 
 @pytest.mark.parametrize(("ipc", "printed_mb"), [(50, 449), (100, 898)])
-def test_tiny_imagenet_s_printed_mb_lie_between_the_overheads_of_two_pytorch_versions(
-    ipc: int, printed_mb: int
-) -> None:
+def test_tiny_imagenet_s_printed_mb_lie_between_the_overheads_of_two_pytorch_versions(ipc: int, printed_mb: int) -> None:
     least, most = (replace(sre2l(tiny(ipc)), file_bytes=overhead) for overhead in (1556, 2117))
     assert in_unit(least.data_bytes, "MB") < printed_mb < in_unit(most.data_bytes, "MB")
     assert in_unit(most.data_bytes, "MiB") < printed_mb
@@ -221,9 +215,7 @@ def test_a_codebook_size_between_powers_of_two_costs_its_logarithm() -> None:
 
 
 def test_vqae_s_fixed_part_is_codebooks_and_decoder_and_does_not_grow_with_the_labels() -> None:
-    few, many = (
-        vqae(LabelSet(images=i, views=300), codebooks=16, decoder_parameters=1_000_000) for i in (1000, 200_000)
-    )
+    few, many = (vqae(LabelSet(images=i, views=300), codebooks=16, decoder_parameters=1_000_000) for i in (1000, 200_000))
     assert few.fixed_bytes == many.fixed_bytes == 2 * (16 * 256 * 8 + 1_000_000)
 
 

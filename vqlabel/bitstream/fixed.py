@@ -41,10 +41,11 @@ def pack_fixed(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
     whole = _machine_type(bits)
     if whole is not None:
         return rows.astype(whole).tobytes()
-    out = np.zeros((-(-n // 8), sum(bits) + 4), np.uint8)  # eight rows fill sum(bits) whole bytes; 4 more for the last field's spill
-    groups = np.zeros((len(out) * 8, len(bits)), np.uint64)
-    groups[:n] = rows
-    groups = groups.reshape(-1, 8, len(bits))
+    out = np.zeros(
+        (-(-n // 8), sum(bits) + 4), np.uint8
+    )  # eight rows fill sum(bits) whole bytes; 4 more for the last field's spill
+    groups = np.zeros((len(out), 8, len(bits)), np.uint64)
+    groups.reshape(-1, len(bits))[:n] = rows
     for row, field, at, width in _places(bits):
         value = groups[:, row, field] << np.uint64(at % 8)
         for byte in range(-(-(at % 8 + width) // 8)):
@@ -83,7 +84,9 @@ def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> ND
 
 def _machine_type(bits: Sequence[int]) -> np.dtype[np.unsignedinteger] | None:
     """uint8, uint16 or uint32, little endian, where every field has just that width: then packing is a copy."""
-    return {8: np.dtype("<u1"), 16: np.dtype("<u2"), 32: np.dtype("<u4")}.get(bits[0]) if len(set(bits)) == 1 else None
+    if len(set(bits)) != 1 or bits[0] not in (8, 16, 32):
+        return None
+    return np.dtype(f"<u{bits[0] // 8}")
 
 
 def _places(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:

@@ -27,7 +27,9 @@ Domain = Annotated[str | None, typer.Option(help="logits or probs; by default as
 Bits = Annotated[int, typer.Option(help="code bits per label")]
 Slots = Annotated[int | None, typer.Option(help="codes per label (topk: classes kept)")]
 CodebookSize = Annotated[int | None, typer.Option(help="vectors in a codebook, k")]
-CodeWidth = Annotated[int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")]
+CodeWidth = Annotated[
+    int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")
+]
 Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
 Hidden = Annotated[int | None, typer.Option(help="units in the decoder's hidden layer")]
 Temperature = Annotated[str, typer.Option(help="temperatures of the student, comma-separated")]
@@ -118,7 +120,11 @@ def pack(
         source = open_labels(dump, layout, domain)
         fitted = run_fit(source, config, progress=progress)[0] if named else load_codec(codec)[0]
         found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=device, progress=progress)
-    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels in {show.size(f['bytes'])}, {f['code_bits']} code bits each"))
+    show.emit(
+        found,
+        json,
+        lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels in {show.size(f['bytes'])}, {f['code_bits']} code bits each"),
+    )
 
 
 @app.command()
@@ -156,7 +162,9 @@ def _span(text: str | None) -> tuple[int | None, int | None]:
 @show.refusing
 def stats(
     path: Vql,
-    against: Annotated[Path | None, typer.Option(help="the dump: adds KL at T = 1, 4, 20, top-1 agreement, relative squared error")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="the dump: adds KL at T = 1, 4, 20, top-1 agreement, relative squared error")
+    ] = None,
     teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher: adds the break-even number of labels")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the bits per label to this image file")] = None,
     layout: Layout = None,
@@ -217,7 +225,11 @@ def verify(path: Vql, json: Json = False) -> None:
     read_codec(file)
     for at in range(0, file.records, 4096):
         file.codes(at, min(at + 4096, file.records))
-    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"))
+    show.emit(
+        found,
+        json,
+        lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"),
+    )
 
 
 @app.command()

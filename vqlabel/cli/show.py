@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -63,7 +63,13 @@ def progress_bar() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
     bars = Bars(*columns, console=Console(stderr=True), transient=True)
     tasks: dict[str, Any] = {}
     began, shown = time.monotonic(), False
@@ -85,7 +91,7 @@ def progress_bar() -> Iterator[Progress]:
             bars.stop()
 
 
-def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> None:
+def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
     """Columns on stdout, the first to the left and the rest to the right; plain text, so that a pipe gets the same."""
     cells = [header, *rows]
     wide = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -106,7 +112,9 @@ def size(count: float) -> str:
 def show_fit(report: dict[str, Any]) -> None:
     """The resolved configuration, and distortion held out beside the one on what was seen."""
     config = {name: value for name, value in report["config"].items() if name not in ("classes", "domain")}
-    typer.echo(f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}")
+    typer.echo(
+        f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}"
+    )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
     names = [name for name in report["held"] if name != "labels"]
     rows = [
@@ -115,16 +123,23 @@ def show_fit(report: dict[str, Any]) -> None:
     ]
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
     if "perplexity" in report:
-        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}")
+        typer.echo(
+            f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"
+        )
 
 
 def show_stats(found: dict[str, Any]) -> None:
     """Every byte in a row, then bits per label, ratio, break-even and distortion."""
     n = max(1, found["records"])
     rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / n:.3f}") for row in found["rows"]]
-    table([*rows, ("total", "", f"{found['bytes']['total']:,}", f"{8 * found['bytes']['total'] / n:.3f}")], ("part", "group", "bytes", "bits/label"))
+    table(
+        [*rows, ("total", "", f"{found['bytes']['total']:,}", f"{8 * found['bytes']['total'] / n:.3f}")],
+        ("part", "group", "bytes", "bits/label"),
+    )
     later = found["bits_per_label_at_300_views"]
-    typer.echo(f"\n{found['records']:,} labels of {found['classes']:,} classes; codec {found['codec']}, {found['code_bits']} code bits per label")
+    typer.echo(
+        f"\n{found['records']:,} labels of {found['classes']:,} classes; codec {found['codec']}, {found['code_bits']} code bits per label"
+    )
     meaning = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
     rows = [
         (
@@ -141,8 +156,13 @@ def show_stats(found: dict[str, Any]) -> None:
     if "teacher" in found:
         teacher = found["teacher"]
         typer.echo(
-            f"the {teacher['smaller']} are smaller here; " if teacher["smaller"] == "labels" else "the teacher is smaller here; ", nl=False
+            f"the {teacher['smaller']} are smaller here; " if teacher["smaller"] == "labels" else "the teacher is smaller here; ",
+            nl=False,
         )
-        typer.echo(f"with more than {teacher['break_even_labels']:,} labels a teacher of {size(teacher['teacher_bytes'])} is the smaller thing to ship")
+        typer.echo(
+            f"with more than {teacher['break_even_labels']:,} labels a teacher of {size(teacher['teacher_bytes'])} is the smaller thing to ship"
+        )
     if "distortion" in found:
-        typer.echo("distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items()))
+        typer.echo(
+            "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
+        )

@@ -29,7 +29,9 @@ def build_codec(kind: str, config: object, tensors: Mapping[str, Tensor]) -> Lab
     return codec.build(resolved.from_dict(config), tensors).eval()
 
 
-def save_codec(codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False) -> None:
+def save_codec(
+    codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
+) -> None:
     """Write a codec file; it appears whole or not at all.
 
     Raises:

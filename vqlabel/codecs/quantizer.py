@@ -45,13 +45,17 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
     mean = points.mean(0)
     axes = torch.linalg.eigh((points - mean).T @ (points - mean))[1].flip(1)
     rotated, width = (points - mean) @ axes, points.shape[1]
-    start = torch.randint(len(points), (k,), generator=generator) if len(points) < k else torch.randperm(len(points), generator=generator)[:k]
+    start = (
+        torch.randint(len(points), (k,), generator=generator)
+        if len(points) < k
+        else torch.randperm(len(points), generator=generator)[:k]
+    )
     centroids = rotated[start.to(points.device), :1]
     for step in range(1, GROWTH + 1):
         wide = max(1, round(width ** (step / GROWTH)))
         centroids = torch.cat([centroids, centroids.new_zeros(k, wide - centroids.shape[1])], 1)
         centroids = _lloyd(rotated[:, :wide].contiguous(), centroids, generator)
-    return centroids @ axes.T + mean
+    return torch.addmm(mean, centroids, axes.T)
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:

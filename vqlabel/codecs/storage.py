@@ -1,7 +1,7 @@
 """Decoder weights <-> the small types that travel: int8 with one fp16 scale a row, or fp16."""
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 SCALE = ".scale"
 

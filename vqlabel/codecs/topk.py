@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
-from vqlabel.config import FitConfig, TopkConfig, UsageError
+from vqlabel.config import FitConfig, TopkConfig
+from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
 FILL = -1e4  # logit of a class that was not kept: its probability is 0 at every temperature up to 500, and fp16 can hold it

@@ -15,7 +15,7 @@ from vqlabel.codecs.distortion import Distortion, as_logits, hellinger_features,
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.quantizer import fit_codebooks, search
 from vqlabel.codecs.storage import round_trip
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae import BEAMS, VqaeCodec
 from vqlabel.config import FitConfig, VqaeConfig
 
 BATCH = 256
@@ -60,7 +60,14 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         codes, held_codes = _nearest(codec, seen), _nearest(codec, held)
         _start_decoder(codec, seen, codes)
         hooks.progress("codebooks", 1, 1, {})
-        state = {"codec": codec.state_dict(), "codes": codes, "held_codes": held_codes, "round": 0, "training": None, "seed": config.seed}
+        state = {
+            "codec": codec.state_dict(),
+            "codes": codes,
+            "held_codes": held_codes,
+            "round": 0,
+            "training": None,
+            "seed": config.seed,
+        }
     else:
         codec.load_state_dict(state["codec"])
     for turn in range(state["round"], ROUNDS):
@@ -68,9 +75,18 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         _train_decoder(codec, (seen, codes), (held, held_codes), epochs, turn, state, hooks, training)
         if turn + 1 < ROUNDS:
             hooks.progress("choosing codes again", 0, 1, {})
-            codes, held_codes = _encode(codec, seen), _encode(codec, held)
+            codec.set_effort("best")
+            codes, held_codes = codec.encode(seen), codec.encode(held)
+            codec.set_effort("normal")
             hooks.progress("choosing codes again", 1, 1, {})
-        state = {**state, "codec": codec.state_dict(), "codes": codes, "held_codes": held_codes, "round": turn + 1, "training": None}
+        state = {
+            **state,
+            "codec": codec.state_dict(),
+            "codes": codes,
+            "held_codes": held_codes,
+            "round": turn + 1,
+            "training": None,
+        }
         hooks.save(state)
     with torch.no_grad():
         for weight in codec.decoder.parameters():
@@ -122,11 +138,7 @@ def _latents(codec: VqaeCodec, labels: Tensor) -> Tensor:
 
 def _nearest(codec: VqaeCodec, labels: Tensor) -> Tensor:
     assert codec.encoder is not None
-    return search(_latents(codec, labels), codec.encoder.codebooks, codec.config.quantizer, codec.beam)[:, 0].int()
-
-
-def _encode(codec: VqaeCodec, labels: Tensor) -> Tensor:
-    return torch.cat([codec.encode(x) for x in labels.split(CHUNK)])
+    return search(_latents(codec, labels), codec.encoder.codebooks, codec.config.quantizer, BEAMS["normal"])[:, 0].int()
 
 
 @torch.no_grad()
@@ -202,5 +214,7 @@ def _judge(codec: VqaeCodec, labels: Tensor, codes: Tensor) -> dict[str, float]:
     for x, code in zip(labels.split(CHUNK), codes.split(CHUNK), strict=True):
         out = codec.decode(code)
         figures.add(x, out)
-        loss += mixed_kl(as_logits(x, codec.config.domain), as_logits(out, codec.config.domain), codec.config.temperature).sum().item()
+        loss += (
+            mixed_kl(as_logits(x, codec.config.domain), as_logits(out, codec.config.domain), codec.config.temperature).sum().item()
+        )
     return {"loss": loss / len(labels), **figures.figures()}

@@ -16,7 +16,8 @@ from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
-BEAMS = {"fast": 1, "normal": 3, "best": 8}  # code sequences that the search keeps and the decoder itself judges, by effort
+BEAMS = {"fast": 1, "normal": 2, "best": 8}  # code sequences that the search keeps
+JUDGED = ("best",)  # efforts in which the decoder itself, by its KL, chooses between the sequences; else the nearest is taken
 
 
 class Encoder(nn.Module):
@@ -90,7 +91,7 @@ class VqaeCodec(LabelCodec):
         self.config = config
         self.decoder = Decoder(config)
         self.encoder = Encoder(config) if with_encoder else None
-        self.beam = BEAMS["normal"]
+        self.effort = "normal"
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
@@ -117,7 +118,7 @@ class VqaeCodec(LabelCodec):
 
     def set_effort(self, effort: str) -> None:
         super().set_effort(effort)
-        self.beam = BEAMS[effort]
+        self.effort = effort
 
     @property
     def code_bits(self) -> list[int]:
@@ -129,14 +130,14 @@ class VqaeCodec(LabelCodec):
 
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """The nearest code sequences by beam search, then the one of them whose decoded label has the least KL."""
+        """The nearest code sequence that a beam search finds; at the best effort, the one of several whose decoded label has the least KL."""
         self.check_labels(labels)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
         codes = []
         for part in labels.split(ENCODE_CHUNK):
             logits = as_logits(part, self.config.domain)
-            found = search(self.encoder(logits), self.encoder.codebooks, self.config.quantizer, self.beam)  # [n, b, m]
-            if found.shape[1] > 1:
+            found = search(self.encoder(logits), self.encoder.codebooks, self.config.quantizer, BEAMS[self.effort])  # [n, b, m]
+            if found.shape[1] > 1 and self.effort in JUDGED:
                 n, b, m = found.shape
                 with quick_matmul(logits.device):
                     decoded = self.decoder(found.view(n * b, m)).view(n, b, -1)

@@ -72,15 +72,26 @@ class Stream:
             raise BadContainer(f"stream {name!r} is described by {value!r}; it needs bits, rows, chunk_rows and coding")
         runs, rows, chunk_rows, coding = value["bits"], value["rows"], value["chunk_rows"], value["coding"]
         runs_good = isinstance(runs, list) and all(
-            isinstance(run, list) and len(run) == 2 and all(type(v) is int for v in run) and 1 <= run[0] <= 32 and run[1] >= 1 for run in runs
+            isinstance(run, list) and len(run) == 2 and all(type(v) is int for v in run) and 1 <= run[0] <= 32 and run[1] >= 1
+            for run in runs
         )
         if not runs_good or not 1 <= sum(run[1] for run in runs) <= FIELDS_MOST:
-            raise BadContainer(f"stream {name!r}: bits {str(runs)[:80]} are not [width 1..32, count] runs of 1..{FIELDS_MOST} fields")
-        if not (type(rows) is int and 0 <= rows < INTEGER_MOST and type(chunk_rows) is int and chunk_rows >= 8 and chunk_rows % 8 == 0):
-            raise BadContainer(f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be >= 0, chunks a multiple of 8")
+            raise BadContainer(
+                f"stream {name!r}: bits {str(runs)[:80]} are not [width 1..32, count] runs of 1..{FIELDS_MOST} fields"
+            )
+        if not (
+            type(rows) is int and 0 <= rows < INTEGER_MOST and type(chunk_rows) is int and chunk_rows >= 8 and chunk_rows % 8 == 0
+        ):
+            raise BadContainer(
+                f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be >= 0, chunks a multiple of 8"
+            )
         if coding not in SUPPORTED_CODINGS:
             raise BadContainer(f"stream {name!r}: coding {coding!r} is unknown; this reader has {', '.join(SUPPORTED_CODINGS)}")
-        stream = cls(bits=tuple(w for width, count in runs for w in [width] * count), rows=rows, chunk_rows=chunk_rows, coding=coding)
+        stream = cls(
+            bits=tuple(w for width, count in runs for w in [width] * count), rows=rows, chunk_rows=chunk_rows, coding=coding
+        )
         if stream.raw_size(min(rows, chunk_rows)) > CHUNK_BYTES_MOST or stream.chunks > CHUNKS_MOST:
-            raise BadContainer(f"stream {name!r}: {stream.chunks} chunks of {chunk_rows} rows exceed {CHUNK_BYTES_MOST} bytes or {CHUNKS_MOST} chunks")
+            raise BadContainer(
+                f"stream {name!r}: {stream.chunks} chunks of {chunk_rows} rows exceed {CHUNK_BYTES_MOST} bytes or {CHUNKS_MOST} chunks"
+            )
         return stream

@@ -107,7 +107,9 @@ class ContainerReader:
             raise BadContainer(f"{self.path}: {self.size} bytes; a .vql file has at least {least}: it is truncated or no .vql file")
         area = 8 + int.from_bytes(self._pread(0, 8), "little")
         if area % HEADER_STEP or not HEADER_STEP <= area <= HEADER_MOST or area + 32 > self.size:
-            raise BadContainer(f"{self.path}: no .vql file: a header of {area} bytes in a file of {self.size}, or the file is truncated")
+            raise BadContainer(
+                f"{self.path}: no .vql file: a header of {area} bytes in a file of {self.size}, or the file is truncated"
+            )
         text = self._pread(8, area - 8).rstrip(b" ")
         try:
             header = json.loads(text.decode("ascii"), object_pairs_hook=_no_duplicates)
@@ -173,7 +175,10 @@ class ContainerReader:
         if not 0 <= start <= stop <= stream.rows:
             raise UsageError(f"{self.path}: rows {start}:{stop} leave 0..{stream.rows} of {name!r}")
         size = stream.chunk_rows
-        parts = [self._chunk(name, i)[max(0, start - i * size) : stop - i * size] for i in range(start // size, -(-stop // size) if stop > start else 0)]
+        parts = [
+            self._chunk(name, i)[max(0, start - i * size) : stop - i * size]
+            for i in range(start // size, -(-stop // size) if stop > start else 0)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, len(stream.bits)), narrowest(stream.bits))
 
     def take(self, name: str, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
@@ -257,8 +262,14 @@ def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> t
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()) or metadata.get("format") != FORMAT:
         raise BadContainer(f"{where}: a safetensors file, but no .vql file: its metadata has no format = {FORMAT}")
     version = metadata.get("vql.version", "").split(".")
-    if len(version) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in version) or int(version[0]) != VERSION[0]:
-        raise BadContainer(f"{where}: format version {metadata.get('vql.version')!r}; this vqlabel reads {VERSION[0]}.x: upgrade it")
+    if (
+        len(version) != 2
+        or not all(part.isascii() and part.isdigit() and len(part) < 6 for part in version)
+        or int(version[0]) != VERSION[0]
+    ):
+        raise BadContainer(
+            f"{where}: format version {metadata.get('vql.version')!r}; this vqlabel reads {VERSION[0]}.x: upgrade it"
+        )
     unknown = [f for f in _parse(metadata.get("vql.requires", "[]"), "vql.requires", where, list) if f not in FEATURES]
     if unknown:
         raise BadContainer(f"{where}: needs the features {unknown}, which this vqlabel does not have: upgrade it")
@@ -268,7 +279,9 @@ def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> t
     at = area
     for name, section in sorted(sections.items(), key=lambda item: (item[1].start, item[1].stop)):
         if section.start != at:
-            raise BadContainer(f"{where}: tensor {name!r} begins at byte {section.start}, the one before it ends at {at}: damaged or forged")
+            raise BadContainer(
+                f"{where}: tensor {name!r} begins at byte {section.start}, the one before it ends at {at}: damaged or forged"
+            )
         at = section.stop
     if at != size:
         raise BadContainer(f"{where}: the header describes {at} bytes, the file has {size}: it is truncated or has data behind it")
@@ -276,16 +289,31 @@ def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> t
 
 
 def _section(name: str, value: Any, area: int, where: str) -> Section:
-    good = NAME.fullmatch(name) and isinstance(value, dict) and set(value) == {"dtype", "shape", "data_offsets"} and value["dtype"] in ITEM_BYTES
-    good = good and _integers(value["shape"]) and len(value["shape"]) <= RANK_MOST and _integers(value["data_offsets"]) and len(value["data_offsets"]) == 2
+    good = (
+        NAME.fullmatch(name)
+        and isinstance(value, dict)
+        and set(value) == {"dtype", "shape", "data_offsets"}
+        and value["dtype"] in ITEM_BYTES
+    )
+    good = (
+        good
+        and _integers(value["shape"])
+        and len(value["shape"]) <= RANK_MOST
+        and _integers(value["data_offsets"])
+        and len(value["data_offsets"]) == 2
+    )
     if not good:
-        raise BadContainer(f"{where}: tensor {name[:140]!r} is described by {str(value)[:120]}; damaged, forged or from a newer version")
+        raise BadContainer(
+            f"{where}: tensor {name[:140]!r} is described by {str(value)[:120]}; damaged, forged or from a newer version"
+        )
     start, stop = value["data_offsets"]
     count = ITEM_BYTES[value["dtype"]]
     for side in value["shape"]:
         count *= side
     if stop - start != count:
-        raise BadContainer(f"{where}: tensor {name!r} is {value['dtype']} {value['shape']} in {stop - start} bytes; it needs {count}")
+        raise BadContainer(
+            f"{where}: tensor {name!r} is {value['dtype']} {value['shape']} in {stop - start} bytes; it needs {count}"
+        )
     return Section(value["dtype"], tuple(value["shape"]), area + start, area + stop)
 
 

@@ -150,7 +150,9 @@ class ContainerWriter:
         header = canonical({"__metadata__": whole, **self._tensors}).encode()
         area = max(HEADER_FIRST, -(-(8 + len(header)) // HEADER_STEP) * HEADER_STEP)
         if area > HEADER_MOST:
-            raise VqlabelError(f"{self.path}: the header needs {area} bytes; the format allows {HEADER_MOST}: fewer or smaller tensors")
+            raise VqlabelError(
+                f"{self.path}: the header needs {area} bytes; the format allows {HEADER_MOST}: fewer or smaller tensors"
+            )
         self._move_buffer(area)
         front = (area - 8).to_bytes(8, "little") + header.ljust(area - 8)
         self._file.seek(0, os.SEEK_END)

@@ -44,9 +44,7 @@ def train_teacher(
 
 
 @torch.inference_mode()
-def dump_labels(
-    teacher: nn.Module, images: Tensor, folder: Path, *, epochs: int = 20, batch: int = 100, seed: int = 0
-) -> None:
+def dump_labels(teacher: nn.Module, images: Tensor, folder: Path, *, epochs: int = 20, batch: int = 100, seed: int = 0) -> None:
     """Label views of every image in every epoch and write them as SRe2L does.
 
     `epoch_E/batch_B.tar` is a `torch.save` of [coords, flip, mix_index, mix_lam, mix_bbox, logits float16 [n, C]], the

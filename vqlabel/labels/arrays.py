@@ -19,7 +19,7 @@ from vqlabel.labels.source import LabelBatch, LabelSource, Place
 SUFFIXES = (".npy", ".npz", ".safetensors")
 NAMES = {"logits": "logits", "labels": None, "soft_labels": None, "probs": "probs", "probabilities": "probs"}
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20
-_NUMPY = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+_NUMPY: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
 
 
 class Rows(ABC):
@@ -64,7 +64,7 @@ class NpzRows(Rows):
     _stream: IO[bytes] | None
 
     def _open(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        self._stream, self._at = zipfile.ZipFile(self._path).open(self._member), 0
+        self._stream, self._at = zipfile.ZipFile(self._path).open(self._member), 0  # noqa: SIM115 (kept for the next read)
         version = np.lib.format.read_magic(self._stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(self._stream)
@@ -140,9 +140,9 @@ def _safetensors_rows(path: Path) -> Rows:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         start = 8 + size + json.loads(file.read(size))[name]["data_offsets"][0]
-    if 0 in shape:
-        return MappedRows(str(path), np.zeros(shape, _NUMPY[dtype]), dtype, domain)
-    return MappedRows(str(path), np.memmap(path, _NUMPY[dtype], "r", start, shape), dtype, domain)
+    empty = 0 in shape  # which cannot be mapped; Rows refuses it by its shape
+    array = np.empty(shape, _NUMPY[dtype]) if empty else np.memmap(path, _NUMPY[dtype], "r", start, shape)
+    return MappedRows(str(path), array, dtype, domain)
 
 
 def _choose(names: list[str], path: Path) -> tuple[str, str | None]:
@@ -168,9 +168,13 @@ class ArraySource(LabelSource):
         first = self._shards[0]
         for shard in self._shards:
             if shard.classes != first.classes:
-                raise BadLabels(f"{shard.name}: {shard.classes} classes; {first.name} has {first.classes}: one dump has one teacher")
+                raise BadLabels(
+                    f"{shard.name}: {shard.classes} classes; {first.name} has {first.classes}: one dump has one teacher"
+                )
             if (shard.dtype, shard.by_image) != (first.dtype, first.by_image):
-                raise BadLabels(f"{shard.name}: {shard.dtype}, {'[epochs, n, C]' if shard.by_image else '[n, C]'}, unlike {first.name}")
+                raise BadLabels(
+                    f"{shard.name}: {shard.dtype}, {'[epochs, n, C]' if shard.by_image else '[n, C]'}, unlike {first.name}"
+                )
         self.classes, self.dtype = first.classes, first.dtype
         self.domain = domain or first.domain or "logits"
         self.order = "rows" if first.by_image else "none"

@@ -29,7 +29,9 @@ def open_labels(path: str | PathLike[str], layout: str | None = None, domain: st
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     if not path.exists():
-        raise UsageError(f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or SRe2L's tree)")
+        raise UsageError(
+            f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or SRe2L's tree)"
+        )
     return LAYOUTS[layout or _detect(path)](path, domain)
 
 

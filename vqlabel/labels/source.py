@@ -105,7 +105,9 @@ class LabelSource(ABC):
         """
         batch, name = self._load(at)
         if batch.labels.shape[1] != self.classes:
-            raise BadLabels(f"{name}: {batch.labels.shape[1]} classes; the dump began with {self.classes}: one dump has one teacher")
+            raise BadLabels(
+                f"{name}: {batch.labels.shape[1]} classes; the dump began with {self.classes}: one dump has one teacher"
+            )
         check_finite(batch.labels, name)
         check_domain(batch.labels, self.domain, name)
         return batch
@@ -123,7 +125,9 @@ def check_finite(labels: NDArray[np.floating], name: str) -> None:
         bad = ~np.isfinite(labels)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        raise BadLabels(f"{name}, row {row}: class {column} is {labels[row, column]}; labels must be finite: regenerate or drop this row")
+        raise BadLabels(
+            f"{name}, row {row}: class {column} is {labels[row, column]}; labels must be finite: regenerate or drop this row"
+        )
 
 
 def check_domain(labels: NDArray[np.floating], domain: str, name: str) -> None:

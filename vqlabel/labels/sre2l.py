@@ -1,8 +1,8 @@
 """SRe2L's and CDA's tree, with LPLD's order file where it is there <-> label batches.
 
-    epoch_E/batch_B.tar          torch.save list of 6: coords f32 [b, 4], flip bool [b], mix_index i64 [b] or None,
-                                 mix_lam float or None, mix_bbox 4 ints or None, logits f16 or f32 [b, C]
-    sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in order], ...}
+epoch_E/batch_B.tar          torch.save list of 6: coords f32 [b, 4], flip bool [b], mix_index i64 [b] or None,
+                             mix_lam float or None, mix_bbox 4 ints or None, logits f16 or f32 [b, C]
+sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in order], ...}
 """
 
 import json
@@ -64,7 +64,9 @@ class Sre2lSource(LabelSource):
             raise BadLabels(f"{self.path / ORDER_FILE}: no order for epoch {place.epoch}, whose labels are there")
         start = self._start(place)
         if start + records > len(order):
-            raise BadLabels(f"{file}: its records end at {start + records}, the order of epoch {place.epoch} has {len(order)} images")
+            raise BadLabels(
+                f"{file}: its records end at {start + records}, the order of epoch {place.epoch} has {len(order)} images"
+            )
         self._starts[Place(place.epoch, place.batch + 1)] = start + records
         return order[start : start + records]
 
@@ -74,7 +76,9 @@ class Sre2lSource(LabelSource):
         if place not in self._starts:
             before = Place(place.epoch, place.batch - 1)
             if before not in self._files:
-                raise BadLabels(f"{self._files[place]}: batch {before.batch} of epoch {place.epoch} is missing, so the order cannot be placed")
+                raise BadLabels(
+                    f"{self._files[place]}: batch {before.batch} of epoch {place.epoch} is missing, so the order cannot be placed"
+                )
             self._starts[place] = self._start(before) + len(_read_items(self._files[before])[5])
         return self._starts[place]
 
@@ -100,10 +104,20 @@ def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int
         kind = f"a list of {len(items)}" if isinstance(items, list) else type(items).__name__
         raise BadLabels(f"{file}: holds {kind}; SRe2L's batch is a list of 6 (coords, flip, mix_index, mix_lam, mix_bbox, logits)")
     crop, flip, index, lam, box, logits = items
-    if not isinstance(logits, torch.Tensor) or str(logits.dtype) not in _TYPES or logits.dim() != 2 or not len(logits) or logits.shape[1] < 2:
+    if (
+        not isinstance(logits, torch.Tensor)
+        or str(logits.dtype) not in _TYPES
+        or logits.dim() != 2
+        or not len(logits)
+        or logits.shape[1] < 2
+    ):
         raise BadLabels(f"{file}: item 5 is {_describe(logits)}; it must be logits [b, C], fp16, bf16 or fp32")
     b = len(logits)
-    for number, item, shape, dtype in ((0, crop, (b, 4), torch.float32), (1, flip, (b,), torch.bool), (2, index, (b,), torch.int64)):
+    for number, item, shape, dtype in (
+        (0, crop, (b, 4), torch.float32),
+        (1, flip, (b,), torch.bool),
+        (2, index, (b,), torch.int64),
+    ):
         if item is not None and not (isinstance(item, torch.Tensor) and tuple(item.shape) == shape and item.dtype == dtype):
             raise BadLabels(f"{file}: item {number} is {_describe(item)}; it must be {dtype} {list(shape)} or None")
     if index is not None and not bool(((index >= 0) & (index < b)).all()):
@@ -111,7 +125,11 @@ def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int
     if lam is not None and not isinstance(lam, int | float | np.floating):
         raise BadLabels(f"{file}: mix_lam is {_describe(lam)}; it must be a number or None")
     if box is not None:
-        whole = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(v, int | np.integer) and 0 <= v < 1 << 31 for v in box)
+        whole = (
+            isinstance(box, list | tuple)
+            and len(box) == 4
+            and all(isinstance(v, int | np.integer) and 0 <= v < 1 << 31 for v in box)
+        )
         if not whole:
             raise BadLabels(f"{file}: mix_bbox is {_describe(box)}; it must be 4 non-negative integers or None")
         box = tuple(int(v) for v in box)
@@ -119,7 +137,11 @@ def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int
 
 
 def _describe(item: Any) -> str:
-    return f"{item.dtype} {list(item.shape)}" if hasattr(item, "dtype") and hasattr(item, "shape") else f"{type(item).__name__} {item!r}"[:80]
+    return (
+        f"{item.dtype} {list(item.shape)}"
+        if hasattr(item, "dtype") and hasattr(item, "shape")
+        else f"{type(item).__name__} {item!r}"[:80]
+    )
 
 
 def _read_order(file: Path) -> dict[int, np.ndarray[Any, np.dtype[np.int64]]] | None:

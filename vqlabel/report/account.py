@@ -78,7 +78,11 @@ class Account:
         fixed = sum(row.bytes for row in self.rows if row.grows == FIXED)
         growing = 8 * (self.bytes["total"] - fixed) / max(1, self.records)
         labels = break_even(teacher_bytes, growing, fixed) if growing else 0
-        return {"teacher_bytes": teacher_bytes, "break_even_labels": labels, "smaller": "labels" if self.bytes["total"] <= teacher_bytes else "teacher"}
+        return {
+            "teacher_bytes": teacher_bytes,
+            "break_even_labels": labels,
+            "smaller": "labels" if self.bytes["total"] <= teacher_bytes else "teacher",
+        }
 
     def to_dict(self, teacher_bytes: int | None = None) -> dict[str, Any]:
         """Everything as JSON takes it."""
@@ -118,16 +122,13 @@ def account(file: VqlFile) -> Account:
         Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
         Row(part="padding", group="container", bytes=box.header_area - used + _padding(file), grows=FIXED),
     ]
-    images = None
-    if file.columns.has("image"):
-        record = np.arange(file.records)
-        images = len(np.unique(file.columns.image(record)))
+    image = file.columns.image(np.arange(file.records))
     usage = _usage(file) if kind == "vqae" and file.records else None
     return Account(
         path=str(box.path),
         records=file.records,
         classes=file.classes,
-        images=images,
+        images=None if image is None else len(np.unique(image)),
         kind=kind,
         code_bits=sum(file.code_bits),
         rows=tuple(rows),
@@ -151,7 +152,10 @@ def _payloads(file: VqlFile) -> list[Row]:
             grows = FIXED if part == "image_size" else PER_LABEL
             stored = file.container.stored(name)
             rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=stored, grows=grows))
-    rows += [Row(part="codebook", group="codec", bytes=codebook, grows=FIXED), Row(part="decoder", group="codec", bytes=decoder, grows=FIXED)]
+    rows += [
+        Row(part="codebook", group="codec", bytes=codebook, grows=FIXED),
+        Row(part="decoder", group="codec", bytes=decoder, grows=FIXED),
+    ]
     return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.part))
 
 
@@ -168,5 +172,3 @@ def _usage(file: VqlFile) -> Usage:
     for at in range(0, last, 4096):
         usage.add(file.codes(at, min(at + 4096, last)))
     return usage
-
-

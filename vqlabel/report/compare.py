@@ -13,7 +13,9 @@ from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
 
-def distortion_against(file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Any) -> dict[str, float]:
+def distortion_against(
+    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Any
+) -> dict[str, float]:
     """Decode every label and compare it with the dump's, batch by batch.
 
     Raises:

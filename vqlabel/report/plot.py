@@ -25,7 +25,9 @@ def plot_bits(stats: dict[str, Any], out: Path) -> None:
     bars = axes.barh([row["part"] for row in rows], bits, color=[COLOURS[row["group"]] for row in rows])
     axes.bar_label(bars, [f"{b:.3g}" for b in bits], padding=3)
     axes.invert_yaxis()
-    axes.set_xlabel(f"bits per label, {stats['records']:,} labels of {stats['classes']:,} classes (fp16: {16 * stats['classes']:,})")
+    axes.set_xlabel(
+        f"bits per label, {stats['records']:,} labels of {stats['classes']:,} classes (fp16: {16 * stats['classes']:,})"
+    )
     total, ratio = stats["bits_per_label"]["all_in"], stats["ratio_to_fp16"].get("all_in", 0)
     axes.set_title(f"{Path(stats['path']).name}: {total:.4g} bits per label all-in, 1/{ratio:.0f} of fp16", loc="left")
     axes.spines[["top", "right"]].set_visible(False)

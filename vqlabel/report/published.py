@@ -239,9 +239,7 @@ def vqae(
     """
     require(codebook_size >= 2, "codebook_size", codebook_size, "must be at least 2")
     require(code_width >= 1, "code_width", code_width, "must be at least 1")
-    require(
-        latent_width % code_width == 0, "latent_width", latent_width, f"must be a multiple of code_width = {code_width}"
-    )
+    require(latent_width % code_width == 0, "latent_width", latent_width, f"must be a multiple of code_width = {code_width}")
     decoder = (latent_width + 1) * labels.classes if decoder_parameters is None else decoder_parameters
     return Storage(
         label_bits=latent_width // code_width * math.log2(codebook_size),
