@@ -98,7 +98,8 @@ class VqlDataset(Dataset[Tensor]):
     @torch.inference_mode()
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        labels: Tensor = self.decoder(codes, self.file.columns.context(index))
+        context = self.file.columns.context(index) if self.decoder.uses_context else None
+        labels: Tensor = self.decoder(codes, context)
         return labels.clone()
 
     @overload

@@ -144,7 +144,8 @@ def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
 
 def _encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> NDArray[np.unsignedinteger]:
     labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
-    codes = codec.encode(labels, join_contexts([batch.context() for batch in batches]))
+    context = join_contexts([batch.context() for batch in batches]) if codec.uses_context else None
+    codes = codec.encode(labels, context)
     return codes.cpu().numpy().view(np.uint32)
 
 

@@ -19,7 +19,7 @@ from vqlabel.errors import BadContainer, UsageError, VqlabelError, require
 from vqlabel.labels.sre2l import write_batch, write_order
 from vqlabel.vql import CODEC, VqlFile
 
-DECODE_RECORDS, DECODE_BYTES = 4096, 32 << 20
+DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -54,7 +54,8 @@ def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device
     with torch.inference_mode():
         for at in range(start, stop, step):
             end = min(at + step, stop)
-            yield codec.decode(as_tensor(file.codes(at, end), device), file.columns.context(np.arange(at, end)))
+            context = file.columns.context(np.arange(at, end)) if codec.uses_context else None
+            yield codec.decode(as_tensor(file.codes(at, end), device), context)
 
 
 def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "cpu") -> Tensor:

@@ -50,6 +50,7 @@ class LabelCodec(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    uses_context: ClassVar[bool] = False  # False: callers need not look the context up
     config: Any
 
     @classmethod

@@ -102,6 +102,7 @@ def _beam(latents: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     squares = codebooks.square().sum(2)  # [m, k]
     rest, b = latents, 1  # [n * b, d]: what each kept sequence has still to code
     codes = torch.empty(n, 0, dtype=torch.long, device=latents.device)
+    error = latents.new_zeros(n, 1)  # squared distance of each sequence, less that of the latent itself
     first = torch.arange(n, device=latents.device)[:, None]
     for codebook, square in zip(codebooks, squares, strict=True):
         with quick_matmul(latents.device):
@@ -110,11 +111,12 @@ def _beam(latents: Tensor, codebooks: Tensor, beam: int) -> Tensor:
         if beam == 1:
             at = found.view(n, k).argmin(1, keepdim=True)
         else:
-            found += rest.square().sum(1).view(n, b, 1)
-            at = found.view(n, b * k).topk(min(beam, b * k), 1, largest=False).indices
+            found += error[..., None]
+            error, at = found.view(n, b * k).topk(min(beam, b * k), 1, largest=False, sorted=False)
         parent = (first * b + at // k).flatten()
         code = (at % k).flatten()
         rest = rest.index_select(0, parent).sub_(codebook.index_select(0, code))
         codes = torch.cat([codes.index_select(0, parent), code[:, None]], 1)
         b = at.shape[1]
-    return codes.view(n, b, -1)
+    order = error.argsort(1) if beam > 1 else torch.zeros(n, 1, dtype=torch.long, device=latents.device)
+    return codes.view(n, b, -1).gather(1, order[..., None].expand(-1, -1, len(codebooks)))
