@@ -166,3 +166,13 @@ def show_stats(found: dict[str, Any]) -> None:
         typer.echo(
             "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
         )
+
+
+def show_demo(found: dict[str, Any]) -> None:
+    """Sizes, bits per label, and what the students got."""
+    show_stats(found)
+    top1, raw, total = found["top1"], found["raw_dump_bytes"], found["bytes"]["total"]
+    typer.echo(f"\nthe dump: {size(raw)}; the .vql, augmentation and all: {size(total)}, 1/{raw / total:.0f} of it")
+    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in top1.items()]
+    table(rows, ("top-1 on typefaces that nobody trained on", ""))
+    typer.echo(f"{found['seconds']:.0f} s")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqlabel.codecs.precision import quick_matmul
 from vqlabel.demo.network import conv_net
 from vqlabel.demo.views import Augmentation, apply_augmentation, draw_augmentation
 
@@ -106,9 +107,8 @@ def _descend(
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.05, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, total_steps=steps)
-    native = _native_bfloat16()
     for views, targets in islice(_again(examples), steps):
-        with torch.autocast("cpu", torch.bfloat16, enabled=native):
+        with quick_matmul(views.device):
             logits = model(views)
         loss = temperature**2 * F.cross_entropy(logits.float() / temperature, targets)
         optimiser.zero_grad()
@@ -125,9 +125,3 @@ def _again(examples: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Iterator[
 
 def _shuffled(rng: np.random.Generator, n: int, batch: int) -> Iterator[Tensor]:
     yield from torch.split(torch.from_numpy(rng.permutation(n)), batch)
-
-
-def _native_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16: half the time of float32; emulated, it would only be slower."""
-    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch has no list
-    return bool(capabilities.get("avx512_bf16"))
