@@ -89,18 +89,20 @@ class VqlDataset(Dataset[Tensor]):
         at = np.atleast_1d(np.asarray(index))
         if at.dtype.kind not in "iu" and at.size:
             raise UsageError(f"indices are {at.dtype}; they must be integers")
+        if at.ndim > 1:
+            raise UsageError(f"indices have shape {list(at.shape)}; they must be one number or a list of them")
         at = at.astype(np.int64)
         bad = (at < -len(self)) | (at >= len(self))
         if bad.any():
             raise IndexError(f"record {int(at[bad][0])} leaves 0..{len(self) - 1}")
         return np.where(at < 0, at + len(self), at)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
         context = self.file.columns.context(index) if self.decoder.uses_context else None
         labels: Tensor = self.decoder(codes, context)
-        return labels.clone()
+        return labels
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

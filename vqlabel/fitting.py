@@ -54,10 +54,12 @@ def fit(
     target = None if out is None else Path(out)
     if target is not None:
         refuse_existing(target, overwrite)
-    sample, held_out = read_sample(source, progress)
+        if not target.resolve().parent.is_dir():
+            raise UsageError(f"{target.resolve().parent}: no such folder; make it first")
     state = None if target is None else target.with_name(target.name + ".state")
     if resume and (state is None or not state.exists()):
-        raise UsageError(f"--resume: there is no {state}, so nothing was interrupted; run without --resume")
+        raise UsageError(f"--resume: there is no {state or 'state without out'}, so nothing was interrupted; run without --resume")
+    sample, held_out = read_sample(source, progress)
     mark = hashlib.sha256(config.to_json().encode() + sample.seen.numpy().tobytes()).hexdigest()
     hooks = FitHooks(
         progress=progress,
@@ -172,8 +174,11 @@ def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
     partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    try:
+        torch.save(state, partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _load_state(path: Path, mark: str) -> dict[str, Any]:

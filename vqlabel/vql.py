@@ -1,6 +1,5 @@
 """What a `.vql` file says, without decoding a label: records, label type, codec, columns, codes. No torch."""
 
-import json
 from os import PathLike
 from typing import Any
 
@@ -32,9 +31,8 @@ class VqlFile:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.container = ContainerReader(path)
-        meta = self.container.metadata
-        self.label = self._json(meta, "vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
-        self.codec = self._json(meta, "vql.codec", {"kind": str, "config": dict})
+        self.label = self._json("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
+        self.codec = self._json("vql.codec", {"kind": str, "config": dict})
         config = self.codec["config"]
         if self.label["dtype"] not in ("F16", "BF16", "F32") or any(
             config.get(key) != self.label[key] for key in ("classes", "domain")
@@ -45,16 +43,14 @@ class VqlFile:
         if CODES not in self.container.streams:
             raise BadContainer(f"{path}: has no codes; damaged or forged")
         self.records = self.container.streams[CODES].rows
-        self.columns = ColumnReader(self.container, self._json(meta, "vql.columns", {}), self.records)
-        self.source = self._json(meta, "vql.source", {})
+        self._slots, self._size = self._index_slots()
+        self.columns = ColumnReader(self.container, self._json("vql.columns", {}), self.records)
+        self.source = self._json("vql.source", {})
 
-    def _json(self, metadata: dict[str, str], key: str, want: dict[str, type]) -> dict[str, Any]:
-        try:
-            value = json.loads(metadata.get(key, ""))
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict) or any(type(value.get(name)) is not kind for name, kind in want.items()):
-            raise BadContainer(f"{self.container.path}: metadata {key!r} is {metadata.get(key, '')[:80]!r}; damaged or forged")
+    def _json(self, key: str, want: dict[str, type]) -> dict[str, Any]:
+        value = self.container.json_object(key)
+        if any(type(value.get(name)) is not kind for name, kind in want.items()):
+            raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
         return value
 
     @property
@@ -77,17 +73,20 @@ class VqlFile:
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
-        config = self.codec["config"]
-        slots, size = self._index_slots()
-        if slots and codes.size and int(codes[:, :slots].max()) >= size:
+        most = int(codes[:, : self._slots].max(initial=0))
+        if self._slots and most >= self._size:
             raise BadContainer(
-                f"{self.container.path}: code {int(codes[:, :slots].max())} leaves 0..{size - 1} ({config}); damaged or forged"
+                f"{self.container.path}: code {most} leaves 0..{self._size - 1} ({self.codec['config']}); damaged or forged"
             )
         return codes
 
     def _index_slots(self) -> tuple[int, int]:
         """How many leading fields of a record index a table, and its size: codebooks (vqae) or classes (topk)."""
         kind, config = self.codec["kind"], self.codec["config"]
-        if kind == "vqae":
-            return len(self.code_bits), int(config["codebook_size"])
-        return (int(config["k"]), self.classes) if kind == "topk" else (0, 0)
+        key = {"vqae": "codebook_size", "topk": "k"}.get(kind)
+        if key is None:
+            return 0, 0
+        size = config.get(key)
+        if type(size) is not int or size < 1:
+            raise BadContainer(f"{self.container.path}: the {kind} codec has {key} {size!r}; damaged or forged")
+        return (len(self.code_bits), size) if kind == "vqae" else (size, self.classes)

@@ -77,7 +77,9 @@ def measure(dump: Path, folder: Path, bits: int) -> dict[str, Any]:
         "random batch of 1,024 decoded, ms": 1e3 * batch,
         "pack, peak MB": peak_mb("pack", dump, "--codec", codec_file, "-o", vql, "--overwrite"),
         "unpack, peak MB": peak_mb("unpack", vql, "-o", out, "--overwrite"),
-        f"pack, peak MB at {TIMES_LARGER} times the labels": peak_mb("pack", larger, "--codec", codec_file, "-o", vql, "--overwrite"),
+        f"pack, peak MB at {TIMES_LARGER} times the labels": peak_mb(
+            "pack", larger, "--codec", codec_file, "-o", vql, "--overwrite"
+        ),
         f"unpack, peak MB at {TIMES_LARGER} times the labels": peak_mb("unpack", vql, "-o", out, "--overwrite"),
         "pack of the larger dump, labels/s": TIMES_LARGER
         * records

@@ -37,7 +37,7 @@ def pack_fixed(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
     Source: docs/format.md, "Coding: fixed".
     """
     rows, n = np.ascontiguousarray(rows), len(rows)
-    _check_range(rows, bits)
+    check_range(rows, bits)
     whole = _machine_type(bits)
     if whole is not None:
         return rows.astype(whole).tobytes()
@@ -99,7 +99,8 @@ def _places(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:
     return places
 
 
-def _check_range(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> None:
+def check_range(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> None:
+    """Raises CodeOutOfRange unless `rows` is [n, m] and every value fits its field's width."""
     if not all(1 <= width <= MAX_BITS for width in bits):
         raise CodeOutOfRange(f"field widths are {list(bits)}; each must be 1..{MAX_BITS} bits")
     if rows.ndim != 2 or rows.shape[1] != len(bits):

@@ -6,7 +6,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.fixed import narrowest
+from vqlabel.bitstream.fixed import check_range, narrowest
 from vqlabel.errors import CodeOutOfRange
 
 
@@ -23,8 +23,12 @@ def pack_planes(rows: NDArray[np.unsignedinteger], bits: Sequence[int], level: i
     Args:
         rows: [n, m] unsigned, field j in [0, 2**bits[j]).
 
+    Raises:
+        CodeOutOfRange: a value needs more than its field's bits.
+
     Source: docs/format.md, "Coding: zstd".
     """
+    check_range(rows, bits)
     planes = [(rows[:, j] >> (8 * b) & 0xFF).astype(np.uint8) for j, width in enumerate(bits) for b in range(-(-width // 8))]
     # Content size stays in the frame: the reader checks it before it allocates.
     return zstandard.ZstdCompressor(level=level).compress(np.concatenate(planes).tobytes() if planes else b"")
@@ -36,7 +40,7 @@ def unpack_planes(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> N
     Raises:
         CodeOutOfRange: the frame is damaged, holds another number of bytes, or a value exceeds its field's width.
     """
-    planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(-1, rows)
+    planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(planes_size(1, bits), rows)
     out, plane = np.zeros((rows, len(bits)), narrowest(bits)), 0
     for j, width in enumerate(bits):
         for b in range(-(-width // 8)):

@@ -116,6 +116,8 @@ def pack(
     from vqlabel.packing import pack as run
 
     refuse_existing(out, overwrite)
+    if not out.resolve().parent.is_dir():  # before minutes of fitting, not after
+        raise UsageError(f"{out.resolve().parent}: no such folder; make it first")
     with show.progress_bar() as progress:
         source = open_labels(dump, layout, domain)
         fitted = run_fit(source, config, progress=progress)[0] if named else load_codec(codec)[0]
@@ -176,11 +178,12 @@ def stats(
     from vqlabel.container.writer import refuse_existing
     from vqlabel.labels import open_labels
     from vqlabel.report import stats as run
+    from vqlabel.vql import VqlFile
 
     if plot is not None:
         refuse_existing(plot, overwrite)
     with show.progress_bar() as progress:
-        source = None if against is None else open_labels(against, layout)
+        source = None if against is None else open_labels(against, layout, VqlFile(path).label["domain"])
         found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
         from vqlabel.report.plot import plot_bits

@@ -34,6 +34,10 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
             _fail(f"{name}{error.strerror or error}; check the path, its permissions and the free space", 1)
+        except AssertionError as error:  # a torch built for no GPU says so by an assertion
+            if "not compiled with" not in str(error):
+                raise
+            _fail(f"{error}; check --device", 1)
         except RuntimeError as error:  # torch: no such device, out of its memory
             _fail(f"{str(error).splitlines()[0]}; check --device", 1)
 

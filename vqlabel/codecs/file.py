@@ -82,7 +82,7 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
         raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
     try:
         config, report = json.loads(metadata["config"]), json.loads(metadata["report"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
     try:
         return build_codec(metadata.get("kind", ""), config, tensors), report

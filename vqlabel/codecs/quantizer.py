@@ -75,7 +75,7 @@ def _lloyd(points: Tensor, centroids: Tensor, generator: torch.Generator) -> Ten
         if len(dead):  # a dead code starts again beside one of the busiest
             noise = torch.randn(len(dead), points.shape[1], generator=generator).to(points)
             busy = count.topk(len(dead)).indices
-            centroids[dead] = centroids[busy] + 1e-2 * noise * points.std()
+            centroids[dead] = centroids[busy] + 1e-2 * noise * points.std(correction=0)
     return centroids
 
 

@@ -31,7 +31,11 @@ def resolve(config: FitConfig, labels: int, classes: int, domain: str) -> VqaeCo
     k = 256, less where a code would see fewer than 32 labels; slots from the bits; a latent that the labels can pay for (one number of
     d_h per 64 of them, 16..256): a larger one learns a small dump by heart.
     """
-    k = config.codebook_size or 1 << max(2, min(8, int(math.log2(max(1, labels / 32)))))
+    if config.codebook_size:
+        k = config.codebook_size
+    else:
+        most = max(1, min(8, config.bits, int(math.log2(max(1, labels / 32)))))
+        k = 1 << max(range(max(1, most - 2), most + 1), key=lambda width: (config.bits // width * width, width))  # spends the most bits
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(256, 16 * max(1, labels // 1024), classes - 1))
     if config.code_width is None:
@@ -112,7 +116,7 @@ def _fit_encoder(codec: VqaeCodec, seen: Tensor, generator: torch.Generator) -> 
     encoder.offset[:width] = mean @ basis
     latents = _latents(codec, seen[torch.randperm(len(seen), generator=generator)[:KMEANS_LABELS].to(seen.device)])
     if config.quantizer == "grouped":
-        order = _balanced(latents.var(0), config.slots, config.code_width)
+        order = _balanced(latents.var(0, correction=0), config.slots, config.code_width)
         encoder.basis.copy_(encoder.basis[..., order])
         encoder.offset.copy_(encoder.offset[order])
         latents = latents[:, order]
@@ -176,7 +180,8 @@ def _train_decoder(
     decoder, (labels, codes), temperatures = codec.decoder, seen, codec.config.temperature
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.01)
     steps = max(1, epochs * -(-len(labels) // BATCH))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
+    warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=warm)
     best, best_weights, first = _judge(codec, *held)["loss"], copy.deepcopy(decoder.state_dict()), 0
     if resumed is not None:
         decoder.load_state_dict(resumed["decoder"])

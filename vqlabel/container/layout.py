@@ -21,7 +21,8 @@ CHUNK_BYTES_MOST = 64 << 20  # raw bytes of one chunk
 RANK_MOST = 8
 DEPTH_MOST = 8
 INTEGER_MOST = 1 << 53
-FIELDS_MOST = 1 << 21
+FIELDS_MOST = 1 << 21  # of one stream
+FILE_FIELDS_MOST = 1 << 22  # of all streams of a file: a few bytes of header can ask for many
 ALIGN = 64  # a compressed chunk is padded with zeros to a multiple of it
 
 SEAL = "vql.seal"

@@ -19,6 +19,7 @@ from vqlabel.container.layout import (
     CHUNKS,
     DEPTH_MOST,
     FEATURES,
+    FILE_FIELDS_MOST,
     FORMAT,
     HEADER_MOST,
     HEADER_STEP,
@@ -67,11 +68,10 @@ class ContainerReader:
         self.header_area, self.header_text, header = self._read_header()
         self.metadata, self.sections = _check_header(header, self.header_area, self.size, str(self.path))
         self._check_seal()
-        self.sums = _json_object(self.metadata, "vql.sums", str(self.path))
+        self.sums = self.json_object("vql.sums")
         if set(self.sums) != set(self.sections) - {SEAL}:
             raise BadContainer(f"{self.path}: vql.sums names other tensors than the header; the file is damaged or forged")
-        described = _json_object(self.metadata, "vql.streams", str(self.path))
-        self.streams = {name: Stream.from_json(name, value) for name, value in described.items()}
+        self.streams = self._read_streams()
         self._tables = {name: self._read_table(name, stream) for name, stream in self.streams.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,9 +113,10 @@ class ContainerReader:
         text = self._pread(8, area - 8).rstrip(b" ")
         try:
             header = json.loads(text.decode("ascii"), object_pairs_hook=_no_duplicates)
+            good = isinstance(header, dict) and _depth(header) <= DEPTH_MOST
         except (ValueError, RecursionError) as error:
             raise BadContainer(f"{self.path}: the header is no JSON ({str(error)[:80]}); no .vql file, or damaged") from None
-        if not isinstance(header, dict) or _depth(header) > DEPTH_MOST:
+        if not good:
             raise BadContainer(f"{self.path}: the header is no JSON object of at most {DEPTH_MOST} levels")
         return area, text, header
 
@@ -126,6 +127,15 @@ class ContainerReader:
         if hashlib.sha256(self._pread(0, self.header_area)).digest() != self._pread(seal.start, 32):
             raise BadContainer(f"{self.path}: the seal does not fit the header; the file is damaged: copy it again")
 
+    def json_object(self, key: str) -> dict[str, Any]:
+        """What the metadata `key` says, parsed.
+
+        Raises:
+            BadContainer: it is missing, no JSON object, too deep, or has a key twice.
+        """
+        found: dict[str, Any] = _parse(self.metadata.get(key, ""), key, str(self.path), dict)
+        return found
+
     def tensor(self, name: str) -> NDArray[Any]:
         """One small tensor, its sha256 checked; bf16 comes as uint16. Writable.
 
@@ -133,13 +143,25 @@ class ContainerReader:
             BadContainer: no such tensor, or its bytes were altered.
         """
         section = self.sections.get(name)
-        if section is None:
+        if section is None or name not in self.sums:  # the seal has no sum
             raise BadContainer(f"{self.path}: has no tensor {name!r}")
         data = self._pread(section.start, section.stop - section.start)
         if hashlib.sha256(data).hexdigest() != self.sums[name]:
             raise BadContainer(f"{self.path}: tensor {name!r} does not fit its checksum; the file is damaged: copy it again")
         kinds = {"U8": "u1", "I8": "i1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "U64": "<u8"}
         return np.frombuffer(bytearray(data), kinds[section.dtype]).reshape(section.shape)
+
+    def _read_streams(self) -> dict[str, Stream]:
+        streams, fields = dict[str, Stream](), 0
+        for name, value in self.json_object("vql.streams").items():
+            try:
+                streams[name] = Stream.from_json(name, value)
+            except BadContainer as error:
+                raise BadContainer(f"{self.path}: {error}") from None
+            fields += len(streams[name].bits)
+            if fields > FILE_FIELDS_MOST or name not in self.sums:
+                raise BadContainer(f"{self.path}: stream {name!r} has no payload, or all have over {FILE_FIELDS_MOST} fields; forged")
+        return streams
 
     def _read_table(self, name: str, stream: Stream) -> NDArray[np.uint64]:
         """The chunk table of a stream, checked to tile its rows and its bytes."""
@@ -182,8 +204,16 @@ class ContainerReader:
         return np.concatenate(parts) if parts else np.empty((0, len(stream.bits)), narrowest(stream.bits))
 
     def take(self, name: str, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
-        """The rows of a stream at `index` [n], each in [0, rows): [n, fields]. Chunks are read once each and kept while memory allows."""
+        """The rows of a stream at `index` [n], each in [0, rows): [n, fields]. Chunks are read once each and kept while memory allows.
+
+        Raises:
+            UsageError: an index leaves the stream.
+            BadContainer: a chunk is damaged.
+        """
         stream = self._stream(name)
+        outside = index[(index < 0) | (index >= stream.rows)]
+        if len(outside):
+            raise UsageError(f"{self.path}: row {outside[0]} leaves 0..{stream.rows - 1} of {name!r}")
         out = np.empty((len(index), len(stream.bits)), narrowest(stream.bits))
         chunk = index // stream.chunk_rows
         for i in np.unique(chunk).tolist():
@@ -270,7 +300,8 @@ def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> t
         raise BadContainer(
             f"{where}: format version {metadata.get('vql.version')!r}; this vqlabel reads {VERSION[0]}.x: upgrade it"
         )
-    unknown = [f for f in _parse(metadata.get("vql.requires", "[]"), "vql.requires", where, list) if f not in FEATURES]
+    required = _parse(metadata.get("vql.requires", "[]"), "vql.requires", where, list)
+    unknown = [f for f in required if not isinstance(f, str) or f not in FEATURES]
     if unknown:
         raise BadContainer(f"{where}: needs the features {unknown}, which this vqlabel does not have: upgrade it")
     if len(header) > TENSORS_MOST:
@@ -331,11 +362,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _depth(value: Any) -> int:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return 1 + max(map(_depth, inside), default=0)
-
-
-def _json_object(metadata: dict[str, str], key: str, where: str) -> dict[str, Any]:
-    found: dict[str, Any] = _parse(metadata.get(key, ""), key, where, dict)
-    return found
 
 
 def _parse(text: str, key: str, where: str, kind: type) -> Any:

@@ -58,7 +58,10 @@ class ContainerWriter:
         self._sums: dict[str, str] = {}
         self.streams: dict[str, Stream] = {}
         self._area = HEADER_FIRST
-        self._file: IO[bytes] = self._partial.open("w+b")
+        try:
+            self._file: IO[bytes] = self._partial.open("w+b")
+        except OSError as error:
+            raise VqlabelError(f"{self.path}: cannot be written ({error.strerror or error})") from error
         self._file.seek(self._area)
         self._end = 0  # bytes in the buffer so far
         self._open: _OpenStream | None = None
@@ -155,7 +158,7 @@ class ContainerWriter:
             )
         self._move_buffer(area)
         front = (area - 8).to_bytes(8, "little") + header.ljust(area - 8)
-        self._file.seek(0, os.SEEK_END)
+        self._file.seek(area + self._end - 32)
         self._file.write(hashlib.sha256(front).digest())
         self._file.flush()
         os.fsync(self._file.fileno())

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vqlabel.errors import MissingExtra
+from vqlabel.errors import MissingExtra, UsageError
 
 COLOURS = {"codes": "#2b6cb0", "codec": "#dd8a2d", "augmentation": "#4a9d6f", "order": "#8e6bbf", "container": "#9aa0a6"}
 
@@ -13,6 +13,7 @@ def plot_bits(stats: dict[str, Any], out: Path) -> None:
 
     Raises:
         MissingExtra: matplotlib is not installed.
+        UsageError: the suffix names no format that matplotlib writes.
     """
     try:
         from matplotlib.figure import Figure
@@ -35,4 +36,7 @@ def plot_bits(stats: dict[str, Any], out: Path) -> None:
     names = list(dict.fromkeys(row["group"] for row in rows))
     handles = [bars.patches[next(i for i, row in enumerate(rows) if row["group"] == name)] for name in names]
     axes.legend(handles, names, frameon=False, loc="lower right")
-    figure.savefig(out, dpi=120)
+    try:
+        figure.savefig(out, dpi=120)
+    except ValueError as error:
+        raise UsageError(f"{out}: no picture can be written there ({error}); end the name in .png, .svg or .pdf") from None

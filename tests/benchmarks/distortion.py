@@ -1,0 +1,110 @@
+"""Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
+
+    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--peers rq topk]
+
+DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
+method), and what those fixed parts weigh.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import vqlabel
+from vqlabel.codecs import Distortion, LabelCodec
+from vqlabel.config import FitConfig
+from vqlabel.labels import open_labels
+from vqlabel.labels.sre2l import ORDER_FILE, find_batches
+
+Peer = tuple[float, int, Callable[[Tensor], Tensor]]  # code bits, fixed bytes, labels -> decoded labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", type=Path)
+    parser.add_argument("--held-epochs", type=int, default=8)
+    parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
+    options = parser.parse_args()
+    print("| method | code bits | fixed parts, kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        seen, held = split(options.dump, options.held_epochs, Path(folder))
+        for bits in options.bits:
+            for name, (code_bits, fixed, decode) in methods(seen, bits, options.peers):
+                figures = Distortion()
+                for batch in open_labels(held):
+                    labels = torch.from_numpy(batch.labels).float()
+                    figures.add(labels, decode(labels))
+                found = figures.figures()
+                kl = " | ".join(f"{found[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
+                print(f"| {name} | {code_bits:g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True)
+
+
+def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
+    """Two trees of links: all epochs but the last `held_epochs`, and those."""
+    epochs = sorted({place.epoch for place in find_batches(dump)})
+    for name, part in (("seen", epochs[:-held_epochs]), ("held", epochs[-held_epochs:])):
+        (folder / name).mkdir()
+        for epoch in part:
+            (folder / name / f"epoch_{epoch}").symlink_to((dump / f"epoch_{epoch}").resolve())
+        if (dump / ORDER_FILE).exists():
+            (folder / name / ORDER_FILE).symlink_to((dump / ORDER_FILE).resolve())
+    return folder / "seen", folder / "held"
+
+
+def methods(seen: Path, bits: int, peers: list[str]) -> list[tuple[str, Peer]]:
+    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits))
+    found = [("vqae", through(codec))]
+    if "rq" in peers:
+        found.append(("PCA + RQ (faiss)", faiss_rq(seen, bits)))
+    if "topk" in peers:
+        codec, _ = vqlabel.fit(seen, FitConfig(codec="topk", bits=bits))
+        found.append(("top-k, flat tail", flat_tail(codec)))
+    return found
+
+
+@torch.inference_mode()
+def through(codec: LabelCodec) -> Peer:
+    fixed = sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
+    return sum(codec.code_bits), fixed, torch.inference_mode()(lambda x: codec.decode(codec.encode(x)))
+
+
+def flat_tail(codec: LabelCodec) -> Peer:
+    """Top-k with the rest at its mean level: MR-k's zeros would make every KL infinite."""
+    k = codec.config.k
+
+    def decode(labels: Tensor) -> Tensor:
+        value, index = labels.topk(k, 1)
+        rest = (labels.sum(1, keepdim=True) - value.sum(1, keepdim=True)) / (labels.shape[1] - k)
+        return rest.expand_as(labels).clone().scatter_(1, index, value.half().float())
+
+    return sum(codec.code_bits), 0, decode
+
+
+def faiss_rq(seen: Path, bits: int, width: int = 128) -> Peer:
+    """PCA to 128 numbers, one byte a slot, faiss' defaults, trained on 20,000 labels of the same epochs or all there are."""
+    import faiss
+
+    torch.manual_seed(0)
+    labels = torch.cat([torch.from_numpy(batch.labels).float() for batch in open_labels(seen)])
+    labels -= labels.mean(1, keepdim=True)
+    mean = labels.mean(0)
+    basis = torch.linalg.svd((labels - mean)[torch.randperm(len(labels))[:20_000]], full_matrices=False)[2][:width]
+    quantizer = faiss.ResidualQuantizer(width, bits // 8, 8)
+    quantizer.train(((labels - mean) @ basis.T).contiguous().numpy())
+
+    def decode(part: Tensor) -> Tensor:
+        part = part - part.mean(1, keepdim=True)
+        codes = quantizer.compute_codes(((part - mean) @ basis.T).contiguous().numpy())
+        return torch.from_numpy(quantizer.decode(codes)) @ basis + mean
+
+    return bits, 2 * width * (labels.shape[1] + 256 * bits // 8), decode
+
+
+if __name__ == "__main__":
+    main()
