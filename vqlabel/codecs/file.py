@@ -14,16 +14,16 @@ from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.registry import CODECS
 from vqlabel.errors import BadContainer, TargetExists, UsageError, VqlabelError
 
-FORMAT = "vqlabel.codec"
+KEY = "vqlabel.codec"
 
 
-def build_codec(kind: str, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
+def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
     """A codec from what a file holds of it.
 
     Raises:
         BadContainer: an unknown kind, a configuration that is none, or tensors that do not fit it.
     """
-    if kind not in CODECS:
+    if not isinstance(kind, str) or kind not in CODECS:
         raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")
     codec, resolved = CODECS[kind]
     return codec.build(resolved.from_dict(config), tensors).eval()
@@ -42,12 +42,9 @@ def save_codec(
     target = Path(path)
     if target.exists() and not overwrite:
         raise TargetExists(f"{target} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
-    metadata = {
-        "format": FORMAT,
-        "kind": codec.kind,
-        "config": codec.config.to_json(),
-        "report": json.dumps(dict(report or {}), sort_keys=True),
-    }
+    # One metadata key, because safetensors writes several in no fixed order, and the same fit should give the same bytes.
+    said = {"kind": codec.kind, "config": codec.config.to_dict(), "report": dict(report or {})}
+    metadata = {KEY: json.dumps(said, sort_keys=True)}
     partial = target.with_name(target.name + ".partial")
     try:
         with partial.open("wb") as file:
@@ -78,13 +75,14 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BadContainer(f"{path}: no readable codec file ({error}); it is truncated or of another format") from None
-    if metadata.get("format") != FORMAT:
+    if KEY not in metadata:
         raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
     try:
-        config, report = json.loads(metadata["config"]), json.loads(metadata["report"])
-    except (KeyError, ValueError, RecursionError) as error:
+        said = json.loads(metadata[KEY])
+        kind, config, report = said["kind"], said["config"], dict(said["report"])
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
     try:
-        return build_codec(metadata.get("kind", ""), config, tensors), report
+        return build_codec(kind, config, tensors), report
     except BadContainer as error:
         raise BadContainer(f"{path}: {error}") from None

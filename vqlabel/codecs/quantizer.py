@@ -119,4 +119,4 @@ def _beam(latents: Tensor, codebooks: Tensor, beam: int) -> Tensor:
         codes = torch.cat([codes.index_select(0, parent), code[:, None]], 1)
         b = at.shape[1]
     order = error.argsort(1) if beam > 1 else torch.zeros(n, 1, dtype=torch.long, device=latents.device)
-    return codes.view(n, b, -1).gather(1, order[..., None].expand(-1, -1, len(codebooks)))
+    return codes.view(n, b, len(codebooks)).gather(1, order[..., None].expand(-1, -1, len(codebooks)))

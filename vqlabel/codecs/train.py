@@ -3,9 +3,11 @@
 Codes are held still while the decoder trains: straight-through training of all parts from random weights ends above faiss' error.
 """
 
+from __future__ import annotations
+
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +15,12 @@ from torch import Tensor
 from vqlabel.codecs.base import FitHooks, LabelSample
 from vqlabel.codecs.distortion import Distortion, as_logits, hellinger_features, mixed_kl
 from vqlabel.codecs.precision import quick_matmul
-from vqlabel.codecs.quantizer import fit_codebooks, search
+from vqlabel.codecs.quantizer import fit_codebooks
 from vqlabel.codecs.storage import round_trip
-from vqlabel.codecs.vqae import BEAMS, VqaeCodec
 from vqlabel.config import FitConfig, VqaeConfig
+
+if TYPE_CHECKING:
+    from vqlabel.codecs.vqae import VqaeCodec
 
 BATCH = 256
 RATE = 1e-3  # peak learning rate
@@ -35,7 +39,9 @@ def resolve(config: FitConfig, labels: int, classes: int, domain: str) -> VqaeCo
         k = config.codebook_size
     else:
         most = max(1, min(8, config.bits, int(math.log2(max(1, labels / 32)))))
-        k = 1 << max(range(max(1, most - 2), most + 1), key=lambda width: (config.bits // width * width, width))  # spends the most bits
+        k = 1 << max(
+            range(max(1, most - 2), most + 1), key=lambda width: (config.bits // width * width, width)
+        )  # spends the most bits
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(256, 16 * max(1, labels // 1024), classes - 1))
     if config.code_width is None:
@@ -61,7 +67,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         generator = torch.Generator().manual_seed(config.seed)
         hooks.progress("codebooks", 0, 1, {})
         _fit_encoder(codec, seen, generator)
-        codes, held_codes = _nearest(codec, seen), _nearest(codec, held)
+        codes, held_codes = codec.encode(seen), codec.encode(held)
         _start_decoder(codec, seen, codes)
         hooks.progress("codebooks", 1, 1, {})
         state = {
@@ -138,11 +144,6 @@ def _latents(codec: VqaeCodec, labels: Tensor) -> Tensor:
     assert codec.encoder is not None
     with torch.no_grad():
         return torch.cat([codec.encoder(as_logits(x, codec.config.domain)) for x in labels.split(CHUNK)])
-
-
-def _nearest(codec: VqaeCodec, labels: Tensor) -> Tensor:
-    assert codec.encoder is not None
-    return search(_latents(codec, labels), codec.encoder.codebooks, codec.config.quantizer, BEAMS["normal"])[:, 0].int()
 
 
 @torch.no_grad()

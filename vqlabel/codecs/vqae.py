@@ -12,6 +12,7 @@ from vqlabel.codecs.distortion import as_logits, hellinger_features, rank_candid
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.quantizer import search
 from vqlabel.codecs.storage import SCALE, expand, shrink
+from vqlabel.codecs.train import fit_vqae, resolve
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.labels import Context
 
@@ -95,9 +96,9 @@ class VqaeCodec(LabelCodec):
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        from vqlabel.codecs.train import fit_vqae, resolve
-
-        codec = cls(resolve(config, len(sample.seen), sample.classes, sample.domain))
+        with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
+            torch.default_generator.manual_seed(config.seed)
+            codec = cls(resolve(config, len(sample.seen), sample.classes, sample.domain))
         fit_vqae(codec, sample, config, hooks)
         return codec
 

@@ -81,10 +81,14 @@ class Stream:
                 f"stream {name!r}: bits {str(runs)[:80]} are not [width 1..32, count] runs of 1..{FIELDS_MOST} fields"
             )
         if not (
-            type(rows) is int and 0 <= rows < INTEGER_MOST and type(chunk_rows) is int and chunk_rows >= 8 and chunk_rows % 8 == 0
+            type(rows) is int
+            and 0 <= rows < INTEGER_MOST
+            and type(chunk_rows) is int
+            and 8 <= chunk_rows < INTEGER_MOST
+            and chunk_rows % 8 == 0
         ):
             raise BadContainer(
-                f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be >= 0, chunks a multiple of 8"
+                f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be >= 0, chunks a multiple of 8, both < 2^53"
             )
         if coding not in SUPPORTED_CODINGS:
             raise BadContainer(f"stream {name!r}: coding {coding!r} is unknown; this reader has {', '.join(SUPPORTED_CODINGS)}")

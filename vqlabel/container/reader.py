@@ -160,7 +160,9 @@ class ContainerReader:
                 raise BadContainer(f"{self.path}: {error}") from None
             fields += len(streams[name].bits)
             if fields > FILE_FIELDS_MOST or name not in self.sums:
-                raise BadContainer(f"{self.path}: stream {name!r} has no payload, or all have over {FILE_FIELDS_MOST} fields; forged")
+                raise BadContainer(
+                    f"{self.path}: stream {name!r} has no payload, or all have over {FILE_FIELDS_MOST} fields; forged"
+                )
         return streams
 
     def _read_table(self, name: str, stream: Stream) -> NDArray[np.uint64]:
@@ -324,6 +326,7 @@ def _section(name: str, value: Any, area: int, where: str) -> Section:
         NAME.fullmatch(name)
         and isinstance(value, dict)
         and set(value) == {"dtype", "shape", "data_offsets"}
+        and isinstance(value["dtype"], str)
         and value["dtype"] in ITEM_BYTES
     )
     good = (

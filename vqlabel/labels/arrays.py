@@ -3,10 +3,14 @@
 An array is [n, C] (records in order) or [epochs, n, C] (row i of every epoch is image i).
 """
 
+import io
 import json
+import math
 import re
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +23,10 @@ from vqlabel.labels.source import LabelBatch, LabelSource, Place
 SUFFIXES = (".npy", ".npz", ".safetensors")
 NAMES = {"logits": "logits", "labels": None, "soft_labels": None, "probs": "probs", "probabilities": "probs"}
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20
+SKIP_BYTES = 1 << 20
+CLASSES_MOST = 1 << 20  # so that a forged shape cannot ask for a row that fills the memory
+DEFLATE_MOST = 1032  # bytes that one byte of a .npz can expand to
+NPY_HEADER_MOST = 1 << 16
 _NUMPY: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
 
 
@@ -27,15 +35,24 @@ class Rows(ABC):
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: str, domain: str | None) -> None:
         self.name, self.dtype, self.domain = name, dtype, domain
-        if len(shape) not in (2, 3) or shape[-1] < 2 or not all(shape):
-            raise BadLabels(f"{name}: shape {list(shape)}; labels are [n, C] or [epochs, n, C] with C >= 2 and nothing empty")
+        if len(shape) not in (2, 3) or min(shape) < 1 or not 2 <= shape[-1] <= CLASSES_MOST:
+            raise BadLabels(
+                f"{name}: shape {list(shape)}; labels are [n, C] or [epochs, n, C] with C in 2..{CLASSES_MOST} and nothing empty"
+            )
         self.epochs = shape[0] if len(shape) == 3 else 1
         self.by_image = len(shape) == 3
         self.each, self.classes = shape[-2], shape[-1]
 
     def read(self, start: int, stop: int) -> NDArray[np.floating]:
-        """Rows start:stop of [epochs * n, C]; bf16 widened to float32."""
-        rows = np.array(self._read(start, stop))
+        """Rows start:stop of [epochs * n, C], all of one epoch; bf16 widened to float32."""
+        try:
+            rows = np.array(self._read(start, stop), order="C")
+        except BadLabels:
+            raise
+        except Exception as error:  # zipfile and its decompressors raise nearly anything on damaged bytes
+            raise BadLabels(
+                f"{self.name}: unreadable at row {start} ({str(error)[:200]}); it is damaged or changed meanwhile"
+            ) from None
         return (rows.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else rows
 
     @abstractmethod
@@ -43,14 +60,18 @@ class Rows(ABC):
 
 
 class MappedRows(Rows):
-    """Of a memory-mapped .npy or .safetensors."""
+    """Of a .npy or .safetensors, mapped anew for every read: a map keeps its file open, and a dump may have thousands."""
 
-    def __init__(self, name: str, array: NDArray[Any], dtype: str, domain: str | None) -> None:
-        super().__init__(name, array.shape, dtype, domain)
-        self._array = array.reshape(-1, self.classes)
+    def __init__(
+        self, name: str, shape: tuple[int, ...], map_file: Callable[[], NDArray[Any]], dtype: str, domain: str | None
+    ) -> None:
+        super().__init__(name, shape, dtype, domain)
+        self._map = map_file
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        return self._array[start:stop]
+        part = self._map()[start // self.each] if self.by_image else self._map()
+        first = start % self.each
+        return part[first : first + stop - start]
 
 
 class NpzRows(Rows):
@@ -59,18 +80,31 @@ class NpzRows(Rows):
     def __init__(self, name: str, path: Path, member: str, domain: str | None) -> None:
         self._path, self._member, self._stream, self._at = path, member, None, 0
         shape, self._type = self._open()
+        self._close()
         super().__init__(name, shape, _dtype_name(self._type, name), domain)
 
     _stream: IO[bytes] | None
 
     def _open(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        self._stream, self._at = zipfile.ZipFile(self._path).open(self._member), 0  # noqa: SIM115 (kept for the next read)
-        version = np.lib.format.read_magic(self._stream)
+        self._close()
+        with zipfile.ZipFile(self._path) as archive:  # the file stays open until the member is closed
+            self._stream, self._at = archive.open(self._member), 0
+            room = min(archive.getinfo(self._member).file_size, DEFLATE_MOST * self._path.stat().st_size)
+        head = io.BytesIO(self._stream.read(NPY_HEADER_MOST))
+        version = np.lib.format.read_magic(head)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(self._stream)
+        shape, fortran, dtype = read(head)
+        self._stream.seek(head.tell())
         if fortran:
             raise BadLabels(f"{self._path}: {self._member} is in column order; save it with np.ascontiguousarray")
+        if (need := math.prod(shape) * dtype.itemsize) > room:
+            raise BadLabels(f"{self._path}: shape {list(shape)} needs {need} bytes, {self._member} has {room}; truncated or forged")
         return shape, dtype
+
+    def _close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         if self._stream is None or start < self._at:
@@ -78,17 +112,17 @@ class NpzRows(Rows):
         assert self._stream is not None
         width = self.classes * self._type.itemsize
         while self._at < start:
-            self._at += len(self._take(min(start - self._at, 1024) * width)) // width
+            self._at += len(self._take(min(start - self._at, max(1, SKIP_BYTES // width)) * width)) // width
         data = self._take((stop - start) * width)
         self._at = stop
+        if stop == self.epochs * self.each:
+            self._stream.read(1)  # zipfile compares the checksum when it meets the end
+            self._close()
         return np.frombuffer(data, self._type).reshape(stop - start, self.classes)
 
     def _take(self, size: int) -> bytes:
         assert self._stream is not None
-        try:
-            data = self._stream.read(size)
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise BadLabels(f"{self.name}: damaged .npz ({error})") from None
+        data = self._stream.read(size)
         if len(data) != size:
             raise BadLabels(f"{self.name}: truncated, {len(data)} of {size} bytes at row {self._at}")
         return data
@@ -109,8 +143,8 @@ def open_rows(path: Path) -> Rows:
     """
     try:
         if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return MappedRows(str(path), array, _dtype_name(array.dtype, str(path)), None)
+            array = _map_npy(path)
+            return MappedRows(str(path), array.shape, partial(_map_npy, path), _dtype_name(array.dtype, str(path)), None)
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 member, domain = _choose([n.removesuffix(".npy") for n in archive.namelist()], path)
@@ -118,8 +152,14 @@ def open_rows(path: Path) -> Rows:
         return _safetensors_rows(path)
     except BadLabels:
         raise
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        raise BadLabels(f"{path}: no readable {path.suffix} file ({error}); it may be truncated or of another format") from None
+    except Exception as error:  # NumPy's header parser and zipfile raise nearly anything on damaged bytes
+        raise BadLabels(
+            f"{path}: no readable {path.suffix} file ({str(error)[:200]}); it may be truncated or of another format"
+        ) from None
+
+
+def _map_npy(path: Path) -> NDArray[Any]:
+    return np.lib.format.open_memmap(path, mode="r")  # unlike np.load: no zip under another name, and never a pickle
 
 
 def _safetensors_rows(path: Path) -> Rows:
@@ -140,9 +180,7 @@ def _safetensors_rows(path: Path) -> Rows:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         start = 8 + size + json.loads(file.read(size))[name]["data_offsets"][0]
-    empty = 0 in shape  # which cannot be mapped; Rows refuses it by its shape
-    array = np.empty(shape, _NUMPY[dtype]) if empty else np.memmap(path, _NUMPY[dtype], "r", start, shape)
-    return MappedRows(str(path), array, dtype, domain)
+    return MappedRows(str(path), shape, partial(np.memmap, path, _NUMPY[dtype], "r", start, shape), dtype, domain)
 
 
 def _choose(names: list[str], path: Path) -> tuple[str, str | None]:
@@ -202,4 +240,4 @@ class ArraySource(LabelSource):
 
 def in_numeric_order(path: Path) -> list[tuple[int, int | str]]:
     """Sort key by which batch_10 comes after batch_9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", path.name) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name) if part]

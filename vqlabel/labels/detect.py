@@ -1,5 +1,6 @@
 """A path -> its label source: the layout is detected, or named."""
 
+import os.path
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -28,7 +29,7 @@ def open_labels(path: str | PathLike[str], layout: str | None = None, domain: st
     path = Path(path)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
         raise UsageError(
             f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or SRe2L's tree)"
         )
@@ -40,6 +41,8 @@ def _detect(path: Path) -> str:
         if path.suffix in SUFFIXES:
             return "arrays"
         raise BadLabels(f"{path}: {path.suffix or 'no suffix'} is no label format; use {', '.join(SUFFIXES)}, or name a folder")
+    if not path.is_dir():
+        raise BadLabels(f"{path}: neither a file nor a folder; name a dump of labels")
     if not any(path.iterdir()):
         raise BadLabels(f"{path}: the folder is empty; a dump has at least one batch or shard")
     if find_batches(path):

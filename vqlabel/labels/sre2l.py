@@ -27,6 +27,8 @@ class Sre2lSource(LabelSource):
 
     def __init__(self, path: Path, domain: str | None) -> None:
         self.path, self.domain = path, domain or "logits"
+        if not path.is_dir():
+            raise BadLabels(f"{path}: is no folder; SRe2L's tree is one, with epoch_E/batch_B.tar in it")
         self._files = find_batches(path)
         if not self._files:
             raise BadLabels(f"{path}: no epoch_E/batch_B.tar in it; a dump has at least one batch")
@@ -71,27 +73,32 @@ class Sre2lSource(LabelSource):
         return order[start : start + records]
 
     def _start(self, place: Place) -> int:
-        if place.batch == 0:
-            return 0
-        if place not in self._starts:
-            before = Place(place.epoch, place.batch - 1)
-            if before not in self._files:
+        known = place.batch
+        while known and Place(place.epoch, known) not in self._starts:
+            known -= 1
+            if Place(place.epoch, known) not in self._files:
                 raise BadLabels(
-                    f"{self._files[place]}: batch {before.batch} of epoch {place.epoch} is missing, so the order cannot be placed"
+                    f"{self._files[place]}: batch {known} of epoch {place.epoch} is missing, so the order cannot be placed"
                 )
-            self._starts[place] = self._start(before) + len(_read_items(self._files[before])[5])
-        return self._starts[place]
+        start = self._starts[Place(place.epoch, known)] if known else 0
+        for batch in range(known, place.batch):
+            start += len(_read_items(self._files[Place(place.epoch, batch)])[5])
+            self._starts[Place(place.epoch, batch + 1)] = start
+        return start
 
 
 def find_batches(path: Path) -> dict[Place, Path]:
     """Every epoch_E/batch_B.tar below `path`, in numeric order."""
-    found = {}
+    found: dict[Place, Path] = {}
     for folder in path.iterdir():
         epoch = re.fullmatch(r"epoch_(\d{1,9})", folder.name)
         for file in folder.iterdir() if epoch and folder.is_dir() else ():
             batch = re.fullmatch(r"batch_(\d{1,9})\.tar", file.name)
             if epoch and batch:
-                found[Place(int(epoch[1]), int(batch[1]))] = file
+                place = Place(int(epoch[1]), int(batch[1]))
+                if place in found:
+                    raise BadLabels(f"{file}: is the same batch as {found[place]}; remove one of them")
+                found[place] = file
     return dict(sorted(found.items()))
 
 
@@ -103,7 +110,7 @@ def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int
     if not isinstance(items, list) or len(items) != 6:
         kind = f"a list of {len(items)}" if isinstance(items, list) else type(items).__name__
         raise BadLabels(f"{file}: holds {kind}; SRe2L's batch is a list of 6 (coords, flip, mix_index, mix_lam, mix_bbox, logits)")
-    crop, flip, index, lam, box, logits = items
+    crop, flip, index, lam, box, logits = (_plain(file, number, item) for number, item in enumerate(items))
     if (
         not isinstance(logits, torch.Tensor)
         or str(logits.dtype) not in _TYPES
@@ -122,26 +129,39 @@ def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int
             raise BadLabels(f"{file}: item {number} is {_describe(item)}; it must be {dtype} {list(shape)} or None")
     if index is not None and not bool(((index >= 0) & (index < b)).all()):
         raise BadLabels(f"{file}: mix_index leaves 0..{b - 1}, the slots of this batch")
-    if lam is not None and not isinstance(lam, int | float | np.floating):
-        raise BadLabels(f"{file}: mix_lam is {_describe(lam)}; it must be a number or None")
+    if lam is not None and not (isinstance(lam, int | float) and 0 <= lam <= 1):
+        raise BadLabels(f"{file}: mix_lam is {_describe(lam)}; it must be a number in 0..1 or None")
     if box is not None:
-        whole = (
-            isinstance(box, list | tuple)
-            and len(box) == 4
-            and all(isinstance(v, int | np.integer) and 0 <= v < 1 << 31 for v in box)
-        )
+        whole = isinstance(box, list | tuple) and len(box) == 4 and all(isinstance(v, int) and 0 <= v < 1 << 31 for v in box)
         if not whole:
             raise BadLabels(f"{file}: mix_bbox is {_describe(box)}; it must be 4 non-negative integers or None")
         box = tuple(int(v) for v in box)
     return crop, flip, index, None if lam is None else float(lam), box, logits
 
 
-def _describe(item: Any) -> str:
-    return (
-        f"{item.dtype} {list(item.shape)}"
-        if hasattr(item, "dtype") and hasattr(item, "shape")
-        else f"{type(item).__name__} {item!r}"[:80]
-    )
+def _plain(file: Path, number: int, item: Any) -> Any:
+    """A tensor that `.numpy()` takes, no larger than its file; anything but a tensor as it is."""
+    import torch
+
+    if not isinstance(item, torch.Tensor):
+        return item
+    if item.layout != torch.strided or item.is_nested or item.device.type != "cpu":
+        raise BadLabels(
+            f"{file}: item {number} is a {item.layout} tensor on {item.device}; it must be dense and stored in the file"
+        )
+    size = item.numel() * item.element_size()
+    if size > file.stat().st_size:
+        raise BadLabels(f"{file}: item {number} spans {size} bytes in a file of {file.stat().st_size}; save it with .contiguous()")
+    return item.detach().resolve_neg()
+
+
+def _describe(item: Any, depth: int = 1) -> str:
+    """What it is, in a few words; never the repr of a foreign object, which may be of any size and depth."""
+    if hasattr(item, "dtype") and hasattr(item, "shape"):
+        return f"{item.dtype} {list(item.shape)}"
+    if isinstance(item, list | tuple) and depth:
+        return f"{type(item).__name__} [{', '.join(_describe(v, depth - 1) for v in item[:5])}]"
+    return repr(item) if isinstance(item, float) or (isinstance(item, int) and abs(item) < 1 << 63) else type(item).__name__
 
 
 def _read_order(file: Path) -> dict[int, np.ndarray[Any, np.dtype[np.int64]]] | None:
@@ -151,7 +171,7 @@ def _read_order(file: Path) -> dict[int, np.ndarray[Any, np.dtype[np.int64]]] | 
     try:
         order = json.loads(file.read_text())
         return {int(epoch): _indices(ids) for epoch, ids in order.items()}
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
         raise BadLabels(f"{file}: not an order file ({error}); it maps epochs to lists of image indices") from None
 
 

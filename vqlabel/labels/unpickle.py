@@ -1,8 +1,8 @@
-"""torch.save files -> plain objects, without running a byte of them: tensors, numbers, lists and NumPy scalars only."""
+"""torch.save files -> plain objects, without running a byte of them: tensors, lists and numbers, NumPy's among them."""
 
-import functools
 import pickle
 import zipfile
+from _codecs import encode
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,30 @@ import numpy as np
 from vqlabel.errors import BadLabels
 
 
-@functools.cache
-def _numpy_globals() -> list[Any]:
-    """What NumPy's own scalars and arrays need to be rebuilt; old dumps name numpy.core, new ones numpy._core."""
-    from _codecs import encode
+class _Dtype:
+    """Stands in for numpy.dtype, whose own __setstate__ crashes the process on a forged state."""
 
-    multiarray = np._core.multiarray  # type: ignore[attr-defined]
-    safe: list[Any] = [encode, np.dtype, np.ndarray]
-    for function in (multiarray.scalar, multiarray._reconstruct):
-        safe += [function, (function, f"numpy.core.multiarray.{function.__name__}")]
-    names = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "Float16", "Float32", "Float64")
-    return safe + [getattr(np.dtypes, f"{name}DType") for name in names]
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
+            raise ValueError(f"a NumPy scalar of type {str(code)[:20]!r}, which no label needs")
+        self.code = "|" + code
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", ">", "|"):
+            raise ValueError("a NumPy type without a byte order")
+        self.code = state[1] + self.code[1:]
+
+
+def _scalar(dtype: _Dtype, data: bytes) -> bool | int | float:
+    """Stands in for NumPy's: a plain number comes of it."""
+    (value,) = np.frombuffer(data, dtype.code).tolist()
+    return value  # type: ignore[no-any-return]
+
+
+def _safe_globals() -> list[Any]:
+    """What a NumPy scalar is rebuilt from; old dumps name numpy.core, new ones numpy._core."""
+    scalars = [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [encode, (_Dtype, "numpy.dtype"), *scalars]
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -30,6 +43,9 @@ def _refuse_bombs(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             total = sum(member.file_size for member in archive.infolist())
     except zipfile.BadZipFile:
+        with path.open("rb") as file:
+            if file.read(4) == b"PK\3\4":  # torch.load would go on with its own, laxer reader
+                raise
         return  # torch.save's older layout, or no such file at all: torch.load tells
     if total > path.stat().st_size:
         raise BadLabels(
@@ -47,9 +63,9 @@ def unpickle(path: Path) -> Any:
 
     try:
         _refuse_bombs(path)
-        with torch.serialization.safe_globals(_numpy_globals()):
+        with torch.serialization.safe_globals(_safe_globals()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, BadLabels):
+    except BadLabels:
         raise
     except pickle.UnpicklingError as error:
         reason = str(error)
@@ -57,15 +73,5 @@ def unpickle(path: Path) -> Any:
             what = next((line.strip() for line in reason.splitlines() if "GLOBAL" in line or "Unsupported" in line), reason[:200])
             raise BadLabels(f"{path}: the pickle wants more than tensors ({what}); it was not run. Do not use this dump") from None
         raise BadLabels(f"{path}: damaged pickle ({reason[:200]}); copy or regenerate the file") from None
-    except (
-        RuntimeError,
-        OSError,
-        EOFError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        zipfile.BadZipFile,
-    ) as error:
+    except Exception as error:  # on foreign bytes torch.load raises nearly anything, MemoryError among it
         raise BadLabels(f"{path}: no readable torch.save file ({str(error)[:200]}); it may be truncated") from None

@@ -26,7 +26,9 @@ def distortion_against(
     if source.classes != file.classes:
         raise UsageError(f"{source.path} has {source.classes} classes, {where} has {file.classes}: not the dump it was packed from")
     if source.domain != file.label["domain"]:
-        raise UsageError(f"{source.path} holds {source.domain}, {where} holds {file.label['domain']}: not the dump it was packed from")
+        raise UsageError(
+            f"{source.path} holds {source.domain}, {where} holds {file.label['domain']}: not the dump it was packed from"
+        )
     codec = read_codec(file).to(device)
     figures, at = Distortion(domain=file.label["domain"]), 0
     for done, batch in enumerate(source):

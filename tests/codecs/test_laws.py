@@ -1,0 +1,294 @@
+"""Laws that every codec keeps, and every configuration."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqlabel import FitConfig
+from vqlabel.bitstream import pack_fixed, unpack_fixed
+from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
+from vqlabel.config import RawConfig, TopkConfig, VqaeConfig
+from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
+from vqlabel.unpacking import as_tensor
+
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "raw fp16": ("F16", {"codec": "raw"}),
+    "raw bf16": ("BF16", {"codec": "raw"}),
+    "raw fp32": ("F32", {"codec": "raw"}),
+    "top-k": ("F16", {"codec": "topk", "slots": 5}),
+    "residual vqae": ("F16", {"slots": 5, "codebook_size": 8}),
+    "grouped vqae": ("F16", {"slots": 5, "codebook_size": 8, "code_width": 3}),
+    "vqae with an odd codebook": ("F32", {"slots": 3, "codebook_size": 11}),
+}
+HELD = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fitted codec, the labels it was fitted to, and what it was asked for."""
+
+    codec: LabelCodec
+    labels: Tensor
+    domain: str
+
+
+@pytest.fixture(scope="module", params=["logits", "probs"])
+def domain(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
+    dtype, options = KINDS[request.param]
+    labels = torch.from_numpy(logits if domain == "logits" else probs).flatten(0, 1)
+    if dtype != "F16":  # a dump of bf16 arrives as float32
+        labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
+    config = FitConfig(epochs=1, **options)
+    sample = LabelSample(
+        seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype=dtype
+    )
+    codec = CODECS[config.codec][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
+    return Case(codec, labels, domain)
+
+
+def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> None:
+    codes = case.codec.encode(case.labels)
+    assert codes.dtype == torch.int32
+    assert codes.shape == (len(case.labels), len(case.codec.code_bits))
+    largest = codes.numpy().view(np.uint32).max(0)
+    assert all(int(top) < 1 << bits for top, bits in zip(largest, case.codec.code_bits, strict=True))
+    if case.codec.codebook_size is not None:
+        assert int(codes.max()) < case.codec.codebook_size
+
+
+def test_decoded_labels_are_finite_and_shaped_as_the_labels(case: Case) -> None:
+    decoded = case.codec.decode(case.codec.encode(case.labels))
+    assert decoded.dtype == torch.float32
+    assert decoded.shape == case.labels.shape
+    assert bool(torch.isfinite(decoded).all())
+
+
+def test_decoded_probabilities_are_a_distribution(case: Case) -> None:
+    if case.domain == "logits":
+        assert bool((case.codec.decode(case.codec.encode(case.labels)) < 0).any())
+        return
+    decoded = case.codec.decode(case.codec.encode(case.labels))
+    assert float(decoded.min()) >= 0
+    torch.testing.assert_close(decoded.sum(1), torch.ones(len(decoded)), atol=0.01 if case.codec.kind == "raw" else 1e-5, rtol=0)
+
+
+def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
+    codes = case.codec.encode(case.labels)
+    want = case.codec.decode(codes)
+    unsigned = codes.long() & 0xFFFFFFFF
+    others = [codes.long(), unsigned, *([codes.to(torch.uint8)] if max(case.codec.code_bits) <= 8 else [])]
+    for other in others:
+        torch.testing.assert_close(case.codec.decode(other), want, atol=0, rtol=0)
+    assert torch.equal(case.codec(codes), want)
+
+
+def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: Case) -> None:
+    codes = case.codec.encode(case.labels)
+    packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
+    assert len(packed) == -(-len(codes) * sum(case.codec.code_bits) // 8)
+    back = as_tensor(unpack_fixed(packed, len(codes), case.codec.code_bits))
+    assert torch.equal(case.codec.decode(back), case.codec.decode(codes))
+
+
+def test_encoding_is_deterministic(case: Case) -> None:
+    assert torch.equal(case.codec.encode(case.labels), case.codec.encode(case.labels.clone()))
+
+
+@pytest.mark.parametrize("size", [1, 7, 256])
+def test_a_label_is_coded_alike_in_any_company(case: Case, size: int) -> None:
+    """But for the rounding of a matrix product, which may differ with its size and turn a near tie."""
+    labels = case.labels[:: 4 if size == 1 else 1]
+    whole, parts = case.codec.encode(labels), torch.cat([case.codec.encode(part) for part in labels.split(size)])
+    same = (whole == parts).all(1)
+    assert float(same.float().mean()) >= (0.98 if case.codec.kind == "vqae" else 1)
+    decoded = torch.cat([case.codec.decode(part) for part in parts.split(size)])
+    torch.testing.assert_close(decoded[same], case.codec.decode(whole)[same], atol=1e-4, rtol=1e-4)
+
+
+def test_no_labels_are_no_codes_and_no_labels_again(case: Case) -> None:
+    codes = case.codec.encode(case.labels[:0])
+    assert codes.shape == (0, len(case.codec.code_bits))
+    assert case.codec.decode(codes).shape == (0, case.labels.shape[1])
+
+
+def test_another_number_of_classes_is_refused(case: Case) -> None:
+    with pytest.raises(BadLabels, match=r"labels have shape \[360, 39\], the codec was fitted for 40 classes; fit a codec"):
+        case.codec.encode(case.labels[:, 1:])
+    with pytest.raises(BadLabels, match=r"labels have shape \[40\]"):
+        case.codec.encode(case.labels[0])
+
+
+def test_an_unknown_effort_is_refused(case: Case) -> None:
+    with pytest.raises(UsageError, match="effort is 'hardest'; it must be one of fast, normal, best"):
+        case.codec.set_effort("hardest")
+
+
+def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "some.codec"
+    save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
+    loaded, report = load_codec(path)
+    codes = case.codec.encode(case.labels)
+    assert report == {"held": {"kl_T1": 0.5}}
+    assert loaded.config == case.codec.config
+    assert torch.equal(loaded.encode(case.labels), codes)
+    assert torch.equal(loaded.decode(codes), case.codec.decode(codes))
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TargetExists, match=r"some\.codec exists; pass --overwrite"):
+        save_codec(case.codec, path)
+
+
+def test_decoder_tensors_and_configuration_are_all_that_decoding_needs(case: Case) -> None:
+    config = json.loads(case.codec.config.to_json())
+    tensors = {name: tensor.clone() for name, tensor in case.codec.decoder_tensors().items()}
+    assert {tensor.dtype for tensor in tensors.values()} <= {torch.int8, torch.float16, torch.float32}
+    assert not set(tensors) & set(case.codec.encoder_tensors())
+    built = build_codec(case.codec.kind, config, tensors)
+    codes = case.codec.encode(case.labels)
+    assert torch.equal(built.decode(codes), case.codec.decode(codes))
+
+
+def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "some.codec"
+    with pytest.raises(UsageError, match="no such file; name a codec that `vqlabel fit` wrote"):
+        load_codec(path)
+    path.write_bytes(b"not a codec")
+    with pytest.raises(BadContainer, match="no readable codec file"):
+        load_codec(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(BadContainer, match="a safetensors file, but no codec"):
+        load_codec(path)
+    for config in ("[" * 100_000, "{", "7"):
+        save_file({"a": torch.zeros(1)}, path, {"format": "vqlabel.codec", "kind": "raw", "config": config, "report": "{}"})
+        with pytest.raises(BadContainer, match=r"some\.codec: (its configuration cannot be read|RawConfig has the fields)"):
+            load_codec(path)
+    save_file({"a": torch.zeros(1)}, path, {"format": "vqlabel.codec", "kind": "pixie", "config": "{}", "report": "{}"})
+    with pytest.raises(BadContainer, match="codec kind 'pixie' is unknown; this vqlabel has vqae, topk, raw: upgrade it"):
+        load_codec(path)
+
+
+CONFIGS = [
+    FitConfig(),
+    FitConfig(codec="topk", bits=77, slots=3, temperature=(2.0,), epochs=0, seed=9, device="cuda:1"),
+    VqaeConfig(
+        classes=1000, domain="logits", slots=16, codebook_size=200, latent=64, code_width=64, quantizer="residual",
+        hidden=7, temperature=(1.0, 4.5),
+    ),
+    VqaeConfig(
+        classes=2, domain="probs", slots=4, codebook_size=2, latent=64, code_width=16, quantizer="grouped", hidden=7, temperature=(0.1,)
+    ),
+    TopkConfig(classes=5, domain="probs", k=5),
+    RawConfig(classes=1 << 20, domain="logits", dtype="BF16"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_a_configuration_is_the_same_after_json(config: Any) -> None:
+    assert type(config).from_dict(json.loads(config.to_json())) == config
+    assert type(config).from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> None:
+    kind, values = type(config), config.to_dict()
+    for changed in ({**values, "extra": 1}, {name: values[name] for name in list(values)[1:]}, None, [values], 7):
+        with pytest.raises(BadContainer, match=rf"{kind.__name__} has the fields \["):
+            kind.from_dict(changed)
+    for name, value in values.items():
+        for wrong in (True, object(), {"a": 1}, *(["7"] if type(value) is int else [7])):
+            if wrong == 7 and value is None:
+                continue
+            with pytest.raises(BadContainer, match=rf"{name} is .*; it must be"):
+                kind.from_dict({**values, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": 1}, "stored VqaeConfig: classes is 1; it must be 2..1048576"),
+        ({"domain": "odds"}, "domain is 'odds'; it must be logits or probs"),
+        ({"slots": 0}, r"slots is 0; it must be 1\.\.1024"),
+        ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
+        ({"codebook_size": 65537}, r"codebook_size is 65537; it must be 2\.\.65536"),
+        ({"latent": 4097}, r"latent is 4097; it must be 1\.\.4096"),
+        ({"hidden": 0}, r"hidden is 0; it must be 1\.\.8192"),
+        ({"quantizer": "magic"}, "quantizer is 'magic'; it must be residual or grouped"),
+        ({"code_width": 8}, r"code_width is 8; it must equal latent \(64\) for residual slots"),
+        ({"quantizer": "grouped", "code_width": 5}, "code_width is 5; it must be latent / slots = 4 for grouped slots"),
+        ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
+        ({"temperature": [0.0]}, "temperature is .*; it must be 1 to 16 numbers"),
+        ({"temperature": [float("nan")]}, "temperature is .*; it must be 1 to 16 numbers"),
+        ({"temperature": ["1"]}, "temperature is '1'; it must be of type float"),
+        ({"temperature": list(range(1, 100))}, "temperature is .*; it must be a short list"),
+    ],
+)
+def test_a_stored_number_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    good = CONFIGS[2].to_dict() | {"slots": 16}
+    assert VqaeConfig.from_dict(good)
+    with pytest.raises(BadContainer, match=message):
+        VqaeConfig.from_dict({**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codec": "zip"}, "codec is 'zip'; it must be vqae, topk or raw"),
+        ({"bits": 0}, r"bits is 0; it must be 1\.\.1048576 code bits per label"),
+        ({"slots": 1025}, r"slots is 1025; it must be 1\.\.1024"),
+        ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
+        ({"code_width": 0}, r"code_width is 0; it must be 1\.\.4096"),
+        ({"latent": 0}, r"latent is 0; it must be 1\.\.4096"),
+        ({"hidden": 9000}, r"hidden is 9000; it must be 1\.\.8192"),
+        ({"epochs": -1}, r"epochs is -1; it must be 0\.\.10000"),
+        ({"seed": 1 << 32}, r"seed is 4294967296; it must be 0\.\.4294967295"),
+        ({"temperature": (1.0, 0.0)}, r"temperature is \[1\.0, 0\.0\]; it must be 1 to 16 numbers in 0\.01\.\.1000"),
+        ({"temperature": (float("inf"),)}, r"temperature is \[inf\]; it must be 1 to 16 numbers"),
+    ],
+)
+def test_a_request_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        FitConfig(**changes)
+
+
+def test_raw_gives_back_the_very_bits() -> None:
+    """Zeros of both signs, the smallest and the largest numbers of each type among them."""
+    rng = np.random.default_rng(0)
+    for dtype, bits in (("F16", 16), ("BF16", 16), ("F32", 32)):
+        pattern = rng.integers(0, 1 << bits, (50, 8), np.uint32)
+        if dtype == "F16":
+            pattern[(pattern & 0x7C00) == 0x7C00] = 0x8000
+            labels = torch.from_numpy(pattern.astype(np.uint16).view(np.float16))
+        else:
+            wide = pattern << (16 if dtype == "BF16" else 0)
+            wide[(wide & 0x7F800000) == 0x7F800000] = 0x80000000
+            labels = torch.from_numpy(wide.view(np.float32))
+        codec = build_codec("raw", RawConfig(classes=8, domain="logits", dtype=dtype).to_dict(), {})
+        assert codec.code_bits == [bits] * 8
+        decoded = codec.decode(codec.encode(labels))
+        assert torch.equal(decoded.view(torch.int32), labels.float().view(torch.int32))
+
+
+def test_top_k_keeps_the_largest_entries_and_their_softmax() -> None:
+    labels = torch.tensor([[0.0, 3.0, -1.0, 2.0, 1.0]])
+    codec = build_codec("topk", TopkConfig(classes=5, domain="logits", k=2).to_dict(), {})
+    assert codec.code_bits == [3, 3, 16, 16]
+    codes = codec.encode(labels)
+    assert codes[0, :2].tolist() == [1, 3]
+    student = torch.softmax(codec.decode(codes), 1)
+    torch.testing.assert_close(student, torch.tensor([[0, np.e / (1 + np.e), 0, 1 / (1 + np.e), 0]], dtype=torch.float32))
+    shares = build_codec("topk", TopkConfig(classes=5, domain="probs", k=2).to_dict(), {})
+    decoded = shares.decode(shares.encode(torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])))
+    torch.testing.assert_close(decoded, torch.tensor([[0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]]), atol=1e-3, rtol=0)

@@ -1,0 +1,209 @@
+"""The learned codec: what a bit buys, what training adds and never takes away, what is refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqlabel import FitConfig
+from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec
+from vqlabel.codecs.distortion import as_logits, mixed_kl
+from vqlabel.codecs.storage import SCALE
+from vqlabel.codecs.train import resolve
+from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.errors import BadContainer, UsageError
+
+HELD = 100
+TEMPERATURES = (1.0, 4.0, 20.0)
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    """1,000 labels of 50 classes whose logits have rank 10."""
+    rng = np.random.default_rng(3)
+    image = np.tile(rng.normal(size=(100, 10)), (10, 1))
+    logits = 1.5 * (image + 0.3 * rng.normal(size=(1000, 10))) @ rng.normal(size=(10, 50)) + 0.1 * rng.normal(size=(1000, 50))
+    return torch.from_numpy(logits.astype(np.float16))
+
+
+def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
+    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype="F16")
+    codec = VqaeCodec.fit(sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, **options}), hooks or FitHooks())
+    return codec.eval().requires_grad_(False)
+
+
+def loss_of(codec: LabelCodec, labels: Tensor, codes: Tensor | None = None, temperatures: tuple[float, ...] = TEMPERATURES) -> float:
+    """Mean mixed KL of the decoded labels."""
+    decoded = codec.decode(codec.encode(labels) if codes is None else codes)
+    domain = codec.config.domain
+    return float(mixed_kl(as_logits(labels, domain), as_logits(decoded, domain), temperatures).mean())
+
+
+@pytest.fixture(scope="module")
+def codec(labels: Tensor) -> VqaeCodec:
+    return fit(labels)
+
+
+def test_more_bits_lower_the_held_out_loss(labels: Tensor) -> None:
+    losses = [loss_of(fit(labels, bits=bits), labels[-HELD:]) for bits in (3, 6, 12, 24, 48)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_larger_codebooks_lower_the_held_out_loss(labels: Tensor) -> None:
+    losses = [loss_of(fit(labels, slots=4, codebook_size=k), labels[-HELD:]) for k in (2, 8, 32)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"code_width": 2}], ids=["residual", "grouped"])
+def test_a_trained_decoder_beats_the_linear_start_on_held_out_labels(labels: Tensor, options: dict[str, Any]) -> None:
+    start, trained = (fit(labels, epochs=epochs, **options) for epochs in (0, 20))
+    assert loss_of(trained, labels[-HELD:]) < 0.97 * loss_of(start, labels[-HELD:])
+
+
+def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: Tensor) -> None:
+    """40 labels, 200 epochs: the last epoch is worse than the start, and not what is kept."""
+    epochs: list[dict[str, float]] = []
+    states: list[Mapping[str, Any]] = []
+    hooks = FitHooks(progress=lambda stage, _done, _total, figures: epochs.append(figures) if "round 2" in stage else None, save=states.append)
+    few = labels[-HELD - 40 :]
+    codec = fit(few, epochs=200, hidden=64, hooks=hooks)
+    losses = [figures["loss"] for figures in epochs]
+    assert len(losses) == 200
+    assert losses[-1] > 1.01 * min(losses), "this dump does not overfit, so the test shows nothing"
+    kept = loss_of(codec, few[-HELD:], states[-1]["held_codes"])
+    assert kept == pytest.approx(min(losses), rel=0.005)  # but for int8
+    start = fit(few, epochs=0, hidden=64)
+    start.set_effort("best")
+    codec.set_effort("best")
+    assert loss_of(codec, few[-HELD:]) <= 1.005 * loss_of(start, few[-HELD:])
+
+
+def test_a_codec_fitted_for_a_high_temperature_is_better_there(labels: Tensor) -> None:
+    low, high = (fit(labels, epochs=5, temperature=(t,)) for t in (1.0, 20.0))
+    assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))
+
+
+def test_probabilities_are_coded_as_well_as_their_logits(labels: Tensor, codec: VqaeCodec) -> None:
+    probs = torch.softmax(labels.float(), 1)
+    shares = fit(probs, domain="probs")
+    assert loss_of(shares, probs[-HELD:]) == pytest.approx(loss_of(codec, labels[-HELD:]), rel=0.2)
+
+
+def test_a_harder_search_never_loses(labels: Tensor, codec: VqaeCodec) -> None:
+    losses = []
+    for effort in ("fast", "normal", "best"):
+        codec.set_effort(effort)
+        losses.append(loss_of(codec, labels))
+    codec.set_effort("normal")
+    assert losses == sorted(losses, reverse=True)
+    assert losses[2] < 0.95 * losses[0]
+
+
+def test_a_shift_of_the_logits_changes_no_code(labels: Tensor, codec: VqaeCodec) -> None:
+    shifted = labels.float() + 3
+    assert float((codec.encode(labels) == codec.encode(shifted)).all(1).float().mean()) > 0.98
+
+
+def test_decoding_is_differentiable_in_the_decoders_weights(labels: Tensor) -> None:
+    codec = fit(labels).requires_grad_(True)
+    codec.decode(codec.encode(labels[:9])).square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in codec.decoder.parameters())
+
+
+@pytest.mark.parametrize(("bits", "k"), [(1, None), (7, None), (64, None), (128, 256), (100, 1000), (9, 2)])
+@pytest.mark.parametrize("code_width", [None, 3])
+def test_a_label_takes_no_more_bits_than_asked_for(bits: int, k: int | None, code_width: int | None) -> None:
+    config = resolve(FitConfig(bits=bits, codebook_size=k, code_width=code_width), 24_000, 1000, "logits")
+    rate = config.slots * config.code_bits
+    assert bits - config.code_bits < rate <= bits
+
+
+@pytest.mark.parametrize(("latent", "code_width", "k", "rate"), [(32, 4, 256, 64), (64, 2, 16, 128), (30, 10, 1024, 30), (8, 8, 2, 1)])
+def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(latent: int, code_width: int, k: int, rate: int) -> None:
+    """arXiv 2603.03808: d_h / d_c * log2 k."""
+    config = resolve(FitConfig(latent=latent, code_width=code_width, codebook_size=k), 24_000, 1000, "logits")
+    assert (config.quantizer, config.slots) == ("grouped", latent // code_width)
+    codec = VqaeCodec(config)
+    assert sum(codec.code_bits) == rate == latent // code_width * int(np.log2(k))
+
+
+def test_what_the_user_names_is_taken_and_the_rest_follows() -> None:
+    config = resolve(FitConfig(slots=3, codebook_size=100, latent=20, hidden=5, temperature=(2.0,)), 24_000, 1000, "probs")
+    assert (config.slots, config.codebook_size, config.latent, config.hidden) == (3, 100, 20, 5)
+    assert (config.code_bits, config.code_width, config.quantizer) == (7, 20, "residual")
+    assert (config.classes, config.domain, config.temperature) == (1000, "probs", (2.0,))
+
+
+def test_a_small_dump_gets_a_small_codec() -> None:
+    small, large = (resolve(FitConfig(bits=64), labels, 1000, "logits") for labels in (100, 100_000))
+    assert small.codebook_size <= 4 < large.codebook_size == 256
+    assert small.latent < large.latent
+    assert resolve(FitConfig(), 100_000, 5, "logits").latent == 4  # centred logits of 5 classes have rank 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latent": 10, "code_width": 4}, "code_width is 4; it must be latent / slots = 5 for grouped slots"),
+        ({"latent": 16, "code_width": 4, "slots": 3}, "code_width is 4; it must be latent / slots = 5.33333 for grouped slots"),
+        ({"bits": 1 << 14, "codebook_size": 256}, r"slots is 2048; it must be 1\.\.1024"),
+    ],
+)
+def test_sizes_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(FitConfig(**options), 24_000, 1000, "logits")
+
+
+def changed(tensors: dict[str, Tensor], name: str, tensor: Tensor | None) -> dict[str, Tensor]:
+    rest = {key: value for key, value in tensors.items() if key != name}
+    return rest if tensor is None else {**rest, name: tensor}
+
+
+def test_tensors_that_do_not_fit_the_configuration_are_refused(codec: VqaeCodec) -> None:
+    config, tensors = codec.config.to_dict(), codec.decoder_tensors()
+    build_codec("vqae", config, tensors)
+    for name in tensors:
+        with pytest.raises(BadContainer, match=rf"the codec has no tensor '{name}'; the file is incomplete"):
+            build_codec("vqae", config, changed(tensors, name, None))
+        wide = torch.cat([tensors[name], tensors[name]])
+        with pytest.raises(BadContainer, match=rf"codec tensor '{name}' has shape .*; its configuration says"):
+            build_codec("vqae", config, changed(tensors, name, wide))
+        for value in (float("nan"), float("-inf")):
+            if tensors[name].is_floating_point():
+                with pytest.raises(BadContainer, match=rf"codec tensor '{name}' holds NaN or Inf"):
+                    build_codec("vqae", config, changed(tensors, name, torch.full_like(tensors[name], value)))
+    with pytest.raises(BadContainer, match=r"has shape .*; its configuration says"):
+        build_codec("vqae", {**config, "classes": 1 << 20}, tensors)
+
+
+def test_matrices_travel_as_int8_and_codebooks_with_a_scale_a_vector(codec: VqaeCodec) -> None:
+    tensors = codec.decoder_tensors()
+    book = tensors["decoder.codebook"]
+    assert (book.dtype, list(book.shape)) == (torch.int8, [8, 8, codec.config.latent])
+    assert list(tensors["decoder.codebook" + SCALE].shape) == [8, 8]
+    assert tensors["decoder.out.bias"].dtype == torch.float16
+
+
+def test_the_same_seed_gives_the_same_codec_and_another_another(labels: Tensor) -> None:
+    first, second, other = (fit(labels, seed=seed) for seed in (5, 5, 6))
+    for name, tensor in first.decoder_tensors().items():
+        assert torch.equal(second.decoder_tensors()[name], tensor)
+    assert any(not torch.equal(other.decoder_tensors()[name], tensor) for name, tensor in first.decoder_tensors().items())
+
+
+def test_fitting_leaves_the_global_random_state_alone(labels: Tensor) -> None:
+    torch.manual_seed(0)
+    want = torch.rand(3)
+    torch.manual_seed(0)
+    fit(labels, epochs=1)
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_every_codec_is_registered_under_its_kind_and_configuration(logits: NDArray[np.float16]) -> None:
+    for kind, (codec, config) in CODECS.items():
+        assert (codec.kind, config.kind) == (kind, kind)

@@ -1,0 +1,140 @@
+"""A small teacher in its usual dresses: the same labels as arrays and as SRe2L's tree, a codec fitted to them, a `.vql` of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import vqlabel
+from vqlabel import FitConfig, LabelBatch, VqlDataset
+from vqlabel.codecs import LabelCodec
+from vqlabel.labels import Place
+from vqlabel.labels.sre2l import write_batch, write_order
+
+EPOCHS, IMAGES, CLASSES, BATCH = 6, 60, 40, 16
+HEIGHT, WIDTH = 48, 64  # pixels of every image: crops are whole in them
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def draw_logits(epochs: int, images: int, classes: int, *, rank: int = 6, seed: int = 0) -> NDArray[np.float16]:
+    """[epochs, images, classes]: a vector an image, another view of it every epoch, a map of rank `rank`, a little noise on all."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(images, rank))
+    view = image + 0.3 * rng.normal(size=(epochs, images, rank))
+    logits = 1.5 * view @ rng.normal(size=(rank, classes)) + 0.1 * rng.normal(size=(epochs, images, classes))
+    return logits.astype(np.float16)
+
+
+def to_probs(logits: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Softmax over the last axis."""
+    raised = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return (raised / raised.sum(-1, keepdims=True)).astype(np.float16)
+
+
+@pytest.fixture(scope="session")
+def logits() -> NDArray[np.float16]:
+    """[6, 60, 40] fp16."""
+    return draw_logits(EPOCHS, IMAGES, CLASSES)
+
+
+@pytest.fixture(scope="session")
+def probs(logits: NDArray[np.float16]) -> NDArray[np.float16]:
+    """[6, 60, 40] fp16: the same teacher's probabilities."""
+    return to_probs(logits)
+
+
+@pytest.fixture(scope="session")
+def dump(logits: NDArray[np.float16], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The labels as one array: record i of every epoch is image i."""
+    path = tmp_path_factory.mktemp("dump") / "logits.npy"
+    np.save(path, logits)
+    return path
+
+
+@pytest.fixture(scope="session")
+def batches(logits: NDArray[np.float16]) -> list[LabelBatch]:
+    """The labels in SRe2L's batches of 16: shuffled images, crops, flips and CutMix boxes."""
+    rng, found = np.random.default_rng(1), []
+    for epoch in range(EPOCHS):
+        order = rng.permutation(IMAGES)
+        for number, image in enumerate(np.split(order, range(BATCH, IMAGES, BATCH))):
+            n = len(image)
+            height, width = rng.integers(8, HEIGHT + 1, n), rng.integers(8, WIDTH + 1, n)
+            top, left = rng.integers(0, HEIGHT + 1 - height), rng.integers(0, WIDTH + 1 - width)
+            pixels = np.stack([top, left, height, width], 1)
+            row, column = (int(v) for v in rng.integers(0, 100, 2))
+            found.append(
+                LabelBatch(
+                    labels=logits[epoch, image],
+                    place=Place(epoch, number),
+                    image=image.astype(np.int64),
+                    crop=(pixels / [HEIGHT, WIDTH, HEIGHT, WIDTH]).astype(np.float32),
+                    flip=rng.random(n) < 0.5,
+                    mix_index=rng.permutation(n),
+                    mix_lam=float(rng.random()),
+                    mix_box=(row, column, row + 50, column + 70),
+                )
+            )
+    return found
+
+
+def write_tree(folder: Path, batches: list[LabelBatch], *, as_bf16: bool = False) -> Path:
+    """SRe2L's tree with LPLD's order file."""
+    order: dict[int, list[int]] = {}
+    for batch in batches:
+        assert batch.image is not None
+        write_batch(folder, batch, as_bf16=as_bf16)
+        order.setdefault(batch.place.epoch, []).extend(batch.image.tolist())
+    write_order(folder, order)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tree(batches: list[LabelBatch], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The batches on disk, as SRe2L has them."""
+    return write_tree(tmp_path_factory.mktemp("tree") / "dump", batches)
+
+
+@pytest.fixture(scope="session")
+def config() -> FitConfig:
+    """Four slots of 8 codes; two passes are enough for a codec that works."""
+    return FitConfig(bits=12, codebook_size=8, epochs=2)
+
+
+@pytest.fixture(scope="session")
+def codec_file(dump: Path, config: FitConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec fitted to the labels."""
+    path = tmp_path_factory.mktemp("codec") / "small.codec"
+    vqlabel.fit(dump, config, out=path)
+    return path
+
+
+@pytest.fixture
+def codec(codec_file: Path) -> LabelCodec:
+    """A codec of one's own: packing changes how hard it searches."""
+    return vqlabel.load_codec(codec_file)[0]
+
+
+@pytest.fixture(scope="session")
+def vql(tree: Path, codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree, packed with that codec."""
+    path = tmp_path_factory.mktemp("vql") / "small.vql"
+    vqlabel.pack(tree, path, codec=vqlabel.load_codec(codec_file)[0])
+    return path
+
+
+@pytest.fixture
+def dataset(vql: Path) -> VqlDataset:
+    """The packed labels, opened."""
+    return vqlabel.open(vql)

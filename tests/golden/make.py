@@ -1,0 +1,95 @@
+"""Makes the golden files beside it, once per layout: `python tests/golden/make.py`. No test runs this.
+
+A published layout never changes: where a golden file would come out different, the format needs a new minor or major version and new
+golden files beside these, not instead of them.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import vqlabel
+from vqlabel.codecs import CODECS, LabelCodec
+from vqlabel.config import FitConfig, RawConfig, TopkConfig
+from vqlabel.labels import LabelBatch, LabelSource
+from vqlabel.labels.source import Place
+
+HERE = Path(__file__).parent
+CLASSES, IMAGES, BATCH, EPOCHS = 12, 10, 5, 4
+
+
+class Views(LabelSource):
+    """Forty views of ten images, with every column that a dump can have."""
+
+    path, layout, classes, domain, dtype, order = HERE, "sre2l", CLASSES, "logits", "F16", "explicit"
+    places = [Place(epoch, batch) for epoch in range(EPOCHS) for batch in range(IMAGES // BATCH)]
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        rng = np.random.default_rng(at)
+        image = np.random.default_rng(1000 + self.places[at].epoch).permutation(IMAGES)[at % 2 * BATCH :][:BATCH]
+        teacher = np.random.default_rng(7).standard_normal((IMAGES, CLASSES)) * 4
+        logits = teacher[image] + rng.standard_normal((BATCH, CLASSES))
+        crops = [[rng.integers(0, 40), rng.integers(0, 30), rng.integers(8, 60), rng.integers(8, 70)] for _ in range(BATCH)]
+        sides = [[100 + i % 3, 101 + i % 2] * 2 for i in image.tolist()]  # images of several sizes
+        shares = [[float(Fraction(int(v), side)) for v, side in zip(*pair, strict=True)] for pair in zip(crops, sides, strict=True)]
+        return LabelBatch(
+            labels=logits.astype(np.float16),
+            place=self.places[at],
+            image=image.astype(np.int64),
+            crop=np.array(shares, np.float32),
+            flip=rng.integers(0, 2, BATCH).astype(bool),
+            mix_index=rng.permutation(BATCH).astype(np.int64),
+            mix_lam=float(rng.random()),
+            mix_box=tuple(int(v) for v in rng.integers(0, 224, 4)),
+        ), f"batch {at}"
+
+
+class Smoothed(LabelSource):
+    """Probabilities in bf16 of few different values, which zstd likes; row i of an epoch is image i; crops that are no fractions."""
+
+    path, layout, classes, domain, dtype, order = HERE, "arrays", CLASSES, "probs", "BF16", "rows"
+    places = [Place(epoch, 0) for epoch in range(EPOCHS)]
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        labels = np.full((IMAGES, CLASSES), 1 / 32, np.float32)
+        labels[np.arange(IMAGES), (np.arange(IMAGES) * 7 + at) % CLASSES] = 21 / 32
+        crop = np.random.default_rng(at).random((IMAGES, 4)).astype(np.float32)
+        return LabelBatch(labels=labels, place=self.places[at], image=np.arange(IMAGES), crop=crop), f"epoch {at}"
+
+
+def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
+    """Name, dump and codec of every golden file."""
+    yield "raw", Views(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
+    yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
+    residual = FitConfig(slots=3, codebook_size=20, latent=6, hidden=5, epochs=2)  # k is no power of two
+    yield "vqae", Views(), vqlabel.fit(Views(), residual)[0]
+    grouped = FitConfig(code_width=2, codebook_size=16, latent=6, hidden=5, epochs=2)
+    yield "grouped", Views(), vqlabel.fit(Views(), grouped)[0]
+
+
+def records(source: LabelSource) -> np.ndarray:
+    """What the columns say, a row per record; what a dump lacks is 0."""
+    kind = [(n, "<i8") for n in ("epoch", "batch", "image")]
+    kind += [("crop", "<f4", 4), ("flip", "?"), ("mix_index", "<i8"), ("mix_lam", "<f8"), ("mix_box", "<i8", 4)]
+    out = np.zeros(sum(map(len, source)), kind)
+    at = 0
+    for batch in source:
+        rows, at = out[at : at + len(batch)], at + len(batch)
+        rows["epoch"], rows["batch"] = batch.place
+        for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box"):
+            value = getattr(batch, name)
+            rows[name] = 0 if value is None else value
+    return out
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, source, codec in cases():
+        path = HERE / f"{name}.vql"
+        print(vqlabel.pack(source, path, codec=codec))
+        np.save(HERE / f"{name}.labels.npy", vqlabel.open(path)[:].numpy())
+        np.save(HERE / f"{name}.records.npy", records(source))

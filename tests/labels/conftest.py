@@ -1,0 +1,99 @@
+"""Dumps as others write them, for every test of the labels layer."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from vqlabel.labels import open_labels
+
+SPECIAL = (-0.0, 6e-8, -65504.0, 65504.0, 1.0)  # minus zero, a subnormal half, the largest halves
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def draw() -> Callable[..., torch.Tensor]:
+    """Logits of any shape and type, with the values among them that careless code changes."""
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+        values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 5
+        values.view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+        return values.to(dtype)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def write_array() -> Write:
+    """Write one array under `name` into `path`, whose suffix says how: .npy, .npz, .packed.npz (compressed) or .safetensors."""
+
+    def write(path: Path, array: torch.Tensor, name: str = "logits", metadata: dict[str, str] | None = None) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file({name: array.contiguous()}, path, metadata)
+        elif path.suffix == ".npy":
+            np.save(path, array.numpy())
+        else:
+            (np.savez_compressed if ".packed" in path.suffixes else np.savez)(path, **{name: array.numpy()})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sre2l_items() -> Callable[..., list[Any]]:
+    """The six items of SRe2L's relabel/generate_soft_label.py:save for these logits, as its mix_aug leaves them."""
+
+    def items(logits: torch.Tensor, mix: str | None = "cutmix", seed: int = 0) -> list[Any]:
+        rng, b = np.random.default_rng(seed), len(logits)
+        crop = torch.from_numpy(rng.random((b, 4), dtype=np.float32))
+        flip = torch.from_numpy(rng.random(b) < 0.5)
+        if mix is None:
+            return [crop, flip, None, None, None, logits]
+        index = torch.from_numpy(rng.permutation(b))
+        if mix == "mixup":
+            return [crop, flip, index, float(rng.beta(0.8, 0.8)), None, logits]
+        box = list(np.sort(rng.integers(0, 224, 4)))  # of numpy.int64
+        lam = 1 - ((box[2] - box[0]) * (box[3] - box[1]) / (224 * 224))  # so a numpy.float64
+        return [crop, flip, index, lam, box, logits]
+
+    return items
+
+
+@pytest.fixture(scope="session")
+def write_sre2l() -> Write:
+    """torch.save as SRe2L calls it: any items, into epoch_E/batch_B.tar. Returns the file."""
+
+    def write(folder: Path, items: Any, epoch: int = 0, batch: int = 0, **how: Any) -> Path:
+        (folder / f"epoch_{epoch}").mkdir(parents=True, exist_ok=True)
+        file = folder / f"epoch_{epoch}" / f"batch_{batch}.tar"
+        torch.save(items, file, **how)
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def change_pickle() -> Callable[[Path, Callable[[bytes], bytes]], None]:
+    """Replace the pickle inside a torch.save file."""
+
+    def change(file: Path, by: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
+        with zipfile.ZipFile(file) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            for name, data in members.items():
+                archive.writestr(name, by(data) if name.endswith("data.pkl") else data)
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def read_all() -> Callable[..., NDArray[np.floating]]:
+    """All labels of a dump, in order."""
+    return lambda path, **how: np.concatenate([batch.labels for batch in open_labels(path, **how)])

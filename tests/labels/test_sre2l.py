@@ -1,0 +1,203 @@
+"""SRe2L's tree -> label batches and back: what torch.save wrote, bit for bit, with the right image at every record."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vqlabel.labels import LabelBatch, Place, open_labels
+from vqlabel.labels.sre2l import ORDER_FILE, write_batch, write_order
+
+Write = Callable[..., Path]
+Draw = Callable[..., torch.Tensor]
+Items = Callable[..., list[Any]]
+ChangePickle = Callable[..., None]
+
+NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
+DUMP = Path(__file__).parents[2] / "../shared/data/in1k-ipc1/dump"
+
+
+def same(read: np.ndarray | None, written: torch.Tensor | None) -> bool:
+    """Bit for bit; bf16 is held by float32 exactly."""
+    if read is None or written is None:
+        return read is None and written is None
+    want = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
+    return read.dtype == want.dtype and read.shape == want.shape and read.tobytes() == want.tobytes()
+
+
+def holds(batch: LabelBatch, items: list[Any]) -> bool:
+    """Whether a batch is these six items, its numbers plain."""
+    crop, flip, index, lam, box, logits = items
+    arrays = zip((batch.crop, batch.flip, batch.mix_index, batch.labels), (crop, flip, index, logits), strict=True)
+    plain = lam is None or type(batch.mix_lam) is float
+    plain = plain and (box is None or (type(batch.mix_box) is tuple and all(type(v) is int for v in batch.mix_box)))
+    box = None if box is None else tuple(int(v) for v in box)
+    return plain and all(same(*pair) for pair in arrays) and batch.mix_lam == lam and batch.mix_box == box
+
+
+@pytest.fixture
+def tree(
+    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
+) -> tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]:
+    """2 epochs of 12 batches of 4 images, the last of 3; the items, and the order that says which image each record is."""
+    items, order = {}, {}
+    for epoch in range(2):
+        for batch in range(12):
+            place = Place(epoch, batch)
+            items[place] = sre2l_items(draw(3 if batch == 11 else 4, 7, dtype=torch.float16, seed=hash(place)), seed=batch)
+            write_sre2l(tmp_path, items[place], epoch, batch)
+        order[str(epoch)] = np.random.default_rng(epoch).permutation(47).tolist()
+    (tmp_path / ORDER_FILE).write_text(json.dumps(order))
+    return tmp_path, items, order
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_a_batch_is_read_as_sre2l_wrote_it(
+    mix: str | None, dtype: torch.dtype, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
+) -> None:
+    items = sre2l_items(draw(6, 5, dtype=dtype), mix)
+    assert mix != "cutmix" or isinstance(items[4][0], np.int64)
+    write_sre2l(tmp_path, items)
+    source = open_labels(tmp_path)
+    assert (source.layout, source.classes, source.domain, source.dtype, source.order) == (
+        "sre2l",
+        5,
+        "logits",
+        NAMES[dtype],
+        "none",
+    )
+    (batch,) = source
+    assert holds(batch, items) and batch.image is None and batch.place == Place(0, 0)
+
+
+def test_batches_come_in_numeric_order_each_with_its_images(
+    tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]],
+) -> None:
+    folder, items, order = tree
+    source = open_labels(folder)
+    assert source.order == "explicit" and list(source.places) == sorted(items)
+    batches = list(source)
+    assert all(holds(batch, items[batch.place]) for batch in batches) and [len(b) for b in batches[:12]] == [4] * 11 + [3]
+    for epoch in range(2):
+        images = [b.image for b in batches if b.place.epoch == epoch and b.image is not None]
+        assert np.concatenate(images).tolist() == order[str(epoch)] and images[0].dtype == np.int64
+
+
+def test_any_batch_read_first_has_its_images(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+    folder, items, order = tree
+    shuffled = open_labels(folder)
+    for at in np.random.default_rng(0).permutation(len(items)).tolist():
+        for batch in (shuffled.read(at), open_labels(folder).read(at)):
+            start = 4 * batch.place.batch
+            assert batch.image is not None and batch.image.tolist() == order[str(batch.place.epoch)][start : start + len(batch)]
+            assert holds(batch, items[batch.place])
+
+
+def test_the_last_of_many_batches_can_be_read_first(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    first, many = write_sre2l(tmp_path, sre2l_items(draw(1, 2))), 1200  # more than Python calls deep
+    for batch in range(1, many):
+        os.link(first, first.with_name(f"batch_{batch}.tar"))
+    (tmp_path / ORDER_FILE).write_text(json.dumps({"0": list(range(many))}))
+    image = open_labels(tmp_path).read(many - 1).image
+    assert image is not None and image.tolist() == [many - 1]
+
+
+def test_a_context_names_the_image_mixed_in(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+    for batch in open_labels(tree[0]):
+        context = batch.context()
+        assert batch.image is not None and batch.mix_index is not None and context.partner is not None
+        assert context.partner.tolist() == [batch.image[slot] for slot in batch.mix_index]
+        assert context.box is not None and context.box.tolist() == [list(batch.mix_box or ())] * len(batch)
+        assert context.mix is not None and set(context.mix.tolist()) == {float(np.float32(batch.mix_lam or 0))}
+
+
+def test_other_entries_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # an epoch of a part of a dump
+    for stray in ("epoch_3/batch_8.tar.bak", "epoch_3/batch_x.tar", "epoch_3/notes.txt", "epoch_9", "batch_1.tar", "log.txt"):
+        (tmp_path / stray).write_text("stray")
+    for folder in ("epoch_", "epoch_x", "xepoch_1", "epoch_4"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "xepoch_1" / "batch_0.tar").write_text("stray")
+    source = open_labels(tmp_path)
+    assert list(source.places) == [Place(3, 7)] and len(list(source)) == 1
+
+
+@pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
+def test_what_is_written_is_read_again_bit_for_bit(
+    mix: str | None, dtype: torch.dtype, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
+) -> None:
+    items = [sre2l_items(draw(n, 5, dtype=dtype, seed=n), mix, seed=n) for n in (6, 4)]
+    for number, six in enumerate(items):
+        write_sre2l(tmp_path / "theirs", six, 0, number)
+    write_order(tmp_path / "theirs", {0: list(range(10))})
+    for batch in open_labels(tmp_path / "theirs"):
+        write_batch(tmp_path / "ours", batch, as_bf16=dtype == torch.bfloat16)
+    write_order(tmp_path / "ours", {0: list(range(10))})
+    again = open_labels(tmp_path / "ours")
+    assert (again.dtype, again.order, list(again.places)) == (NAMES[dtype], "explicit", [Place(0, 0), Place(0, 1)])
+    assert all(holds(batch, six) for batch, six in zip(again, items, strict=True))
+
+
+def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    items = sre2l_items(draw(6, 5, dtype=torch.float16))
+    theirs = write_sre2l(tmp_path, items)
+    with pytest.raises(Exception, match="weights_only"):  # SRe2L's own file is refused for its numpy.int64
+        torch.load(theirs, weights_only=True)
+    write_batch(tmp_path / "ours", open_labels(tmp_path).read(0))
+    ours = torch.load(tmp_path / "ours" / "epoch_0" / "batch_0.tar", weights_only=True)
+    assert type(ours) is list and len(ours) == 6 and [type(v) for v in ours[4]] == [int] * 4 and type(ours[3]) is float
+    assert [ours[4], ours[3]] == [[int(v) for v in items[4]], float(items[3])]
+    for number in (0, 1, 2, 5):
+        assert ours[number].dtype == items[number].dtype and torch.equal(ours[number], items[number])
+
+
+def test_an_order_is_written_as_lpld_has_it(tmp_path: Path) -> None:
+    write_order(tmp_path, {10: [3, 1], 2: [0]})
+    assert (tmp_path / "sampler_indices_epoch.json").read_text() == '{"2": [0], "10": [3, 1]}'
+
+
+def test_files_of_old_numpy_and_old_torch_load(
+    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
+) -> None:
+    items = sre2l_items(draw(6, 5))
+    new, old = b"numpy._core.multiarray\nscalar\n", b"numpy.core.multiarray\nscalar\n"
+
+    def rename(pickled: bytes) -> bytes:
+        assert new in pickled or old in pickled
+        return pickled.replace(new, old)
+
+    change_pickle(write_sre2l(tmp_path, items, batch=0), rename)
+    change_pickle(write_sre2l(tmp_path, items, batch=1), lambda pickled: rename(pickled).replace(old, new))
+    write_sre2l(tmp_path, items, batch=2, _use_new_zipfile_serialization=False)
+    assert all(holds(batch, items) for batch in open_labels(tmp_path)) and len(open_labels(tmp_path)) == 3
+
+
+def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    items = sre2l_items(draw(6, 5))
+    wide = torch.cat([items[5], items[5]], 1)
+    for batch, logits in enumerate(
+        (items[5].clone().requires_grad_(), torch.nn.Parameter(items[5]), wide[:, 5:], torch._neg_view(-items[5]))
+    ):
+        write_sre2l(tmp_path, [*items[:5], logits], batch=batch)
+    assert all(holds(batch, items) for batch in open_labels(tmp_path))
+
+
+@pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump does not lie in ../shared")
+def test_a_real_dump_says_its_images_once_an_epoch() -> None:
+    source = open_labels(DUMP)
+    assert (source.layout, source.classes, source.order) == ("sre2l", 1000, "explicit")
+    epoch = [source.read(at) for at, place in enumerate(source.places) if place.epoch == source.places[-1].epoch]
+    images = np.concatenate([batch.image for batch in epoch if batch.image is not None])
+    assert sorted(images.tolist()) == list(range(len(images))) and all(batch.mix_box and batch.crop is not None for batch in epoch)
+    unmixed = np.concatenate(
+        [np.full(len(batch), (batch.mix_lam or 0) > 0.9) for batch in epoch]
+    )  # one image a class, in its order
+    top = np.concatenate([batch.labels.argmax(1) for batch in epoch])
+    assert (top == images)[unmixed].mean() > 0.5

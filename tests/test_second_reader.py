@@ -1,0 +1,57 @@
+"""The reader of docs/second-reader.md, which knows nothing of vqlabel, reads what vqlabel writes."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vqlabel
+from vqlabel.config import FitConfig
+from vqlabel.container import ContainerWriter
+
+PAGE = Path(__file__).parents[1] / "docs" / "second-reader.md"
+GOLDEN = Path(__file__).parent / "golden"
+CLASSES, RECORDS = 20, 300
+
+
+@pytest.fixture(scope="module")
+def block() -> str:
+    (found,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def read_vql(block: str) -> Callable[[Path], torch.Tensor]:
+    names: dict[str, Callable[[Path], torch.Tensor]] = {}
+    exec(block, names)
+    return names["read_vql"]
+
+
+def test_it_is_short_and_does_not_lean_on_vqlabel(block: str) -> None:
+    lines = [line for line in block.splitlines() if line.strip()]
+    assert len(lines) <= 25
+    imported = {re.split(r"[ .]", line)[1] for line in lines if line.startswith(("import ", "from "))}
+    assert imported == {"json", "numpy", "safetensors", "torch", "zstandard"}
+
+
+@pytest.mark.parametrize("size", [16, 100, 256, 300])
+def test_it_agrees_with_vqlabel_in_both_codings(
+    read_vql: Callable[[Path], torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    np.save(tmp_path / "a.npy", 4 * np.random.default_rng(0).standard_normal((RECORDS, CLASSES)).astype(np.float16))
+    codec = vqlabel.fit(tmp_path / "a.npy", FitConfig(slots=3, codebook_size=size, latent=8, epochs=1))[0]
+    begin = ContainerWriter.begin
+    for coding in ("fixed", "zstd"):
+        monkeypatch.setattr(ContainerWriter, "begin", lambda self, name, bits: begin(self, name, bits, coding))  # noqa: B023
+        vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding}.vql", codec=codec)
+        dataset = vqlabel.open(tmp_path / f"{coding}.vql")
+        assert dataset.file.container.streams["codes"].coding == coding
+        torch.testing.assert_close(read_vql(tmp_path / f"{coding}.vql"), dataset[:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["vqae", "grouped"])
+def test_it_reads_the_golden_files(read_vql: Callable[[Path], torch.Tensor], name: str) -> None:
+    np.testing.assert_allclose(read_vql(GOLDEN / f"{name}.vql"), np.load(GOLDEN / f"{name}.labels.npy"), rtol=0, atol=1e-4)
