@@ -100,7 +100,16 @@ def test_a_large_dump_is_sampled_over_all_its_epochs(monkeypatch: pytest.MonkeyP
 
 def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: Path, logits: NDArray[np.float16]) -> None:
     codec, report = fit(dump, QUICK)
-    assert json.loads(json.dumps(report)).keys() == {"codec", "config", "fit", "code_bits", "held_out", "seen", "held", "perplexity"}
+    assert json.loads(json.dumps(report)).keys() == {
+        "codec",
+        "config",
+        "fit",
+        "code_bits",
+        "held_out",
+        "seen",
+        "held",
+        "perplexity",
+    }
     assert report["held_out"] == "the last epoch (5)"
     assert report["code_bits"] == sum(codec.code_bits) == 12
     assert report["fit"] == QUICK.to_dict()
@@ -181,22 +190,27 @@ def test_an_interruption_while_the_state_is_written_leaves_the_state_before(
             raise KeyboardInterrupt
         save(values, path)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(torch, "save", halting_save)
+    monkeypatch.setattr(torch, "save", halting_save)
+    with pytest.raises(KeyboardInterrupt):
         fit(dump, QUICK, out=out)
+    monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a.codec.state"]
     fit(dump, QUICK, out=out, resume=True)
     assert out.read_bytes() == uninterrupted
 
 
 def test_there_must_be_something_to_resume(dump: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--resume: there is no .*a\.codec\.state, so nothing was interrupted; run without --resume"):
+    with pytest.raises(
+        UsageError, match=r"--resume: there is no .*a\.codec\.state, so nothing was interrupted; run without --resume"
+    ):
         fit(dump, QUICK, out=tmp_path / "a.codec", resume=True)
     with pytest.raises(UsageError, match="so nothing was interrupted"):
         fit(dump, QUICK, resume=True)
 
 
-def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(dump: Path, tmp_path: Path, logits: NDArray[np.float16]) -> None:
+def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
+    dump: Path, tmp_path: Path, logits: NDArray[np.float16]
+) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     with pytest.raises(KeyboardInterrupt):
         fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
@@ -248,7 +262,9 @@ CODECS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("options", CODECS.values(), ids=CODECS.keys())
 @pytest.mark.parametrize("labels", [2, 3, 10])
-def test_a_dump_of_a_few_labels_is_fitted(labels: int, options: dict[str, Any], logits: NDArray[np.float16], tmp_path: Path) -> None:
+def test_a_dump_of_a_few_labels_is_fitted(
+    labels: int, options: dict[str, Any], logits: NDArray[np.float16], tmp_path: Path
+) -> None:
     np.save(tmp_path / "few.npy", logits[0, :labels])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -13,7 +13,7 @@ from vqlabel.vql import VqlFile
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 GOLDEN = Path(__file__).parent / "golden"
-CODED = {"raw": "fixed", "smoothed": "zstd", "topk": "fixed", "vqae": "fixed", "grouped": "fixed"}
+CODED = {"raw": "fixed", "smoothed": "zstd", "topk": "fixed", "vqae": "zstd", "grouped": "fixed"}
 CROPS = {"smoothed": "float32"}
 
 

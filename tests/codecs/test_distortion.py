@@ -32,12 +32,18 @@ def plain_kl(teacher: NDArray[np.float64], student: NDArray[np.float64], tempera
 
 def test_kl_of_known_distributions() -> None:
     assert kl(P.log().clamp_min(-50), Q.log().clamp_min(-50), 1).item() == pytest.approx(KL_PQ, rel=1e-6)
-    assert kl(Q.log().clamp_min(-50), P.log().clamp_min(-50), 1).item() == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-6)
-    assert kl(torch.zeros(1, 8), torch.tensor([[math.log(9.0)] + [0.0] * 7]), 1).item() == pytest.approx(math.log(16 / 8) - math.log(9) / 8)
+    assert kl(Q.log().clamp_min(-50), P.log().clamp_min(-50), 1).item() == pytest.approx(
+        0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-6
+    )
+    assert kl(torch.zeros(1, 8), torch.tensor([[math.log(9.0)] + [0.0] * 7]), 1).item() == pytest.approx(
+        math.log(16 / 8) - math.log(9) / 8
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1, 4, 20])
-def test_kl_at_a_temperature_is_that_of_the_tempered_distributions_times_its_square(temperature: float, pair: tuple[Tensor, Tensor]) -> None:
+def test_kl_at_a_temperature_is_that_of_the_tempered_distributions_times_its_square(
+    temperature: float, pair: tuple[Tensor, Tensor]
+) -> None:
     teacher, student = pair
     want = temperature**2 * plain_kl(teacher.numpy(), student.numpy(), temperature)
     np.testing.assert_allclose(kl(teacher, student, temperature), want, rtol=1e-9)
@@ -59,7 +65,9 @@ def test_a_shift_of_the_logits_changes_no_kl(pair: tuple[Tensor, Tensor]) -> Non
     torch.testing.assert_close(as_logits(teacher + shifts, "logits"), as_logits(teacher, "logits"), atol=1e-4, rtol=0)
 
 
-def test_kl_at_a_high_temperature_is_the_squared_error_of_centred_logits_over_twice_the_classes(pair: tuple[Tensor, Tensor]) -> None:
+def test_kl_at_a_high_temperature_is_the_squared_error_of_centred_logits_over_twice_the_classes(
+    pair: tuple[Tensor, Tensor],
+) -> None:
     teacher, student = pair
     gap = (teacher - student) - (teacher - student).mean(1, keepdim=True)
     torch.testing.assert_close(kl(teacher, student, 3000), gap.square().sum(1) / (2 * 20), rtol=5e-3, atol=0)
@@ -84,9 +92,13 @@ def test_mixed_kl_weighs_every_temperature_by_its_cube_root(pair: tuple[Tensor, 
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_squared_distance_of_hellinger_features_is_the_kl_of_close_distributions(temperature: float, pair: tuple[Tensor, Tensor]) -> None:
+def test_squared_distance_of_hellinger_features_is_the_kl_of_close_distributions(
+    temperature: float, pair: tuple[Tensor, Tensor]
+) -> None:
     teacher = pair[0]
-    student = teacher + 0.01 * temperature * torch.randn(teacher.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    student = teacher + 0.01 * temperature * torch.randn(
+        teacher.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     distance = (hellinger_features(teacher, temperature) - hellinger_features(student, temperature)).square().sum(1)
     want = temperature_weight(temperature) * kl(teacher, student, temperature)
     torch.testing.assert_close(distance, want, rtol=0.02, atol=0)

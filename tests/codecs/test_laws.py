@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vqlabel import FitConfig
 from vqlabel.bitstream import pack_fixed, unpack_fixed
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
+from vqlabel.codecs.file import KEY
 from vqlabel.config import RawConfig, TopkConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
 from vqlabel.unpacking import as_tensor
@@ -51,9 +53,7 @@ def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16
     if dtype != "F16":  # a dump of bf16 arrives as float32
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
     config = FitConfig(epochs=1, **options)
-    sample = LabelSample(
-        seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype=dtype
-    )
+    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype=dtype)
     codec = CODECS[config.codec][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
     return Case(codec, labels, domain)
 
@@ -160,8 +160,6 @@ def test_decoder_tensors_and_configuration_are_all_that_decoding_needs(case: Cas
 
 
 def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     path = tmp_path / "some.codec"
     with pytest.raises(UsageError, match="no such file; name a codec that `vqlabel fit` wrote"):
         load_codec(path)
@@ -171,13 +169,24 @@ def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, path)
     with pytest.raises(BadContainer, match="a safetensors file, but no codec"):
         load_codec(path)
-    for config in ("[" * 100_000, "{", "7"):
-        save_file({"a": torch.zeros(1)}, path, {"format": "vqlabel.codec", "kind": "raw", "config": config, "report": "{}"})
-        with pytest.raises(BadContainer, match=r"some\.codec: (its configuration cannot be read|RawConfig has the fields)"):
+    unreadable, foreign = "its configuration cannot be read", "RawConfig has the fields"
+    for said, message in (
+        ("[" * 100_000, unreadable),
+        ("{", unreadable),
+        ("7", unreadable),
+        ("{}", unreadable),
+        ('{"kind": "raw", "config": {}, "report": 7}', unreadable),
+        ('{"kind": "raw", "config": 7, "report": {}}', foreign),
+        ('{"kind": "raw", "config": {"classes": 2}, "report": {}}', foreign),
+        (
+            '{"kind": "pixie", "config": {}, "report": {}}',
+            "codec kind 'pixie' is unknown; this vqlabel has vqae, topk, raw: upgrade it",
+        ),
+        ('{"kind": ["raw"], "config": {}, "report": {}}', r"codec kind \['raw'\] is unknown"),
+    ):
+        save_file({"a": torch.zeros(1)}, path, {KEY: said})
+        with pytest.raises(BadContainer, match=rf"some\.codec: {message}"):
             load_codec(path)
-    save_file({"a": torch.zeros(1)}, path, {"format": "vqlabel.codec", "kind": "pixie", "config": "{}", "report": "{}"})
-    with pytest.raises(BadContainer, match="codec kind 'pixie' is unknown; this vqlabel has vqae, topk, raw: upgrade it"):
-        load_codec(path)
 
 
 CONFIGS = [

@@ -175,7 +175,9 @@ def test_more_codes_than_distinct_points_are_no_trouble(points: int, k: int, wid
 def test_points_that_are_all_alike_are_no_trouble() -> None:
     books = fit_codebooks(torch.full((40, 4), 2.5), 3, 8, "residual", generator())
     assert bool(torch.isfinite(books).all())
-    torch.testing.assert_close(residual_sum(books, torch.zeros(1, 3, dtype=torch.long))[0], torch.full((4,), 2.5), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        residual_sum(books, torch.zeros(1, 3, dtype=torch.long))[0], torch.full((4,), 2.5), atol=1e-3, rtol=0
+    )
 
 
 def test_dead_codes_come_to_life() -> None:
@@ -186,7 +188,9 @@ def test_dead_codes_come_to_life() -> None:
     usage = Usage(1, 32)
     usage.add(nearest(spread, centroids)[:, None].numpy())
     assert usage.perplexity()[0] > 8
-    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.5 * float(spread.square().sum(1).mean())
+    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.5 * float(
+        spread.square().sum(1).mean()
+    )
 
 
 def test_codes_of_a_gaussian_are_used_evenly() -> None:

@@ -36,7 +36,9 @@ def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None
     return codec.eval().requires_grad_(False)
 
 
-def loss_of(codec: LabelCodec, labels: Tensor, codes: Tensor | None = None, temperatures: tuple[float, ...] = TEMPERATURES) -> float:
+def loss_of(
+    codec: LabelCodec, labels: Tensor, codes: Tensor | None = None, temperatures: tuple[float, ...] = TEMPERATURES
+) -> float:
     """Mean mixed KL of the decoded labels."""
     decoded = codec.decode(codec.encode(labels) if codes is None else codes)
     domain = codec.config.domain
@@ -69,7 +71,9 @@ def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: T
     """40 labels, 200 epochs: the last epoch is worse than the start, and not what is kept."""
     epochs: list[dict[str, float]] = []
     states: list[Mapping[str, Any]] = []
-    hooks = FitHooks(progress=lambda stage, _done, _total, figures: epochs.append(figures) if "round 2" in stage else None, save=states.append)
+    hooks = FitHooks(
+        progress=lambda stage, _done, _total, figures: epochs.append(figures) if "round 2" in stage else None, save=states.append
+    )
     few = labels[-HELD - 40 :]
     codec = fit(few, epochs=200, hidden=64, hooks=hooks)
     losses = [figures["loss"] for figures in epochs]
@@ -123,8 +127,12 @@ def test_a_label_takes_no_more_bits_than_asked_for(bits: int, k: int | None, cod
     assert bits - config.code_bits < rate <= bits
 
 
-@pytest.mark.parametrize(("latent", "code_width", "k", "rate"), [(32, 4, 256, 64), (64, 2, 16, 128), (30, 10, 1024, 30), (8, 8, 2, 1)])
-def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(latent: int, code_width: int, k: int, rate: int) -> None:
+@pytest.mark.parametrize(
+    ("latent", "code_width", "k", "rate"), [(32, 4, 256, 64), (64, 2, 16, 128), (30, 10, 1024, 30), (8, 8, 2, 1)]
+)
+def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(
+    latent: int, code_width: int, k: int, rate: int
+) -> None:
     """arXiv 2603.03808: d_h / d_c * log2 k."""
     config = resolve(FitConfig(latent=latent, code_width=code_width, codebook_size=k), 24_000, 1000, "logits")
     assert (config.quantizer, config.slots) == ("grouped", latent // code_width)

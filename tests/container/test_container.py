@@ -68,9 +68,7 @@ def test_a_file_is_a_valid_safetensors_file(file: Path) -> None:
     offset, stored, raw, first, rows, _ = table[1].tolist()
     planes = np.frombuffer(zstandard.decompress(payload[offset : offset + stored]), np.uint8).reshape(2, 3, rows)
     assert raw == planes.size and offset % ALIGN == 0
-    np.testing.assert_array_equal(
-        np.einsum("fbr,b->rf", planes.astype(int), [1, 256, 65536]), SKEWED[first : first + rows]
-    )
+    np.testing.assert_array_equal(np.einsum("fbr,b->rf", planes.astype(int), [1, 256, 65536]), SKEWED[first : first + rows])
 
 
 def test_the_same_input_makes_the_same_bytes_however_it_was_cut(file: Path, tmp_path: Path) -> None:
@@ -148,7 +146,7 @@ def test_changing_what_was_read_changes_nothing_that_is_read_next(file: Path) ->
 
 
 def test_names_that_are_not_there_are_refused(file: Path) -> None:
-    with pytest.raises(BadContainer, match="has no stream 'other'; it has codes, columns.skewed"):
+    with pytest.raises(BadContainer, match="has no stream 'other'; it has codes"):
         ContainerReader(file).rows("other")
     for name in ("other", "vql.seal"):
         with pytest.raises(BadContainer, match=f"has no tensor '{name}'"):
@@ -183,6 +181,31 @@ def test_a_reader_works_on_both_sides_of_a_fork(file: Path) -> None:
 # Publishing: whole or not at all.
 
 
+def attempt(path: Path, *steps: Callable[[ContainerWriter], object], overwrite: bool = False) -> None:
+    """Write with these steps, one after the other."""
+    with ContainerWriter(path, overwrite=overwrite) as writer:
+        for step in steps:
+            step(writer)
+
+
+def some_rows(writer: ContainerWriter) -> None:
+    writer.begin("codes", [5] * 3)
+    writer.append(EVEN)
+
+
+def the_rest(writer: ContainerWriter) -> None:
+    writer.end()
+    writer.tensor("codec.bias", "F16", BIAS)
+    writer.finish({})
+
+
+def fails(error: BaseException) -> Callable[[ContainerWriter], object]:
+    def step(_: ContainerWriter) -> None:
+        raise error
+
+    return step
+
+
 def test_a_target_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
     target.write_text("precious")
@@ -194,9 +217,8 @@ def test_a_target_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
 
 def test_a_target_that_appears_while_we_write_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
-    with pytest.raises(TargetExists), ContainerWriter(target) as writer:
-        target.write_text("precious")
-        writer.finish({})
+    with pytest.raises(TargetExists):
+        attempt(target, some_rows, lambda _: target.write_text("precious"), the_rest)
     assert target.read_text() == "precious" and list(tmp_path.iterdir()) == [target]
 
 
@@ -206,16 +228,13 @@ def test_an_exception_in_the_middle_leaves_the_target_untouched(tmp_path: Path, 
     target = tmp_path / "a.vql"
     if there:
         target.write_text("precious")
-    with pytest.raises(error), ContainerWriter(target, overwrite=True) as writer:
-        writer.begin("codes", [5] * 3)
-        writer.append(EVEN)
-        raise error
+    with pytest.raises(error):
+        attempt(target, some_rows, fails(error()), overwrite=True)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["precious"] * there
 
 
 def test_leaving_without_finish_publishes_nothing(tmp_path: Path) -> None:
-    with ContainerWriter(tmp_path / "a.vql") as writer:
-        writer.tensor("codec.bias", "F16", BIAS)
+    attempt(tmp_path / "a.vql", some_rows)
     assert not list(tmp_path.iterdir())
 
 
@@ -224,6 +243,11 @@ class FullDisk:
 
     def __init__(self, file: Any, what: str, room: int) -> None:
         self._file, self._what, self._room = file, what, room
+
+    @classmethod
+    def under(cls, what: str, room: int) -> Callable[[ContainerWriter], object]:
+        """The step that puts it under a writer."""
+        return lambda writer: setattr(writer, "_file", cls(writer._file, what, room))
 
     def __getattr__(self, name: str) -> Any:
         return self._refuse if name == self._what and self._use() else getattr(self._file, name)
@@ -242,20 +266,13 @@ class FullDisk:
 def test_a_full_disk_is_a_refusal_that_names_the_target(tmp_path: Path, what: str, room: int) -> None:
     target = tmp_path / "a.vql"
     with pytest.raises(VqlabelError, match=r"a\.vql: cannot be written \(No space left on device\); nothing was left behind"):
-        with ContainerWriter(target) as writer:
-            writer._file = FullDisk(writer._file, what, room)
-            writer.begin("codes", [5] * 3)
-            writer.append(EVEN)
-            writer.end()
-            writer.tensor("codec.bias", "F16", BIAS)
-            writer.finish({})
+        attempt(target, FullDisk.under(what, room), some_rows, the_rest)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_buffer_that_cannot_be_flushed_does_not_hide_an_interrupt(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), ContainerWriter(tmp_path / "a.vql") as writer:
-        writer._file = FullDisk(writer._file, "close", 0)
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        attempt(tmp_path / "a.vql", FullDisk.under("close", 0), fails(KeyboardInterrupt()))
     assert not list(tmp_path.iterdir())
 
 
@@ -268,16 +285,15 @@ def test_a_folder_that_is_not_there_and_a_name_that_cannot_be_are_refused(tmp_pa
 
 @pytest.mark.parametrize("coding", ["fixed", "zstd"])
 def test_a_row_beyond_its_width_is_refused_and_nothing_is_left(tmp_path: Path, coding: str) -> None:
-    with pytest.raises(CodeOutOfRange, match="needs 6 bits"), ContainerWriter(tmp_path / "a.vql") as writer:
-        writer.begin("codes", [5], coding)
-        writer.append(np.full((10, 1), 32, np.uint32))
-        writer.end()
+    wide = np.full((10, 1), 32, np.uint32)
+    with pytest.raises(CodeOutOfRange, match="needs 6 bits"):
+        attempt(tmp_path / "a.vql", lambda w: w.begin("codes", [5], coding), lambda w: w.append(wide), the_rest)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_header_beyond_its_limit_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(VqlabelError, match="the format allows 16777216"), ContainerWriter(tmp_path / "a.vql") as writer:
-        writer.finish({"vql.note": "x" * (16 << 20)})
+    with pytest.raises(VqlabelError, match="the format allows 16777216"):
+        attempt(tmp_path / "a.vql", lambda writer: writer.finish({"vql.note": "x" * (16 << 20)}))
     assert not list(tmp_path.iterdir())
 
 

@@ -89,7 +89,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def learned(small: Path) -> Path:
     """Ten labels under a vqae codec that nobody trained."""
     config = VqaeConfig(
-        classes=C, domain="logits", slots=SLOTS, codebook_size=K, latent=4, code_width=4, quantizer="residual", hidden=3, temperature=(1.0,)
+        classes=C,
+        domain="logits",
+        slots=SLOTS,
+        codebook_size=K,
+        latent=4,
+        code_width=4,
+        quantizer="residual",
+        hidden=3,
+        temperature=(1.0,),
     )
     codec = CODECS["vqae"][0](config)
     torch.manual_seed(0)
@@ -382,8 +390,13 @@ def test_an_altered_tensor_does_not_fit_its_sum(small: Path, target: Path, name:
     data, section = bytearray(small.read_bytes()), ContainerReader(small).sections[name]
     data[section.start] ^= 1
     target.write_bytes(data)
-    with pytest.raises(BadContainer, match="does not fit its (sha256|checksum)"):
+    with pytest.raises(BadContainer, match=r"does not fit its (sha256|checksum)"):
         verify(target)
+
+
+def test_a_payload_must_fit_its_sum_as_well(forge: Forge, target: Path) -> None:
+    digest = hashlib.sha256(forge.body[forge.span("codes")]).hexdigest()
+    refused(forge.write(target, text=lambda text: text.replace(digest, digest[::-1])), "stream 'codes' does not fit its sha256")
 
 
 def as_zstd(forge: Forge, stored: bytes) -> Forge:

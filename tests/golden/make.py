@@ -1,4 +1,4 @@
-"""Makes the golden files beside it, once per layout: `python tests/golden/make.py`. No test runs this.
+"""Makes the golden files that are missing beside it, once per layout: `python tests/golden/make.py`. No test runs this.
 
 A published layout never changes: where a golden file would come out different, the format needs a new minor or major version and new
 golden files beside these, not instead of them.
@@ -13,7 +13,7 @@ import torch
 
 import vqlabel
 from vqlabel.codecs import CODECS, LabelCodec
-from vqlabel.config import FitConfig, RawConfig, TopkConfig
+from vqlabel.config import RawConfig, TopkConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource
 from vqlabel.labels.source import Place
 
@@ -25,7 +25,7 @@ class Views(LabelSource):
     """Forty views of ten images, with every column that a dump can have."""
 
     path, layout, classes, domain, dtype, order = HERE, "sre2l", CLASSES, "logits", "F16", "explicit"
-    places = [Place(epoch, batch) for epoch in range(EPOCHS) for batch in range(IMAGES // BATCH)]
+    places = tuple(Place(epoch, batch) for epoch in range(EPOCHS) for batch in range(IMAGES // BATCH))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         rng = np.random.default_rng(at)
@@ -51,7 +51,7 @@ class Smoothed(LabelSource):
     """Probabilities in bf16 of few different values, which zstd likes; row i of an epoch is image i; crops that are no fractions."""
 
     path, layout, classes, domain, dtype, order = HERE, "arrays", CLASSES, "probs", "BF16", "rows"
-    places = [Place(epoch, 0) for epoch in range(EPOCHS)]
+    places = tuple(Place(epoch, 0) for epoch in range(EPOCHS))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         labels = np.full((IMAGES, CLASSES), 1 / 32, np.float32)
@@ -60,15 +60,33 @@ class Smoothed(LabelSource):
         return LabelBatch(labels=labels, place=self.places[at], image=np.arange(IMAGES), crop=crop), f"epoch {at}"
 
 
+def untrained(quantizer: str, codebook_size: int, code_width: int) -> LabelCodec:
+    """A vqae codec of random weights, which no change to the training can change."""
+    config = VqaeConfig(
+        classes=CLASSES,
+        domain="logits",
+        slots=3,
+        codebook_size=codebook_size,
+        latent=6,
+        code_width=code_width,
+        quantizer=quantizer,
+        hidden=5,
+        temperature=(1.0, 4.0),
+    )
+    codec, rng = CODECS["vqae"][0](config), np.random.default_rng(3)
+    with torch.no_grad():
+        for _, weight in sorted(codec.state_dict().items()):
+            weight.copy_(torch.from_numpy(rng.standard_normal(weight.shape)))
+    return codec
+
+
 def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     """Name, dump and codec of every golden file."""
     yield "raw", Views(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
     yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
     yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
-    residual = FitConfig(slots=3, codebook_size=20, latent=6, hidden=5, epochs=2)  # k is no power of two
-    yield "vqae", Views(), vqlabel.fit(Views(), residual)[0]
-    grouped = FitConfig(code_width=2, codebook_size=16, latent=6, hidden=5, epochs=2)
-    yield "grouped", Views(), vqlabel.fit(Views(), grouped)[0]
+    yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6)  # k is no power of two
+    yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2)
 
 
 def records(source: LabelSource) -> np.ndarray:
@@ -90,6 +108,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, source, codec in cases():
         path = HERE / f"{name}.vql"
+        if path.exists():  # never made again
+            continue
         print(vqlabel.pack(source, path, codec=codec))
         np.save(HERE / f"{name}.labels.npy", vqlabel.open(path)[:].numpy())
         np.save(HERE / f"{name}.records.npy", records(source))

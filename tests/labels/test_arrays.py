@@ -129,7 +129,7 @@ def test_the_labels_are_found_beside_other_arrays(tmp_path: Path, draw: Draw, re
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_more_than_a_batch_is_in_memory(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
-    path = write_array(tmp_path / file, draw(5, 2 * BATCH_RECORDS, 100, dtype=torch.float16))  # 8 MB, in batches of 0.8 MB
+    path = write_array(tmp_path / file, draw(2, 5 * BATCH_RECORDS, 100, dtype=torch.float16))  # 8 MB, in batches of 0.8 MB
     open_labels(path).read(0)  # imports
     tracemalloc.start()
     source = open_labels(path)
@@ -159,6 +159,16 @@ def test_a_thousand_shards_keep_no_thousand_files_open(file: str, tmp_path: Path
     assert len(list(source)) == 20 and len(os.listdir("/dev/fd")) == before
 
 
+@pytest.mark.parametrize("file", ["a.npz", "a.packed.npz"])
+def test_the_checksum_of_a_zip_is_compared(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
+    path = write_array(tmp_path / file, draw(2 * BATCH_RECORDS, 5))
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\1\2") + 16] ^= 1  # of the directory at the end
+    path.write_bytes(data)
+    with pytest.raises(BadLabels, match=rf"{file}: unreadable at row {BATCH_RECORDS} .*CRC"):
+        open_labels(path).read(1)
+
+
 def test_every_flipped_byte_of_a_zip_is_found(tmp_path: Path, draw: Draw, write_array: Write, read_all: ReadAll) -> None:
     for file in ("a.npz", "a.packed.npz"):
         path = write_array(tmp_path / file, draw(6, 5))
@@ -168,5 +178,5 @@ def test_every_flipped_byte_of_a_zip_is_found(tmp_path: Path, draw: Draw, write_
             stop = start + archive.infolist()[0].compress_size - 32
         for at in range(start, stop):
             path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-            with pytest.raises(BadLabels, match="damaged|no readable|needs|truncated|must be finite"):
+            with pytest.raises(BadLabels, match=r"damaged|no readable|truncated|finite"):
                 read_all(path)

@@ -64,7 +64,7 @@ class LabelCodec(nn.Module, ABC):
         """From a resolved configuration and the tensors of `decoder_tensors` and, where there, `encoder_tensors`.
 
         Raises:
-            BadContainer: a tensor is missing, unknown, of another shape or not finite.
+            BadContainer: a tensor is missing, of another shape or not finite.
         """
 
     @property

@@ -1,0 +1,356 @@
+"""The command line: what goes to stdout and to stderr, exit codes, and what an impatient user may do to it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.cli import app
+from vqlabel.labels import open_labels
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("fit", "pack", "unpack", "stats", "info", "verify", "demo")
+QUICK = ("--bits", "12", "--codebook-size", "8", "--epochs", "2")
+
+
+def run(*arguments: object) -> Result:
+    """In this process: fast, and what a command raises is seen."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="vqlabel")
+
+
+def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    """In a process of its own, as a shell does."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "vqlabel", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def in_a_shell(*arguments: object) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, error = process.communicate(timeout=60)
+    return process.returncode, out, error
+
+
+def ok(*arguments: object) -> str:
+    """stdout of a command that succeeds and says nothing on stderr."""
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+    return result.stdout
+
+
+def ok_json(*arguments: object) -> dict[str, Any]:
+    """The one JSON object that stdout holds."""
+    out = ok(*arguments, "--json")
+    assert out.count("\n") == 1
+    found = json.loads(out)
+    assert isinstance(found, dict)
+    return found
+
+
+def refused(code: int, message: str, *arguments: object) -> None:
+    """`message` after "vqlabel: " on stderr in one line, nothing on stdout, no traceback."""
+    for more in ((), ("--json",)):
+        result = run(*arguments, *more)
+        assert isinstance(result.exception, SystemExit), result.exception
+        assert result.exit_code == code, result.stderr
+        assert result.stdout == ""
+        assert result.stderr.startswith("vqlabel: ")
+        assert result.stderr.count("\n") == 1
+        assert message in result.stderr
+
+
+# --- the way through ------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_reports_what_it_held_out(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+    found = ok_json("fit", dump, "-o", tmp_path / "a.codec", *QUICK)
+    assert found["path"] == str(tmp_path / "a.codec")
+    assert found["held_out"] == "the last epoch (5)"
+    assert (found["held"]["labels"], found["seen"]["labels"], found["code_bits"]) == (60, 300, 12)
+    assert (tmp_path / "a.codec").read_bytes() == codec_file.read_bytes(), "the same as from Python"
+    out = ok("fit", dump, "-o", tmp_path / "b.codec", *QUICK)
+    assert "vqae, 12 code bits per label, 40 classes of logits" in out
+    assert "held out: the last epoch (5)" in out
+    assert "seen by the fit" in out
+    assert "perplexity per slot" in out
+    assert f"{found['held']['kl_T20']:.4f}" in out
+
+
+def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Path) -> None:
+    found = ok_json(
+        "fit", dump, "--out", tmp_path / "a.codec", "--bits", 30, "--slots", 4, "--codebook-size", 5, "--code-width", 2, "--latent", 8,
+        "--hidden", 6, "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
+    )  # fmt: skip
+    want = FitConfig(
+        bits=30, slots=4, codebook_size=5, code_width=2, latent=8, hidden=6, temperature=(2.0, 3.5), epochs=1, seed=9, device="cpu"
+    )
+    assert found["fit"] == {**want.to_dict(), "temperature": [2.0, 3.5]}
+    assert found["config"]["quantizer"] == "grouped"
+
+
+def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
+    found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
+    assert found == {"path": str(tmp_path / "a.vql"), "records": 360, "bytes": vql.stat().st_size, "code_bits": 12}
+    assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
+    out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
+    assert "360 labels in" in out
+    assert "12 code bits each" in out
+
+
+@pytest.mark.parametrize(("codec", "bits"), [("vqae", 12), ("topk", 44), ("raw", 640)])
+def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, dump: Path, tmp_path: Path) -> None:
+    found = ok_json("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64))
+    assert found["code_bits"] == bits
+    assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
+
+
+def test_unpack_writes_a_file_or_a_tree(vql: Path, tmp_path: Path) -> None:
+    found = ok_json("unpack", vql, "-o", tmp_path / "a.npy", "--records", "10:-5", "--dtype", "f32")
+    assert found == {"path": str(tmp_path / "a.npy"), "records": 345, "classes": 40, "dtype": "f32"}
+    assert np.load(tmp_path / "a.npy").shape == (345, 40)
+    assert "360 labels of 40 classes, f16" in ok("unpack", vql, "-o", tmp_path / "tree", "--layout", "sre2l")
+    assert len(open_labels(tmp_path / "tree").places) == 24
+
+
+def test_stats_account_for_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None:
+    found = ok_json("stats", vql, "--against", tree, "--teacher-bytes", 5000)
+    assert {"records", "classes", "bytes", "bits_per_label"} <= set(found)
+    assert found["bytes"]["total"] == vql.stat().st_size
+    assert found["distortion"]["kl_T1"] > 0
+    assert found == json.loads(json.dumps(vqlabel.stats(vql, against=tree, teacher_bytes=5000)))
+    out = ok("stats", vql, "--against", tree, "--teacher-bytes", 5000)
+    for text in (
+        "codes only",
+        "all-in: the whole file",
+        "at 300 views/image",
+        "perplexity per slot",
+        "a teacher of 5.00 kB",
+        "kl_T20",
+    ):
+        assert text in out
+    for row in found["rows"]:
+        assert any(line.startswith(row["part"]) and f"{row['bytes']:,}" in line for line in out.splitlines())
+
+
+def test_stats_of_probabilities_need_no_more_flags(probs: NDArray[np.float16], tmp_path: Path) -> None:
+    np.save(tmp_path / "probs.npy", probs)
+    ok("pack", tmp_path / "probs.npy", "-o", tmp_path / "a.vql", "--domain", "probs", *QUICK)
+    assert ok_json("stats", tmp_path / "a.vql", "--against", tmp_path / "probs.npy")["distortion"]["kl_T1"] > 0
+
+
+def test_stats_draws_a_picture(vql: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    ok("stats", vql, "--plot", tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert before.startswith(b"\x89PNG")
+    refused(4, "a.png exists; pass --overwrite", "stats", vql, "--plot", tmp_path / "a.png")
+    refused(2, "a.xyz: no picture can be written there", "stats", vql, "--plot", tmp_path / "a.xyz")
+    refused(1, "a.png: No such file or directory", "stats", vql, "--plot", tmp_path / "no" / "a.png")
+
+
+def test_info_says_what_the_header_holds(vql: Path) -> None:
+    found = ok_json("info", vql)
+    assert (found["records"], found["batches"], found["order"]) == (360, 24, "explicit")
+    assert found["label"] == {"classes": 40, "domain": "logits", "dtype": "F16", "shift_preserved": False}
+    assert found["columns"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box"]
+    assert found["bytes"] == vql.stat().st_size
+    out = ok("info", vql)
+    assert all(any(line.startswith(key) for line in out.splitlines()) for key in found)
+
+
+def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
+    found = ok_json("verify", vql)
+    assert found == {"path": str(vql), **vqlabel.verify(vql)}
+    assert "all sound" in ok("verify", vql)
+    data = bytearray(vql.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "bad.vql").write_bytes(data)
+    refused(3, "bad.vql: ", "verify", tmp_path / "bad.vql")
+
+
+# --- exit codes -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
+    dump: Path, vql: Path, codec_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a"
+    for message, arguments in (
+        ("bits is 0; it must be 1..1048576", ("fit", dump, "-o", out, "--bits", 0)),
+        ("codec is 'zip'; it must be vqae, topk or raw", ("fit", dump, "-o", out, "--codec", "zip")),
+        ("--temperature '1,x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "1,x")),
+        ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
+        ("no: no such folder; make it first", ("fit", dump, "-o", tmp_path / "no" / "a")),
+        ("no: no such folder; make it first", ("pack", dump, "-o", tmp_path / "no" / "a.vql")),
+        ("so nothing was interrupted; run without --resume", ("fit", dump, "-o", out, "--resume")),
+        ("nothing: no such file; name a codec", ("pack", dump, "-o", out, "--codec", tmp_path / "nothing")),
+        ("effort is 'most'; it must be one of", ("pack", dump, "-o", out, "--codec", codec_file, "--effort", "most")),
+        ("layout is 'fkd'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd")),
+        ("domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
+        ("--records '1:2:3': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "1:2:3")),
+        ("--records 'x:': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "x:")),
+        ("records 0:1000 leave 0:360", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000")),
+        ("dtype is 'f8'; it must be f16, bf16 or f32", ("unpack", vql, "-o", tmp_path / "a.npy", "--dtype", "f8")),
+        ("nothing.vql: no such file", ("info", tmp_path / "nothing.vql")),
+        ("nothing.vql: no such file", ("stats", tmp_path / "nothing.vql")),
+        ("nothing.vql: no such file", ("verify", tmp_path / "nothing.vql")),
+    ):
+        refused(2, message, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.float16], tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY and no more")
+    (tmp_path / "a.txt").write_text("labels")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "nan.npy", np.where(np.arange(40) == 3, np.float16("nan"), logits[0]))
+    for message, arguments in (
+        ("a.npy: no readable .npy file", ("fit", tmp_path / "a.npy", "-o", tmp_path / "a")),
+        ("a.txt: .txt is no label format", ("fit", tmp_path / "a.txt", "-o", tmp_path / "a")),
+        ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
+        ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),
+        ("a.vql: a safetensors file, but no codec", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
+        ("no .vql file", ("info", dump)),
+        ("no .vql file", ("stats", dump)),
+        ("no .vql file", ("unpack", dump, "-o", tmp_path / "b.npy")),
+    ):
+        (tmp_path / "a.vql").write_bytes(vql.read_bytes())
+        refused(3, message, *arguments)
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_is_there_is_not_replaced_and_exits_with_4(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
+    for name in ("a.codec", "a.vql", "a.npy", "a.png"):
+        (tmp_path / name).write_bytes(b"precious")
+    commands: dict[str, tuple[object, ...]] = {
+        "a.codec": ("fit", dump, "-o", tmp_path / "a.codec", *QUICK),
+        "a.vql": ("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec_file),
+        "a.npy": ("unpack", vql, "-o", tmp_path / "a.npy"),
+    }
+    for name, arguments in commands.items():
+        refused(4, f"{name} exists; pass --overwrite", *arguments)
+        assert (tmp_path / name).read_bytes() == b"precious"
+        ok(*arguments, "--overwrite")
+        assert (tmp_path / name).read_bytes() != b"precious"
+
+
+def test_a_machine_without_the_device_exits_with_1(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
+    refused(1, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "abacus", *QUICK)
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    refused(1, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "cuda", *QUICK)
+    refused(1, "check --device", "pack", dump, "-o", tmp_path / "a.vql", "--codec", codec_file, "--device", "cuda")
+    refused(1, "check --device", "unpack", vql, "-o", tmp_path / "a.npy", "--device", "cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_option_or_a_missing_argument_exits_with_2() -> None:
+    for arguments in (("fit",), ("fit", "a", "-o", "b", "--bits", "many"), ("info", "--loud", "x"), ("sing",)):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert "vqlabel" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_exit_codes_and_streams_as_a_shell_sees_them(vql: Path, dump: Path, tmp_path: Path) -> None:
+    code, out, error = in_a_shell("info", vql, "--json")
+    assert (code, error) == (0, "")
+    assert json.loads(out)["records"] == 360
+    for arguments, want, message in (
+        (("info", tmp_path / "no.vql"), 2, "no such file; name a .vql file"),
+        (("stats", dump), 3, "no .vql file"),
+        (("stats", vql, "--plot", dump), 4, "logits.npy exists; pass --overwrite"),
+    ):
+        code, out, error = in_a_shell(*arguments)
+        assert (code, out) == (want, "")
+        assert error.startswith("vqlabel: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+# --- help -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_each_of_its_options(command: str) -> None:
+    out = ok(command, "--help")
+    assert f"vqlabel {command}" in out
+    (registered,) = [c for c in app.registered_commands if c.callback is not None and c.callback.__name__ == command]
+    assert registered.callback is not None
+    assert (registered.callback.__doc__ or "none").split(".")[0].split(",")[0] in " ".join(out.split())
+    options = [line.split() for line in out.splitlines() if line.strip().startswith("-")]
+    assert len(options) >= 2
+    assert "--json" in out
+    assert "--help" in out
+
+
+def test_help_names_every_command() -> None:
+    out = ok("--help")
+    assert sorted(c.callback.__name__ for c in app.registered_commands if c.callback is not None) == sorted(COMMANDS)
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["info", "{vql}"], ["stats", "{vql}", "--json"]], ids=lambda a: a[0]
+)
+def test_help_and_what_reads_a_header_load_no_torch(arguments: list[str], vql: Path) -> None:
+    code = (
+        "import sys; from vqlabel.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, *(argument.format(vql=vql) for argument in arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stderr.split())
+    assert done.stdout
+    assert "typer" in loaded
+    assert "torch" not in loaded
+    assert "--help" not in arguments or "numpy" not in loaded
+
+
+# --- an impatient user ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
+def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
+    command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--epochs", "60")
+    process = start(*command)
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    shown, error = process.communicate(timeout=60)
+    assert (process.returncode, shown) == (1, ""), error
+    assert error == "vqlabel: interrupted; nothing half-written was left. An interrupted fit continues with --resume\n"
+    assert list(tmp_path.iterdir()) == [state]
+    refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
+    ok(*command, "--resume")
+    assert list(tmp_path.iterdir()) == [out]
+    vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, epochs=60), out=tmp_path / "b.codec")
+    assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX pipe")
+@pytest.mark.parametrize("arguments", [("stats", "{vql}"), ("info", "{vql}", "--json"), ("--help",)], ids=lambda a: a[0])
+def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...], vql: Path) -> None:
+    process = start(*(argument.format(vql=vql) for argument in arguments))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) in (0, 1)  # 1: where it is typer that notices
+    process.stderr.close()
