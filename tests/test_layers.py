@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
 LAYERS = (
     ("errors",),
-    ("config",),
+    ("config", "files"),
     ("labels", "bitstream", "container"),
-    ("columns", "vql", "codecs"),
+    ("columns", "crops", "vql", "codecs"),
     ("packing", "fitting", "unpacking"),
     ("dataset", "report", "demo"),
     ("cli", "__main__"),

@@ -1,7 +1,6 @@
 """Where a record belongs and what was done to its image <-> streams of small integers in the container, bit for bit.
 
-Crops are stored as integers: a share top/H in float32 is a fraction whose denominator divides H, so the least common multiple of the
-denominators over an image's views is a size at which every view of it is whole. docs/format.md, "Columns".
+Source: docs/format.md, "Columns".
 """
 
 import tempfile
@@ -13,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.container import ContainerReader, ContainerWriter
+from vqlabel.crops import SizeFinder, to_pixels, to_shares
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch, Place
 
-SIDE_MOST = 1 << 16  # pixels of an image's side
-DENOMINATOR_MOST = 4096  # of one share; see _denominators
 IMAGES_MOST = 1 << 24
 _SPOOL_ROWS = 1 << 16
 PREFIX = "columns."
@@ -32,7 +30,7 @@ class ColumnWriter:
     def __init__(self, folder: Path, order: str) -> None:
         self._folder, self._order = folder, order
         self._spools: dict[str, _Spool] = {}
-        self._sizes = _SizeFinder()
+        self._sizes = SizeFinder()
         self._present: dict[str, bool] | None = None
 
     def add(self, batch: LabelBatch) -> None:
@@ -93,8 +91,7 @@ class ColumnWriter:
         which: Iterator[NDArray[np.uint32]] | None = iter(images) if images is not None else None
         for shares in spool:
             image = np.zeros(len(shares), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
-            sides = sizes[image][:, [0, 1, 0, 1]]
-            out.add(np.rint(shares.view(np.float32).astype(np.float64) * sides).astype(np.uint32))
+            out.add(to_pixels(shares.view(np.float32), sizes[image]))
         return out
 
 
@@ -120,69 +117,6 @@ class _Spool:
         self._file.seek(0)
         while data := self._file.read(_SPOOL_ROWS * 4 * self.fields):
             yield np.frombuffer(data, np.uint32).reshape(-1, self.fields)
-
-
-class _SizeFinder:
-    """For every image the smallest (height, width) at which all its crops so far are whole pixels."""
-
-    def __init__(self) -> None:
-        self._sizes = np.ones((1, 2), np.int64)
-        self._used = 1
-        self._exact = True
-
-    def add(self, crop: NDArray[np.float32], image: NDArray[np.int64] | None) -> None:
-        """[n, 4] shares top, left, height, width, and which image each is of (None: unknown, one size must serve all)."""
-        self._exact = self._exact and bool(np.isfinite(crop).all() and (crop >= 0).all() and (crop <= 1).all())
-        if not self._exact:
-            return
-        at = np.zeros(len(crop), np.int64) if image is None else image
-        if at.size and int(at.max()) >= len(self._sizes):
-            grown = np.ones((max(int(at.max()) + 1, 2 * len(self._sizes)), 2), np.int64)
-            grown[: len(self._sizes)] = self._sizes
-            self._sizes = grown
-        self._used = max(self._used, int(at.max(initial=0)) + 1)
-        for axis in (0, 1):  # top and height share H, left and width share W
-            for column in (axis, axis + 2):
-                share = crop[:, column]
-                rest = np.flatnonzero(~_is_whole(share, self._sizes[at, axis]))
-                for i, denominator in zip(rest.tolist(), _denominators(share[rest]), strict=True):
-                    side = int(np.lcm(self._sizes[at[i], axis], denominator))
-                    if not denominator or side >= SIDE_MOST:
-                        self._exact = False
-                        return
-                    self._sizes[at[i], axis] = side
-
-    def found(self) -> NDArray[np.int64] | None:
-        """[images, 2], or [1, 2] where one size serves all; None where some crop is not whole at any size."""
-        if not self._exact:
-            return None
-        sizes = self._sizes[: self._used]
-        distinct = np.unique(sizes, axis=0)
-        common = np.lcm.reduce(distinct, axis=0) if len(distinct) <= 64 else sizes.max(0) + 1
-        return common[None] if (common <= sizes.max(0)).all() else sizes
-
-
-def _is_whole(share: NDArray[np.float32], side: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether float32(round(share * side) / side) is `share` again."""
-    wide = share.astype(np.float64)
-    return np.asarray((np.rint(wide * side) / side).astype(np.float32) == share)
-
-
-def _denominators(shares: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The smallest denominator of a convergent that rounds to each share; 0 where none up to DENOMINATOR_MOST does.
-
-    A fraction p/q with q <= 4096 is a convergent of its float32 rounding, which is nearer to it than 1 / (2 q^2) (Legendre).
-    """
-    found = np.zeros(len(shares), np.int64)
-    before, now = np.zeros(len(shares)), np.ones(len(shares))  # denominators of the convergents
-    rest = shares.astype(np.float64) % 1
-    for _ in range(24):
-        whole = (found == 0) & (now <= DENOMINATOR_MOST) & _is_whole(shares, now)
-        found[whole] = now[whole].astype(np.int64)
-        inverse = 1 / np.maximum(rest, 1e-9)
-        before, now = now, np.minimum(np.floor(inverse) * now + before, 1e15)
-        rest = inverse % 1
-    return found
 
 
 class ColumnReader:
@@ -265,7 +199,7 @@ class ColumnReader:
             if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
                 raise BadContainer(f"{self._reader.path}: an image has no size; damaged or forged")
             at = image
-        return (crop.astype(np.float64) / self._sizes[at][:, [0, 1, 0, 1]]).astype(np.float32)
+        return to_shares(crop, self._sizes[at])
 
     def context(self, record: NDArray[np.int64]) -> Context:
         """What a codec may know of these records: their whole batches are looked at for the partners."""

@@ -14,8 +14,8 @@ from torch import Tensor
 from vqlabel.bitstream import Usage
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.config import FitConfig
-from vqlabel.container.writer import refuse_existing
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.files import refuse_existing
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.packing import join_contexts
 

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel.codecs import LabelCodec
 from vqlabel.columns import ColumnWriter
-from vqlabel.container import ContainerWriter
-from vqlabel.container.writer import canonical
+from vqlabel.container import ContainerWriter, canonical
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.vql import CODEC, CODES

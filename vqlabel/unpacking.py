@@ -1,8 +1,6 @@
 """`.vql` -> labels: batches on any device, or a file or tree in a layout that others read."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -14,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs import LabelCodec, build_codec
-from vqlabel.container.writer import refuse_existing, sync_folder
-from vqlabel.errors import BadContainer, UsageError, VqlabelError, require
-from vqlabel.labels.sre2l import write_batch, write_order
+from vqlabel.errors import BadContainer, TargetExists, UsageError, require
+from vqlabel.files import appearing
+from vqlabel.labels.sre2l import is_tree, write_batch, write_order
 from vqlabel.vql import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20
@@ -94,9 +92,6 @@ def unpack(
     start, stop, _ = slice(*records).indices(file.records)
     if any(r is not None and not -file.records <= r <= file.records for r in records) or start > stop:
         raise UsageError(f"records {records[0]}:{records[1]} leave 0:{file.records}")
-    refuse_existing(target, overwrite)
-    if not target.resolve().parent.is_dir():
-        raise UsageError(f"{target.resolve().parent}: no such folder; make it first")
     tree = target.suffix not in (".npy", ".safetensors")
     require(layout in (None, "sre2l"), "layout", layout, "must be sre2l, or left out for a .npy or .safetensors file")
     require(tree or layout is None, "layout", layout, f"needs a folder, and {target} is a file name")
@@ -106,38 +101,20 @@ def unpack(
         str(out),
         "must end in .npy or .safetensors; for a tree pass --layout sre2l",
     )
-    partial = target.with_name(target.name + ".partial")
-    _remove(partial)
-    try:
-        if tree:
-            require(
-                (start, stop) == (0, file.records),
-                "records",
-                f"{start}:{stop}",
-                "needs a .npy or .safetensors target: a tree has whole batches",
+    if tree:
+        whole = (start, stop) == (0, file.records)
+        require(whole, "records", f"{start}:{stop}", "needs a .npy or .safetensors target: a tree has whole batches")
+        if target.is_dir() and not is_tree(target):
+            raise TargetExists(
+                f"{target} is a folder with other things in it; name a new one, or one that holds such a tree and nothing else"
             )
+    with appearing(target, overwrite=overwrite) as partial:
+        if tree:
             _write_tree(file, codec, partial, DTYPES[name], device, progress)
         else:
             with partial.open("wb") as handle:
                 _write_file(file, codec, handle, target.suffix, (start, stop), name, device, progress)
-                handle.flush()
-                os.fsync(handle.fileno())
-        if overwrite:
-            _remove(target)
-        os.replace(partial, target)
-        sync_folder(target.resolve().parent)
-    except OSError as error:
-        raise VqlabelError(f"{target}: cannot be written ({error.strerror or error}); nothing was left behind") from error
-    finally:
-        _remove(partial)
     return {"path": str(target), "records": stop - start, "classes": file.classes, "dtype": name.lower()}
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_file(

@@ -41,6 +41,15 @@ def test_a_second_trip_changes_nothing(weight: Tensor) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in shrink("w", weight).items())
 
 
+def test_rows_too_small_for_a_half_move_by_next_to_nothing_and_once() -> None:
+    tiny = torch.logspace(-12, -2, 400)[:, None] * torch.tensor([1.0, -0.3, 0.01])
+    once = round_trip(tiny)
+    assert torch.equal(round_trip(once), once)
+    assert float((once - tiny).abs().max()) <= 0.5 * 0.01 / 127 * 1.001
+    smallest = tiny[:, 0] < 127 * 2**-14
+    assert float((once - tiny)[smallest].abs().max()) <= 0.5 * 2**-14
+
+
 def test_a_large_row_costs_the_others_nothing() -> None:
     small = torch.randn(2, 9, generator=torch.Generator().manual_seed(1))
     both = torch.cat([small, 1e4 * small])

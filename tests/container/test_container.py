@@ -148,6 +148,8 @@ def test_changing_what_was_read_changes_nothing_that_is_read_next(file: Path) ->
 def test_names_that_are_not_there_are_refused(file: Path) -> None:
     with pytest.raises(BadContainer, match="has no stream 'other'; it has codes"):
         ContainerReader(file).rows("other")
+    with pytest.raises(BadContainer, match=r"has no stream 'codec\.bias'"):
+        ContainerReader(file).stored("codec.bias")
     for name in ("other", "vql.seal"):
         with pytest.raises(BadContainer, match=f"has no tensor '{name}'"):
             ContainerReader(file).tensor(name)

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from vqlabel.errors import BadLabels, UsageError, VqlabelError
 from vqlabel.labels import open_labels
 from vqlabel.labels.sre2l import ORDER_FILE
+from vqlabel.labels.unpickle import unpickle
 
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]
@@ -272,7 +273,7 @@ def test_a_header_that_is_no_header_is_refused(header: bytes, tmp_path: Path) ->
             open_labels(tmp_path / file)
 
 
-@pytest.mark.parametrize("shape", [(-6, 5), (6, -5), (-2, -3, 5), (1 << 40, 5), (1 << 70, 5), (1 << 31, 1 << 31, 5), (3, 1 << 20)])
+@pytest.mark.parametrize("shape", [(-6, 5), (6, -5), (-2, -3, 5), (1 << 32, 5), (5, 1 << 70), (3, 1 << 28, 5), (3, 1 << 20)])
 @pytest.mark.filterwarnings("ignore:overflow encountered")
 def test_a_shape_that_the_file_cannot_hold_is_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(npy(shape))
@@ -360,7 +361,9 @@ def test_a_forged_numpy_type_never_reaches_numpy(
         stop = pickled.index(b"b", pickled.index(b"K\x00t", start))
         return pickled[:start] + pickletools.optimize(pickle.dumps(state, 2))[2:-1] + pickled[stop:]
 
-    change_pickle(write_sre2l(tmp_path, items), forge)
+    file = write_sre2l(tmp_path, items)
+    assert [type(v) for v in unpickle(file)[4]] == [int] * 4  # else NumPy took part, and what follows may crash
+    change_pickle(file, forge)
     if isinstance(state, tuple) and state[1:2] == ("<",):
         box = open_labels(tmp_path).read(0).mix_box
         assert box is not None and [type(v) for v in box] == [int] * 4 and list(box) == items[4]

@@ -110,7 +110,7 @@ def pack(
         hidden=hidden, epochs=epochs, seed=seed, device=device,
     )  # fmt: skip
     from vqlabel.codecs import load_codec
-    from vqlabel.container.writer import refuse_existing
+    from vqlabel.files import refuse_existing
     from vqlabel.fitting import fit as run_fit
     from vqlabel.labels import open_labels
     from vqlabel.packing import pack as run
@@ -175,7 +175,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Account for every byte of a .vql file."""
-    from vqlabel.container.writer import refuse_existing
+    from vqlabel.files import refuse_existing
     from vqlabel.labels import open_labels
     from vqlabel.report import stats as run
     from vqlabel.vql import VqlFile

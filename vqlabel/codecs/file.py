@@ -1,7 +1,6 @@
 """A fitted codec <-> one safetensors file: decoder, encoder, resolved configuration, and what was measured when it was fitted."""
 
 import json
-import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.registry import CODECS
-from vqlabel.errors import BadContainer, TargetExists, UsageError, VqlabelError
+from vqlabel.errors import BadContainer, UsageError
+from vqlabel.files import appearing
 
 KEY = "vqlabel.codec"
 
@@ -39,23 +39,11 @@ def save_codec(
     """
     from safetensors.torch import save
 
-    target = Path(path)
-    if target.exists() and not overwrite:
-        raise TargetExists(f"{target} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
     # One metadata key, because safetensors writes several in no fixed order, and the same fit should give the same bytes.
     said = {"kind": codec.kind, "config": codec.config.to_dict(), "report": dict(report or {})}
     metadata = {KEY: json.dumps(said, sort_keys=True)}
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(save({**codec.decoder_tensors(), **codec.encoder_tensors()}, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-    except OSError as error:
-        raise VqlabelError(f"{target}: cannot be written ({error.strerror or error}); nothing was left behind") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with appearing(Path(path), overwrite=overwrite) as partial:
+        partial.write_bytes(save({**codec.decoder_tensors(), **codec.encoder_tensors()}, metadata))
 
 
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:

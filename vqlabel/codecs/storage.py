@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 SCALE = ".scale"
+HALF_NORMAL = 2**-14  # below it halves are multiples of 2**-24; rounded up to one, a row would be another after its second trip
 
 
 def shrink(name: str, weight: Tensor) -> dict[str, Tensor]:
@@ -15,7 +16,8 @@ def shrink(name: str, weight: Tensor) -> dict[str, Tensor]:
     """
     if weight.dim() < 2:
         return {name: weight.half().contiguous()}
-    scale = (weight.abs().amax(-1) / 127).half()
+    scale = weight.abs().amax(-1) / 127
+    scale = torch.where(scale < HALF_NORMAL, (scale * 2**24).floor() / 2**24, scale).half()
     step = scale.float().clamp_min(1e-12)[..., None]
     return {name: (weight / step).round().clamp(-127, 127).to(torch.int8).contiguous(), name + SCALE: scale.contiguous()}
 

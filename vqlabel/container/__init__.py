@@ -2,6 +2,6 @@
 
 from vqlabel.container.layout import Stream
 from vqlabel.container.reader import ContainerReader, Section, verify
-from vqlabel.container.writer import ContainerWriter
+from vqlabel.container.writer import ContainerWriter, canonical
 
-__all__ = ["ContainerReader", "ContainerWriter", "Section", "Stream", "verify"]
+__all__ = ["ContainerReader", "ContainerWriter", "Section", "Stream", "canonical", "verify"]

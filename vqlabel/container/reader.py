@@ -225,6 +225,7 @@ class ContainerReader:
 
     def stored(self, name: str) -> int:
         """Bytes of a stream's chunks, the zeros between them not counted."""
+        self._stream(name)
         return int(self._tables[name][:, 1].sum())
 
     def _stream(self, name: str) -> Stream:

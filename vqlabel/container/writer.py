@@ -27,7 +27,8 @@ from vqlabel.container.layout import (
     VERSION,
     Stream,
 )
-from vqlabel.errors import TargetExists, VqlabelError
+from vqlabel.errors import VqlabelError
+from vqlabel.files import partial_of, publish, refuse_existing, unwritable
 
 _CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
 _COPY = 1 << 20
@@ -49,7 +50,7 @@ class ContainerWriter:
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path)
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = partial_of(self.path)
         self._overwrite = overwrite
         refuse_existing(self.path, overwrite)
         if not self.path.parent.is_dir():
@@ -61,7 +62,7 @@ class ContainerWriter:
         try:
             self._file: IO[bytes] = self._partial.open("w+b")
         except OSError as error:
-            raise VqlabelError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            raise unwritable(self.path, error) from error
         self._file.seek(self._area)
         self._end = 0  # bytes in the buffer so far
         self._open: _OpenStream | None = None
@@ -76,7 +77,7 @@ class ContainerWriter:
             error = error or closing
         self._partial.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise VqlabelError(f"{self.path}: cannot be written ({error.strerror or error}); nothing was left behind") from error
+            raise unwritable(self.path, error) from error
 
     def begin(self, name: str, bits: Iterable[int], coding: str = "auto") -> None:
         """Start a stream of rows whose fields have these widths. "auto" takes the coding that makes the first chunk smaller."""
@@ -167,9 +168,7 @@ class ContainerWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         size = os.fstat(self._file.fileno()).st_size
-        refuse_existing(self.path, self._overwrite)
-        os.replace(self._partial, self.path)
-        sync_folder(self.path.parent)
+        publish(self._partial, self.path, overwrite=self._overwrite)
         return size
 
     def _move_buffer(self, area: int) -> None:
@@ -201,23 +200,3 @@ class _OpenStream:
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no blanks: same input, same bytes. `__metadata__` sorts before all tensor names."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises TargetExists where `path` is there and may not be replaced."""
-    if path.exists() and not overwrite:
-        raise TargetExists(f"{path} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable, where the system can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)

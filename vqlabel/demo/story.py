@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from vqlabel.config import FitConfig
-from vqlabel.container.writer import refuse_existing
 from vqlabel.dataset import VqlDataset
 from vqlabel.demo.glyphs import DISTILLED_FACES, HELD_OUT_FACES, TEACHER_FACES, make_glyphs
 from vqlabel.demo.train import Batch, accuracy, dump_labels, train_student, train_teacher
 from vqlabel.demo.views import Augmentation
+from vqlabel.files import refuse_existing
 from vqlabel.fitting import fit
 from vqlabel.labels import open_labels
 from vqlabel.packing import pack

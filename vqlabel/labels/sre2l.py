@@ -102,6 +102,12 @@ def find_batches(path: Path) -> dict[Place, Path]:
     return dict(sorted(found.items()))
 
 
+def is_tree(path: Path) -> bool:
+    """Whether a folder holds nothing but such a tree, so that replacing it loses nothing else."""
+    names = [entry.name for entry in path.iterdir()]
+    return all(name == ORDER_FILE or re.fullmatch(r"epoch_\d{1,9}", name) for name in names)
+
+
 def _read_items(file: Path) -> tuple[Any, Any, Any, float | None, tuple[int, int, int, int] | None, Any]:
     """The six items of one batch, checked against each other."""
     import torch
