@@ -19,7 +19,8 @@ from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.fitting import fit, read_sample
 from vqlabel.labels import LabelSource, Place, open_labels
 
-QUICK = FitConfig(bits=12, codebook_size=8, epochs=3)
+QUICK = FitConfig(bits=12, codebook_size=8, epochs=2)
+LONGER = FitConfig(bits=12, codebook_size=8, epochs=6)
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
@@ -146,18 +147,25 @@ def interrupt(stage: str, done: int) -> Progress:
 
 @pytest.fixture(scope="module")
 def uninterrupted(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("whole") / "a.codec"
-    fit(dump, QUICK, out=path)
+    path, losses = tmp_path_factory.mktemp("whole") / "a.codec", []
+
+    def progress(stage: str, _done: int, _total: int, figures: dict[str, float]) -> None:
+        if stage == "decoder, round 2":
+            losses.append(figures["loss"])
+
+    fit(dump, LONGER, out=path, progress=progress)
+    assert losses.index(min(losses)) > 1, "what follows an interruption would not count"
     return path.read_bytes()
 
 
 STOPS = [
     [("decoder, round 1", 1)],
-    [("decoder, round 1", 3)],
+    [("decoder, round 1", 6)],
     [("choosing codes again", 0)],
     [("choosing codes again", 1)],
     [("decoder, round 2", 1)],
-    [("decoder, round 2", 3)],
+    [("decoder, round 2", 5)],
+    [("decoder, round 2", 6)],
     [("decoder, round 1", 2), ("decoder, round 1", 3), ("decoder, round 2", 2)],
 ]
 
@@ -169,10 +177,10 @@ def test_an_interrupted_and_resumed_fit_gives_the_bytes_of_an_uninterrupted_one(
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     for turn, (stage, done) in enumerate(stops):
         with pytest.raises(KeyboardInterrupt):
-            fit(dump, QUICK, out=out, resume=turn > 0, progress=interrupt(stage, done))
+            fit(dump, LONGER, out=out, resume=turn > 0, progress=interrupt(stage, done))
         assert list(tmp_path.iterdir()) == [state]
     stages: list[tuple[str, int]] = []
-    fit(dump, QUICK, out=out, resume=True, progress=lambda stage, done, *_: stages.append((stage, done)))
+    fit(dump, LONGER, out=out, resume=True, progress=lambda stage, done, *_: stages.append((stage, done)))
     assert out.read_bytes() == uninterrupted
     assert list(tmp_path.iterdir()) == [out], "the state goes when the fit is done"
     assert ("codebooks", 0) not in stages, "what was done is not done again"
@@ -192,10 +200,10 @@ def test_an_interruption_while_the_state_is_written_leaves_the_state_before(
 
     monkeypatch.setattr(torch, "save", halting_save)
     with pytest.raises(KeyboardInterrupt):
-        fit(dump, QUICK, out=out)
+        fit(dump, LONGER, out=out)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a.codec.state"]
-    fit(dump, QUICK, out=out, resume=True)
+    fit(dump, LONGER, out=out, resume=True)
     assert out.read_bytes() == uninterrupted
 
 
@@ -227,7 +235,7 @@ def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
 
 def test_a_new_fit_takes_no_notice_of_an_old_state(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
     (tmp_path / "a.codec.state").write_bytes(b"of long ago")
-    fit(dump, QUICK, out=tmp_path / "a.codec")
+    fit(dump, LONGER, out=tmp_path / "a.codec")
     assert (tmp_path / "a.codec").read_bytes() == uninterrupted
     assert not (tmp_path / "a.codec.state").exists()
 
@@ -238,7 +246,7 @@ def test_an_existing_codec_is_kept_unless_overwriting_was_asked_for(dump: Path, 
     with pytest.raises(TargetExists, match=r"a\.codec exists; pass --overwrite"):
         fit(dump, QUICK, out=out)
     assert out.read_bytes() == b"precious"
-    fit(dump, QUICK, out=out, overwrite=True)
+    fit(dump, LONGER, out=out, overwrite=True)
     assert out.read_bytes() == uninterrupted
 
 

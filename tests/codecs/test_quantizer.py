@@ -181,16 +181,14 @@ def test_points_that_are_all_alike_are_no_trouble() -> None:
 
 
 def test_dead_codes_come_to_life() -> None:
-    """Nine points in ten are the same: the codes that start there die, and are needed elsewhere."""
-    spread = torch.randn(100, 4, generator=generator(12))
-    points = torch.cat([torch.zeros(900, 4), spread])
+    """99 points in 100 are the same, and so are most of the starting points: their codes die, and are needed elsewhere."""
+    spread = torch.randn(50, 4, generator=generator(12))
+    points = torch.cat([torch.zeros(4950, 4), spread])
     centroids = grow_kmeans(points, 32, generator(13))
     usage = Usage(1, 32)
     usage.add(nearest(spread, centroids)[:, None].numpy())
-    assert usage.perplexity()[0] > 8
-    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.5 * float(
-        spread.square().sum(1).mean()
-    )
+    assert usage.perplexity()[0] > 10
+    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.4 * float(spread.square().sum(1).mean())
 
 
 def test_codes_of_a_gaussian_are_used_evenly() -> None:

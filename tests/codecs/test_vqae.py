@@ -87,6 +87,13 @@ def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: T
     assert loss_of(codec, few[-HELD:]) <= 1.005 * loss_of(start, few[-HELD:])
 
 
+def test_codes_chosen_again_by_the_decoder_are_better_than_the_nearest(labels: Tensor) -> None:
+    states: list[Mapping[str, Any]] = []
+    codec = fit(labels, hooks=FitHooks(save=states.append))
+    assert loss_of(codec, labels[:-HELD], states[-1]["codes"]) < 0.95 * loss_of(codec, labels[:-HELD])
+    assert loss_of(codec, labels[-HELD:], states[-1]["held_codes"]) < 0.95 * loss_of(codec, labels[-HELD:])
+
+
 def test_a_codec_fitted_for_a_high_temperature_is_better_there(labels: Tensor) -> None:
     low, high = (fit(labels, epochs=5, temperature=(t,)) for t in (1.0, 20.0))
     assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))

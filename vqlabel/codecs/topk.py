@@ -11,6 +11,7 @@ from vqlabel.config import FitConfig, TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
+HALF_MOST = 65504.0  # the largest half
 FILL = -1e4  # logit of a class that was not kept: its probability is 0 at every temperature up to 500, and fp16 can hold it
 
 
@@ -51,7 +52,7 @@ class TopkCodec(LabelCodec):
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         self.check_labels(labels)
         value, index = labels.float().topk(self.config.k, 1)
-        return torch.cat([index.int(), value.half().view(torch.int16).int() & 0xFFFF], 1)
+        return torch.cat([index.int(), value.clamp(-HALF_MOST, HALF_MOST).half().view(torch.int16).int() & 0xFFFF], 1)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
         k = self.config.k
