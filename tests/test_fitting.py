@@ -315,6 +315,20 @@ def test_requests_that_the_labels_cannot_fill_are_refused(options: dict[str, Any
         fit(dump, FitConfig(**options))
 
 
+def test_logits_that_no_half_holds_are_refused_before_they_make_a_codec_that_cannot_be_read(
+    logits: NDArray[np.float16], tmp_path: Path
+) -> None:
+    masked = logits.astype(np.float32)
+    masked[..., :3] = -1e9
+    np.save(tmp_path / "masked.npy", masked)
+    with pytest.raises(
+        BadLabels, match=r"a label holds 1e\+09; the decoder travels in halves, which end at 65504: clamp the labels"
+    ):
+        fit(tmp_path / "masked.npy", QUICK)
+    np.save(tmp_path / "masked.npy", np.clip(masked, -100, None))
+    assert fit(tmp_path / "masked.npy", QUICK)[1]["held"]["kl_T1"] < 1
+
+
 def test_labels_of_the_other_domain_are_refused(dump: Path, probs: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     with pytest.raises(BadLabels, match="these are probabilities; pass --domain probs"):

@@ -63,7 +63,7 @@ def test_the_bytes_in_the_docs_are_those_of_their_command(tmp_path: Path) -> Non
     vqlabel.pack(tmp_path / "tiny.npy", tmp_path / "tiny.vql", codec=codec)
     data, file = (tmp_path / "tiny.vql").read_bytes(), VqlFile(tmp_path / "tiny.vql")
     dumped = re.findall(r"^([0-9a-f]{8}): ((?:[0-9a-f]{2} )+)", page, re.MULTILINE)
-    assert len(dumped) == 6
+    assert len(dumped) == 7
     for at, line in dumped:
         assert data[int(at, 16) :][:16] == bytes.fromhex(line)
     assert file.container.metadata["vql.streams"] in page.replace("\n ", "")

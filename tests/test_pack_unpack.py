@@ -232,7 +232,9 @@ def test_packing_does_not_change_the_interpreters_switch_interval(dump: Path, co
         sys.setswitchinterval(before)
 
 
-def test_a_file_names_the_labels_it_came_from(dump: Path, vql: Path, logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:
+def test_a_file_names_the_labels_it_came_from(
+    dump: Path, vql: Path, logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path
+) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
     assert VqlFile(tmp_path / "a.vql").source == {"layout": "arrays", "labels_sha256": hashlib.sha256(logits.tobytes()).hexdigest()}
     assert VqlFile(vql).source["layout"] == "sre2l"

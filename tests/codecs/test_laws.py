@@ -301,3 +301,10 @@ def test_top_k_keeps_the_largest_entries_and_their_softmax() -> None:
     shares = build_codec("topk", TopkConfig(classes=5, domain="probs", k=2).to_dict(), {})
     decoded = shares.decode(shares.encode(torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])))
     torch.testing.assert_close(decoded, torch.tensor([[0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]]), atol=1e-3, rtol=0)
+
+
+def test_top_k_of_masked_logits_stays_finite() -> None:
+    """Classes that a teacher masks have logits that no half holds."""
+    labels = torch.tensor([[-1e9, 2.0, 1e6, -1e38]])
+    codec = build_codec("topk", TopkConfig(classes=4, domain="logits", k=4).to_dict(), {})
+    assert codec.decode(codec.encode(labels)).tolist() == [[-65504, 2, 65504, -65504]]

@@ -188,7 +188,9 @@ def test_dead_codes_come_to_life() -> None:
     usage = Usage(1, 32)
     usage.add(nearest(spread, centroids)[:, None].numpy())
     assert usage.perplexity()[0] > 10
-    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.4 * float(spread.square().sum(1).mean())
+    assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.4 * float(
+        spread.square().sum(1).mean()
+    )
 
 
 def test_codes_of_a_gaussian_are_used_evenly() -> None:

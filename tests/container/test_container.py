@@ -14,7 +14,7 @@ import zstandard
 from safetensors import safe_open
 
 from vqlabel.container import ContainerReader, ContainerWriter, verify
-from vqlabel.container.layout import ALIGN, HEADER_FIRST, HEADER_STEP
+from vqlabel.container.layout import ALIGN, HEADER_FIRST, HEADER_STEP, ITEM_BYTES
 from vqlabel.errors import BadContainer, CodeOutOfRange, TargetExists, UsageError, VqlabelError
 
 RNG = np.random.default_rng(0)
@@ -69,6 +69,20 @@ def test_a_file_is_a_valid_safetensors_file(file: Path) -> None:
     planes = np.frombuffer(zstandard.decompress(payload[offset : offset + stored]), np.uint8).reshape(2, 3, rows)
     assert raw == planes.size and offset % ALIGN == 0
     np.testing.assert_array_equal(np.einsum("fbr,b->rf", planes.astype(int), [1, 256, 65536]), SKEWED[first : first + rows])
+
+
+def test_every_tensor_begins_at_a_multiple_of_its_item(tmp_path: Path) -> None:
+    """So that readers can map it, though no bytes may lie between tensors: payloads of 64, then the widest items first."""
+    with ContainerWriter(tmp_path / "a.vql") as writer:
+        for name in ("codes", "columns.image"):
+            writer.begin(name, [5])
+            writer.append(EVEN[:7, :1])
+            writer.end()
+        for dtype, kind in (("I8", np.int8), ("F16", np.float16), ("F32", np.float32), ("I8", np.int8)):
+            writer.tensor(f"codec.{len(writer._small)}", dtype, np.ones(3, kind))
+        writer.finish({})
+    for name, section in ContainerReader(tmp_path / "a.vql").sections.items():
+        assert section.start % (ALIGN if name in ("codes", "columns.image") else ITEM_BYTES[section.dtype]) == 0, name
 
 
 def test_the_same_input_makes_the_same_bytes_however_it_was_cut(file: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from vqlabel.codecs.quantizer import search
 from vqlabel.codecs.storage import SCALE, expand, shrink
 from vqlabel.codecs.train import fit_vqae, resolve
 from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.errors import BadLabels
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
@@ -96,6 +97,12 @@ class VqaeCodec(LabelCodec):
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        largest = float(sample.seen.abs().max())
+        if largest > torch.finfo(torch.float16).max:
+            raise BadLabels(
+                f"a label holds {largest:.3g}; the decoder travels in halves, which end at 65504: clamp the labels "
+                "(a masked class needs no less than -100)"
+            )
         with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
             torch.default_generator.manual_seed(config.seed)
             codec = cls(resolve(config, len(sample.seen), sample.classes, sample.domain))

@@ -23,7 +23,7 @@ DEPTH_MOST = 8
 INTEGER_MOST = 1 << 53
 FIELDS_MOST = 1 << 21  # of one stream
 FILE_FIELDS_MOST = 1 << 22  # of all streams of a file: a few bytes of header can ask for many
-ALIGN = 64  # a compressed chunk is padded with zeros to a multiple of it
+ALIGN = 64  # a compressed chunk, and the payload of a stream, is padded with zeros to a multiple of it
 
 SEAL = "vql.seal"
 CHUNKS = ".chunks"  # stream "codes" has its chunk table in the tensor "codes.chunks"

@@ -183,7 +183,7 @@ class ContainerReader:
             if not good:
                 raise BadContainer(f"{where}: chunk {i} does not tile rows and bytes ({table[i].tolist()}); damaged or forged")
             at, done = at + stored[i] + (-stored[i] % ALIGN if stream.coding == "zstd" else 0), done + want
-        if at != section.stop - section.start:
+        if at + -at % ALIGN != section.stop - section.start:
             raise BadContainer(f"{where}: its chunks end at byte {at} of {section.stop - section.start}; damaged or forged")
         return table
 
@@ -253,8 +253,9 @@ class ContainerReader:
         stream = self._stream(name)
         offset, stored, _, first, rows, crc = (int(v) for v in self._tables[name][i])
         where = f"{self.path}: stream {name!r}, chunk {i} (rows from {first})"
-        pad = -stored % ALIGN if stream.coding == "zstd" else 0
-        data = self._pread(self.sections[name].start + offset, stored + pad)
+        section = self.sections[name]
+        end = int(self._tables[name][i + 1, 0]) if i + 1 < stream.chunks else section.stop - section.start
+        data = self._pread(section.start + offset, end - offset)
         if zlib.crc32(data[:stored]) != crc or data[stored:].strip(b"\0"):
             raise BadContainer(f"{where} does not fit its checksum; the file is damaged: copy it again")
         try:

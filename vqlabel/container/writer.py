@@ -56,6 +56,7 @@ class ContainerWriter:
         if not self.path.parent.is_dir():
             raise VqlabelError(f"{self.path.parent}: no such folder; make it first")
         self._tensors: dict[str, dict[str, Any]] = {}
+        self._small: dict[str, tuple[str, NDArray[Any]]] = {}
         self._sums: dict[str, str] = {}
         self.streams: dict[str, Stream] = {}
         self._area = HEADER_FIRST
@@ -101,6 +102,7 @@ class ContainerWriter:
         assert stream is not None
         if sum(map(len, stream.waiting)):
             self._write_chunk(stream, np.concatenate(stream.waiting))
+        self._put(stream, bytes(-stream.size % ALIGN))
         self._enter(stream.name, "U8", [stream.size], stream.size, stream.sum.hexdigest())
         coding = stream.coding if stream.coding != "auto" else "fixed"
         done = Stream(bits=stream.bits, rows=stream.rows, chunk_rows=stream.chunk_rows, coding=coding)
@@ -119,18 +121,26 @@ class ContainerWriter:
         stream.table.append((stream.size, len(data), raw, stream.written, len(rows), zlib.crc32(data)))
         if stream.coding == "zstd":
             data += bytes(-len(data) % ALIGN)
+        self._put(stream, data)
+        stream.written += len(rows)
+
+    def _put(self, stream: "_OpenStream", data: bytes) -> None:
         self._file.write(data)
         stream.sum.update(data)
         stream.size += len(data)
-        stream.written += len(rows)
 
     def tensor(self, name: str, dtype: str, array: NDArray[Any]) -> None:
-        """Write one small tensor; `array` holds the bytes of `dtype` (bf16 as uint16), little endian."""
-        assert self._open is None and name not in self._tensors, name
-        data = np.ascontiguousarray(array).tobytes()
-        assert len(data) == array.size * ITEM_BYTES[dtype]
-        self._file.write(data)
-        self._enter(name, dtype, list(array.shape), len(data), hashlib.sha256(data).hexdigest())
+        """Keep one small tensor for `finish`; `array` holds the bytes of `dtype` (bf16 as uint16), little endian."""
+        assert self._open is None and name not in self._tensors and name not in self._small, name
+        assert array.itemsize == ITEM_BYTES[dtype]
+        self._small[name] = dtype, array
+
+    def _write_small(self) -> None:
+        """All small tensors, the widest items first: payloads are multiples of 64, so each begins at a multiple of its item's size."""
+        for name, (dtype, array) in sorted(self._small.items(), key=lambda item: -ITEM_BYTES[item[1][0]]):
+            data = np.ascontiguousarray(array).tobytes()
+            self._file.write(data)
+            self._enter(name, dtype, list(array.shape), len(data), hashlib.sha256(data).hexdigest())
 
     def _enter(self, name: str, dtype: str, shape: list[int], size: int, digest: str) -> None:
         assert NAME.fullmatch(name), name
@@ -141,6 +151,7 @@ class ContainerWriter:
     def finish(self, metadata: Mapping[str, str]) -> int:
         """Write header and seal, make them durable, and publish. Returns the file's size in bytes."""
         assert self._open is None
+        self._write_small()
         describe = {name: stream.to_json() for name, stream in self.streams.items()}
         whole = {
             **metadata,
