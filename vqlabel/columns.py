@@ -17,6 +17,7 @@ from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch, Place
 
 IMAGES_MOST = 1 << 24
+BATCHES_MOST = 1 << 22  # a reader holds their places
 _SPOOL_ROWS = 1 << 16
 PREFIX = "columns."
 
@@ -31,6 +32,7 @@ class ColumnWriter:
         self._folder, self._order = folder, order
         self._spools: dict[str, _Spool] = {}
         self._sizes = SizeFinder()
+        self._batches = 0
         self._present: dict[str, bool] | None = None
 
     def add(self, batch: LabelBatch) -> None:
@@ -48,6 +50,9 @@ class ColumnWriter:
                 raise BadLabels(
                     f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes"
                 )
+        self._batches += 1
+        if self._batches > BATCHES_MOST:
+            raise BadLabels(f"the dump has more than {BATCHES_MOST} batches; the format allows no more: use larger batches")
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
         if self._order == "explicit" and batch.image is not None:
             if len(batch) and int(batch.image.max()) >= IMAGES_MOST:
@@ -135,6 +140,10 @@ class ColumnReader:
         where = reader.path
         if self.order not in ("explicit", "rows", "none") or self._crop not in (None, "integers", "float32"):
             raise BadContainer(f"{where}: vql.columns is {says}; damaged or from a newer version")
+        for name, most in (("batch", BATCHES_MOST), ("image_size", IMAGES_MOST)):
+            stream = reader.streams.get(PREFIX + name)
+            if stream is not None and stream.rows > most:
+                raise BadContainer(f"{where}: column {name!r} has {stream.rows} rows; the format allows {most}")
         table = reader.rows(PREFIX + "batch").astype(np.int64)
         if table.shape[1:] != (3,) or int(table[:, 2].sum()) != records:
             raise BadContainer(f"{where}: its batches hold {int(table[:, -1].sum())} records, the header says {records}")
