@@ -1,6 +1,6 @@
 """From labels to a `.vql` and back in a dozen calls, on a dump made here: 200 images, 8 epochs of noisy views, 50 classes.
 
-    python examples/roundtrip.py
+python examples/roundtrip.py
 """
 
 import tempfile
@@ -23,11 +23,15 @@ def main() -> None:
         vqlabel.pack(dump, target, codec=codec)
         labels, spent = vqlabel.open(target), vqlabel.stats(target, against=dump)
 
-        print(f"codec: {report['config']['slots']} codes of {codec.code_bits[0]} bits, KL at T = 1 held out: {report['held']['kl_T1']:.3f}")
+        print(
+            f"codec: {report['config']['slots']} codes of {codec.code_bits[0]} bits, KL at T = 1 held out: {report['held']['kl_T1']:.3f}"
+        )
         print(f"file: {spent['bytes']['total']:,} bytes for {len(labels):,} labels; the dump has {dump.stat().st_size:,}")
         print(f"first label of epoch 3, image 7: top class {int(labels[3 * 200 + 7].argmax())}")
         for batch in labels.batches(epoch=3):
-            print(f"epoch {batch.place.epoch}, batch {batch.place.batch}: {len(batch.labels)} labels of images {batch.image[:3].tolist()} ...")
+            print(
+                f"epoch {batch.place.epoch}, batch {batch.place.batch}: {len(batch.labels)} labels of images {batch.image[:3].tolist()} ..."
+            )
 
 
 if __name__ == "__main__":
