@@ -108,7 +108,7 @@ def _encoded(
     """(batches read so far, the next batches of about ENCODE_RECORDS records, their codes), in order.
 
     On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,
-    and for the reader too, which costs a third of the speed on two cores.
+    and for the reader too.
     """
     workers = len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
     alone = (lambda: torch.set_num_threads(1)) if workers > 1 else None

@@ -33,8 +33,8 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
 def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """K-means that starts in the first principal component and adds dimensions, new ones at the mean.
 
-    From random points in all dimensions Lloyd's algorithm keeps the noise of its starting points: 16 residual stages on 128
-    dimensions then leave 1.4 times the error (docs/results.md). The idea is that of faiss' ProgressiveDimClustering.
+    From random points in all dimensions Lloyd's algorithm keeps the noise of its starting points, and residual stages add that up.
+    The idea is that of faiss' ProgressiveDimClustering.
 
     Args:
         points: [n, d] float32, n >= 1.

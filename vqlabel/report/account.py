@@ -166,7 +166,7 @@ def _padding(file: VqlFile) -> int:
 
 
 def _usage(file: VqlFile) -> Usage:
-    """Of the first 65,536 records: more change no digit that is shown."""
+    """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
     usage = Usage(len(file.code_bits), int(file.codec["config"]["codebook_size"]))
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):
