@@ -46,6 +46,8 @@ class SizeFinder:
             for column in (axis, axis + 2):
                 share = crop[:, column]
                 rest = np.flatnonzero(~_is_whole(share, self._sizes[at, axis]))
+                if not len(rest):  # nearly always, once an image was seen a few times
+                    continue
                 for i, denominator in zip(rest.tolist(), _denominators(share[rest]), strict=True):
                     side = int(np.lcm(self._sizes[at[i], axis], denominator))
                     if not denominator or side >= SIDE_MOST:
@@ -77,6 +79,8 @@ def _denominators(shares: NDArray[np.float32]) -> NDArray[np.int64]:
     before, now = np.zeros(len(shares)), np.ones(len(shares))  # denominators of the convergents
     rest = shares.astype(np.float64) % 1
     for _ in range(24):
+        if found.all():
+            break
         whole = (found == 0) & (now <= DENOMINATOR_MOST) & _is_whole(shares, now)
         found[whole] = now[whole].astype(np.int64)
         inverse = 1 / np.maximum(rest, 1e-9)
