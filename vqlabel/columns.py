@@ -184,7 +184,7 @@ class ColumnReader:
             place=self.places[at],
             image=self.image(record),
             crop=self.crop(record),
-            flip=None if (flip := self._column("flip", record)) is None else flip.astype(bool)[:, 0],
+            flip=self._flip(record),
             mix_index=None if index is None else index.astype(np.int64)[:, 0],
             mix_lam=None if lam is None else float(lam.astype("<u4").view("<f8")[0]),
             mix_box=None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
@@ -215,21 +215,25 @@ class ColumnReader:
         batch = self.batch_of(record)
         image = self.image(record)
         index, lam, box = (self._column(n, r) for n, r in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
-        flip = self._column("flip", record)
-        partner = None
-        if index is not None and image is not None:
+        other = None
+        if index is not None:
             other = self.starts[batch] + index[:, 0].astype(np.int64)
             if len(other) and (other >= self.starts[batch + 1]).any():
                 raise BadContainer(f"{self._reader.path}: a mix_index leaves its batch; damaged or forged")
-            partner = self.image(other)
         return Context(
             image=image,
-            partner=partner,
+            partner=None if other is None else self.image(other),
+            partner_crop=None if other is None else self.crop(other),
+            partner_flip=None if other is None else self._flip(other),
             mix=None if lam is None else np.ascontiguousarray(lam.astype("<u4")).view("<f8")[:, 0].astype(np.float32),
             crop=self.crop(record),
-            flip=None if flip is None else flip.astype(bool)[:, 0],
+            flip=self._flip(record),
             box=None if box is None else box.astype(np.int64),
         )
+
+    def _flip(self, record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        flip = self._column("flip", record)
+        return None if flip is None else flip.astype(bool)[:, 0]
 
     def _column(self, name: str, row: NDArray[np.int64]) -> NDArray[np.unsignedinteger] | None:
         return self._reader.take(PREFIX + name, row) if PREFIX + name in self._reader.streams else None

@@ -12,6 +12,8 @@ from vqlabel.errors import BadContainer, UsageError, require
 
 DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
+CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
+MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
 class _Json:
@@ -56,6 +58,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
     if hint is float and type(value) is int:
         value = float(value)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else hint.from_dict(value)  # type: ignore[attr-defined,arg-type]
     require(type(value) is hint, name, value, f"must be of type {getattr(hint, '__name__', hint)}", BadContainer)
     return value
 
@@ -69,23 +73,50 @@ class FitConfig(_Json):
     slots: int | None = None  # m, codes per label
     codebook_size: int | None = None  # k
     code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
-    latent: int | None = None  # d_h
-    hidden: int | None = None  # units of the decoder's hidden layer
-    temperature: tuple[float, ...] = (1.0, 4.0, 20.0)  # the student's; KL is trained and reported at each
-    epochs: int | None = None  # passes of decoder training over the labels that fit sees
+    latent: int | None = None  # d_h: rank of the decoder's output map
+    weight_bits: int | None = None  # of a stored number of codebooks, decoder and prior
+    prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: where the dump has them and they help
+    image_width: int | None = None  # numbers that the prior keeps of an image
+    hidden: int | None = None  # units of the prior's hidden layer
+    temperature: tuple[float, ...] | None = None  # the student's; KL is trained and reported at each. None: as the layout says, else MIX
+    epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         require(self.codec in ("vqae", "topk", "raw"), "codec", self.codec, "must be vqae, topk or raw")
-        require(1 <= self.bits <= 1 << 20, "bits", self.bits, "must be 1..1048576 code bits per label")
-        for name, low, high in (("slots", 1, 1024), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096)):
+        require(0 <= self.bits <= 1 << 20, "bits", self.bits, "must be 0..1048576 code bits per label")
+        for name, low, high in _RANGES:
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
-        require(self.hidden is None or 1 <= self.hidden <= 8192, "hidden", self.hidden, "must be 1..8192")
-        require(self.epochs is None or 0 <= self.epochs <= 10_000, "epochs", self.epochs, "must be 0..10000")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
-        _check_temperatures(self.temperature)
+        if self.temperature is not None:
+            _check_temperatures(self.temperature)
+
+
+_RANGES = (
+    ("slots", 0, 1024), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
+    ("image_width", 1, 1024), ("hidden", 1, 8192), ("epochs", 0, 10_000),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PriorConfig(_Json):
+    """What a label is predicted from before a code is read: a vector per image, and these fields of the record's context."""
+
+    kind: ClassVar[str] = "prior"
+    images: int
+    image_width: int  # numbers per image
+    hidden: int  # units of the hidden layer
+    fields: tuple[str, ...]  # of CONTEXT_FIELDS, in that order
+    view: int  # pixels along a view, the unit of `box`
+
+    def __post_init__(self) -> None:
+        require(1 <= self.images <= 1 << 24, "images", self.images, "must be 1..16777216")
+        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, 1 << 16)):
+            require(low <= getattr(self, name) <= high, name, getattr(self, name), f"must be {low}..{high}")
+        known = tuple(name for name in CONTEXT_FIELDS if name in self.fields)
+        require(self.fields == known, "fields", list(self.fields), f"must be some of {', '.join(CONTEXT_FIELDS)}, in this order")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,21 +126,22 @@ class VqaeConfig(_Json):
     kind: ClassVar[str] = "vqae"
     classes: int  # C
     domain: str  # logits | probs
-    slots: int  # m
+    slots: int  # m; 0: the prior alone
     codebook_size: int  # k
-    latent: int  # d_h
+    latent: int  # d_h: rank of the output map
     code_width: int  # d_c; residual slots span the latent: d_c = d_h
     quantizer: str  # residual | grouped
-    hidden: int  # units of the decoder's hidden layer
+    weight_bits: int  # of a stored number
+    prior: PriorConfig | None
     temperature: tuple[float, ...]
 
     def __post_init__(self) -> None:
         check_labels(self.classes, self.domain)
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
-        require(1 <= self.slots <= 1024, "slots", self.slots, "must be 1..1024")
+        require(0 <= self.slots <= 1024, "slots", self.slots, "must be 0..1024")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
         require(1 <= self.latent <= 4096, "latent", self.latent, "must be 1..4096")
-        require(1 <= self.hidden <= 8192, "hidden", self.hidden, "must be 1..8192")
+        require(2 <= self.weight_bits <= 8, "weight_bits", self.weight_bits, "must be 2..8")
         if self.quantizer == "residual":
             require(
                 self.code_width == self.latent,
@@ -118,7 +150,7 @@ class VqaeConfig(_Json):
                 f"must equal latent ({self.latent}) for residual slots",
             )
         else:
-            want = f"must be latent / slots = {self.latent / self.slots:g} for grouped slots"
+            want = f"must be latent / slots = {self.latent}/{self.slots} for grouped slots"
             require(self.code_width * self.slots == self.latent, "code_width", self.code_width, want)
         _check_temperatures(self.temperature)
 

@@ -1,8 +1,10 @@
 """A dump -> a fitted codec: what is kept out, what is seen, and the distortion on both."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from vqlabel.bitstream import Usage
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
-from vqlabel.config import FitConfig
+from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.files import refuse_existing
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
@@ -49,8 +51,10 @@ def fit(
         TargetExists: `out` is there and `overwrite` is false.
         UsageError: `resume` without a state, or the state is of another dump or configuration.
     """
-    config = config or FitConfig()
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    config = config or FitConfig()
+    if config.temperature is None:
+        config = replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
     target = None if out is None else Path(out)
     if target is not None:
         refuse_existing(target, overwrite)
@@ -77,7 +81,7 @@ def fit(
         "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
         "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
     }
-    if codec.kind == "vqae":
+    if codec.kind == "vqae" and codec.code_bits:
         report["perplexity"] = _perplexity(codec, sample)
     if target is not None:
         save_codec(codec, target, report, overwrite=overwrite)
@@ -156,19 +160,18 @@ def _stack(batches: list[LabelBatch]) -> Tensor:
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str) -> dict[str, float]:
     """Distortion at T = 1, 4, 20 of the `part` ("seen" or "held") of a sample, through encode and decode."""
-    labels: Tensor = getattr(sample, part)
     figures = Distortion(domain=sample.domain)
     with torch.inference_mode():
-        for x in labels.split(CHUNK):
-            figures.add(x, codec.decode(codec.encode(x)))
+        for labels, context in sample.steps(part, CHUNK):
+            figures.add(labels, codec.decode(codec.encode(labels, context), context))
     return {name: round(value, 6) for name, value in figures.figures().items()}
 
 
 def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
     usage = Usage(len(codec.code_bits), codec.config.codebook_size)
     with torch.inference_mode():
-        for x in sample.seen[-HELD_LABELS:].split(CHUNK):
-            usage.add(codec.encode(x).numpy())
+        for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
+            usage.add(codec.encode(labels, context).numpy())
     return [round(float(p), 1) for p in usage.perplexity()]
 
 

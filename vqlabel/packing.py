@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
@@ -19,11 +20,11 @@ from vqlabel.columns import ColumnWriter
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
-from vqlabel.vql import CODEC, CODES
+from vqlabel.vql import CODEC, CODES, NO_CODES
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
-_NUMPY = {torch.int8: "I8", torch.float16: "F16", torch.float32: "F32"}
+_NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
@@ -59,12 +60,12 @@ def pack(
     fingerprint = hashlib.sha256()
     with ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
-        writer.begin(CODES, codec.code_bits)
+        writer.begin(CODES, codec.code_bits or NO_CODES)
         for done, batches, codes in _encoded(source, codec, device):
             for batch in batches:
                 columns.add(batch)
                 fingerprint.update(np.ascontiguousarray(batch.labels).data)
-            writer.append(codes)
+            writer.append(codes if codec.code_bits else np.zeros((len(codes), 1), np.uint32))
             progress("packing", done, len(source), {})
         stream = writer.end()
         says = columns.write(writer)
@@ -93,7 +94,7 @@ def check_codec(codec: LabelCodec, source: LabelSource) -> None:
         raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
     if codec.kind == "raw" and config.dtype != source.dtype:
         raise UsageError(f"{source.path} is {source.dtype}, the raw codec {config.dtype}; fit raw on this dump (it takes no time)")
-    if codec.kind == "vqae" and not codec.encoder_tensors():
+    if codec.kind == "vqae" and codec.code_bits and not codec.encoder_tensors():
         raise UsageError("this codec came out of a .vql file and has no encoder; use the codec file that `vqlabel fit` wrote")
 
 
@@ -155,4 +156,4 @@ def join_contexts(parts: list[Context]) -> Context:
         values = [getattr(part, name) for part in parts]
         return None if any(value is None for value in values) else np.concatenate(values)
 
-    return Context(**{name: join(name) for name in ("image", "partner", "mix", "crop", "flip", "box")})
+    return Context(**{field.name: join(field.name) for field in fields(Context)})

@@ -12,6 +12,7 @@ from vqlabel.errors import BadContainer
 
 CODES = "codes"
 CODEC = "codec."
+NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
 
 
 class VqlFile:
@@ -61,7 +62,8 @@ class VqlFile:
     @property
     def code_bits(self) -> tuple[int, ...]:
         """[m] stored width of each code."""
-        return self.container.streams[CODES].bits
+        bits = self.container.streams[CODES].bits
+        return bits if self._slots or self.codec["kind"] != "vqae" else ()
 
     def codes(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable."""
@@ -73,15 +75,15 @@ class VqlFile:
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
-        most = int(codes[:, : self._slots].max(initial=0))
-        if self._slots and most >= self._size:
+        most = int(codes[:, : self._slots or None].max(initial=0))
+        if self._size and most >= self._size:
             raise BadContainer(
                 f"{self.container.path}: code {most} leaves 0..{self._size - 1} ({self.codec['config']}); damaged or forged"
             )
-        return codes
+        return codes[:, : len(self.code_bits)]
 
     def _index_slots(self) -> tuple[int, int]:
-        """How many leading fields of a record index a table, and its size: codebooks (vqae) or classes (topk)."""
+        """How many leading fields of a record index a table, and its size: codebooks (vqae) or classes (topk). Size 0: any value goes."""
         kind, config = self.codec["kind"], self.codec["config"]
         key = {"vqae": "codebook_size", "topk": "k"}.get(kind)
         if key is None:
@@ -89,4 +91,7 @@ class VqlFile:
         size = config.get(key)
         if type(size) is not int or size < 1:
             raise BadContainer(f"{self.container.path}: the {kind} codec has {key} {size!r}; damaged or forged")
-        return (len(self.code_bits), size) if kind == "vqae" else (size, self.classes)
+        if kind == "topk":
+            return size, self.classes
+        bits = self.container.streams[CODES].bits
+        return (0, 1) if config.get("slots") == 0 and bits == NO_CODES else (len(bits), size)

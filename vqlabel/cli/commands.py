@@ -31,15 +31,22 @@ CodeWidth = Annotated[
     int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")
 ]
 Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
-Hidden = Annotated[int | None, typer.Option(help="units in the decoder's hidden layer")]
-Temperature = Annotated[str, typer.Option(help="temperatures of the student, comma-separated")]
+WeightBits = Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")]
+Prior = Annotated[
+    bool | None, typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps")
+]
+ImageWidth = Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")]
+Hidden = Annotated[int | None, typer.Option(help="units in the prior's hidden layer")]
+Temperature = Annotated[
+    str | None, typer.Option(help="temperatures of the student, comma-separated; by default the layout's (sre2l: 20), else 1,4,20")
+]
 Epochs = Annotated[int | None, typer.Option(help="passes of decoder training")]
 Seed = Annotated[int, typer.Option(help="same seed, same bytes on the same machine")]
 
 
-def _config(codec: str, temperature: str, **values: Any) -> FitConfig:
+def _config(codec: str, temperature: str | None, **values: Any) -> FitConfig:
     try:
-        degrees = tuple(float(t) for t in temperature.split(","))
+        degrees = None if temperature is None else tuple(float(t) for t in temperature.split(","))
     except ValueError:
         raise UsageError(f"--temperature {temperature!r}: must be numbers with commas between them, such as 1,4,20") from None
     return FitConfig(codec=codec, temperature=degrees, **values)
@@ -56,8 +63,11 @@ def fit(
     codebook_size: CodebookSize = None,
     code_width: CodeWidth = None,
     latent: Latent = None,
+    weight_bits: WeightBits = None,
+    prior: Prior = None,
+    image_width: ImageWidth = None,
     hidden: Hidden = None,
-    temperature: Temperature = "1,4,20",
+    temperature: Temperature = None,
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -69,8 +79,8 @@ def fit(
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
     config = _config(
-        codec, temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent, hidden=hidden,
-        epochs=epochs, seed=seed, device=device,
+        codec, temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent,
+        weight_bits=weight_bits, prior=prior, image_width=image_width, hidden=hidden, epochs=epochs, seed=seed, device=device,
     )  # fmt: skip
     from vqlabel.fitting import fit as run
     from vqlabel.labels import open_labels
@@ -93,8 +103,11 @@ def pack(
     codebook_size: CodebookSize = None,
     code_width: CodeWidth = None,
     latent: Latent = None,
+    weight_bits: WeightBits = None,
+    prior: Prior = None,
+    image_width: ImageWidth = None,
     hidden: Hidden = None,
-    temperature: Temperature = "1,4,20",
+    temperature: Temperature = None,
     epochs: Epochs = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -107,7 +120,7 @@ def pack(
     named = codec in ("vqae", "topk", "raw")
     config = _config(
         codec if named else "vqae", temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent,
-        hidden=hidden, epochs=epochs, seed=seed, device=device,
+        weight_bits=weight_bits, prior=prior, image_width=image_width, hidden=hidden, epochs=epochs, seed=seed, device=device,
     )  # fmt: skip
     from vqlabel.codecs import load_codec
     from vqlabel.files import refuse_existing

@@ -1,7 +1,7 @@
 """The one contract that all codecs keep: labels + context -> codes -> labels, at a stated rate."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqlabel.config import FitConfig
-from vqlabel.errors import BadContainer, BadLabels, require
+from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
 
 EFFORTS = ("fast", "normal", "best")
@@ -33,6 +33,12 @@ class LabelSample:
     def classes(self) -> int:
         return self.seen.shape[1]
 
+    def steps(self, part: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
+        """Labels and contexts of the `part` ("seen" or "held"), `size` at a time."""
+        labels, context = getattr(self, part), getattr(self, part + "_context")
+        for at in range(0, len(labels), size):
+            yield labels[at : at + size], None if context is None else context.rows(slice(at, at + size))
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitHooks:
@@ -50,7 +56,7 @@ class LabelCodec(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
-    uses_context: ClassVar[bool] = False  # False: callers need not look the context up
+    uses_context: bool = False  # False: callers need not look the context up
     config: Any
 
     @classmethod
@@ -111,19 +117,3 @@ class LabelCodec(nn.Module, ABC):
                 f"labels have shape {list(labels.shape)}, the codec was fitted for {self.config.classes} classes; "
                 "fit a codec on this dump, or name the right one"
             )
-
-
-def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor `name`, if it has this shape and is finite.
-
-    Raises:
-        BadContainer: otherwise.
-    """
-    if name not in tensors:
-        raise BadContainer(f"the codec has no tensor {name!r}; the file is incomplete")
-    tensor = tensors[name]
-    if tuple(tensor.shape) != shape:
-        raise BadContainer(f"codec tensor {name!r} has shape {list(tensor.shape)}; its configuration says {list(shape)}")
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        raise BadContainer(f"codec tensor {name!r} holds NaN or Inf")
-    return tensor

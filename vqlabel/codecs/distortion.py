@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) -> Tensor:
     """[n] weighted sum of `kl` over the student's temperatures: what the codec is fitted to.
 
-    The weight T^(1/3) keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
+    The weight T^0.85 keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
     at high T, KL is squared error of centred logits over 2 C, so this is the squared-error term as well.
     """
     total = torch.zeros(len(teacher), device=teacher.device)
@@ -48,7 +49,7 @@ def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) ->
 
 def temperature_weight(temperature: float) -> float:
     """See `mixed_kl`."""
-    return float(temperature ** (1 / 3))
+    return float(temperature ** 0.85)
 
 
 def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
@@ -62,21 +63,43 @@ def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
     return root.mul_(scale / root.norm(dim=1, keepdim=True))
 
 
-def rank_candidates(teacher: Tensor, candidates: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """`mixed_kl` of several candidates a label, less the teacher's entropy, which is the same for all: for choosing between them.
+def teacher_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """[n, C] logits -> [n, C]: all that `mixed_cross_entropy` needs of a teacher, a weighted sum of its distributions."""
+    return torch.stack([temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures]).sum(0)
+
+
+def mixed_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """[n] `mixed_kl` plus the teacher's entropies, which no student can change; differentiable in `student`.
+
+        sum_T w_T T^2 lse(y / T) - <y, pull>,   gradient sum_T w_T T softmax(y / T) - pull
 
     Args:
-        teacher: [n, C] logits.
-        candidates: [n, b, C] logits.
-
-    Returns:
-        [n, b].
+        student: [n, C] logits y.
+        pull: [n, C] from `teacher_pull`, of any floating type.
     """
-    pull = torch.stack([temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures]).sum(0)
-    loss = -torch.bmm(candidates, pull[..., None])[..., 0]
-    for t in temperatures:
-        loss += temperature_weight(t) * t * t * torch.logsumexp(candidates * (1 / t), 2)
+    loss: Tensor = _MixedCrossEntropy.apply(student, pull, tuple(temperatures))
     return loss
+
+
+class _MixedCrossEntropy(torch.autograd.Function):
+    """The gradient is made in the forward pass, from exponentials that it has already."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+        pull = pull.float()
+        loss, gradient = -torch.linalg.vecdot(student, pull), -pull
+        for t in temperatures:
+            scaled = student / t
+            total = torch.logsumexp(scaled, 1)
+            loss = loss + temperature_weight(t) * t * t * total
+            gradient.add_(scaled.sub_(total[:, None]).exp_(), alpha=temperature_weight(t) * t)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *outside: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * outside[0][:, None], None, None
 
 
 @dataclass(kw_only=True)

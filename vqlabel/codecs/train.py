@@ -1,4 +1,5 @@
-"""Fitting the VQAE: codes from PCA + residual k-means, a decoder trained with KL on them, codes chosen again by it, the decoder again.
+"""Fitting the VQAE: the prior; codes from PCA + residual k-means of what it did not know; decoder and prior trained with KL on them;
+codes chosen again by the decoder's own loss, the decoder again.
 
 Codes are held still while the decoder trains: straight-through training of all parts from random weights ends above faiss' error.
 """
@@ -6,112 +7,210 @@ Codes are held still while the decoder trains: straight-through training of all 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from vqlabel.codecs.base import FitHooks, LabelSample
-from vqlabel.codecs.distortion import Distortion, as_logits, hellinger_features, mixed_kl
+from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, teacher_pull, temperature_weight
 from vqlabel.codecs.precision import quick_matmul
+from vqlabel.codecs.prior import Known, describe_context, read_context
 from vqlabel.codecs.quantizer import fit_codebooks
-from vqlabel.codecs.storage import round_trip
-from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.config import MIX, FitConfig, PriorConfig, VqaeConfig
+from vqlabel.errors import UsageError
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
 
-BATCH = 256
-RATE = 1e-3  # peak learning rate
+BATCH = 512
+RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
 CHUNK = 2048
+JUDGED = 4096  # held-out labels that every epoch is judged by
 PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
+EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
-def resolve(config: FitConfig, labels: int, classes: int, domain: str) -> VqaeConfig:
+@dataclasses.dataclass
+class Part:
+    """Labels of the sample, seen or held out, as the training loop takes them."""
+
+    labels: Tensor  # [n, C] in the dump's domain
+    pull: Tensor  # [n, C] half precision, times 1024: see `teacher_pull`
+    known: Known | None
+    codes: Tensor  # [n, j]
+
+
+def resolve(config: FitConfig, sample: LabelSample) -> VqaeConfig:
     """Every number that the user left open.
 
     k = 256, less where a code would see fewer than 32 labels; slots from the bits; a latent that the labels can pay for (one number of
     d_h per 64 of them, 16..256): a larger one learns a small dump by heart.
     """
+    labels, classes = len(sample.seen), sample.classes
     if config.codebook_size:
         k = config.codebook_size
     else:
         most = max(1, min(8, config.bits, int(math.log2(max(1, labels / 32)))))
-        k = 1 << max(
-            range(max(1, most - 2), most + 1), key=lambda width: (config.bits // width * width, width)
-        )  # spends the most bits
+        widths = range(max(1, most - 2), most + 1)
+        k = 1 << max(widths, key=lambda width: (config.bits // width * width, width))  # spends the most bits
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(256, 16 * max(1, labels // 1024), classes - 1))
-    if config.code_width is None:
-        slots = config.slots or max(1, config.bits // width)
-        code_width, quantizer = latent, "residual"
-    else:
+    slots = config.slots if config.slots is not None else config.bits // width
+    code_width, quantizer = latent, "residual"
+    if config.code_width is not None:
         slots = config.slots or max(1, (config.latent or config.bits // width * config.code_width) // config.code_width)
         latent, code_width, quantizer = config.latent or slots * config.code_width, config.code_width, "grouped"
+    prior = None if config.prior is False or quantizer == "grouped" else _resolve_prior(config, sample)
+    if config.prior and prior is None:
+        raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
+    if not slots and prior is None:
+        raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
     return VqaeConfig(
-        classes=classes, domain=domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width, quantizer=quantizer,
-        hidden=config.hidden or 2 * latent, temperature=config.temperature,
+        classes=classes, domain=sample.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width, quantizer=quantizer,
+        weight_bits=config.weight_bits or 8, prior=prior, temperature=config.temperature or MIX,
     )  # fmt: skip
+
+
+def _resolve_prior(config: FitConfig, sample: LabelSample) -> PriorConfig | None:
+    """None where the records do not say which image they belong to, or hardly any image comes twice."""
+    if sample.seen_context is None or sample.held_context is None:
+        return None
+    fields, images, view = describe_context(sample.seen_context)
+    images = max(images, describe_context(sample.held_context)[1])
+    if not images or (config.prior is None and len(sample.seen) < 2 * images):
+        return None
+    return PriorConfig(images=images, image_width=config.image_width or 24, hidden=config.hidden or 128, fields=fields, view=view)
 
 
 def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> None:
     """Fit `codec` in place; the same seed on the same machine gives the same bytes, interrupted and resumed or not."""
     device = torch.device(config.device)
     codec.to(device)
-    seen, held = sample.seen.to(device), sample.held.to(device)
-    epochs = config.epochs if config.epochs is not None else max(4, min(20, 240_000 // max(1, len(seen))))
-    state = hooks.resumed
-    if state is None:
+    parts = (_part(codec, sample, "seen", device), _part(codec, sample, "held", device))
+    state = hooks.resumed or {"stage": 0, "seed": config.seed, "training": None}
+    if state["stage"] == 0 and state["training"] is None:
         generator = torch.Generator().manual_seed(config.seed)
-        hooks.progress("codebooks", 0, 1, {})
-        _fit_encoder(codec, seen, generator)
-        codes, held_codes = codec.encode(seen), codec.encode(held)
-        _start_decoder(codec, seen, codes)
-        hooks.progress("codebooks", 1, 1, {})
+        _start_map(codec, parts[0], generator)
+    if state["stage"] > 0 or state["training"] is not None:
+        _restore(codec, parts, state)
+    epochs = config.epochs if config.epochs is not None else max(4, min(20, 300_000 // max(1, len(sample.seen))))
+    while state["stage"] <= ROUNDS:
+        stage = state["stage"]
+        if stage == 0 and codec.config.prior is not None:
+            _train(codec, parts, epochs, state, hooks)
+            if config.prior is None and not _earns(codec, parts):
+                codec.forget_prior()
+                for part in parts:
+                    part.known = None
+        elif stage > 0 and codec.config.slots:
+            _train(codec, parts, epochs, state, hooks)
+        if stage == 0 and codec.config.slots:
+            generator = torch.Generator().manual_seed(config.seed + 1)
+            hooks.progress("codebooks", 0, 1, {})
+            _fit_encoder(codec, parts[0], generator)
+            _choose(codec, parts, "fast")
+            _start_codebooks(codec, parts[0])
+            hooks.progress("codebooks", 1, 1, {})
+        if stage < ROUNDS and codec.config.slots:
+            hooks.progress("choosing codes", 0, 1, {})
+            _choose(codec, parts, "best")
+            hooks.progress("choosing codes", 1, 1, {})
         state = {
-            "codec": codec.state_dict(),
-            "codes": codes,
-            "held_codes": held_codes,
-            "round": 0,
-            "training": None,
-            "seed": config.seed,
-        }
-    else:
-        codec.load_state_dict(state["codec"])
-    for turn in range(state["round"], ROUNDS):
-        codes, held_codes, training = state["codes"], state["held_codes"], state["training"]
-        _train_decoder(codec, (seen, codes), (held, held_codes), epochs, turn, state, hooks, training)
-        if turn + 1 < ROUNDS:
-            hooks.progress("choosing codes again", 0, 1, {})
-            codec.set_effort("best")
-            codes, held_codes = codec.encode(seen), codec.encode(held)
-            codec.set_effort("normal")
-            hooks.progress("choosing codes again", 1, 1, {})
-        state = {
-            **state,
-            "codec": codec.state_dict(),
-            "codes": codes,
-            "held_codes": held_codes,
-            "round": turn + 1,
-            "training": None,
-        }
+            "stage": stage + 1, "seed": config.seed, "training": None, "codec": codec.state_dict(),
+            "has prior": codec.config.prior is not None, "codes": [part.codes for part in parts],
+        }  # fmt: skip
         hooks.save(state)
     with torch.no_grad():
-        for weight in codec.decoder.parameters():
-            weight.copy_(round_trip(weight))
+        codec.decoder.load_state_dict(codec.rounded_decoder())
     codec.cpu()
 
 
-def _fit_encoder(codec: VqaeCodec, seen: Tensor, generator: torch.Generator) -> None:
+def _restore(codec: VqaeCodec, parts: tuple[Part, Part], state: dict[str, Any]) -> None:
+    if codec.config.prior is not None and not state["has prior"]:
+        codec.forget_prior()
+        for part in parts:
+            part.known = None
+    codec.load_state_dict(state["codec"])
+    for part, codes in zip(parts, state["codes"], strict=True):
+        part.codes = codes
+
+
+def _part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device) -> Part:
+    labels: Tensor = getattr(sample, name).to(device)
+    config = codec.config
+    pull = torch.cat([(1024 * teacher_pull(as_logits(x, config.domain), config.temperature)).half() for x in labels.split(CHUNK)])
+    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
+    return Part(labels, pull, known, torch.empty(len(labels), 0, dtype=torch.long, device=device))
+
+
+@torch.no_grad()
+def _start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
+    """The output map spans the logits' leading components, its latent of unit variance; image vectors start at their mean latent."""
+    decoder, config = codec.decoder, codec.config
+    some = seen.labels[torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)]
+    logits = as_logits(some, config.domain)
+    mean = logits.mean(0)
+    logits -= mean
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
+        width = min(config.latent, *logits.shape)
+        _, size, axes = torch.svd_lowrank(logits, q=min(width + 8, *logits.shape), niter=2)
+    size, axes = (size[:width] / math.sqrt(len(logits))).clamp_min(1e-6), axes[:, :width]
+    decoder.out.zero_()
+    decoder.out[:width] = (axes * size).T
+    decoder.bias.copy_(mean)
+    if decoder.prior is None or seen.known is None:
+        return
+    latents = torch.cat([(as_logits(x, config.domain) - mean) @ axes / size for x in seen.labels.split(CHUNK)])
+    prior, known = decoder.prior, seen.known
+    total, count = latents.new_zeros(len(prior.images), width), latents.new_full((len(prior.images), 1), 1.0)
+    for image, share in ((known.image, known.share), (known.partner, 1 - known.share)):
+        total.index_add_(0, image, latents * share)
+        count.index_add_(0, image, share)
+    centre = total / count
+    _, size, axes = torch.linalg.svd(centre, full_matrices=False)
+    kept = min(prior.images.shape[1], len(size))
+    size = (size[:kept] / math.sqrt(len(centre))).clamp_min(1e-6)
+    prior.images.zero_()
+    prior.images[:, :kept] = centre @ axes[:kept].T / size
+    prior.mixed.weight.zero_()
+    prior.mixed.weight[:width, :kept] = (size[:, None] * axes[:kept]).T
+    prior.outside.weight.mul_(0.3)
+    prior.outside.bias.zero_()
+
+
+def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
+    """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
+    seen, held = parts
+    mean = (seen.pull.float().mean(0) / 1024).clamp_min(1e-12)
+    weight = sum(temperature_weight(t) * t for t in codec.config.temperature)
+    logits = (mean / weight).log().expand(len(held.pull), -1)
+    entropy = _entropy(codec, held)
+    without = mixed_cross_entropy(logits, held.pull / 1024, codec.config.temperature).mean().item() - entropy
+    return _judge(codec, held)["loss"] < (1 - EARNS) * without
+
+
+def _entropy(codec: VqaeCodec, part: Part) -> float:
+    """What `mixed_cross_entropy` is above `mixed_kl`, a mean over labels."""
+    total = 0.0
+    for x, pull in zip(part.labels.split(CHUNK), part.pull.split(CHUNK), strict=True):
+        logits = as_logits(x, codec.config.domain)
+        total += mixed_cross_entropy(logits, pull / 1024, codec.config.temperature).sum().item()
+    return total / len(part.labels)
+
+
+@torch.no_grad()
+def _fit_encoder(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
     """PCA of the features on a bounded number of labels, then codebooks on all latents."""
     config, encoder = codec.config, codec.encoder
     assert encoder is not None
-    some = seen[torch.randperm(len(seen), generator=generator)[:PCA_LABELS].to(seen.device)]
-    features = torch.cat([
-        torch.cat([hellinger_features(x, t) for t in config.temperature], 1) for x in as_logits(some, config.domain).split(CHUNK)
-    ])  # fmt: skip
+    some = torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)
+    features = torch.cat([torch.cat(_features(codec, seen, at), 1) for at in some.split(CHUNK)])
     mean = features.mean(0)
     features -= mean
     width = min(config.latent, *features.shape)
@@ -120,13 +219,24 @@ def _fit_encoder(codec: VqaeCodec, seen: Tensor, generator: torch.Generator) -> 
         basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
     encoder.basis[..., :width] = basis.view(len(config.temperature), config.classes, width)
     encoder.offset[:width] = mean @ basis
-    latents = _latents(codec, seen[torch.randperm(len(seen), generator=generator)[:KMEANS_LABELS].to(seen.device)])
+    some = torch.randperm(len(seen.labels), generator=generator)[:KMEANS_LABELS].to(seen.labels.device)
+    latents = torch.cat([
+        sum(f @ b for f, b in zip(_features(codec, seen, at), encoder.basis, strict=True)) - encoder.offset for at in some.split(CHUNK)
+    ])  # fmt: skip
     if config.quantizer == "grouped":
         order = _balanced(latents.var(0, correction=0), config.slots, config.code_width)
         encoder.basis.copy_(encoder.basis[..., order])
         encoder.offset.copy_(encoder.offset[order])
         latents = latents[:, order]
     encoder.codebooks.copy_(fit_codebooks(latents, config.slots, config.codebook_size, config.quantizer, generator))
+
+
+def _features(codec: VqaeCodec, part: Part, at: Tensor) -> list[Tensor]:
+    """Of each temperature, [n, C], of the labels `at`."""
+    assert codec.encoder is not None
+    logits = as_logits(part.labels[at], codec.config.domain)
+    expected = None if part.known is None else codec.decoder(part.codes[at, :0], part.known.rows(at))
+    return [codec.encoder.features(logits, expected, t) for t in codec.config.temperature]
 
 
 def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
@@ -140,87 +250,113 @@ def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
     return torch.tensor([at for group in groups for at in group], device=variance.device)
 
 
-def _latents(codec: VqaeCodec, labels: Tensor) -> Tensor:
-    assert codec.encoder is not None
-    with torch.no_grad():
-        return torch.cat([codec.encoder(as_logits(x, codec.config.domain)) for x in labels.split(CHUNK)])
+@torch.no_grad()
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], effort: str) -> None:
+    before = codec.effort
+    codec.set_effort(effort)
+    for part in parts:
+        part.codes = codec.choose(part.labels, part.known)
+    codec.set_effort(before)
 
 
 @torch.no_grad()
-def _start_decoder(codec: VqaeCodec, seen: Tensor, codes: Tensor) -> None:
-    """The best linear decoder of these codes, by least squares on centred logits; the hidden layer starts at no effect."""
-    decoder, encoder = codec.decoder, codec.encoder
+def _start_codebooks(codec: VqaeCodec, seen: Part) -> None:
+    """The best linear decoder of these codes, by least squares on what the prior left of the centred logits.
+
+    Without a prior the output map is free to be that; with one, which shares the map, the codebooks are what of it the map can express.
+    """
+    decoder, encoder, config = codec.decoder, codec.encoder, codec.config
     assert encoder is not None
-    size = encoder.codebooks.square().sum((1, 2)).mean().sqrt() / math.sqrt(codec.config.codebook_size * codec.config.code_width)
+    size = encoder.codebooks.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
     decoder.codebook.copy_(encoder.codebooks / size.clamp_min(1e-12))
-    d, c = codec.config.latent, codec.config.classes
-    square, cross = torch.zeros(d + 1, d + 1, device=seen.device), torch.zeros(d + 1, c, device=seen.device)
-    for x, code in zip(seen.split(CHUNK), codes.split(CHUNK), strict=True):
-        z = torch.cat([decoder.latent(code), torch.ones(len(code), 1, device=seen.device)], 1)
+    d = config.latent
+    square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
+    for at in torch.arange(len(seen.labels), device=seen.labels.device).split(CHUNK):
+        z = torch.nn.functional.pad(decoder.latent(seen.codes[at]), (0, 1), value=1.0)
+        rest = as_logits(seen.labels[at], config.domain)
+        if seen.known is not None:
+            rest = rest - decoder(seen.codes[at, :0], seen.known.rows(at))
+            rest -= rest.mean(1, keepdim=True)
         square += z.T @ z
-        cross += z.T @ as_logits(x, codec.config.domain)
-    ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=seen.device)
+        cross += z.T @ rest
+    ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=square.device)
     best = torch.linalg.solve(square + ridge, cross)  # [d + 1, C]
-    decoder.out.weight.copy_(best[:-1].T)
-    decoder.out.bias.copy_(best[-1])
-    decoder.outside.weight.mul_(0.05)
-    decoder.outside.bias.zero_()
+    if seen.known is None:
+        decoder.out.copy_(best[:-1])
+        decoder.bias.copy_(best[-1])
+    else:
+        out = decoder.out
+        ridge = 1e-6 * out.square().sum() / d * torch.eye(d, device=out.device)
+        turn = torch.linalg.solve(out @ out.T + ridge, out @ best[:-1].T).T  # [d, d]
+        decoder.codebook.copy_(decoder.codebook @ turn)
 
 
-def _train_decoder(
-    codec: VqaeCodec,
-    seen: tuple[Tensor, Tensor],
-    held: tuple[Tensor, Tensor],
-    epochs: int,
-    turn: int,
-    state: dict[str, Any],
-    hooks: FitHooks,
-    resumed: dict[str, Any] | None,
-) -> None:
-    """AdamW on the mixed KL; ends with the weights of the epoch that was best on held-out labels, the start included."""
-    decoder, (labels, codes), temperatures = codec.decoder, seen, codec.config.temperature
-    optimizer = torch.optim.AdamW(decoder.parameters(), RATE, weight_decay=0.01)
-    steps = max(1, epochs * -(-len(labels) // BATCH))
+def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[str, Any], hooks: FitHooks) -> None:
+    """AdamW on the mixed KL, on weights as they will be stored; ends with those of the epoch that was best on held-out labels."""
+    decoder, (seen, held), config = codec.decoder, parts, codec.config
+    stage, count = state["stage"], len(seen.labels)
+    images = [weight for name, weight in decoder.named_parameters() if name == "prior.images"]
+    others = [weight for name, weight in decoder.named_parameters() if name != "prior.images"]
+    rate = RATE if stage == 0 else RATE / 2
+    groups = [{"params": others, "lr": rate, "weight_decay": 0.01}]
+    groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
+    optimizer = torch.optim.AdamW(groups)
+    steps = max(1, epochs * -(-count // BATCH))
     warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=warm)
-    best, best_weights, first = _judge(codec, *held)["loss"], copy.deepcopy(decoder.state_dict()), 0
-    if resumed is not None:
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=warm)
+    best, best_weights, first = math.inf, copy.deepcopy(decoder.state_dict()), 0
+    if state["training"] is None:
+        best = _judge(codec, held)["loss"] if stage else math.inf
+    else:
+        resumed = state["training"]
         decoder.load_state_dict(resumed["decoder"])
         optimizer.load_state_dict(resumed["optimizer"])
         schedule.load_state_dict(resumed["schedule"])
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
+    title = f"decoder, round {stage}" if stage else "prior"
     for epoch in range(first, epochs):
-        shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + turn * 10_007 + epoch)
-        total = torch.zeros((), device=labels.device)
-        for at in torch.randperm(len(labels), generator=shuffle).to(labels.device).split(BATCH):
-            with quick_matmul(labels.device):
-                out = decoder(codes[at])
-            loss = mixed_kl(as_logits(labels[at], codec.config.domain), out.float(), temperatures).mean()
+        shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
+        total = torch.zeros((), device=seen.labels.device)
+        for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
+            rough = config.weight_bits < 8 and (stage or epoch >= epochs // 2)
+            weights = _as_stored(codec) if rough else dict(decoder.named_parameters())
+            known = None if seen.known is None else seen.known.rows(at)
+            with quick_matmul(seen.labels.device):
+                out = functional_call(decoder, weights, (seen.codes[at], known))
+            loss = mixed_cross_entropy(out.float(), seen.pull[at].float() / 1024, config.temperature).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
             total += loss.detach() * len(at)
-        figures = _judge(codec, *held)
+        figures = _judge(codec, held)
         if figures["loss"] < best:
             best, best_weights = figures["loss"], copy.deepcopy(decoder.state_dict())
-        hooks.save({**state, "training": {
-            "decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-            "best": best, "best_weights": best_weights, "epoch": epoch + 1,
-        }})  # fmt: skip
-        hooks.progress(f"decoder, round {turn + 1}", epoch + 1, epochs, {"seen loss": total.item() / len(labels), **figures})
+        hooks.save({
+            **state, "codec": codec.state_dict(), "has prior": config.prior is not None, "codes": [part.codes for part in parts],
+            "training": {
+                "decoder": decoder.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+                "best": best, "best_weights": best_weights, "epoch": epoch + 1,
+            },
+        })  # fmt: skip
+        hooks.progress(title, epoch + 1, epochs, {"seen loss": total.item() / count, **figures})
     decoder.load_state_dict(best_weights)
 
 
+def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
+    """The decoder's weights as storage rounds them, with the gradient of those that they came from (straight-through)."""
+    weights, stored = dict(codec.decoder.named_parameters()), codec.rounded_decoder()
+    return {name: weight + (stored[name] - weight).detach() for name, weight in weights.items()}
+
+
 @torch.no_grad()
-def _judge(codec: VqaeCodec, labels: Tensor, codes: Tensor) -> dict[str, float]:
-    """Held-out loss, and KL at each temperature."""
-    figures = Distortion(temperatures=codec.config.temperature, domain=codec.config.domain)
-    loss = 0.0
-    for x, code in zip(labels.split(CHUNK), codes.split(CHUNK), strict=True):
-        out = codec.decode(code)
-        figures.add(x, out)
-        loss += (
-            mixed_kl(as_logits(x, codec.config.domain), as_logits(out, codec.config.domain), codec.config.temperature).sum().item()
-        )
-    return {"loss": loss / len(labels), **figures.figures()}
+def _judge(codec: VqaeCodec, part: Part) -> dict[str, float]:
+    """Held-out loss (`mixed_kl`), and KL at each temperature, of the decoder as it will be stored."""
+    config = codec.config
+    figures = Distortion(temperatures=config.temperature)
+    weights = codec.rounded_decoder()
+    for at in torch.arange(min(JUDGED, len(part.labels)), device=part.labels.device).split(CHUNK):
+        known = None if part.known is None else part.known.rows(at)
+        figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (part.codes[at], known)))
+    found = figures.figures()
+    return {"loss": sum(temperature_weight(t) * found[f"kl_T{t:g}"] for t in config.temperature), **found}

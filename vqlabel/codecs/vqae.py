@@ -1,31 +1,36 @@
-"""The vector-quantized autoencoder (arXiv 2603.03808): latent d_h in slots, one codebook of k vectors a slot, a small decoder."""
+"""The vector-quantized autoencoder (arXiv 2603.03808): slots of k code vectors each, summed on a prior, through a low-rank output map."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample, take
-from vqlabel.codecs.distortion import as_logits, hellinger_features, rank_candidates
+from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs.distortion import as_logits, hellinger_features, teacher_pull
 from vqlabel.codecs.precision import quick_matmul
+from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.quantizer import search
-from vqlabel.codecs.storage import SCALE, expand, shrink
+from vqlabel.codecs.refine import refine
+from vqlabel.codecs.storage import expand, rounded, shrink, take
 from vqlabel.codecs.train import fit_vqae, resolve
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadLabels
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
-BEAMS = {"fast": 1, "normal": 2, "best": 8}  # code sequences that the search keeps
-JUDGED = ("best",)  # efforts in which the decoder itself, by its KL, chooses between the sequences; else the nearest is taken
+BEAMS = {"fast": 1, "normal": 2, "best": 4}  # code sequences that the search keeps
+REFINED = {"fast": 0, "normal": 4, "best": 1024}  # slots up to which the decoder itself chooses codes again, by its own loss
+SWEEPS = {"fast": 0, "normal": 1, "best": 2}
 
 
 class Encoder(nn.Module):
     """Label -> latent: PCA of its Hellinger features, in which a plain distance is KL at the student's temperatures.
 
-    `codebooks` [m, k, d_c] are those of the search; the decoder has its own, free to move while it trains.
+    With a prior, of what the features are more than the predicted label's. `codebooks` [m, k, d_c] are those of the search; the
+    decoder has its own, free to move while it trains.
     """
 
     offset: Tensor
@@ -39,51 +44,73 @@ class Encoder(nn.Module):
         self.register_buffer("offset", torch.zeros(config.latent))
         self.register_buffer("codebooks", torch.zeros(config.slots, config.codebook_size, config.code_width))
 
-    def forward(self, logits: Tensor) -> Tensor:
-        """[n, C] centred logits -> [n, d_h]. The features are never whole in memory: each temperature adds its part."""
+    def features(self, logits: Tensor, expected: Tensor | None, temperature: float) -> Tensor:
+        """[n, C] of one temperature."""
+        found = hellinger_features(logits, temperature)
+        return found if expected is None else found.sub_(hellinger_features(expected, temperature))
+
+    def forward(self, logits: Tensor, expected: Tensor | None) -> Tensor:
+        """[n, C] logits, and the prior's -> [n, d_h]. The features are never whole in memory: each temperature adds its part."""
         latent = -self.offset.expand(len(logits), -1)
         for t, basis in zip(self.temperature, self.basis, strict=True):
             with quick_matmul(logits.device):
-                part = hellinger_features(logits, t) @ basis
+                part = self.features(logits, expected, t) @ basis
             latent = latent + part
         return latent
 
 
 class Decoder(nn.Module):
-    """Codes -> logits: the code vectors are summed (residual) or joined (grouped) to a latent z, then W (z + MLP(z)) + b."""
+    """Codes, and what is known -> logits: out(prior + z) + bias; z is the sum (residual) or the join (grouped) of the code vectors.
 
-    first: Tensor
+    All codes add to the logits, so that a slot's best code can be found exactly (`refine`), and so that leaving the last slots out is
+    a decoder still.
+    """
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
         self.residual = config.quantizer == "residual"
+        self.prior = None if config.prior is None else Prior(config.prior, config.latent)
         self.codebook = nn.Parameter(torch.zeros(config.slots, config.codebook_size, config.code_width))
-        self.inside = nn.Linear(config.latent, config.hidden)
-        self.outside = nn.Linear(config.hidden, config.latent)
-        self.out = nn.Linear(config.latent, config.classes)
-        self.place_slots()
+        self.out = nn.Parameter(torch.zeros(config.latent, config.classes))
+        self.bias = nn.Parameter(torch.zeros(config.classes))
 
-    def place_slots(self) -> None:
-        """Remember at which row of the joined codebooks each slot's vectors begin."""
-        slots, k, _ = self.codebook.shape
-        self.register_buffer("first", k * torch.arange(slots), persistent=False)
+    def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
+        """[n, j] codes of the first j slots -> [n, C] logits, of no particular shift."""
+        z = 0 if known is None or self.prior is None else self.prior(known)
+        if codes.shape[1]:
+            z = z + self.latent(codes)
+        elif isinstance(z, int):
+            return self.bias.expand(len(codes), -1)
+        return torch.addmm(self.bias, z, self.out)
 
     def latent(self, codes: Tensor) -> Tensor:
-        """[n, m] -> [n, d_h]."""
-        rows = codes.long() + self.first
+        """[n, j] -> [n, d_h]."""
+        slots, k, width = self.codebook.shape
+        used = codes.shape[1]
+        rows = codes.long() + k * torch.arange(used, device=codes.device)
         if self.residual:
-            return F.embedding_bag(rows, self.codebook.flatten(0, 1), mode="sum")
-        return F.embedding(rows, self.codebook.flatten(0, 1)).flatten(1)
+            return F.embedding_bag(rows, self.codebook.view(slots * k, width), mode="sum")
+        z = F.embedding(rows, self.codebook.view(slots * k, width)).flatten(1)
+        return F.pad(z, (0, (slots - used) * width))
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """[n, m] -> [n, C] logits, of no particular shift."""
-        z = self.latent(codes)
-        logits: Tensor = self.out(z + self.outside(F.gelu(self.inside(z))))
-        return logits
+    def moves(self) -> list[Tensor]:
+        """m of [k, C]: what each code of a slot adds to the logits."""
+        if self.residual:
+            return [book @ self.out for book in self.codebook]
+        return [book @ rows for book, rows in zip(self.codebook, self.out.split(self.codebook.shape[2]), strict=True)]
+
+
+def bits_of(name: str, config: VqaeConfig) -> int:
+    """Stored width of a decoder weight: the prior's network is small and all labels pass through it, so it is worth 2 bits more."""
+    network = name.removeprefix("decoder.").startswith(("prior.mixed", "prior.inside", "prior.outside"))
+    return min(8, config.weight_bits + 2) if network else config.weight_bits
 
 
 class VqaeCodec(LabelCodec):
-    """Encoder, residual or grouped quantizer, decoder. Rate: m * ceil(log2 k) bits per label."""
+    """Encoder, residual or grouped quantizer, decoder, and a prior where the file knows more of a label than its place.
+
+    Rate: m * ceil(log2 k) bits per label.
+    """
 
     kind = "vqae"
     config: VqaeConfig
@@ -92,8 +119,12 @@ class VqaeCodec(LabelCodec):
         super().__init__()
         self.config = config
         self.decoder = Decoder(config)
-        self.encoder = Encoder(config) if with_encoder else None
+        self.encoder = Encoder(config) if with_encoder and config.slots else None
         self.effort = "normal"
+
+    @property
+    def uses_context(self) -> bool:  # type: ignore[override]
+        return self.config.prior is not None
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
@@ -105,7 +136,7 @@ class VqaeCodec(LabelCodec):
             )
         with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
             torch.default_generator.manual_seed(config.seed)
-            codec = cls(resolve(config, len(sample.seen), sample.classes, sample.domain))
+            codec = cls(resolve(config, sample))
         fit_vqae(codec, sample, config, hooks)
         return codec
 
@@ -116,13 +147,19 @@ class VqaeCodec(LabelCodec):
         state = {}
         for name, want in codec.state_dict().items():
             shape = tuple(want.shape)
-            if name.startswith("decoder.") and want.dim() > 1:
-                take(tensors, name + SCALE, shape[:-1])
-            take(tensors, name, shape)
-            state[name] = expand(name, dict(tensors))
+            if not want.numel():  # codebooks of 0 slots
+                state[name] = torch.empty(shape)
+            elif name.startswith("decoder."):
+                state[name] = expand(name, tensors, shape, bits_of(name, config))
+            else:
+                state[name] = take(tensors, name, shape).float()
         codec.load_state_dict(state, assign=True)
-        codec.decoder.place_slots()
         return codec
+
+    def forget_prior(self) -> None:
+        """Go on without a prior that was not worth its bytes."""
+        self.config = replace(self.config, prior=None)
+        self.decoder.prior = None
 
     def set_effort(self, effort: str) -> None:
         super().set_effort(effort)
@@ -136,32 +173,48 @@ class VqaeCodec(LabelCodec):
     def codebook_size(self) -> int | None:
         return self.config.codebook_size
 
+    def rounded_decoder(self) -> dict[str, Tensor]:
+        """The decoder's weights as they will be after storage."""
+        return {name: rounded(weight, bits_of(name, self.config)) for name, weight in self.decoder.named_parameters()}
+
+    def known(self, context: Context | None) -> Known | None:
+        """The prior's inputs, on its device; None without a prior."""
+        return None if self.config.prior is None else read_context(self.config.prior, context, self.decoder.out.device)
+
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """The nearest code sequence that a beam search finds; at the best effort, the one of several whose decoded label has the least KL."""
+        """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes."""
         self.check_labels(labels)
+        return self.choose(labels, self.known(context)).int()
+
+    def choose(self, labels: Tensor, known: Known | None) -> Tensor:
+        """`encode` for a context that was read before."""
+        config = self.config
+        if not config.slots:
+            return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
-        codes = []
-        for part in labels.split(ENCODE_CHUNK):
-            logits = as_logits(part, self.config.domain)
-            found = search(self.encoder(logits), self.encoder.codebooks, self.config.quantizer, BEAMS[self.effort])  # [n, b, m]
-            if found.shape[1] > 1 and self.effort in JUDGED:
-                n, b, m = found.shape
-                with quick_matmul(logits.device):
-                    decoded = self.decoder(found.view(n * b, m)).view(n, b, -1)
-                loss = rank_candidates(logits, decoded.float(), self.config.temperature)
-                found = found.gather(1, loss.argmin(1)[:, None, None].expand(-1, 1, m))
-            codes.append(found[:, 0].int())
+        sweeps = SWEEPS[self.effort] if config.slots <= REFINED[self.effort] else 0
+        moves, codes = self.decoder.moves() if sweeps else [], []
+        for at in range(0, len(labels), ENCODE_CHUNK):
+            logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
+            part = None if known is None else known.rows(slice(at, at + ENCODE_CHUNK))
+            none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
+            expected = None if part is None else self.decoder(none, part)
+            found = search(self.encoder(logits, expected), self.encoder.codebooks, config.quantizer, BEAMS[self.effort])[:, 0]
+            if sweeps:
+                pull = teacher_pull(logits, config.temperature)
+                found = refine(found, self.decoder(found, part), pull, moves, config.temperature, sweeps)
+            codes.append(found)
         return torch.cat(codes)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
-        logits: Tensor = self.decoder(codes)
+        logits: Tensor = self.decoder(codes, self.known(context))
         return logits if self.config.domain == "logits" else F.softmax(logits, 1)
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
-            tensors |= shrink(name, weight.cpu())
+            tensors |= {} if not weight.numel() else shrink(name, weight.cpu(), bits_of(name, self.config))
         return tensors
 
     def encoder_tensors(self) -> dict[str, Tensor]:

@@ -2,9 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,14 @@ class Context:
     mix: NDArray[np.float32] | None = None  # [n] lambda: the share of the first image
     crop: NDArray[np.float32] | None = None  # [n, 4] top, left, height, width
     flip: NDArray[np.bool_] | None = None  # [n]
+    partner_crop: NDArray[np.float32] | None = None  # [n, 4]
+    partner_flip: NDArray[np.bool_] | None = None  # [n]
     box: NDArray[np.int64] | None = None  # [n, 4] row0, col0, row1, col1 in pixels of the view
+
+    def rows(self, at: slice) -> "Context":
+        """Of the records `at`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Context(**{name: None if value is None else value[at] for name, value in values.items()})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +64,16 @@ class LabelBatch:
 
     def context(self) -> Context:
         """What a codec may condition on."""
-        n = len(self)
-        partner = self.image[self.mix_index] if self.image is not None and self.mix_index is not None else None
+        n, index = len(self), self.mix_index
+
+        def of_partner(field: NDArray[Any] | None) -> NDArray[Any] | None:
+            return None if field is None or index is None else field[index]
+
         return Context(
             image=self.image,
-            partner=partner,
+            partner=of_partner(self.image),
+            partner_crop=of_partner(self.crop),
+            partner_flip=of_partner(self.flip),
             mix=None if self.mix_lam is None else np.full(n, self.mix_lam, np.float32),
             crop=self.crop,
             flip=self.flip,
@@ -79,6 +91,7 @@ class LabelSource(ABC):
         dtype: type of the stored labels: "F16", "BF16" or "F32".
         places: (epoch, batch) of every batch, in order.
         order: "explicit" (batches carry image indices), "rows" (record i of an epoch is image i) or "none".
+        temperature: of the students that this layout's scripts train; None where they leave it open.
     """
 
     path: Path
@@ -88,6 +101,7 @@ class LabelSource(ABC):
     dtype: str
     places: Sequence[Place]
     order: str
+    temperature: float | None = None
 
     def __len__(self) -> int:
         """Batches."""

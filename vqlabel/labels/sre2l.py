@@ -24,6 +24,7 @@ class Sre2lSource(LabelSource):
     """The tree. Counts come from the files; epochs and batches are sorted as numbers; other entries are ignored."""
 
     layout = "sre2l"
+    temperature = 20.0  # of SRe2L's and CDA's students
 
     def __init__(self, path: Path, domain: str | None) -> None:
         self.path, self.domain = path, domain or "logits"

@@ -1,0 +1,105 @@
+"""What a record says besides its label -> the latent that its label is likely to have, before a code is read."""
+
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vqlabel.config import CONTEXT_FIELDS, PriorConfig
+from vqlabel.errors import UsageError
+from vqlabel.labels import Context
+
+WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}  # numbers that a field of the context becomes
+
+
+class Known(NamedTuple):
+    """A context as the prior takes it."""
+
+    image: Tensor  # [n] int64
+    partner: Tensor  # [n] int64; the image itself where nothing is mixed in
+    share: Tensor  # [n, 1] float32, lambda: the first image's; 1 where nothing is mixed in
+    features: Tensor  # [n, F] float32, of about unit size
+
+    def rows(self, at: Tensor | slice) -> Self:
+        """Those of the records `at`."""
+        return type(self)(*(part[at] for part in self))
+
+
+class Prior(nn.Module):
+    """One vector per image; theirs and their lambda-mix, with crops, flips and box, through one hidden layer.
+
+        latent = W mix + outside(gelu(inside(mix, image, partner, features)))
+
+    What the mix says is linear in the vectors, so that an image seen rarely is still predicted by its mean label.
+    """
+
+    def __init__(self, config: PriorConfig, latent: int) -> None:
+        super().__init__()
+        self.mixing = "mix" in config.fields
+        width = config.image_width
+        self.images = nn.Parameter(0.1 * torch.randn(config.images, width))
+        self.mixed = nn.Linear(width, latent, bias=False)
+        self.inside = nn.Linear((3 if self.mixing else 1) * width + sum(WIDTHS[f] for f in config.fields), config.hidden)
+        self.outside = nn.Linear(config.hidden, latent)
+
+    def forward(self, known: Known) -> Tensor:
+        """[n, d_h]."""
+        own = F.embedding(known.image, self.images)
+        if not self.mixing:
+            return self.mixed(own) + self._bent(own, known.features)
+        partner = F.embedding(known.partner, self.images)
+        mix = torch.lerp(partner, own, known.share)
+        return self.mixed(mix) + self._bent(mix, own, partner, known.features)
+
+    def _bent(self, *parts: Tensor) -> Tensor:
+        bent: Tensor = self.outside(F.gelu(self.inside(torch.cat(parts, 1))))
+        return bent
+
+
+def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
+    """What a dump's contexts have: fields, number of images, pixels along a view (1 where there is no box)."""
+    has = tuple(name for name in CONTEXT_FIELDS if getattr(context, name) is not None)
+    if context.partner is None:  # lambda alone says nothing
+        has = tuple(name for name in has if name in ("crop", "flip"))
+    images = 0
+    if context.image is not None and len(context.image):
+        images = 1 + max(int(context.image.max()), 0 if context.partner is None else int(context.partner.max()))
+    return has, images, max(1, int(context.box.max())) if "box" in has and context.box is not None else 1
+
+
+def read_context(config: PriorConfig, context: Context | None, device: torch.device) -> Known:
+    """The prior's inputs on `device`.
+
+    Raises:
+        UsageError: the records lack a field that the prior was fitted with, or name an image that it never saw.
+    """
+    lacking = ["image"] if context is None or context.image is None else [n for n in config.fields if getattr(context, n) is None]
+    if lacking or context is None or context.image is None:
+        raise UsageError(
+            f"the codec's prior needs {', '.join(lacking)} of every record, and these have none; fit on this dump, or with --no-prior"
+        )
+    partner = context.image if context.partner is None or "mix" not in config.fields else context.partner
+    most = max(int(context.image.max(initial=-1)), int(partner.max(initial=-1)))
+    if most >= config.images:
+        raise UsageError(f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior")
+    parts = [_features(config, name, np.asarray(getattr(context, name))) for name in config.fields]
+    features = np.concatenate(parts, 1) if parts else np.empty((len(partner), 0), np.float32)
+    share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in config.fields else context.mix
+    tensors = (context.image, partner, share[:, None], features)
+    return Known(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in tensors))
+
+
+def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDArray[np.float32]:
+    """[n, WIDTHS[name]] numbers of about unit size."""
+    x = value.astype(np.float32)
+    if name.endswith("flip"):
+        return x[:, None] - 0.5
+    if name == "mix":
+        return np.stack([x, x * (1 - x)], 1)
+    if name == "box":
+        return np.clip(x / config.view, 0, 2) - 0.5
+    area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
+    return np.concatenate([np.clip(x, -2, 2) - 0.5, 0.5 * np.log(area) + 0.5], 1)
