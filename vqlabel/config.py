@@ -13,6 +13,7 @@ from vqlabel.errors import BadContainer, UsageError, require
 DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
+USUAL_BITS = 128
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
@@ -69,7 +70,9 @@ class FitConfig(_Json):
     """What a user may say to `fit`. None: decided from `bits` and the dump, and shown in the resolved configuration."""
 
     codec: str = "vqae"
-    bits: int = 128  # code bits per label
+    bits: int | None = None  # code bits per label; None: what a budget leaves for them, else USUAL_BITS
+    bytes: int | None = None  # of the file without augmentation and order
+    ratio: float | None = None  # the same as a share of fp16 labels: 2 * labels * C / bytes
     slots: int | None = None  # m, codes per label
     codebook_size: int | None = None  # k
     code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
@@ -85,13 +88,22 @@ class FitConfig(_Json):
 
     def __post_init__(self) -> None:
         require(self.codec in ("vqae", "topk", "raw"), "codec", self.codec, "must be vqae, topk or raw")
-        require(0 <= self.bits <= 1 << 20, "bits", self.bits, "must be 0..1048576 code bits per label")
+        require(self.bits is None or 0 <= self.bits <= 1 << 20, "bits", self.bits, "must be 0..1048576 code bits per label")
+        require(self.bytes is None or self.ratio is None, "bytes and ratio", (self.bytes, self.ratio), "are two budgets; give one")
+        require(self.bytes is None or self.bytes > 0, "bytes", self.bytes, "must be above 0")
+        require(self.ratio is None or 0 < self.ratio < math.inf, "ratio", self.ratio, "must be above 0")
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             _check_temperatures(self.temperature)
+
+
+    @property
+    def wanted_bits(self) -> int:
+        """Code bits per label where no budget is named."""
+        return USUAL_BITS if self.bits is None else self.bits
 
 
 _RANGES = (

@@ -15,6 +15,20 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise TargetExists(f"{path} exists; pass --overwrite (overwrite=True) to replace it, or name another file")
 
 
+def check_target(path: str | os.PathLike[str] | None, overwrite: bool) -> None:
+    """Refuse before minutes of work, not after.
+
+    Raises:
+        TargetExists: `path` is there and may not be replaced.
+        UsageError: its folder is not there.
+    """
+    if path is None:
+        return
+    refuse_existing(Path(path), overwrite)
+    if not Path(path).resolve().parent.is_dir():
+        raise UsageError(f"{Path(path).resolve().parent}: no such folder; make it first")
+
+
 def partial_of(target: Path) -> Path:
     """Where `target` grows until it is whole: beside it, so that a rename can publish it."""
     return target.with_name(target.name + ".partial")
@@ -29,9 +43,7 @@ def appearing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         UsageError: its folder is not there.
         VqlabelError: the disk is full, or another OSError; the message names the target.
     """
-    refuse_existing(target, overwrite)
-    if not target.resolve().parent.is_dir():
-        raise UsageError(f"{target.resolve().parent}: no such folder; make it first")
+    check_target(target, overwrite)
     partial = partial_of(target)
     try:
         remove(partial)

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
@@ -17,7 +16,7 @@ from vqlabel.bitstream import Usage
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
-from vqlabel.files import refuse_existing
+from vqlabel.files import appearing, check_target
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.packing import join_contexts
 
@@ -51,27 +50,45 @@ def fit(
         TargetExists: `out` is there and `overwrite` is false.
         UsageError: `resume` without a state, or the state is of another dump or configuration.
     """
+    check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
-    config = config or FitConfig()
-    if config.temperature is None:
-        config = replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
-    target = None if out is None else Path(out)
-    if target is not None:
-        refuse_existing(target, overwrite)
-        if not target.resolve().parent.is_dir():
-            raise UsageError(f"{target.resolve().parent}: no such folder; make it first")
-    state = None if target is None else target.with_name(target.name + ".state")
-    if resume and (state is None or not state.exists()):
-        raise UsageError(f"--resume: there is no {state or 'state without out'}, so nothing was interrupted; run without --resume")
+    config = with_temperature(config or FitConfig(), source)
+    if resume and (out is None or not _state_of(out).exists()):
+        raise UsageError(f"--resume: there is no {_state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     sample, held_out = read_sample(source, progress)
-    mark = hashlib.sha256(config.to_json().encode() + sample.seen.numpy().tobytes()).hexdigest()
-    hooks = FitHooks(
-        progress=progress,
-        save=lambda values: None if state is None else _save_state(state, {"mark": mark, "fit": values}),
-        resumed=_load_state(state, mark) if resume and state is not None else None,
-    )
-    kind = CODECS[config.codec][0]
-    codec = kind.fit(sample, config, hooks).eval()
+    return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
+
+
+def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
+    """Where the user named no temperature: what the students of this layout train at, or a mix."""
+    if config.temperature is not None:
+        return config
+    return replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
+
+
+def fit_sample(
+    sample: LabelSample,
+    held_out: str,
+    config: FitConfig,
+    *,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = lambda *_: None,
+) -> tuple[LabelCodec, dict[str, Any]]:
+    """`fit` for a sample that was read before."""
+    hooks = FitHooks(progress=progress)
+    if out is not None:
+        state, labels = _state_of(out), np.ascontiguousarray(sample.seen.numpy()).data
+        mark = hashlib.sha256(config.to_json().encode())
+        mark.update(labels)
+        name = mark.hexdigest()
+        hooks = FitHooks(
+            progress=progress,
+            save=lambda values: _save_state(state, {"mark": name, "fit": values}),
+            resumed=_load_state(state, name) if resume else None,
+        )
+    codec = CODECS[config.codec][0].fit(sample, config, hooks).eval()
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
@@ -83,11 +100,14 @@ def fit(
     }
     if codec.kind == "vqae" and codec.code_bits:
         report["perplexity"] = _perplexity(codec, sample)
-    if target is not None:
-        save_codec(codec, target, report, overwrite=overwrite)
-    if state is not None:
-        state.unlink(missing_ok=True)
+    if out is not None:
+        save_codec(codec, out, report, overwrite=overwrite)
+        _state_of(out).unlink(missing_ok=True)
     return codec, report
+
+
+def _state_of(out: str | PathLike[str]) -> Path:
+    return Path(out).with_name(Path(out).name + ".state")
 
 
 def read_sample(source: LabelSource, progress: Progress = lambda *_: None) -> tuple[LabelSample, str]:
@@ -102,6 +122,7 @@ def read_sample(source: LabelSource, progress: Progress = lambda *_: None) -> tu
     most = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
     seen = _read_some(source, seen_at, most, lambda done, total: progress("reading", done, total, {}))
     held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
+    total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
     if last:
         first, many = min(last), len(last)
         words = f"the last epoch ({first})" if many == 1 else f"the last {many} epochs (from {first})"
@@ -117,6 +138,7 @@ def read_sample(source: LabelSource, progress: Progress = lambda *_: None) -> tu
         held_context=join_contexts([b.context() for b in held]),
         domain=source.domain,
         dtype=source.dtype,
+        total=total,
     ), words
 
 
@@ -176,12 +198,8 @@ def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with appearing(path, overwrite=True) as partial:
         torch.save(state, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _load_state(path: Path, mark: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """The commands. Torch and everything above the container load inside a command's body, so that --help is instant."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vqlabel.cli import show
+from vqlabel.cli.options import fit_options
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
@@ -24,53 +26,16 @@ Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 Layout = Annotated[str | None, typer.Option(help="arrays or sre2l; detected by default")]
 Domain = Annotated[str | None, typer.Option(help="logits or probs; by default as the file declares it, else logits")]
-Bits = Annotated[int, typer.Option(help="code bits per label")]
-Slots = Annotated[int | None, typer.Option(help="codes per label (topk: classes kept)")]
-CodebookSize = Annotated[int | None, typer.Option(help="vectors in a codebook, k")]
-CodeWidth = Annotated[
-    int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")
-]
-Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
-WeightBits = Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")]
-Prior = Annotated[
-    bool | None, typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps")
-]
-ImageWidth = Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")]
-Hidden = Annotated[int | None, typer.Option(help="units in the prior's hidden layer")]
-Temperature = Annotated[
-    str | None, typer.Option(help="temperatures of the student, comma-separated; by default the layout's (sre2l: 20), else 1,4,20")
-]
-Epochs = Annotated[int | None, typer.Option(help="passes of decoder training")]
-Seed = Annotated[int, typer.Option(help="same seed, same bytes on the same machine")]
-
-
-def _config(codec: str, temperature: str | None, **values: Any) -> FitConfig:
-    try:
-        degrees = None if temperature is None else tuple(float(t) for t in temperature.split(","))
-    except ValueError:
-        raise UsageError(f"--temperature {temperature!r}: must be numbers with commas between them, such as 1,4,20") from None
-    return FitConfig(codec=codec, temperature=degrees, **values)
 
 
 @app.command()
 @show.refusing
+@fit_options
 def fit(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
-    bits: Bits = 128,
+    config: FitConfig,
     codec: Annotated[str, typer.Option(help="vqae, topk or raw")] = "vqae",
-    slots: Slots = None,
-    codebook_size: CodebookSize = None,
-    code_width: CodeWidth = None,
-    latent: Latent = None,
-    weight_bits: WeightBits = None,
-    prior: Prior = None,
-    image_width: ImageWidth = None,
-    hidden: Hidden = None,
-    temperature: Temperature = None,
-    epochs: Epochs = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
     layout: Layout = None,
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
@@ -78,39 +43,51 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
-    config = _config(
-        codec, temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent,
-        weight_bits=weight_bits, prior=prior, image_width=image_width, hidden=hidden, epochs=epochs, seed=seed, device=device,
-    )  # fmt: skip
     from vqlabel.fitting import fit as run
     from vqlabel.labels import open_labels
 
     with show.progress_bar() as progress:
         source = open_labels(dump, layout, domain)
-        report = run(source, config, out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
+        report = run(source, replace(config, codec=codec), out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
     show.emit({**report, "path": str(out)}, json, show.show_fit)
 
 
 @app.command()
 @show.refusing
+@fit_options
+def tune(
+    dump: Dump,
+    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
+    config: FitConfig,
+    kl: Annotated[float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")] = None,
+    minutes: Annotated[float, typer.Option(help="time for trials and the last fit")] = 10,
+    layout: Layout = None,
+    domain: Domain = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Find the best codec inside a budget: --ratio, --bytes, --kl, or --bits per label, here with everything but augmentation counted."""
+    from vqlabel.labels import open_labels
+    from vqlabel.tuning import tune as run
+
+    with show.progress_bar() as progress:
+        source = open_labels(dump, layout, domain)
+        found = run(
+            source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
+            tried=show.show_trial,
+        )[1]  # fmt: skip
+    show.emit({**found, "path": str(out)}, json, show.show_tuned)
+
+
+@app.command()
+@show.refusing
+@fit_options
 def pack(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
+    config: FitConfig,
     codec: Annotated[str, typer.Option(help="codec file; or vqae, topk or raw, which are fitted first")] = "vqae",
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
-    bits: Bits = 128,
-    slots: Slots = None,
-    codebook_size: CodebookSize = None,
-    code_width: CodeWidth = None,
-    latent: Latent = None,
-    weight_bits: WeightBits = None,
-    prior: Prior = None,
-    image_width: ImageWidth = None,
-    hidden: Hidden = None,
-    temperature: Temperature = None,
-    epochs: Epochs = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
     layout: Layout = None,
     domain: Domain = None,
     overwrite: Overwrite = False,
@@ -118,23 +95,20 @@ def pack(
 ) -> None:
     """Encode a dump into a .vql file, fitting a codec first where none is given."""
     named = codec in ("vqae", "topk", "raw")
-    config = _config(
-        codec if named else "vqae", temperature, bits=bits, slots=slots, codebook_size=codebook_size, code_width=code_width, latent=latent,
-        weight_bits=weight_bits, prior=prior, image_width=image_width, hidden=hidden, epochs=epochs, seed=seed, device=device,
-    )  # fmt: skip
-    from vqlabel.codecs import load_codec
-    from vqlabel.files import refuse_existing
+    from vqlabel.codecs import cut, load_codec
+    from vqlabel.files import check_target
     from vqlabel.fitting import fit as run_fit
     from vqlabel.labels import open_labels
     from vqlabel.packing import pack as run
 
-    refuse_existing(out, overwrite)
-    if not out.resolve().parent.is_dir():  # before minutes of fitting, not after
-        raise UsageError(f"{out.resolve().parent}: no such folder; make it first")
+    check_target(out, overwrite)
     with show.progress_bar() as progress:
         source = open_labels(dump, layout, domain)
-        fitted = run_fit(source, config, progress=progress)[0] if named else load_codec(codec)[0]
-        found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=device, progress=progress)
+        if named:
+            fitted = run_fit(source, replace(config, codec=codec), progress=progress)[0]
+        else:
+            fitted = cut(load_codec(codec)[0], config)
+        found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=config.device, progress=progress)
     show.emit(
         found,
         json,
@@ -252,8 +226,8 @@ def verify(path: Vql, json: Json = False) -> None:
 @show.refusing
 def demo(
     folder: Annotated[Path | None, typer.Option(help="keep dump, codec and .vql here; by default they are deleted")] = None,
-    bits: Bits = 32,
-    seed: Seed = 0,
+    bits: Annotated[int, typer.Option(help="code bits per label")] = 32,
+    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
     json: Json = False,
 ) -> None:
     """Teacher, labels, codec, .vql and two students on 1,000 drawn characters: the whole story in minutes, no download."""

@@ -132,6 +132,28 @@ def show_fit(report: dict[str, Any]) -> None:
         )
 
 
+def show_trial(trial: Any) -> None:
+    """One line on stderr for a shape that `tune` tried."""
+    c = trial.resolved
+    prior = "no prior" if c.prior is None else f"prior {c.prior.image_width} numbers an image, {c.prior.hidden} hidden"
+    kls = "  ".join(f"{name} {value:.3f}" for name, value in trial.kl.items())
+    typer.echo(
+        f"{size(trial.bytes)}: {c.slots} slots of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits a weight, {prior}: {kls}"
+        f"  ({trial.seconds:.0f} s)",
+        err=True,
+    )
+
+
+def show_tuned(report: dict[str, Any]) -> None:
+    """What was found, and how near it is to the budget."""
+    show_fit(report)
+    share = 100 * report["bytes"] / report["budget"]
+    typer.echo(
+        f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; "
+        f"{len(report['trials'])} trials, {report['seconds']:.0f} s"
+    )
+
+
 def show_stats(found: dict[str, Any]) -> None:
     """Every byte in a row, then bits per label, ratio, break-even and distortion."""
     n = max(1, found["records"])

@@ -2,7 +2,7 @@
 
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import Distortion
-from vqlabel.codecs.file import build_codec, load_codec, save_codec
+from vqlabel.codecs.file import build_codec, cut, load_codec, save_codec
 from vqlabel.codecs.registry import CODECS
 
-__all__ = ["CODECS", "Distortion", "FitHooks", "LabelCodec", "LabelSample", "build_codec", "load_codec", "save_codec"]
+__all__ = ["CODECS", "Distortion", "FitHooks", "LabelCodec", "LabelSample", "build_codec", "cut", "load_codec", "save_codec"]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from vqlabel.config import FitConfig
@@ -28,6 +27,7 @@ class LabelSample:
     held_context: Context | None
     domain: str
     dtype: str
+    total: int = 0  # labels in the whole dump; 0: those above are all
 
     @property
     def classes(self) -> int:

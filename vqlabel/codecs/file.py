@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.registry import CODECS
+from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.config import FitConfig
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.files import appearing
 
@@ -74,3 +76,17 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
         return build_codec(kind, config, tensors), report
     except BadContainer as error:
         raise BadContainer(f"{path}: {error}") from None
+
+
+def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
+    """A fitted codec at the rate that `config` names in bits or slots; where it names none, the codec itself.
+
+    Raises:
+        UsageError: the codec has fewer bits, or is of a kind of one rate.
+    """
+    if config.bits is None and config.slots is None:
+        return codec
+    if not isinstance(codec, VqaeCodec):
+        raise UsageError(f"a {codec.kind} codec has one rate; fit one with these bits or slots")
+    slots = config.slots if config.slots is not None else (config.bits or 0) // codec.config.code_bits
+    return codec.prefix(slots)

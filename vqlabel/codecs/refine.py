@@ -17,8 +17,8 @@ from vqlabel.codecs.distortion import temperature_weight
 CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential
 
 
-def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], sweeps: int = 1) -> Tensor:
-    """The codes after `sweeps` passes of coordinate descent on `mixed_cross_entropy`.
+def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], order: Sequence[int]) -> Tensor:
+    """The codes after coordinate descent on `mixed_cross_entropy`, slot by slot in this `order`.
 
     Args:
         codes: [n, m] int64.
@@ -30,11 +30,10 @@ def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor],
         [n, m] int64; no label's loss is larger than before.
     """
     codes = codes.clone()
-    for _ in range(sweeps):
-        for slot, move in enumerate(moves):
-            rest = logits - move[codes[:, slot]]
-            codes[:, slot] = best_code(rest, pull, move, temperatures)
-            logits = rest.add_(move[codes[:, slot]])
+    for slot in order:
+        rest = logits - moves[slot][codes[:, slot]]
+        codes[:, slot] = best_code(rest, pull, moves[slot], temperatures)
+        logits = rest.add_(moves[slot][codes[:, slot]])
     return codes
 
 

@@ -32,9 +32,9 @@ class TopkCodec(LabelCodec):
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
-        k = config.slots or config.bits // each
+        k = config.slots or config.wanted_bits // each
         if k < 1:
-            raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.bits}")
+            raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.wanted_bits}")
         return cls(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))
 
     @classmethod

@@ -20,8 +20,8 @@ from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import Known, describe_context, read_context
 from vqlabel.codecs.quantizer import fit_codebooks
-from vqlabel.config import MIX, FitConfig, PriorConfig, VqaeConfig
-from vqlabel.errors import UsageError
+from vqlabel.codecs.sizing import Facts
+from vqlabel.config import FitConfig
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
@@ -32,6 +32,7 @@ CHUNK = 2048
 JUDGED = 4096  # held-out labels that every epoch is judged by
 PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
+PREFIXES = 0.3  # share of the training steps that see the first codes only
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
@@ -45,46 +46,15 @@ class Part:
     codes: Tensor  # [n, j]
 
 
-def resolve(config: FitConfig, sample: LabelSample) -> VqaeConfig:
-    """Every number that the user left open.
-
-    k = 256, less where a code would see fewer than 32 labels; slots from the bits; a latent that the labels can pay for (one number of
-    d_h per 64 of them, 16..256): a larger one learns a small dump by heart.
-    """
-    labels, classes = len(sample.seen), sample.classes
-    if config.codebook_size:
-        k = config.codebook_size
-    else:
-        most = max(1, min(8, config.bits, int(math.log2(max(1, labels / 32)))))
-        widths = range(max(1, most - 2), most + 1)
-        k = 1 << max(widths, key=lambda width: (config.bits // width * width, width))  # spends the most bits
-    width = (k - 1).bit_length()
-    latent = config.latent or max(2, min(256, 16 * max(1, labels // 1024), classes - 1))
-    slots = config.slots if config.slots is not None else config.bits // width
-    code_width, quantizer = latent, "residual"
-    if config.code_width is not None:
-        slots = config.slots or max(1, (config.latent or config.bits // width * config.code_width) // config.code_width)
-        latent, code_width, quantizer = config.latent or slots * config.code_width, config.code_width, "grouped"
-    prior = None if config.prior is False or quantizer == "grouped" else _resolve_prior(config, sample)
-    if config.prior and prior is None:
-        raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
-    if not slots and prior is None:
-        raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
-    return VqaeConfig(
-        classes=classes, domain=sample.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width, quantizer=quantizer,
-        weight_bits=config.weight_bits or 8, prior=prior, temperature=config.temperature or MIX,
-    )  # fmt: skip
-
-
-def _resolve_prior(config: FitConfig, sample: LabelSample) -> PriorConfig | None:
-    """None where the records do not say which image they belong to, or hardly any image comes twice."""
-    if sample.seen_context is None or sample.held_context is None:
-        return None
-    fields, images, view = describe_context(sample.seen_context)
-    images = max(images, describe_context(sample.held_context)[1])
-    if not images or (config.prior is None and len(sample.seen) < 2 * images):
-        return None
-    return PriorConfig(images=images, image_width=config.image_width or 24, hidden=config.hidden or 128, fields=fields, view=view)
+def facts_of(sample: LabelSample) -> Facts:
+    """What a codec's sizes depend on."""
+    fields, images, view = ((), 0, 1) if sample.seen_context is None else describe_context(sample.seen_context)
+    if sample.held_context is not None:
+        images = max(images, describe_context(sample.held_context)[1]) if images else 0
+    total = sample.total or len(sample.seen) + len(sample.held)
+    return Facts(
+        labels=total, seen=len(sample.seen), classes=sample.classes, domain=sample.domain, images=images, fields=fields, view=view
+    )
 
 
 def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> None:
@@ -118,7 +88,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
-            _choose(codec, parts, "best")
+            _choose(codec, parts, "normal")
             hooks.progress("choosing codes", 1, 1, {})
         state = {
             "stage": stage + 1, "seed": config.seed, "training": None, "codec": codec.state_dict(),
@@ -316,19 +286,18 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     title = f"decoder, round {stage}" if stage else "prior"
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
-        total = torch.zeros((), device=seen.labels.device)
         for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
             rough = config.weight_bits < 8 and (stage or epoch >= epochs // 2)
             weights = _as_stored(codec) if rough else dict(decoder.named_parameters())
             known = None if seen.known is None else seen.known.rows(at)
+            used = _slots_used(seen.codes.shape[1], shuffle)
             with quick_matmul(seen.labels.device):
-                out = functional_call(decoder, weights, (seen.codes[at], known))
+                out = functional_call(decoder, weights, (seen.codes[at, :used], known))
             loss = mixed_cross_entropy(out.float(), seen.pull[at].float() / 1024, config.temperature).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-            total += loss.detach() * len(at)
         figures = _judge(codec, held)
         if figures["loss"] < best:
             best, best_weights = figures["loss"], copy.deepcopy(decoder.state_dict())
@@ -339,8 +308,15 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
                 "best": best, "best_weights": best_weights, "epoch": epoch + 1,
             },
         })  # fmt: skip
-        hooks.progress(title, epoch + 1, epochs, {"seen loss": total.item() / count, **figures})
+        hooks.progress(title, epoch + 1, epochs, figures)
     decoder.load_state_dict(best_weights)
+
+
+def _slots_used(slots: int, generator: torch.Generator) -> int:
+    """All of them, or in a share of the steps fewer, about as often 1 as half of them: every prefix is a cheaper label."""
+    if slots < 2 or float(torch.rand((), generator=generator)) > PREFIXES:
+        return slots
+    return int(slots ** float(torch.rand((), generator=generator)))
 
 
 def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:

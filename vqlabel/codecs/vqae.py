@@ -14,15 +14,16 @@ from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.quantizer import search
 from vqlabel.codecs.refine import refine
+from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink, take
-from vqlabel.codecs.train import fit_vqae, resolve
+from vqlabel.codecs.train import facts_of, fit_vqae
 from vqlabel.config import FitConfig, VqaeConfig
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
 BEAMS = {"fast": 1, "normal": 2, "best": 4}  # code sequences that the search keeps
-REFINED = {"fast": 0, "normal": 4, "best": 1024}  # slots up to which the decoder itself chooses codes again, by its own loss
+REFINED = {"fast": 0, "normal": 4, "best": 1024}  # last slots whose codes the decoder chooses again, by its own loss
 SWEEPS = {"fast": 0, "normal": 1, "best": 2}
 
 
@@ -100,12 +101,6 @@ class Decoder(nn.Module):
         return [book @ rows for book, rows in zip(self.codebook, self.out.split(self.codebook.shape[2]), strict=True)]
 
 
-def bits_of(name: str, config: VqaeConfig) -> int:
-    """Stored width of a decoder weight: the prior's network is small and all labels pass through it, so it is worth 2 bits more."""
-    network = name.removeprefix("decoder.").startswith(("prior.mixed", "prior.inside", "prior.outside"))
-    return min(8, config.weight_bits + 2) if network else config.weight_bits
-
-
 class VqaeCodec(LabelCodec):
     """Encoder, residual or grouped quantizer, decoder, and a prior where the file knows more of a label than its place.
 
@@ -136,7 +131,7 @@ class VqaeCodec(LabelCodec):
             )
         with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
             torch.default_generator.manual_seed(config.seed)
-            codec = cls(resolve(config, sample))
+            codec = cls(resolve(config, facts_of(sample)))
         fit_vqae(codec, sample, config, hooks)
         return codec
 
@@ -150,11 +145,26 @@ class VqaeCodec(LabelCodec):
             if not want.numel():  # codebooks of 0 slots
                 state[name] = torch.empty(shape)
             elif name.startswith("decoder."):
-                state[name] = expand(name, tensors, shape, bits_of(name, config))
+                state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
             else:
                 state[name] = take(tensors, name, shape).float()
         codec.load_state_dict(state, assign=True)
         return codec
+
+    def prefix(self, slots: int) -> Self:
+        """The codec of the first `slots` slots: cheaper labels from the same fit.
+
+        Raises:
+            UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior.
+        """
+        config = self.config
+        require(config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label")
+        least = 0 if config.prior is not None else 1
+        require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
+        state = {name: weight[:slots] if "codebook" in name else weight for name, weight in self.state_dict().items()}
+        part = type(self)(replace(config, slots=slots), with_encoder=self.encoder is not None)
+        part.load_state_dict({name: weight for name, weight in state.items() if slots or not name.startswith("encoder.")})
+        return part.eval()
 
     def forget_prior(self) -> None:
         """Go on without a prior that was not worth its bytes."""
@@ -175,7 +185,7 @@ class VqaeCodec(LabelCodec):
 
     def rounded_decoder(self) -> dict[str, Tensor]:
         """The decoder's weights as they will be after storage."""
-        return {name: rounded(weight, bits_of(name, self.config)) for name, weight in self.decoder.named_parameters()}
+        return {name: rounded(weight, bits_of(name, self.config.weight_bits)) for name, weight in self.decoder.named_parameters()}
 
     def known(self, context: Context | None) -> Known | None:
         """The prior's inputs, on its device; None without a prior."""
@@ -183,7 +193,10 @@ class VqaeCodec(LabelCodec):
 
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes."""
+        """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes.
+
+        A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` will choose.
+        """
         self.check_labels(labels)
         return self.choose(labels, self.known(context)).int()
 
@@ -193,17 +206,17 @@ class VqaeCodec(LabelCodec):
         if not config.slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
-        sweeps = SWEEPS[self.effort] if config.slots <= REFINED[self.effort] else 0
-        moves, codes = self.decoder.moves() if sweeps else [], []
+        order = [*range(max(0, config.slots - REFINED[self.effort]), config.slots)] * SWEEPS[self.effort]
+        moves, codes = self.decoder.moves() if order else [], []
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
             part = None if known is None else known.rows(slice(at, at + ENCODE_CHUNK))
             none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
             expected = None if part is None else self.decoder(none, part)
             found = search(self.encoder(logits, expected), self.encoder.codebooks, config.quantizer, BEAMS[self.effort])[:, 0]
-            if sweeps:
+            if order:
                 pull = teacher_pull(logits, config.temperature)
-                found = refine(found, self.decoder(found, part), pull, moves, config.temperature, sweeps)
+                found = refine(found, self.decoder(found, part), pull, moves, config.temperature, order)
             codes.append(found)
         return torch.cat(codes)
 
@@ -214,7 +227,7 @@ class VqaeCodec(LabelCodec):
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
-            tensors |= {} if not weight.numel() else shrink(name, weight.cpu(), bits_of(name, self.config))
+            tensors |= {} if not weight.numel() else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
         return tensors
 
     def encoder_tensors(self) -> dict[str, Tensor]:

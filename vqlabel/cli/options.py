@@ -1,0 +1,85 @@
+"""The options by which fit, pack and tune are told what codec to make: declared once, handed over as one `FitConfig`."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from vqlabel.config import FitConfig
+from vqlabel.errors import UsageError
+
+Temperature = Annotated[
+    str | None, typer.Option(help="temperatures of the student, comma-separated; by default the layout's (sre2l: 20), else 1,4,20")
+]
+OPTIONS: dict[str, Any] = {
+    "ratio": Annotated[float | None, typer.Option(help="budget: so many times smaller than fp16, all but augmentation and order counted")],
+    "bytes": Annotated[str | None, typer.Option(help="budget: such as 500kB or 5MB, all but augmentation and order counted")],
+    "bits": Annotated[int | None, typer.Option(help="code bits per label (128 where no budget is named); codec and header come on top")],
+    "temperature": Temperature,
+    "prior": Annotated[
+        bool | None,
+        typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps"),
+    ],
+    "slots": Annotated[int | None, typer.Option(help="codes per label, m (topk: classes kept)")],
+    "codebook_size": Annotated[int | None, typer.Option(help="vectors in a codebook, k")],
+    "code_width": Annotated[
+        int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")
+    ],
+    "latent": Annotated[int | None, typer.Option(help="width of the latent, d_h")],
+    "weight_bits": Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")],
+    "image_width": Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")],
+    "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
+    "epochs": Annotated[int | None, typer.Option(help="passes of training over the labels, in each part of a fit")],
+    "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine")],
+    "device": Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")],
+}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command`, which takes a `FitConfig` named `config`, the options above instead."""
+    known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None}
+    kept = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "config"]
+    told = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known[name], annotation=kind) for name, kind in OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        values = {name: given.pop(name) for name in OPTIONS}
+        command(**given, config=_config(values))
+
+    del run.__wrapped__  # typer would read the signature, and the hints, of what is wrapped
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in kept]
+    required = [p for p in parameters if p.default is inspect.Parameter.empty]
+    optional = [p for p in parameters if p.default is not inspect.Parameter.empty]
+    run.__signature__ = inspect.Signature([*required, *told, *optional])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*required, *told, *optional]}
+    return run
+
+
+def _config(values: dict[str, Any]) -> FitConfig:
+    text = values["temperature"]
+    try:
+        values["temperature"] = None if text is None else tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise UsageError(f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20") from None
+    values["bytes"] = None if values["bytes"] is None else read_size(values["bytes"])
+    return FitConfig(**values)
+
+
+def read_size(text: str) -> int:
+    """ "5MB" -> 5,000,000; decimal units, or KiB, MiB, GiB.
+
+    Raises:
+        UsageError: no number with a known unit.
+    """
+    number = text.strip().rstrip("BKMGkmgib").strip()
+    unit = text.strip()[len(number) :].strip().upper()
+    try:
+        return int(float(number) * UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        raise UsageError(f"--bytes {text!r}: must be a number of bytes, such as 500000, 500kB or 5MB") from None

@@ -1,0 +1,174 @@
+"""What a user named, and what the dump is -> every number of the codec. A budget in bytes -> the largest codec inside it.
+
+The rules below were read off many `vqlabel tune` runs (docs/how-it-works.md): a fit takes seconds, so they need only be near.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from vqlabel.codecs.prior import WIDTHS
+from vqlabel.codecs.storage import stored_bytes
+from vqlabel.config import MIX, FitConfig, PriorConfig, VqaeConfig
+from vqlabel.errors import UsageError
+
+LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
+NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
+HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
+CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
+LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What sizes depend on."""
+
+    labels: int  # in the whole dump
+    seen: int  # that the fit sees
+    classes: int
+    domain: str
+    images: int  # 0: the records do not say
+    fields: tuple[str, ...]  # of the context
+    view: int  # pixels along a view
+
+
+def bits_of(name: str, weight_bits: int) -> int:
+    """Stored width of a number of the decoder weight `name`."""
+    return min(8, weight_bits + 2) if name.removeprefix("decoder.").startswith(NETWORK) else weight_bits
+
+
+def codec_bytes(config: VqaeConfig) -> int:
+    """Bytes of the decoder's tensors in a `.vql`."""
+    d, w = config.latent, config.weight_bits
+    shapes: dict[str, tuple[int, ...]] = {"out": (d, config.classes), "bias": (config.classes,)}
+    if config.slots:
+        shapes["codebook"] = (config.slots, config.codebook_size, config.code_width)
+    if config.prior is not None:
+        e, h = config.prior.image_width, config.prior.hidden
+        inputs = e * (3 if "mix" in config.prior.fields else 1) + sum(WIDTHS[name] for name in config.prior.fields)
+        shapes |= {"prior.images": (config.prior.images, e), "prior.mixed": (d, e), "prior.inside": (h, inputs)}
+        shapes |= {"prior.inside.bias": (h,), "prior.outside": (d, h), "prior.outside.bias": (d,)}
+    return sum(stored_bytes(shape, bits_of(name, w)) for name, shape in shapes.items())
+
+
+def file_bytes(config: VqaeConfig, labels: int) -> int:
+    """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
+    codes = -(-labels * config.slots * config.code_bits // 8)
+    return codes + codec_bytes(config) + HEADER + CHUNK_ROW * -(-labels // CHUNK_LABELS)
+
+
+def resolve(config: FitConfig, facts: Facts) -> VqaeConfig:
+    """Every number that the user left open.
+
+    Raises:
+        UsageError: a prior was asked for that these records allow not, sizes contradict each other, or a budget is too small.
+    """
+    prior = None if config.prior is False or config.code_width is not None else _prior(config, facts)
+    if config.prior and prior is None:
+        raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
+    budget = config.bytes
+    if config.ratio is not None:
+        budget = int(2 * facts.labels * facts.classes / config.ratio)
+    return _plain(config, facts, prior) if budget is None else _within(config, facts, prior, budget)
+
+
+def _prior(config: FitConfig, facts: Facts) -> PriorConfig | None:
+    """None where the records do not say which image they belong to, or hardly any image comes twice."""
+    if not facts.images or (config.prior is None and facts.seen < 2 * facts.images):
+        return None
+    return PriorConfig(
+        images=facts.images, image_width=config.image_width or IMAGE_MOST, hidden=config.hidden or HIDDEN_MOST,
+        fields=facts.fields, view=facts.view,
+    )  # fmt: skip
+
+
+def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:
+    """256, less where a code would see fewer than 32 labels; of those within 2 bits of that, the one that spends the most bits."""
+    if config.codebook_size:
+        return config.codebook_size
+    most = max(1, min(8, bits, int(math.log2(max(1, facts.seen / 32)))))
+    return 1 << max(range(max(1, most - 2), most + 1), key=lambda width: (bits // width * width, width))
+
+
+def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeConfig:
+    """Code bits are given; the latent is what the labels can pay for (one number of d_h per 64 of them)."""
+    bits = config.wanted_bits
+    k = _codebook_size(config, facts, bits)
+    width = (k - 1).bit_length()
+    latent = config.latent or max(2, min(LATENT_MOST, 16 * max(1, facts.seen // 1024), facts.classes - 1))
+    slots = config.slots if config.slots is not None else bits // width
+    if not slots and prior is None:
+        raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
+    code_width, quantizer = latent, "residual"
+    if config.code_width is not None:
+        slots = config.slots or max(1, (config.latent or bits // width * config.code_width) // config.code_width)
+        latent, code_width, quantizer = config.latent or slots * config.code_width, config.code_width, "grouped"
+    return VqaeConfig(
+        classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
+        quantizer=quantizer, weight_bits=config.weight_bits or MOST_BITS, prior=prior, temperature=config.temperature or MIX,
+    )  # fmt: skip
+
+
+def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: int) -> VqaeConfig:
+    """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest."""
+    each = 8 * (budget - HEADER) / max(1, facts.labels)
+    k = _codebook_size(config, facts, 8)
+    width = (k - 1).bit_length()
+    slots = config.slots if config.slots is not None or config.bits is None else config.bits // width
+    if slots is None:
+        slots = round(CODE_SHARE * each / width)
+        if not slots and prior is None:
+            slots = 1
+    for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
+        assert w is not None
+        best = largest(_sized(config, facts, prior, slots, k, w), facts, budget, config)
+        if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
+            break
+    if best is None and slots > (prior is None) and config.slots is None and config.bits is None:
+        return _within(replace(config, slots=slots - 1), facts, prior, budget)
+    if best is None:
+        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS), 2, config), facts.labels)
+        raise UsageError(
+            f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
+            f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
+        )
+    return best
+
+
+def _sized(config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int) -> VqaeConfig:
+    return VqaeConfig(
+        classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
+        weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX,
+    )  # fmt: skip
+
+
+def largest(shape: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> VqaeConfig | None:
+    """`shape` scaled up until the next latent would not fit; what is left goes to the prior's hidden layer. None: nothing fits."""
+    low, high = 1, min(2 * LATENT_MOST, max(2, facts.classes - 1)) if config.latent is None else config.latent
+    if config.latent is not None:
+        low = high - 1
+    while low < high:
+        middle = -(-(low + high) // 2)
+        if file_bytes(_scaled(shape, middle, config), facts.labels) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    found = _scaled(shape, low, config)
+    if low < 2 or file_bytes(found, facts.labels) > budget:
+        return None
+    if found.prior is None or config.hidden is not None:
+        return found
+    wider = range(found.prior.hidden + 1, 2 * found.prior.hidden + 1)
+    for hidden in wider:
+        next_one = replace(found, prior=replace(found.prior, hidden=hidden))
+        if file_bytes(next_one, facts.labels) > budget:
+            break
+        found = next_one
+    return found
+
+
+def _scaled(shape: VqaeConfig, latent: int, config: FitConfig) -> VqaeConfig:
+    """`shape` with this latent, half as many numbers per image, twice as many hidden units."""
+    prior = shape.prior and replace(
+        shape.prior, image_width=config.image_width or max(1, latent // 2), hidden=config.hidden or max(8, min(2 * latent, 1024))
+    )
+    return replace(shape, latent=latent, code_width=latent, prior=prior)

@@ -1,0 +1,202 @@
+"""A budget -> the codec that makes the best labels inside it: quick fits of several shapes, then a whole fit of the winner."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any
+
+import torch
+
+from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs.distortion import temperature_weight
+from vqlabel.codecs.sizing import HEADER, Facts, file_bytes, resolve
+from vqlabel.codecs.train import facts_of
+from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.errors import UsageError
+from vqlabel.fitting import Progress, fit_sample, read_sample, with_temperature
+from vqlabel.labels import LabelSource, open_labels
+
+QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
+SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
+REACH_TRIALS = 7
+CHUNK = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One shape that was tried: its bytes in a file of the whole dump, and its held-out loss after a quick fit."""
+
+    config: FitConfig
+    resolved: VqaeConfig
+    bytes: int
+    loss: float  # weighted sum of the KLs below: `mixed_kl`
+    kl: dict[str, float]  # at each temperature, nats times T^2
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        said = {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
+        return {**said, "prior": self.resolved.prior is not None}
+
+
+def tune(
+    dump: str | PathLike[str] | LabelSource,
+    config: FitConfig,
+    *,
+    kl: float | None = None,
+    bits: float | None = None,
+    minutes: float = 10,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = lambda *_: None,
+    tried: Callable[[Trial], None] = lambda _: None,
+) -> tuple[LabelCodec, dict[str, Any]]:
+    """Find and fit the best codec inside a budget; a budget is all of a file but augmentation and order.
+
+    Args:
+        config: carries the budget as `bytes` or `ratio`; sizes that it names are kept, the others are searched.
+        bits: the budget in bits per label, everything counted.
+        kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature.
+        minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells.
+        tried: called after every trial.
+
+    Returns:
+        The codec, and `fit`'s report with `budget`, `bytes` and `trials` added.
+
+    Raises:
+        UsageError: none or several budgets, or one that nothing fits into: the nearest is named.
+    """
+    began = time.monotonic()
+    if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
+        raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
+    source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    config = with_temperature(config, source)
+    sample, held_out = read_sample(source, progress)
+    search = Search(sample, config, began + 60 * minutes, tried)
+    if kl is not None:
+        best, budget = search.reach(kl)
+    else:
+        budget = config.bytes or int((bits or 0) * search.facts.labels / 8) or int(
+            2 * search.facts.labels * sample.classes / (config.ratio or 1)
+        )
+        best = search.within(budget)
+    codec, report = fit_sample(sample, held_out, best.config, out=out, overwrite=overwrite, progress=progress)
+    size = file_bytes(codec.config, search.facts.labels)
+    return codec, {
+        **report, "budget": budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
+        "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+
+
+class Search:
+    """Trials on one sample, the same shape never twice."""
+
+    def __init__(self, sample: LabelSample, config: FitConfig, until: float, tried: Callable[[Trial], None]) -> None:
+        self.sample, self.config, self.until, self.tried = sample, config, until, tried
+        self.facts: Facts = facts_of(sample)
+        self.trials: list[Trial] = []
+
+    def within(self, budget: int) -> Trial:
+        """The best of the shapes that fill `budget`: first how much goes into codes, then how finely and where the rest is spent."""
+        start = replace(self.config, bytes=budget, ratio=None)
+        best = self.run(start)  # refuses a budget that is too small
+        for options in self._moves(budget):
+            best = self._better(best, options)
+            if not self._time_for_more():
+                return best
+        return best
+
+    def _moves(self, budget: int) -> Iterator[dict[str, Any]]:
+        each = 8 * budget / self.facts.labels
+        wide = self.trials[0].resolved.codebook_size
+        width = (wide - 1).bit_length()
+        if self.config.slots is None and self.config.bits is None:
+            at = self.trials[0].resolved.slots
+            near = [at + 1, at - 1]
+            far = [round(share * each / width) for share in SHARES]
+            for slots in dict.fromkeys(slots for slots in near + far if slots >= 0 and slots != at):
+                yield {"slots": slots}
+        if self.config.weight_bits is None:
+            for weight_bits in (3, 5, 6, 8):
+                yield {"weight_bits": weight_bits}
+        if self.config.codebook_size is None and self.trials[0].resolved.slots <= 4:
+            yield {"codebook_size": 16}
+        if self.config.prior is None and self.facts.images:
+            yield {"prior": False}
+
+    def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
+        """The better of `best` and what `options` make of it."""
+        config = replace(best.config, **options)
+        if "codebook_size" in options and best.resolved.slots:  # as many bits in more, smaller steps
+            bits = best.resolved.slots * best.resolved.code_bits
+            config = replace(config, slots=max(1, bits // (options["codebook_size"] - 1).bit_length()))
+        try:
+            trial = self.run(config)
+        except UsageError:  # this shape has no room in the budget
+            return best
+        return trial if trial.loss < best.loss else best
+
+    def reach(self, kl: float) -> tuple[Trial, int]:
+        """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
+        labels, classes = self.facts.labels, self.facts.classes
+        least, most = HEADER + 4 * classes, labels * classes // 2  # 1/4 of fp16: beyond it nobody needs a codec
+        logs: list[tuple[float, float]] = []
+        at, good = math.log(min(most, HEADER + 4 * labels)), None
+        for _ in range(REACH_TRIALS):
+            try:
+                trial = self.run(replace(self.config, bytes=int(math.exp(at)), ratio=None))
+            except UsageError:  # nothing is that small
+                at += 0.7
+                continue
+            found = next(iter(trial.kl.values()))
+            logs.append((at, math.log(max(found, 1e-9))))
+            if found <= kl and (good is None or trial.bytes < good.bytes):
+                good = trial
+            if (good is not None and found > 0.95 * kl >= 0.95 * found) or not self._time_for_more():
+                break
+            slope = -0.5
+            if len(logs) > 1 and abs(logs[-1][0] - logs[-2][0]) > 1e-3:
+                slope = min(-0.2, (logs[-1][1] - logs[-2][1]) / (logs[-1][0] - logs[-2][0]))
+            at = min(math.log(most), max(math.log(least), at + (math.log(0.98 * kl) - logs[-1][1]) / slope))
+        if good is None:
+            nearest = min(self.trials, key=lambda trial: next(iter(trial.kl.values())))
+            raise UsageError(
+                f"--kl {kl:g} was not reached in the time; the nearest is {next(iter(nearest.kl.values())):.3f} with {nearest.bytes} bytes "
+                "(--minutes gives more time)"
+            )
+        return good, good.bytes
+
+    def run(self, config: FitConfig) -> Trial:
+        """Fit quickly and judge held out; a shape that was tried before costs nothing."""
+        resolved = resolve(config, self.facts)
+        for trial in self.trials:
+            if trial.resolved == resolved:
+                return trial
+        began = time.monotonic()
+        passes = max(1, round(QUICK * (config.epochs or max(4, min(20, 300_000 // max(1, len(self.sample.seen)))))))
+        codec = CODECS["vqae"][0].fit(self.sample, replace(config, epochs=passes), FitHooks()).eval()
+        kl = held_kl(codec, self.sample)
+        loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
+        trial = Trial(
+            config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.facts.labels), loss=round(loss, 6), kl=kl,
+            seconds=round(time.monotonic() - began, 1),
+        )  # fmt: skip
+        self.trials.append(trial)
+        self.tried(trial)
+        return trial
+
+    def _time_for_more(self) -> bool:
+        """Whether another trial leaves time for the whole fit."""
+        longest = max(trial.seconds for trial in self.trials)
+        return time.monotonic() + longest * (1 + 1 / QUICK) < self.until
+
+
+def held_kl(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
+    """KL of the held-out labels through encode and decode, at each temperature of the codec, the lowest first."""
+    figures = Distortion(temperatures=codec.config.temperature, domain=sample.domain)
+    with torch.inference_mode():
+        for labels, context in sample.steps("held", CHUNK):
+            figures.add(labels, codec.decode(codec.encode(labels, context), context))
+    return {name: round(value, 6) for name, value in figures.figures().items() if name.startswith("kl_")}
