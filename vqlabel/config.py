@@ -58,8 +58,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
     if hint is float and type(value) is int:
         value = float(value)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else hint.from_dict(value)  # type: ignore[attr-defined,arg-type]
+    if isinstance(hint, type) and issubclass(hint, _Json):
+        return value if isinstance(value, hint) else hint.from_dict(value)
     require(type(value) is hint, name, value, f"must be of type {getattr(hint, '__name__', hint)}", BadContainer)
     return value
 
@@ -78,7 +78,7 @@ class FitConfig(_Json):
     prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: where the dump has them and they help
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
-    temperature: tuple[float, ...] | None = None  # the student's; KL is trained and reported at each. None: as the layout says, else MIX
+    temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"

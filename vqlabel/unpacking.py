@@ -33,7 +33,9 @@ def read_codec(file: VqlFile) -> LabelCodec:
     for name, section in file.container.sections.items():
         if name.startswith(CODEC):
             if section.dtype not in kinds:
-                raise BadContainer(f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there")
+                raise BadContainer(
+                    f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there"
+                )
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(file.container.tensor(name)).to(kinds[section.dtype])
     try:
         codec = build_codec(file.codec["kind"], file.codec["config"], tensors)

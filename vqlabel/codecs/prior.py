@@ -12,7 +12,8 @@ from vqlabel.config import CONTEXT_FIELDS, PriorConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
-WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}  # numbers that a field of the context becomes
+# Numbers that a field of the context becomes.
+WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}
 
 
 class Known(NamedTuple):
@@ -49,14 +50,14 @@ class Prior(nn.Module):
         """[n, d_h]."""
         own = F.embedding(known.image, self.images)
         if not self.mixing:
-            return self.mixed(own) + self._bent(own, known.features)
+            return self._latent(own, own, known.features)
         partner = F.embedding(known.partner, self.images)
         mix = torch.lerp(partner, own, known.share)
-        return self.mixed(mix) + self._bent(mix, own, partner, known.features)
+        return self._latent(mix, mix, own, partner, known.features)
 
-    def _bent(self, *parts: Tensor) -> Tensor:
-        bent: Tensor = self.outside(F.gelu(self.inside(torch.cat(parts, 1))))
-        return bent
+    def _latent(self, mix: Tensor, *parts: Tensor) -> Tensor:
+        latent: Tensor = self.mixed(mix) + self.outside(F.gelu(self.inside(torch.cat(parts, 1))))
+        return latent
 
 
 def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
@@ -84,7 +85,9 @@ def read_context(config: PriorConfig, context: Context | None, device: torch.dev
     partner = context.image if context.partner is None or "mix" not in config.fields else context.partner
     most = max(int(context.image.max(initial=-1)), int(partner.max(initial=-1)))
     if most >= config.images:
-        raise UsageError(f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior")
+        raise UsageError(
+            f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior"
+        )
     parts = [_features(config, name, np.asarray(getattr(context, name))) for name in config.fields]
     features = np.concatenate(parts, 1) if parts else np.empty((len(partner), 0), np.float32)
     share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in config.fields else context.mix
@@ -100,6 +103,6 @@ def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDA
     if name == "mix":
         return np.stack([x, x * (1 - x)], 1)
     if name == "box":
-        return np.clip(x / config.view, 0, 2) - 0.5
+        return np.asarray(np.clip(x / config.view, 0, 2) - 0.5, np.float32)
     area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
     return np.concatenate([np.clip(x, -2, 2) - 0.5, 0.5 * np.log(area) + 0.5], 1)

@@ -17,7 +17,9 @@ from vqlabel.codecs.distortion import temperature_weight
 CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential
 
 
-def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], sweeps: int = 1) -> Tensor:
+def refine(
+    codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], sweeps: int = 1
+) -> Tensor:
     """The codes after `sweeps` passes of coordinate descent on `mixed_cross_entropy`.
 
     Args:

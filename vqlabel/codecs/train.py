@@ -298,7 +298,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     images = [weight for name, weight in decoder.named_parameters() if name == "prior.images"]
     others = [weight for name, weight in decoder.named_parameters() if name != "prior.images"]
     rate = RATE if stage == 0 else RATE / 2
-    groups = [{"params": others, "lr": rate, "weight_decay": 0.01}]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
     optimizer = torch.optim.AdamW(groups)
     steps = max(1, epochs * -(-count // BATCH))
@@ -319,7 +319,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
         total = torch.zeros((), device=seen.labels.device)
         for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
             rough = config.weight_bits < 8 and (stage or epoch >= epochs // 2)
-            weights = _as_stored(codec) if rough else dict(decoder.named_parameters())
+            weights: dict[str, Tensor] = _as_stored(codec) if rough else dict(decoder.named_parameters())
             known = None if seen.known is None else seen.known.rows(at)
             with quick_matmul(seen.labels.device):
                 out = functional_call(decoder, weights, (seen.codes[at], known))
