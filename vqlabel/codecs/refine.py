@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs.distortion import temperature_weight
+from vqlabel.codecs.distortion import mixed_cross_entropy, temperature_weight
 
-CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential
+CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
 
 
 def refine(
@@ -31,13 +31,15 @@ def refine(
     Returns:
         [n, m] int64; no label's loss is larger than before.
     """
+    start, before = codes, mixed_cross_entropy(logits, pull, temperatures)
     codes = codes.clone()
     for _ in range(sweeps):
         for slot, move in enumerate(moves):
             rest = logits - move[codes[:, slot]]
             codes[:, slot] = best_code(rest, pull, move, temperatures)
             logits = rest.add_(move[codes[:, slot]])
-    return codes
+    better = mixed_cross_entropy(logits, pull, temperatures) <= before
+    return torch.where(better[:, None], codes, start)
 
 
 def best_code(logits: Tensor, pull: Tensor, move: Tensor, temperatures: Sequence[float]) -> Tensor:
