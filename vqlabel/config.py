@@ -13,6 +13,7 @@ from vqlabel.errors import BadContainer, UsageError, require
 DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
+VIEW_MOST = 1 << 16  # pixels
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
@@ -89,6 +90,8 @@ class FitConfig(_Json):
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
+        alone = self.codec == "vqae" and self.code_width is None
+        require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             _check_temperatures(self.temperature)
@@ -113,7 +116,7 @@ class PriorConfig(_Json):
 
     def __post_init__(self) -> None:
         require(1 <= self.images <= 1 << 24, "images", self.images, "must be 1..16777216")
-        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, 1 << 16)):
+        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, VIEW_MOST)):
             require(low <= getattr(self, name) <= high, name, getattr(self, name), f"must be {low}..{high}")
         known = tuple(name for name in CONTEXT_FIELDS if name in self.fields)
         require(self.fields == known, "fields", list(self.fields), f"must be some of {', '.join(CONTEXT_FIELDS)}, in this order")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vqlabel.config import CONTEXT_FIELDS, PriorConfig
+from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
@@ -68,17 +68,20 @@ def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
     images = 0
     if context.image is not None and len(context.image):
         images = 1 + max(int(context.image.max()), 0 if context.partner is None else int(context.partner.max()))
-    return has, images, max(1, int(context.box.max())) if "box" in has and context.box is not None else 1
+    view = int(context.box.max(initial=1)) if "box" in has and context.box is not None else 1
+    return has, images, max(1, min(VIEW_MOST, view))
 
 
 def read_context(config: PriorConfig, context: Context | None, device: torch.device) -> Known:
     """The prior's inputs on `device`.
 
     Raises:
-        UsageError: the records lack a field that the prior was fitted with, or name an image that it never saw.
+        UsageError: the records lack a field that the prior was fitted with, name an image that it never saw, or hold NaN or Inf.
     """
-    lacking = ["image"] if context is None or context.image is None else [n for n in config.fields if getattr(context, n) is None]
-    if lacking or context is None or context.image is None:
+    if context is None:
+        raise UsageError("the codec's prior needs the records' context, and got none; pass it, such as dataset.context(index)")
+    lacking = ["image"] if context.image is None else [n for n in config.fields if getattr(context, n) is None]
+    if lacking or context.image is None:
         raise UsageError(
             f"the codec's prior needs {', '.join(lacking)} of every record, and these have none; fit on this dump, or with --no-prior"
         )
@@ -91,6 +94,8 @@ def read_context(config: PriorConfig, context: Context | None, device: torch.dev
     parts = [_features(config, name, np.asarray(getattr(context, name))) for name in config.fields]
     features = np.concatenate(parts, 1) if parts else np.empty((len(partner), 0), np.float32)
     share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in config.fields else context.mix
+    if not np.isfinite(features).all():
+        raise UsageError("a lambda or a crop of these records is NaN or Inf; mend or drop these records")
     tensors = (context.image, partner, share[:, None], features)
     return Known(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in tensors))
 

@@ -104,6 +104,10 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         if stage == 0 and codec.config.prior is not None:
             _train(codec, parts, epochs, state, hooks)
             if config.prior is None and not _earns(codec, parts):
+                if not codec.config.slots:
+                    raise UsageError(
+                        "0 slots leave nothing but a prior, and it knows these labels no better than their mean does; give --bits"
+                    )
                 codec.forget_prior()
                 for part in parts:
                     part.known = None
