@@ -181,6 +181,9 @@ class VqaeCodec(LabelCodec):
         """The prior's inputs, on its device; None without a prior."""
         return None if self.config.prior is None else read_context(self.config.prior, context, self.decoder.out.device)
 
+    def check_context(self, context: Context | None) -> None:
+        self.known(context)
+
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes."""
