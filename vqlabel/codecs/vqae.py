@@ -152,7 +152,7 @@ class VqaeCodec(LabelCodec):
             elif name.startswith("decoder."):
                 state[name] = expand(name, tensors, shape, bits_of(name, config))
             else:
-                state[name] = take(tensors, name, shape).float()
+                state[name] = take(tensors, name, shape, torch.float32)
         codec.load_state_dict(state, assign=True)
         return codec
 
