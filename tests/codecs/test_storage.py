@@ -1,5 +1,7 @@
 """Weights in small types: how far they may move, that they move once, how many bytes they take, what is refused."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -111,7 +113,7 @@ def test_nothing_is_cut_off_at_8_bits() -> None:
 def test_a_bit_more_halves_the_error() -> None:
     gaussian = torch.randn(4, 4000, generator=torch.Generator().manual_seed(4))
     errors = [float((rounded(gaussian, bits) - gaussian).square().mean().sqrt()) for bits in range(2, 8)]
-    assert all(0.4 < finer / coarser < 0.65 for coarser, finer in zip(errors, errors[1:], strict=False))
+    assert all(0.4 < finer / coarser < 0.65 for coarser, finer in itertools.pairwise(errors))
 
 
 def test_lines_too_small_for_a_half_move_by_next_to_nothing_and_once() -> None:

@@ -197,7 +197,8 @@ class VqaeCodec(LabelCodec):
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
         sweeps = SWEEPS[self.effort] if config.slots <= REFINED[self.effort] else 0
-        moves, codes = self.decoder.moves() if sweeps else [], []
+        moves = self.decoder.moves() if sweeps else []
+        codes = [torch.empty(0, config.slots, dtype=torch.long, device=labels.device)]
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
             part = None if known is None else known.rows(slice(at, at + ENCODE_CHUNK))
