@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig, LabelBatch, VqlDataset
 from vqlabel.codecs import LabelCodec
+from vqlabel.config import MIX
 from vqlabel.labels import Place
 from vqlabel.labels.sre2l import write_batch, write_order
 
@@ -108,8 +109,8 @@ def tree(batches: list[LabelBatch], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def config() -> FitConfig:
-    """Four slots of 8 codes; two passes are enough for a codec that works."""
-    return FitConfig(bits=12, codebook_size=8, epochs=2)
+    """Four slots of 8 codes, no prior; two passes are enough for a codec that works."""
+    return FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +132,28 @@ def vql(tree: Path, codec_file: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The tree, packed with that codec."""
     path = tmp_path_factory.mktemp("vql") / "small.vql"
     vqlabel.pack(tree, path, codec=vqlabel.load_codec(codec_file)[0])
+    return path
+
+
+@pytest.fixture(scope="session")
+def prior_codec_file(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A codec with a prior, fitted to the tree: it conditions on all that a tree knows."""
+    path = tmp_path_factory.mktemp("prior") / "prior.codec"
+    config = FitConfig(bits=6, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=4, temperature=MIX, epochs=2)
+    vqlabel.fit(tree, config, out=path)
+    return path
+
+
+@pytest.fixture
+def prior_codec(prior_codec_file: Path) -> LabelCodec:
+    return vqlabel.load_codec(prior_codec_file)[0]
+
+
+@pytest.fixture(scope="session")
+def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree, packed with the codec that has a prior."""
+    path = tmp_path_factory.mktemp("prior_vql") / "prior.vql"
+    vqlabel.pack(tree, path, codec=vqlabel.load_codec(prior_codec_file)[0])
     return path
 
 

@@ -22,7 +22,7 @@ from vqlabel.labels import open_labels
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("fit", "pack", "unpack", "stats", "info", "verify", "demo")
-QUICK = ("--bits", "12", "--codebook-size", "8", "--epochs", "2")
+QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
 
 
 def run(*arguments: object) -> Result:
@@ -91,10 +91,22 @@ def test_fit_reports_what_it_held_out(dump: Path, codec_file: Path, tmp_path: Pa
 def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Path) -> None:
     found = ok_json(
         "fit", dump, "--out", tmp_path / "a.codec", "--bits", 30, "--slots", 4, "--codebook-size", 5, "--code-width", 2, "--latent", 8,
-        "--hidden", 6, "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
+        "--weight-bits", 7, "--image-width", 3, "--hidden", 6, "--no-prior", "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
     )  # fmt: skip
     want = FitConfig(
-        bits=30, slots=4, codebook_size=5, code_width=2, latent=8, hidden=6, temperature=(2.0, 3.5), epochs=1, seed=9, device="cpu"
+        bits=30,
+        slots=4,
+        codebook_size=5,
+        code_width=2,
+        latent=8,
+        weight_bits=7,
+        image_width=3,
+        hidden=6,
+        prior=False,
+        temperature=(2.0, 3.5),
+        epochs=1,
+        seed=9,
+        device="cpu",
     )
     assert found["fit"] == {**want.to_dict(), "temperature": [2.0, 3.5]}
     assert found["config"]["quantizer"] == "grouped"
@@ -188,7 +200,9 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
 ) -> None:
     out = tmp_path / "a"
     for message, arguments in (
-        ("bits is 0; it must be 1..1048576", ("fit", dump, "-o", out, "--bits", 0)),
+        ("bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
+        ("0 slots leave nothing but a prior", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
+        ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
         ("codec is 'zip'; it must be vqae, topk or raw", ("fit", dump, "-o", out, "--codec", "zip")),
         ("--temperature '1,x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "1,x")),
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
@@ -328,7 +342,7 @@ def test_help_and_what_reads_a_header_load_no_torch(arguments: list[str], vql: P
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
 def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tmp_path: Path) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
-    command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--epochs", "60")
+    command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "60")
     process = start(*command)
     while not state.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -340,7 +354,7 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
     assert list(tmp_path.iterdir()) == [out]
-    vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, epochs=60), out=tmp_path / "b.codec")
+    vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=60), out=tmp_path / "b.codec")
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()
 
 

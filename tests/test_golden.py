@@ -1,10 +1,14 @@
 """Files of every published layout are read as they were on the day that they were made (tests/golden/make.py, never run by a test)."""
 
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel.config import FitConfig
@@ -13,7 +17,15 @@ from vqlabel.vql import VqlFile
 
 FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
 GOLDEN = Path(__file__).parent / "golden"
-CODED = {"raw": "fixed", "smoothed": "zstd", "topk": "fixed", "vqae": "zstd", "grouped": "fixed"}
+CODED = {
+    "raw": "fixed",
+    "smoothed": "zstd",
+    "topk": "fixed",
+    "vqae": "zstd",
+    "grouped": "fixed",
+    "prior": "fixed",
+    "alone": "fixed",
+}
 CROPS = {"smoothed": "float32"}
 
 
@@ -32,10 +44,54 @@ def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
 
 def test_its_labels_are_those_of_the_day(name: str) -> None:
     labels, want = vqlabel.open(GOLDEN / f"{name}.vql")[:].numpy(), np.load(GOLDEN / f"{name}.labels.npy")
-    if name in ("vqae", "grouped"):  # matrix products differ between machines
+    if VqlFile(GOLDEN / f"{name}.vql").codec["kind"] == "vqae":  # matrix products differ between machines
         np.testing.assert_allclose(labels, want, atol=1e-4)
     else:
         np.testing.assert_array_equal(labels, want)
+
+
+def matrix(tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, int], bits: int) -> NDArray[np.float32]:
+    """As docs/format.md has it, with nothing of vqlabel."""
+    whole, scale = tensors[f"codec.decoder.{name}"], tensors[f"codec.decoder.{name}.scale"].astype(np.float32)
+    if bits < 8:
+        fields = np.unpackbits(whole, count=shape[0] * shape[1] * bits, bitorder="little").reshape(-1, bits) @ (
+            1 << np.arange(bits)
+        )
+        whole = fields.reshape(shape) - (2 ** (bits - 1) - 1)
+    return whole.astype(np.float32) * (scale if shape[0] >= shape[1] else scale[:, None])
+
+
+def crop_features(crop: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    area = np.clip(crop[:, 2] * crop[:, 3], 0.0001, 4)
+    return [*(np.clip(crop, -2, 2) - 0.5).T, 0.5 * np.log(area) + 0.5]
+
+
+def test_a_prior_alone_is_the_formula_of_the_format() -> None:
+    """Every number of a label without a code, by docs/format.md."""
+    file = VqlFile(GOLDEN / "alone.vql")
+    config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "alone.vql")
+    prior, rows = config["prior"], np.load(GOLDEN / "alone.records.npy")
+    assert prior["fields"] == ["mix", "crop", "flip", "partner_crop", "partner_flip", "box"]
+    width, hidden, latent = prior["image_width"], prior["hidden"], config["latent"]
+    bits, most = config["weight_bits"], min(8, config["weight_bits"] + 2)
+    starts = np.flatnonzero(np.diff(rows["batch"], prepend=-1) != 0)
+    partner = rows[np.repeat(starts, np.diff(np.append(starts, len(rows)))) + rows["mix_index"]]
+    lam = rows["mix_lam"].astype(np.float32)
+    features = [
+        lam, lam * (1 - lam), *crop_features(rows["crop"]), rows["flip"] - 0.5, *crop_features(partner["crop"]), partner["flip"] - 0.5,
+        *(np.clip(rows["mix_box"] / prior["view"], 0, 2) - 0.5).T,
+    ]  # fmt: skip
+    images = matrix(tensors, "prior.images", (prior["images"], width), bits)
+    own, other = images[rows["image"]], images[partner["image"]]
+    mix = lam[:, None] * own + (1 - lam[:, None]) * other
+    x = np.concatenate([mix, own, other, np.stack(features, 1)], 1)
+    inside = x @ matrix(tensors, "prior.inside.weight", (hidden, x.shape[1]), most).T + tensors["codec.decoder.prior.inside.bias"]
+    bent = inside * 0.5 * (1 + np.vectorize(math.erf)(inside / math.sqrt(2)))
+    z = mix @ matrix(tensors, "prior.mixed.weight", (latent, width), most).T
+    z += bent @ matrix(tensors, "prior.outside.weight", (latent, hidden), most).T + tensors["codec.decoder.prior.outside.bias"]
+    logits = z @ matrix(tensors, "out", (latent, config["classes"]), bits) + tensors["codec.decoder.bias"]
+    np.testing.assert_allclose(logits, np.load(GOLDEN / "alone.labels.npy"), rtol=0, atol=1e-3)
+    assert tensors["codes"].any() == 0 and file.container.streams["codes"].bits == (1,)
 
 
 def test_its_records_stand_where_they_stood(name: str) -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     ("labels", "bitstream", "container"),
     ("columns", "crops", "vql", "codecs"),
     ("packing", "fitting", "unpacking"),
-    ("dataset", "report", "demo"),
+    ("tuning", "dataset", "report", "demo"),
     ("cli", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -14,6 +14,7 @@ DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 USUAL_BITS = 128
+VIEW_MOST = 1 << 16  # pixels
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
@@ -59,8 +60,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
     if hint is float and type(value) is int:
         value = float(value)
-    if dataclasses.is_dataclass(hint):
-        return value if isinstance(value, hint) else hint.from_dict(value)  # type: ignore[attr-defined,arg-type]
+    if isinstance(hint, type) and issubclass(hint, _Json):
+        return value if isinstance(value, hint) else hint.from_dict(value)
     require(type(value) is hint, name, value, f"must be of type {getattr(hint, '__name__', hint)}", BadContainer)
     return value
 
@@ -81,7 +82,7 @@ class FitConfig(_Json):
     prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: where the dump has them and they help
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
-    temperature: tuple[float, ...] | None = None  # the student's; KL is trained and reported at each. None: as the layout says, else MIX
+    temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"
@@ -95,10 +96,11 @@ class FitConfig(_Json):
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
+        alone = self.codec == "vqae" and self.code_width is None
+        require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             _check_temperatures(self.temperature)
-
 
     @property
     def wanted_bits(self) -> int:
@@ -125,7 +127,7 @@ class PriorConfig(_Json):
 
     def __post_init__(self) -> None:
         require(1 <= self.images <= 1 << 24, "images", self.images, "must be 1..16777216")
-        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, 1 << 16)):
+        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, VIEW_MOST)):
             require(low <= getattr(self, name) <= high, name, getattr(self, name), f"must be {low}..{high}")
         known = tuple(name for name in CONTEXT_FIELDS if name in self.fields)
         require(self.fields == known, "fields", list(self.fields), f"must be some of {', '.join(CONTEXT_FIELDS)}, in this order")

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
-from vqlabel.unpacking import as_tensor, read_codec
+from vqlabel.unpacking import as_tensor, read_codec, read_context
 from vqlabel.vql import VqlFile
 
 
@@ -42,7 +42,7 @@ class VqlDataset(Dataset[Tensor]):
 
         ds = vqlabel.open("labels.vql")
         decoder = ds.decoder.to("cuda")
-        logits = decoder(ds.codes(indices).to("cuda"))
+        logits = decoder(ds.codes(indices).to("cuda"), ds.context(indices))
     """
 
     def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
@@ -67,7 +67,7 @@ class VqlDataset(Dataset[Tensor]):
 
     @property
     def decoder(self) -> LabelCodec:
-        """The decoder module, codes [n, m] -> labels [n, C] in the dump's domain, on `device`; it is read when first used."""
+        """The decoder module, codes [n, m] and context -> labels [n, C] in the dump's domain, on `device`; it is read when first used."""
         if self._decoder is None:
             self._decoder = read_codec(self.file).to(self.device)
         return self._decoder
@@ -100,8 +100,7 @@ class VqlDataset(Dataset[Tensor]):
     @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        context = self.file.columns.context(index) if self.decoder.uses_context else None
-        labels: Tensor = self.decoder(codes, context)
+        labels: Tensor = self.decoder(codes, read_context(self.file, self.decoder, index))
         return labels
 
     @overload

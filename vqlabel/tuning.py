@@ -78,8 +78,10 @@ def tune(
     if kl is not None:
         best, budget = search.reach(kl)
     else:
-        budget = config.bytes or int((bits or 0) * search.facts.labels / 8) or int(
-            2 * search.facts.labels * sample.classes / (config.ratio or 1)
+        budget = (
+            config.bytes
+            or int((bits or 0) * search.facts.labels / 8)
+            or int(2 * search.facts.labels * sample.classes / (config.ratio or 1))
         )
         best = search.within(budget)
     codec, report = fit_sample(sample, held_out, best.config, out=out, overwrite=overwrite, progress=progress)

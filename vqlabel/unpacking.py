@@ -14,6 +14,7 @@ from torch import Tensor
 from vqlabel.codecs import LabelCodec, build_codec
 from vqlabel.errors import BadContainer, TargetExists, UsageError, require
 from vqlabel.files import appearing
+from vqlabel.labels import Context
 from vqlabel.labels.sre2l import is_tree, write_batch, write_order
 from vqlabel.vql import CODEC, VqlFile
 
@@ -33,7 +34,9 @@ def read_codec(file: VqlFile) -> LabelCodec:
     for name, section in file.container.sections.items():
         if name.startswith(CODEC):
             if section.dtype not in kinds:
-                raise BadContainer(f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there")
+                raise BadContainer(
+                    f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there"
+                )
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(file.container.tensor(name)).to(kinds[section.dtype])
     try:
         codec = build_codec(file.codec["kind"], file.codec["config"], tensors)
@@ -52,8 +55,24 @@ def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device
     with torch.inference_mode():
         for at in range(start, stop, step):
             end = min(at + step, stop)
-            context = file.columns.context(np.arange(at, end)) if codec.uses_context else None
+            context = read_context(file, codec, np.arange(at, end))
             yield codec.decode(as_tensor(file.codes(at, end), device), context)
+
+
+def read_context(file: VqlFile, codec: LabelCodec, record: NDArray[np.int64]) -> Context | None:
+    """What the file says of these records, where its codec asks for it.
+
+    Raises:
+        BadContainer: it says too little for the codec, or names an image that the codec's prior has not: a file that contradicts itself.
+    """
+    if not codec.uses_context:
+        return None
+    context = file.columns.context(record)
+    try:
+        codec.check_context(context)
+    except UsageError as error:
+        raise BadContainer(f"{file.container.path}: {str(error).partition('; ')[0]}; damaged or forged") from None
+    return context
 
 
 def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "cpu") -> Tensor:

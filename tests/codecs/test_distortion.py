@@ -9,7 +9,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs import Distortion
-from vqlabel.codecs.distortion import as_logits, hellinger_features, kl, mixed_kl, rank_candidates, temperature_weight
+from vqlabel.codecs.distortion import (
+    as_logits,
+    hellinger_features,
+    kl,
+    mixed_cross_entropy,
+    mixed_kl,
+    teacher_pull,
+    temperature_weight,
+)
 
 P, Q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
 KL_PQ = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
@@ -84,11 +92,12 @@ def test_logits_are_centred_and_probabilities_become_logits_of_the_same_softmax(
     torch.testing.assert_close(torch.softmax(with_zero, 1), torch.tensor([[1.0, 0.0]]), atol=1e-6, rtol=0)
 
 
-def test_mixed_kl_weighs_every_temperature_by_its_cube_root(pair: tuple[Tensor, Tensor]) -> None:
+def test_mixed_kl_weighs_every_temperature_by_its_power_of_85_hundredths(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = (x.float() for x in pair)
-    want = kl(teacher, student, 1) + 4 ** (1 / 3) * kl(teacher, student, 4) + 20 ** (1 / 3) * kl(teacher, student, 20)
+    want = kl(teacher, student, 1) + 4**0.85 * kl(teacher, student, 4) + 20**0.85 * kl(teacher, student, 20)
     torch.testing.assert_close(mixed_kl(teacher, student, TEMPERATURES), want)
-    assert temperature_weight(27) == pytest.approx(3)
+    assert temperature_weight(1) == 1
+    assert temperature_weight(10) == pytest.approx(7.0794578)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -111,15 +120,43 @@ def test_hellinger_features_lie_on_a_sphere_and_ignore_a_shift(pair: tuple[Tenso
     torch.testing.assert_close(hellinger_features(pair[0] + 7, 4), features)
 
 
-@pytest.mark.parametrize("temperatures", [(1.0,), TEMPERATURES])
-def test_candidates_are_ranked_as_mixed_kl_ranks_them(temperatures: tuple[float, ...], pair: tuple[Tensor, Tensor]) -> None:
-    teacher = as_logits(pair[0], "logits")
-    candidates = teacher[:, None] + torch.randn(50, 6, 20, generator=torch.Generator().manual_seed(2))
-    loss = rank_candidates(teacher, candidates, temperatures)
-    want = torch.stack([mixed_kl(teacher, candidates[:, b], temperatures) for b in range(6)], 1)
-    assert torch.equal(loss.argmin(1), want.argmin(1))
-    entropy = loss - want  # the same for all candidates of a label
-    torch.testing.assert_close(entropy, entropy[:, :1].expand(-1, 6), atol=2e-3, rtol=0)
+@pytest.mark.parametrize("temperatures", [(1.0,), (20.0,), TEMPERATURES])
+def test_mixed_cross_entropy_is_mixed_kl_and_the_teachers_entropies(
+    temperatures: tuple[float, ...], pair: tuple[Tensor, Tensor]
+) -> None:
+    teacher, student = (x.float() for x in pair)
+    loss = mixed_cross_entropy(student, teacher_pull(teacher, temperatures), temperatures)
+    entropy = torch.zeros(len(teacher))
+    for t in temperatures:
+        p = torch.softmax(teacher / t, 1)
+        entropy -= temperature_weight(t) * t * t * (p * p.log()).sum(1)
+    torch.testing.assert_close(loss, mixed_kl(teacher, student, temperatures) + entropy, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperatures", [(1.0,), (20.0,), TEMPERATURES])
+def test_the_gradient_of_mixed_cross_entropy_is_that_of_mixed_kl(
+    temperatures: tuple[float, ...], pair: tuple[Tensor, Tensor]
+) -> None:
+    teacher, student = (x.float() for x in pair)
+    weight = torch.linspace(-1, 2, len(teacher))  # of each label's loss, as a caller may have it
+    gradients = []
+    for loss in (
+        lambda y: mixed_cross_entropy(y, teacher_pull(teacher, temperatures), temperatures),
+        lambda y: mixed_kl(teacher, y, temperatures),
+    ):
+        y = student.clone().requires_grad_(True)
+        (loss(y) * weight).sum().backward()
+        gradients.append(y.grad)
+    assert float(gradients[1].abs().max()) > 0.1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=2e-5 * float(gradients[1].abs().max()))
+
+
+def test_the_pull_of_a_teacher_may_come_in_halves(pair: tuple[Tensor, Tensor]) -> None:
+    teacher, student = (x.float() for x in pair)
+    pull = teacher_pull(teacher, (1.0,))
+    whole, half = (mixed_cross_entropy(student, p, (1.0,)) for p in (pull, pull.half()))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=1e-2, atol=1e-2)
 
 
 def test_figures_are_means_over_all_labels_however_they_were_counted_in(pair: tuple[Tensor, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Laws that every codec keeps, and every configuration."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,29 +17,60 @@ from vqlabel import FitConfig
 from vqlabel.bitstream import pack_fixed, unpack_fixed
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
 from vqlabel.codecs.file import KEY
-from vqlabel.config import RawConfig, TopkConfig, VqaeConfig
+from vqlabel.config import PriorConfig, RawConfig, TopkConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
+from vqlabel.labels import Context
 from vqlabel.unpacking import as_tensor
 
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "raw fp16": ("F16", {"codec": "raw"}),
-    "raw bf16": ("BF16", {"codec": "raw"}),
-    "raw fp32": ("F32", {"codec": "raw"}),
-    "top-k": ("F16", {"codec": "topk", "slots": 5}),
-    "residual vqae": ("F16", {"slots": 5, "codebook_size": 8}),
-    "grouped vqae": ("F16", {"slots": 5, "codebook_size": 8, "code_width": 3}),
-    "vqae with an odd codebook": ("F32", {"slots": 3, "codebook_size": 11}),
+ALL = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
+PRIOR = {"codebook_size": 8, "prior": True, "image_width": 4, "hidden": 6}
+KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type of the dump, options, what its context has
+    "raw fp16": ("F16", {"codec": "raw"}, None),
+    "raw bf16": ("BF16", {"codec": "raw"}, None),
+    "raw fp32": ("F32", {"codec": "raw"}, None),
+    "top-k": ("F16", {"codec": "topk", "slots": 5}, None),
+    "residual vqae": ("F16", {"slots": 5, "codebook_size": 8}, None),
+    "grouped vqae": ("F16", {"slots": 5, "codebook_size": 8, "code_width": 3}, None),
+    "vqae with an odd codebook": ("F32", {"slots": 3, "codebook_size": 11}, None),
+    "vqae of 3 bits a weight": ("F16", {"slots": 3, "codebook_size": 8, "weight_bits": 3}, None),
+    "vqae with a prior": ("F16", {**PRIOR, "slots": 3, "weight_bits": 5}, ALL),
+    "vqae with a prior of images": ("F16", {**PRIOR, "slots": 3}, ()),
+    "a prior alone": ("BF16", {**PRIOR, "slots": 0, "weight_bits": 4}, ("mix", "crop", "partner_crop")),
 }
 HELD = 60
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fitted codec, the labels it was fitted to, and what it was asked for."""
+    """A fitted codec, the labels it was fitted to with their context, and what it was asked for."""
 
     codec: LabelCodec
     labels: Tensor
+    context: Context | None
     domain: str
+
+    def known(self, at: slice = slice(None)) -> Context | None:
+        return None if self.context is None else self.context.rows(at)
+
+    def encode(self, at: slice = slice(None)) -> Tensor:
+        return self.codec.encode(self.labels[at], self.known(at))
+
+    def decode(self, codes: Tensor, at: slice = slice(None)) -> Tensor:
+        return self.codec.decode(codes, self.known(at))
+
+
+def draw_context(has: tuple[str, ...] | None, epochs: int, images: int) -> Context | None:
+    """Image i of every epoch, mixed with another one of the same epoch."""
+    if has is None:
+        return None
+    rng, n = np.random.default_rng(5), epochs * images
+    crops = rng.random((2, n, 4)).astype(np.float32)
+    values: dict[str, Any] = {
+        "mix": rng.random(n).astype(np.float32), "crop": crops[0], "flip": rng.random(n) < 0.5, "partner_crop": crops[1],
+        "partner_flip": rng.random(n) < 0.5, "box": rng.integers(0, 224, (n, 4)),
+    }  # fmt: skip
+    partner = np.concatenate([rng.permutation(images) for _ in range(epochs)]) if "mix" in has else None
+    return Context(image=np.tile(np.arange(images), epochs), partner=partner, **{name: values[name] for name in has})
 
 
 @pytest.fixture(scope="module", params=["logits", "probs"])
@@ -48,28 +80,48 @@ def domain(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
-    dtype, options = KINDS[request.param]
+    dtype, options, has = KINDS[request.param]
     labels = torch.from_numpy(logits if domain == "logits" else probs).flatten(0, 1)
     if dtype != "F16":  # a dump of bf16 arrives as float32
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
+    context = draw_context(has, *logits.shape[:2])
+    seen, held = (None if context is None else context.rows(part) for part in (slice(-HELD), slice(-HELD, None)))
     config = FitConfig(epochs=1, **options)
-    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype=dtype)
+    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
     codec = CODECS[config.codec][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
-    return Case(codec, labels, domain)
+    return Case(codec, labels, context, domain)
 
 
 def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> None:
-    codes = case.codec.encode(case.labels)
+    codes = case.encode()
     assert codes.dtype == torch.int32
     assert codes.shape == (len(case.labels), len(case.codec.code_bits))
     largest = codes.numpy().view(np.uint32).max(0)
     assert all(int(top) < 1 << bits for top, bits in zip(largest, case.codec.code_bits, strict=True))
-    if case.codec.codebook_size is not None:
+    if case.codec.codebook_size is not None and codes.numel():
         assert int(codes.max()) < case.codec.codebook_size
 
 
+def test_a_codec_asks_for_a_context_if_it_uses_one(case: Case) -> None:
+    assert case.codec.uses_context == (case.context is not None)
+    case.codec.check_context(case.context)
+    if case.context is None:
+        case.codec.check_context(None)
+        some = Context(image=np.arange(len(case.labels)) + 1000)
+        assert torch.equal(case.codec.decode(case.encode(), some), case.decode(case.encode()))
+        return
+    codes = case.encode()
+    for broken in (None, Context(), Context(image=case.context.image + 1000)):
+        with pytest.raises(UsageError, match="the codec's prior"):
+            case.codec.check_context(broken)
+        with pytest.raises(UsageError, match="the codec's prior"):
+            case.codec.encode(case.labels, broken)
+        with pytest.raises(UsageError, match="the codec's prior"):
+            case.codec.decode(codes, broken)
+
+
 def test_decoded_labels_are_finite_and_shaped_as_the_labels(case: Case) -> None:
-    decoded = case.codec.decode(case.codec.encode(case.labels))
+    decoded = case.decode(case.encode())
     assert decoded.dtype == torch.float32
     assert decoded.shape == case.labels.shape
     assert bool(torch.isfinite(decoded).all())
@@ -77,57 +129,60 @@ def test_decoded_labels_are_finite_and_shaped_as_the_labels(case: Case) -> None:
 
 def test_decoded_probabilities_are_a_distribution(case: Case) -> None:
     if case.domain == "logits":
-        assert bool((case.codec.decode(case.codec.encode(case.labels)) < 0).any())
+        assert bool((case.decode(case.encode()) < 0).any())
         return
-    decoded = case.codec.decode(case.codec.encode(case.labels))
+    decoded = case.decode(case.encode())
     assert float(decoded.min()) >= 0
     torch.testing.assert_close(decoded.sum(1), torch.ones(len(decoded)), atol=0.01 if case.codec.kind == "raw" else 1e-5, rtol=0)
 
 
 def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
-    codes = case.codec.encode(case.labels)
-    want = case.codec.decode(codes)
+    codes = case.encode()
+    want = case.decode(codes)
     unsigned = codes.long() & 0xFFFFFFFF
-    others = [codes.long(), unsigned, *([codes.to(torch.uint8)] if max(case.codec.code_bits) <= 8 else [])]
-    for other in others:
-        torch.testing.assert_close(case.codec.decode(other), want, atol=0, rtol=0)
-    assert torch.equal(case.codec(codes), want)
+    narrow = max(case.codec.code_bits, default=1) <= 8
+    for other in (codes.long(), unsigned, *([codes.to(torch.uint8)] if narrow else [])):
+        torch.testing.assert_close(case.decode(other), want, atol=0, rtol=0)
+    assert torch.equal(case.codec(codes, case.context), want)
 
 
 def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: Case) -> None:
-    codes = case.codec.encode(case.labels)
+    if not case.codec.code_bits:
+        return  # a label of no codes is a bit in the file: tests/test_pack_unpack.py
+    codes = case.encode()
     packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
     assert len(packed) == -(-len(codes) * sum(case.codec.code_bits) // 8)
     back = as_tensor(unpack_fixed(packed, len(codes), case.codec.code_bits))
-    assert torch.equal(case.codec.decode(back), case.codec.decode(codes))
+    assert torch.equal(case.decode(back), case.decode(codes))
 
 
 def test_encoding_is_deterministic(case: Case) -> None:
-    assert torch.equal(case.codec.encode(case.labels), case.codec.encode(case.labels.clone()))
+    assert torch.equal(case.encode(), case.codec.encode(case.labels.clone(), case.known()))
 
 
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_a_label_is_coded_alike_in_any_company(case: Case, size: int) -> None:
     """But for the rounding of a matrix product, which may differ with its size and turn a near tie."""
-    labels = case.labels[:: 4 if size == 1 else 1]
-    whole, parts = case.codec.encode(labels), torch.cat([case.codec.encode(part) for part in labels.split(size)])
-    same = (whole == parts).all(1)
+    parts = [slice(at, at + size) for at in range(0, len(case.labels) // (4 if size == 1 else 1), size)]
+    pieces = [case.encode(part) for part in parts]
+    whole, codes = case.encode()[: parts[-1].stop], torch.cat(pieces)
+    same = (whole == codes).all(1)
     assert float(same.float().mean()) >= (0.98 if case.codec.kind == "vqae" else 1)
-    decoded = torch.cat([case.codec.decode(part) for part in parts.split(size)])
-    torch.testing.assert_close(decoded[same], case.codec.decode(whole)[same], atol=1e-4, rtol=1e-4)
+    decoded = torch.cat([case.decode(piece, part) for piece, part in zip(pieces, parts, strict=True)])
+    torch.testing.assert_close(decoded[same], case.decode(case.encode())[: len(whole)][same], atol=1e-4, rtol=1e-4)
 
 
 def test_no_labels_are_no_codes_and_no_labels_again(case: Case) -> None:
-    codes = case.codec.encode(case.labels[:0])
+    codes = case.encode(slice(0))
     assert codes.shape == (0, len(case.codec.code_bits))
-    assert case.codec.decode(codes).shape == (0, case.labels.shape[1])
+    assert case.decode(codes, slice(0)).shape == (0, case.labels.shape[1])
 
 
 def test_another_number_of_classes_is_refused(case: Case) -> None:
     with pytest.raises(BadLabels, match=r"labels have shape \[360, 39\], the codec was fitted for 40 classes; fit a codec"):
-        case.codec.encode(case.labels[:, 1:])
+        case.codec.encode(case.labels[:, 1:], case.context)
     with pytest.raises(BadLabels, match=r"labels have shape \[40\]"):
-        case.codec.encode(case.labels[0])
+        case.codec.encode(case.labels[0], case.context)
 
 
 def test_an_unknown_effort_is_refused(case: Case) -> None:
@@ -139,11 +194,11 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
     path = tmp_path / "some.codec"
     save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
     loaded, report = load_codec(path)
-    codes = case.codec.encode(case.labels)
+    codes = case.encode()
     assert report == {"held": {"kl_T1": 0.5}}
     assert loaded.config == case.codec.config
-    assert torch.equal(loaded.encode(case.labels), codes)
-    assert torch.equal(loaded.decode(codes), case.codec.decode(codes))
+    assert torch.equal(loaded.encode(case.labels, case.context), codes)
+    assert torch.equal(loaded.decode(codes, case.context), case.decode(codes))
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(TargetExists, match=r"some\.codec exists; pass --overwrite"):
         save_codec(case.codec, path)
@@ -152,11 +207,11 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
 def test_decoder_tensors_and_configuration_are_all_that_decoding_needs(case: Case) -> None:
     config = json.loads(case.codec.config.to_json())
     tensors = {name: tensor.clone() for name, tensor in case.codec.decoder_tensors().items()}
-    assert {tensor.dtype for tensor in tensors.values()} <= {torch.int8, torch.float16, torch.float32}
+    assert {tensor.dtype for tensor in tensors.values()} <= {torch.int8, torch.uint8, torch.float16}
     assert not set(tensors) & set(case.codec.encoder_tensors())
     built = build_codec(case.codec.kind, config, tensors)
-    codes = case.codec.encode(case.labels)
-    assert torch.equal(built.decode(codes), case.codec.decode(codes))
+    codes = case.encode()
+    assert torch.equal(built.decode(codes, case.context), case.decode(codes))
 
 
 def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -189,16 +244,23 @@ def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
             load_codec(path)
 
 
+LEARNED = VqaeConfig(
+    classes=1000, domain="logits", slots=16, codebook_size=200, latent=64, code_width=64, quantizer="residual", weight_bits=8,
+    prior=None, temperature=(1.0, 4.5),
+)  # fmt: skip
+KNOWING = PriorConfig(images=70, image_width=12, hidden=20, fields=("mix", "flip", "box"), view=224)
 CONFIGS = [
     FitConfig(),
     FitConfig(codec="topk", bits=77, slots=3, temperature=(2.0,), epochs=0, seed=9, device="cuda:1"),
+    FitConfig(bits=0, slots=0, prior=True, weight_bits=2, image_width=1024, hidden=1),
+    LEARNED,
+    dataclasses.replace(LEARNED, slots=0, weight_bits=2, prior=KNOWING),
     VqaeConfig(
-        classes=1000, domain="logits", slots=16, codebook_size=200, latent=64, code_width=64, quantizer="residual",
-        hidden=7, temperature=(1.0, 4.5),
+        classes=2, domain="probs", slots=4, codebook_size=2, latent=64, code_width=16, quantizer="grouped", weight_bits=3, prior=None,
+        temperature=(0.1,),
     ),
-    VqaeConfig(
-        classes=2, domain="probs", slots=4, codebook_size=2, latent=64, code_width=16, quantizer="grouped", hidden=7, temperature=(0.1,)
-    ),
+    KNOWING,
+    PriorConfig(images=1 << 24, image_width=1, hidden=1, fields=(), view=1),
     TopkConfig(classes=5, domain="probs", k=5),
     RawConfig(classes=1 << 20, domain="logits", dtype="BF16"),
 ]  # fmt: skip
@@ -218,9 +280,10 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
             kind.from_dict(changed)
     for name, value in values.items():
         for wrong in (True, object(), {"a": 1}, *(["7"] if type(value) is int else [7])):
-            if wrong == 7 and value is None:
+            if (wrong == 7 and value is None) or (wrong is True and (kind, name) == (FitConfig, "prior")):
                 continue
-            with pytest.raises(BadContainer, match=rf"{name} is .*; it must be"):
+            nested = "|PriorConfig has the fields" if (kind, name) == (VqaeConfig, "prior") else ""
+            with pytest.raises(BadContainer, match=rf"{name} is .*; it must be{nested}"):
                 kind.from_dict({**values, name: wrong})
 
 
@@ -229,14 +292,18 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
     [
         ({"classes": 1}, "stored VqaeConfig: classes is 1; it must be 2..1048576"),
         ({"domain": "odds"}, "domain is 'odds'; it must be logits or probs"),
-        ({"slots": 0}, r"slots is 0; it must be 1\.\.1024"),
+        ({"slots": 1025}, r"slots is 1025; it must be 0\.\.1024"),
+        ({"slots": -1}, r"slots is -1; it must be 0\.\.1024"),
+        ({"weight_bits": 1}, r"weight_bits is 1; it must be 2\.\.8"),
+        ({"weight_bits": 9}, r"weight_bits is 9; it must be 2\.\.8"),
+        ({"prior": {**KNOWING.to_dict(), "images": 0}}, r"stored PriorConfig: images is 0; it must be 1\.\.16777216"),
+        ({"prior": {**KNOWING.to_dict(), "fields": ["flip", "mix"]}}, r"fields is \['flip', 'mix'\]; it must be some of mix, crop"),
         ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
         ({"codebook_size": 65537}, r"codebook_size is 65537; it must be 2\.\.65536"),
         ({"latent": 4097}, r"latent is 4097; it must be 1\.\.4096"),
-        ({"hidden": 0}, r"hidden is 0; it must be 1\.\.8192"),
         ({"quantizer": "magic"}, "quantizer is 'magic'; it must be residual or grouped"),
         ({"code_width": 8}, r"code_width is 8; it must equal latent \(64\) for residual slots"),
-        ({"quantizer": "grouped", "code_width": 5}, "code_width is 5; it must be latent / slots = 4 for grouped slots"),
+        ({"quantizer": "grouped", "code_width": 5}, "code_width is 5; it must be latent / slots = 64/16 for grouped slots"),
         ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [0.0]}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [float("nan")]}, "temperature is .*; it must be 1 to 16 numbers"),
@@ -245,7 +312,7 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
     ],
 )
 def test_a_stored_number_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
-    good = CONFIGS[2].to_dict() | {"slots": 16}
+    good = LEARNED.to_dict()
     assert VqaeConfig.from_dict(good)
     with pytest.raises(BadContainer, match=message):
         VqaeConfig.from_dict({**good, **changes})
@@ -254,9 +321,33 @@ def test_a_stored_number_out_of_its_range_is_refused(changes: dict[str, Any], me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"images": (1 << 24) + 1}, r"images is 16777217; it must be 1\.\.16777216"),
+        ({"image_width": 1025}, r"image_width is 1025; it must be 1\.\.1024"),
+        ({"hidden": 0}, r"hidden is 0; it must be 1\.\.8192"),
+        ({"view": 0}, r"view is 0; it must be 1\.\.65536"),
+        ({"fields": ["mix", "mix"]}, r"fields is \['mix', 'mix'\]; it must be some of mix, crop, .*, in this order"),
+        ({"fields": ["image"]}, r"fields is \['image'\]; it must be some of"),
+    ],
+)
+def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert PriorConfig.from_dict(KNOWING.to_dict()) == KNOWING
+    with pytest.raises(BadContainer, match=f"stored PriorConfig: {message}"):
+        PriorConfig.from_dict({**KNOWING.to_dict(), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
         ({"codec": "zip"}, "codec is 'zip'; it must be vqae, topk or raw"),
-        ({"bits": 0}, r"bits is 0; it must be 1\.\.1048576 code bits per label"),
-        ({"slots": 1025}, r"slots is 1025; it must be 1\.\.1024"),
+        ({"bits": -1}, r"bits is -1; it must be 0\.\.1048576 code bits per label"),
+        ({"slots": 1025}, r"slots is 1025; it must be 0\.\.1024"),
+        (
+            {"slots": 0, "codec": "topk"},
+            r"slots is 0; it must be 1\.\.1024: only a vqae of residual slots can leave all to its prior",
+        ),
+        ({"slots": 0, "code_width": 4}, r"slots is 0; it must be 1\.\.1024: only a vqae of residual slots"),
+        ({"weight_bits": 1}, r"weight_bits is 1; it must be 2\.\.8"),
+        ({"image_width": 0}, r"image_width is 0; it must be 1\.\.1024"),
         ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
         ({"code_width": 0}, r"code_width is 0; it must be 1\.\.4096"),
         ({"latent": 0}, r"latent is 0; it must be 1\.\.4096"),

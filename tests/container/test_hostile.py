@@ -95,7 +95,8 @@ def learned(small: Path) -> Path:
         latent=4,
         code_width=4,
         quantizer="residual",
-        hidden=3,
+        weight_bits=8,
+        prior=None,
         temperature=(1.0,),
     )
     codec = CODECS["vqae"][0](config)
@@ -473,13 +474,19 @@ def scale(value: float) -> Callable[[Forge], None]:
     return change
 
 
+PRIOR = {"images": 5, "image_width": 2, "hidden": 3, "fields": [], "view": 1}
 MEANINGS = {
     "no codebook size": (lambda f: f.metadata["vql.codec"]["config"].pop("codebook_size"), "codebook_size None"),
     "a codebook size in words": (config(codebook_size="100"), "codebook_size '100'"),
     "a codebook of 2^40": (config(codebook_size=1 << 40), "stored VqaeConfig: codebook_size"),
     "a wider codebook": (config(codebook_size=200), "codes of|has shape"),
     "another latent": (config(latent=8, code_width=8), "has shape"),
-    "a boolean": (config(hidden=True), "hidden is True"),
+    "a boolean": (config(weight_bits=True), "weight_bits is True"),
+    "other bits a weight": (config(weight_bits=4), "has shape"),
+    "a prior out of nothing": (config(prior=PRIOR), "the codec has no tensor 'decoder.prior.images"),
+    "a prior with a field too many": (config(prior={**PRIOR, "x": 1}), "PriorConfig has the fields"),
+    "a prior of 2^24 images": (config(prior={**PRIOR, "images": 1 << 24, "image_width": 1024}), "has no tensor"),
+    "no slots": (config(slots=0), "codes of|has shape"),
     "a field too many": (config(extra=1), "has the fields"),
     "other classes": (config(classes=11), "vql.label is"),
     "unknown codec": (lambda f: f.metadata["vql.codec"].update(kind="gan"), "codec kind 'gan' is unknown"),

@@ -13,7 +13,7 @@ import torch
 
 import vqlabel
 from vqlabel.codecs import CODECS, LabelCodec
-from vqlabel.config import RawConfig, TopkConfig, VqaeConfig
+from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, TopkConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource
 from vqlabel.labels.source import Place
 
@@ -60,17 +60,23 @@ class Smoothed(LabelSource):
         return LabelBatch(labels=labels, place=self.places[at], image=np.arange(IMAGES), crop=crop), f"epoch {at}"
 
 
-def untrained(quantizer: str, codebook_size: int, code_width: int) -> LabelCodec:
+PRIOR = PriorConfig(images=IMAGES, image_width=3, hidden=5, fields=CONTEXT_FIELDS, view=224)
+
+
+def untrained(
+    quantizer: str, codebook_size: int, code_width: int, slots: int = 3, weight_bits: int = 8, prior: PriorConfig | None = None
+) -> LabelCodec:
     """A vqae codec of random weights, which no change to the training can change."""
     config = VqaeConfig(
         classes=CLASSES,
         domain="logits",
-        slots=3,
+        slots=slots,
         codebook_size=codebook_size,
         latent=6,
         code_width=code_width,
         quantizer=quantizer,
-        hidden=5,
+        weight_bits=weight_bits,
+        prior=prior,
         temperature=(1.0, 4.0),
     )
     codec, rng = CODECS["vqae"][0](config), np.random.default_rng(3)
@@ -85,8 +91,10 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "raw", Views(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
     yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
     yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
-    yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6)  # k is no power of two
-    yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2)
+    yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6, slots=5)  # k is no power of two
+    yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2, weight_bits=5)
+    yield "prior", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=4, prior=PRIOR)
+    yield "alone", Views(), untrained("residual", codebook_size=2, code_width=6, slots=0, weight_bits=7, prior=PRIOR)
 
 
 def records(source: LabelSource) -> np.ndarray:

@@ -59,7 +59,9 @@ def tune(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
-    kl: Annotated[float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")] = None,
+    kl: Annotated[
+        float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="time for trials and the last fit")] = 10,
     layout: Layout = None,
     domain: Domain = None,
@@ -206,15 +208,19 @@ def info(path: Vql, json: Json = False) -> None:
 @show.refusing
 def verify(path: Vql, json: Json = False) -> None:
     """Read and check every byte of a .vql file, and that its decoder can be built."""
+    import numpy as np
+
     from vqlabel.container import verify as run
-    from vqlabel.unpacking import read_codec
+    from vqlabel.unpacking import read_codec, read_context
     from vqlabel.vql import VqlFile
 
     found = {"path": str(path), **run(path)}
     file = VqlFile(path)
-    read_codec(file)
+    codec = read_codec(file)
     for at in range(0, file.records, 4096):
-        file.codes(at, min(at + 4096, file.records))
+        end = min(at + 4096, file.records)
+        file.codes(at, end)
+        read_context(file, codec, np.arange(at, end))
     show.emit(
         found,
         json,

@@ -15,9 +15,13 @@ Temperature = Annotated[
     str | None, typer.Option(help="temperatures of the student, comma-separated; by default the layout's (sre2l: 20), else 1,4,20")
 ]
 OPTIONS: dict[str, Any] = {
-    "ratio": Annotated[float | None, typer.Option(help="budget: so many times smaller than fp16, all but augmentation and order counted")],
+    "ratio": Annotated[
+        float | None, typer.Option(help="budget: so many times smaller than fp16, all but augmentation and order counted")
+    ],
     "bytes": Annotated[str | None, typer.Option(help="budget: such as 500kB or 5MB, all but augmentation and order counted")],
-    "bits": Annotated[int | None, typer.Option(help="code bits per label (128 where no budget is named); codec and header come on top")],
+    "bits": Annotated[
+        int | None, typer.Option(help="code bits per label (128 where no budget is named); codec and header come on top")
+    ],
     "temperature": Temperature,
     "prior": Annotated[
         bool | None,
@@ -44,7 +48,8 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None}
     kept = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "config"]
     told = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known[name], annotation=kind) for name, kind in OPTIONS.items()
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known[name], annotation=kind)
+        for name, kind in OPTIONS.items()
     ]
 
     @functools.wraps(command)

@@ -110,6 +110,9 @@ class LabelCodec(nn.Module, ABC):
         """`decode`, so that a codec is the decoder module of a training loop."""
         return self.decode(codes, context)
 
+    def check_context(self, context: Context | None) -> None:
+        """Raises UsageError unless records of this context can be encoded and decoded; the message is "what is wrong; what to do"."""
+
     def check_labels(self, labels: Tensor) -> None:
         """Raises BadLabels unless `labels` has this codec's number of classes."""
         if labels.dim() != 2 or labels.shape[1] != self.config.classes:

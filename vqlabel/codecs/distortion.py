@@ -49,7 +49,7 @@ def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) ->
 
 def temperature_weight(temperature: float) -> float:
     """See `mixed_kl`."""
-    return float(temperature ** 0.85)
+    return float(temperature**0.85)
 
 
 def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
@@ -77,7 +77,7 @@ def mixed_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[fl
         student: [n, C] logits y.
         pull: [n, C] from `teacher_pull`, of any floating type.
     """
-    loss: Tensor = _MixedCrossEntropy.apply(student, pull, tuple(temperatures))
+    loss: Tensor = _MixedCrossEntropy.apply(student, pull, tuple(temperatures))  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -87,7 +87,8 @@ class _MixedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
         pull = pull.float()
-        loss, gradient = -torch.linalg.vecdot(student, pull), -pull
+        loss: Tensor = -torch.linalg.vecdot(student, pull)
+        gradient = -pull
         for t in temperatures:
             scaled = student / t
             total = torch.logsumexp(scaled, 1)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vqlabel.config import CONTEXT_FIELDS, PriorConfig
+from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
-WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}  # numbers that a field of the context becomes
+# Numbers that a field of the context becomes.
+WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}
 
 
 class Known(NamedTuple):
@@ -49,14 +50,14 @@ class Prior(nn.Module):
         """[n, d_h]."""
         own = F.embedding(known.image, self.images)
         if not self.mixing:
-            return self.mixed(own) + self._bent(own, known.features)
+            return self._latent(own, own, known.features)
         partner = F.embedding(known.partner, self.images)
         mix = torch.lerp(partner, own, known.share)
-        return self.mixed(mix) + self._bent(mix, own, partner, known.features)
+        return self._latent(mix, mix, own, partner, known.features)
 
-    def _bent(self, *parts: Tensor) -> Tensor:
-        bent: Tensor = self.outside(F.gelu(self.inside(torch.cat(parts, 1))))
-        return bent
+    def _latent(self, mix: Tensor, *parts: Tensor) -> Tensor:
+        latent: Tensor = self.mixed(mix) + self.outside(F.gelu(self.inside(torch.cat(parts, 1))))
+        return latent
 
 
 def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
@@ -67,27 +68,34 @@ def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
     images = 0
     if context.image is not None and len(context.image):
         images = 1 + max(int(context.image.max()), 0 if context.partner is None else int(context.partner.max()))
-    return has, images, max(1, int(context.box.max())) if "box" in has and context.box is not None else 1
+    view = int(context.box.max(initial=1)) if "box" in has and context.box is not None else 1
+    return has, images, max(1, min(VIEW_MOST, view))
 
 
 def read_context(config: PriorConfig, context: Context | None, device: torch.device) -> Known:
     """The prior's inputs on `device`.
 
     Raises:
-        UsageError: the records lack a field that the prior was fitted with, or name an image that it never saw.
+        UsageError: the records lack a field that the prior was fitted with, name an image that it never saw, or hold NaN or Inf.
     """
-    lacking = ["image"] if context is None or context.image is None else [n for n in config.fields if getattr(context, n) is None]
-    if lacking or context is None or context.image is None:
+    if context is None:
+        raise UsageError("the codec's prior needs the records' context, and got none; pass it, such as dataset.context(index)")
+    lacking = ["image"] if context.image is None else [n for n in config.fields if getattr(context, n) is None]
+    if lacking or context.image is None:
         raise UsageError(
             f"the codec's prior needs {', '.join(lacking)} of every record, and these have none; fit on this dump, or with --no-prior"
         )
     partner = context.image if context.partner is None or "mix" not in config.fields else context.partner
     most = max(int(context.image.max(initial=-1)), int(partner.max(initial=-1)))
     if most >= config.images:
-        raise UsageError(f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior")
+        raise UsageError(
+            f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior"
+        )
     parts = [_features(config, name, np.asarray(getattr(context, name))) for name in config.fields]
     features = np.concatenate(parts, 1) if parts else np.empty((len(partner), 0), np.float32)
     share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in config.fields else context.mix
+    if not np.isfinite(features).all():
+        raise UsageError("a lambda or a crop of these records is NaN or Inf; mend or drop these records")
     tensors = (context.image, partner, share[:, None], features)
     return Known(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in tensors))
 
@@ -100,6 +108,6 @@ def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDA
     if name == "mix":
         return np.stack([x, x * (1 - x)], 1)
     if name == "box":
-        return np.clip(x / config.view, 0, 2) - 0.5
+        return np.asarray(np.clip(x / config.view, 0, 2) - 0.5, np.float32)
     area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
     return np.concatenate([np.clip(x, -2, 2) - 0.5, 0.5 * np.log(area) + 0.5], 1)

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from vqlabel.codecs.distortion import temperature_weight
 
-CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential
+CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
 
 
-def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], order: Sequence[int]) -> Tensor:
+def refine(
+    codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor], temperatures: Sequence[float], order: Sequence[int]
+) -> Tensor:
     """The codes after coordinate descent on `mixed_cross_entropy`, slot by slot in this `order`.
 
     Args:
@@ -27,7 +29,7 @@ def refine(codes: Tensor, logits: Tensor, pull: Tensor, moves: Sequence[Tensor],
         moves: m of [k, C], what each code of a slot adds to the logits.
 
     Returns:
-        [n, m] int64; no label's loss is larger than before.
+        [n, m] int64; no label's loss is larger than before, unless a code moves a logit by more than CLAMP * T.
     """
     codes = codes.clone()
     for slot in order:

@@ -37,23 +37,21 @@ def expand(name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...], bit
     """Inverse of `shrink` for a weight of this shape: float32.
 
     Raises:
-        BadContainer: a tensor is missing, of another shape or not finite.
+        BadContainer: a tensor is missing, of another shape or type, or not finite.
     """
     if len(shape) < 2:
-        return take(tensors, name, shape).float()
+        return take(tensors, name, shape, torch.float16).float()
     axis, count = _long(shape), torch.Size(shape).numel()
-    scale = take(tensors, name + SCALE, shape[:axis] + shape[axis + 1 :]).float().unsqueeze(axis)
+    scale = take(tensors, name + SCALE, shape[:axis] + shape[axis + 1 :], torch.float16).float().unsqueeze(axis)
     if bits == 8:
-        return take(tensors, name, shape).float() * scale
-    stored = take(tensors, name, (packed_size(count, [bits]),))
-    if stored.dtype != torch.uint8:
-        raise BadContainer(f"codec tensor {name!r} is {stored.dtype}; numbers of {bits} bits are packed in U8")
+        return take(tensors, name, shape, torch.int8).float() * scale
+    stored = take(tensors, name, (packed_size(count, [bits]),), torch.uint8)
     whole = torch.from_numpy(unpack_fixed(stored.numpy().tobytes(), count, [bits])).view(shape).float()
     return (whole - _most(bits)) * scale
 
 
-def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    """The tensor `name`, if it has this shape and is finite.
+def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The tensor `name`, if it has this shape and type and is finite.
 
     Raises:
         BadContainer: otherwise.
@@ -63,6 +61,8 @@ def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
     tensor = tensors[name]
     if tuple(tensor.shape) != shape:
         raise BadContainer(f"codec tensor {name!r} has shape {list(tensor.shape)}; its configuration says {list(shape)}")
+    if tensor.dtype != dtype:
+        raise BadContainer(f"codec tensor {name!r} is {tensor.dtype}; {dtype} belongs there")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise BadContainer(f"codec tensor {name!r} holds NaN or Inf")
     return tensor

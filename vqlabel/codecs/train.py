@@ -22,6 +22,7 @@ from vqlabel.codecs.prior import Known, describe_context, read_context
 from vqlabel.codecs.quantizer import fit_codebooks
 from vqlabel.codecs.sizing import Facts
 from vqlabel.config import FitConfig
+from vqlabel.errors import UsageError
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
@@ -32,7 +33,7 @@ CHUNK = 2048
 JUDGED = 4096  # held-out labels that every epoch is judged by
 PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
-PREFIXES = 0.3  # share of the training steps that see the first codes only
+CHEAPER = 0.5  # share of the training steps that go to the rates below the codec's own
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
@@ -43,7 +44,11 @@ class Part:
     labels: Tensor  # [n, C] in the dump's domain
     pull: Tensor  # [n, C] half precision, times 1024: see `teacher_pull`
     known: Known | None
-    codes: Tensor  # [n, j]
+    codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
+
+    def none(self, at: Tensor) -> Tensor:
+        """No codes for the labels `at`: [n, 0]."""
+        return torch.empty(len(at), 0, dtype=torch.long, device=self.labels.device)
 
 
 def facts_of(sample: LabelSample) -> Facts:
@@ -69,11 +74,16 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
     if state["stage"] > 0 or state["training"] is not None:
         _restore(codec, parts, state)
     epochs = config.epochs if config.epochs is not None else max(4, min(20, 300_000 // max(1, len(sample.seen))))
+    rates = _rates(config, codec)
     while state["stage"] <= ROUNDS:
         stage = state["stage"]
         if stage == 0 and codec.config.prior is not None:
             _train(codec, parts, epochs, state, hooks)
             if config.prior is None and not _earns(codec, parts):
+                if not codec.config.slots:
+                    raise UsageError(
+                        "0 slots leave nothing but a prior, and it knows these labels no better than their mean does; give --bits"
+                    )
                 codec.forget_prior()
                 for part in parts:
                     part.known = None
@@ -83,12 +93,12 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             generator = torch.Generator().manual_seed(config.seed + 1)
             hooks.progress("codebooks", 0, 1, {})
             _fit_encoder(codec, parts[0], generator)
-            _choose(codec, parts, "fast")
+            _choose(codec, parts, "fast", rates[:1])
             _start_codebooks(codec, parts[0])
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
-            _choose(codec, parts, "normal")
+            _choose(codec, parts, "normal", rates)
             hooks.progress("choosing codes", 1, 1, {})
         state = {
             "stage": stage + 1, "seed": config.seed, "training": None, "codec": codec.state_dict(),
@@ -98,6 +108,14 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
     with torch.no_grad():
         codec.decoder.load_state_dict(codec.rounded_decoder())
     codec.cpu()
+
+
+def _rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
+    """Slots that the codec is trained for, its own first. Within a budget no other rate can be meant; else every halving is."""
+    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None
+    while rates[-1] > 1 and not whole and codec.config.quantizer == "residual":
+        rates.append(rates[-1] // 2)
+    return rates
 
 
 def _restore(codec: VqaeCodec, parts: tuple[Part, Part], state: dict[str, Any]) -> None:
@@ -115,7 +133,7 @@ def _part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device
     config = codec.config
     pull = torch.cat([(1024 * teacher_pull(as_logits(x, config.domain), config.temperature)).half() for x in labels.split(CHUNK)])
     known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
-    return Part(labels, pull, known, torch.empty(len(labels), 0, dtype=torch.long, device=device))
+    return Part(labels, pull, known, {})
 
 
 @torch.no_grad()
@@ -205,7 +223,7 @@ def _features(codec: VqaeCodec, part: Part, at: Tensor) -> list[Tensor]:
     """Of each temperature, [n, C], of the labels `at`."""
     assert codec.encoder is not None
     logits = as_logits(part.labels[at], codec.config.domain)
-    expected = None if part.known is None else codec.decoder(part.codes[at, :0], part.known.rows(at))
+    expected = None if part.known is None else codec.decoder(part.none(at), part.known.rows(at))
     return [codec.encoder.features(logits, expected, t) for t in codec.config.temperature]
 
 
@@ -221,11 +239,11 @@ def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], effort: str) -> None:
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], effort: str, rates: list[int]) -> None:
     before = codec.effort
     codec.set_effort(effort)
     for part in parts:
-        part.codes = codec.choose(part.labels, part.known)
+        part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.set_effort(before)
 
 
@@ -239,13 +257,13 @@ def _start_codebooks(codec: VqaeCodec, seen: Part) -> None:
     assert encoder is not None
     size = encoder.codebooks.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
     decoder.codebook.copy_(encoder.codebooks / size.clamp_min(1e-12))
-    d = config.latent
+    d, codes = config.latent, seen.codes[config.slots]
     square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
     for at in torch.arange(len(seen.labels), device=seen.labels.device).split(CHUNK):
-        z = torch.nn.functional.pad(decoder.latent(seen.codes[at]), (0, 1), value=1.0)
+        z = torch.nn.functional.pad(decoder.latent(codes[at]), (0, 1), value=1.0)
         rest = as_logits(seen.labels[at], config.domain)
         if seen.known is not None:
-            rest = rest - decoder(seen.codes[at, :0], seen.known.rows(at))
+            rest = rest - decoder(seen.none(at), seen.known.rows(at))
             rest -= rest.mean(1, keepdim=True)
         square += z.T @ z
         cross += z.T @ rest
@@ -268,7 +286,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     images = [weight for name, weight in decoder.named_parameters() if name == "prior.images"]
     others = [weight for name, weight in decoder.named_parameters() if name != "prior.images"]
     rate = RATE if stage == 0 else RATE / 2
-    groups = [{"params": others, "lr": rate, "weight_decay": 0.01}]
+    groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
     optimizer = torch.optim.AdamW(groups)
     steps = max(1, epochs * -(-count // BATCH))
@@ -288,11 +306,12 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
         for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
             rough = config.weight_bits < 8 and (stage or epoch >= epochs // 2)
-            weights = _as_stored(codec) if rough else dict(decoder.named_parameters())
+            weights: dict[str, Tensor] = _as_stored(codec) if rough else dict(decoder.named_parameters())
             known = None if seen.known is None else seen.known.rows(at)
-            used = _slots_used(seen.codes.shape[1], shuffle)
+            codes = _codes_of_a_rate(seen, shuffle)
+            codes = seen.none(at) if codes is None else codes[at]
             with quick_matmul(seen.labels.device):
-                out = functional_call(decoder, weights, (seen.codes[at, :used], known))
+                out = functional_call(decoder, weights, (codes, known))
             loss = mixed_cross_entropy(out.float(), seen.pull[at].float() / 1024, config.temperature).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -312,11 +331,12 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     decoder.load_state_dict(best_weights)
 
 
-def _slots_used(slots: int, generator: torch.Generator) -> int:
-    """All of them, or in a share of the steps fewer, about as often 1 as half of them: every prefix is a cheaper label."""
-    if slots < 2 or float(torch.rand((), generator=generator)) > PREFIXES:
-        return slots
-    return int(slots ** float(torch.rand((), generator=generator)))
+def _codes_of_a_rate(part: Part, generator: torch.Generator) -> Tensor | None:
+    """Mostly those of the codec's own rate, else those of one of the cheaper ones; None while there are none."""
+    rates = sorted(part.codes, reverse=True)
+    if len(rates) > 1 and float(torch.rand((), generator=generator)) < CHEAPER:
+        return part.codes[rates[int(torch.randint(1, len(rates), (), generator=generator))]]
+    return part.codes[rates[0]] if rates else None
 
 
 def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
@@ -333,6 +353,7 @@ def _judge(codec: VqaeCodec, part: Part) -> dict[str, float]:
     weights = codec.rounded_decoder()
     for at in torch.arange(min(JUDGED, len(part.labels)), device=part.labels.device).split(CHUNK):
         known = None if part.known is None else part.known.rows(at)
-        figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (part.codes[at], known)))
+        codes = part.codes[max(part.codes)][at] if part.codes else part.none(at)
+        figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (codes, known)))
     found = figures.figures()
     return {"loss": sum(temperature_weight(t) * found[f"kl_T{t:g}"] for t in config.temperature), **found}

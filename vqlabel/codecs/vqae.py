@@ -147,7 +147,7 @@ class VqaeCodec(LabelCodec):
             elif name.startswith("decoder."):
                 state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
             else:
-                state[name] = take(tensors, name, shape).float()
+                state[name] = take(tensors, name, shape, torch.float32)
         codec.load_state_dict(state, assign=True)
         return codec
 
@@ -158,7 +158,9 @@ class VqaeCodec(LabelCodec):
             UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior.
         """
         config = self.config
-        require(config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label")
+        require(
+            config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label"
+        )
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
         state = {name: weight[:slots] if "codebook" in name else weight for name, weight in self.state_dict().items()}
@@ -191,6 +193,9 @@ class VqaeCodec(LabelCodec):
         """The prior's inputs, on its device; None without a prior."""
         return None if self.config.prior is None else read_context(self.config.prior, context, self.decoder.out.device)
 
+    def check_context(self, context: Context | None) -> None:
+        self.known(context)
+
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes.
@@ -200,20 +205,23 @@ class VqaeCodec(LabelCodec):
         self.check_labels(labels)
         return self.choose(labels, self.known(context)).int()
 
-    def choose(self, labels: Tensor, known: Known | None) -> Tensor:
-        """`encode` for a context that was read before."""
+    def choose(self, labels: Tensor, known: Known | None, slots: int | None = None) -> Tensor:
+        """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64."""
         config = self.config
-        if not config.slots:
+        slots = config.slots if slots is None else slots
+        if not slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
-        order = [*range(max(0, config.slots - REFINED[self.effort]), config.slots)] * SWEEPS[self.effort]
-        moves, codes = self.decoder.moves() if order else [], []
+        order = [*range(max(0, slots - REFINED[self.effort]), slots)] * SWEEPS[self.effort]
+        moves = self.decoder.moves() if order else []
+        codes = [torch.empty(0, slots, dtype=torch.long, device=labels.device)]
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
             part = None if known is None else known.rows(slice(at, at + ENCODE_CHUNK))
             none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
             expected = None if part is None else self.decoder(none, part)
-            found = search(self.encoder(logits, expected), self.encoder.codebooks, config.quantizer, BEAMS[self.effort])[:, 0]
+            books = self.encoder.codebooks[:slots]
+            found = search(self.encoder(logits, expected), books, config.quantizer, BEAMS[self.effort])[:, 0]
             if order:
                 pull = teacher_pull(logits, config.temperature)
                 found = refine(found, self.decoder(found, part), pull, moves, config.temperature, order)
