@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from os import PathLike
@@ -20,12 +20,12 @@ from vqlabel.columns import ColumnWriter
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, CODES, NO_CODES
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def pack(
@@ -36,7 +36,7 @@ def pack(
     effort: str = "normal",
     overwrite: bool = False,
     device: str = "cpu",
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Encode a dump into a `.vql` file.
 

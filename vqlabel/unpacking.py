@@ -1,7 +1,7 @@
 """`.vql` -> labels: batches on any device, or a file or tree in a layout that others read."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -15,11 +15,11 @@ from vqlabel.codecs import LabelCodec, build_codec
 from vqlabel.errors import BadContainer, TargetExists, UsageError, require
 from vqlabel.files import appearing
 from vqlabel.labels.sre2l import is_tree, write_batch, write_order
+from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def read_codec(file: VqlFile) -> LabelCodec:
@@ -33,7 +33,9 @@ def read_codec(file: VqlFile) -> LabelCodec:
     for name, section in file.container.sections.items():
         if name.startswith(CODEC):
             if section.dtype not in kinds:
-                raise BadContainer(f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there")
+                raise BadContainer(
+                    f"{file.container.path}: codec tensor {name!r} is {section.dtype}; I8, U8, F16 or F32 belong there"
+                )
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(file.container.tensor(name)).to(kinds[section.dtype])
     try:
         codec = build_codec(file.codec["kind"], file.codec["config"], tensors)
@@ -70,7 +72,7 @@ def unpack(
     dtype: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Decode a `.vql` into a file or a tree; it appears whole or not at all.
 

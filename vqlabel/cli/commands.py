@@ -33,7 +33,8 @@ CodeWidth = Annotated[
 Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
 WeightBits = Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")]
 Prior = Annotated[
-    bool | None, typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps")
+    bool | None,
+    typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps"),
 ]
 ImageWidth = Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")]
 Hidden = Annotated[int | None, typer.Option(help="units in the prior's hidden layer")]

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from vqlabel.errors import VqlabelError
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from vqlabel.progress import Progress, silent
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +60,7 @@ def emit(found: dict[str, Any], as_json: bool, human: Callable[[dict[str, Any]],
 def progress_bar() -> Iterator[Progress]:
     """A progress callback drawn on stderr; silent where that is no terminal, and for anything shorter than a second."""
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
+from vqlabel.progress import Progress, silent
 
 EFFORTS = ("fast", "normal", "best")
 
@@ -44,7 +44,7 @@ class LabelSample:
 class FitHooks:
     """How a fit talks to its caller: progress(stage, done, total, figures) and a place to save and find its state."""
 
-    progress: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
+    progress: Progress = silent
     save: Callable[[dict[str, Any]], None] = lambda _: None
     resumed: dict[str, Any] | None = None
 

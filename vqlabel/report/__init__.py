@@ -3,6 +3,7 @@
 from os import PathLike
 from typing import Any
 
+from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
 from vqlabel.vql import VqlFile
 
@@ -15,7 +16,7 @@ def stats(
     against: Any = None,
     teacher_bytes: int | None = None,
     device: str = "cpu",
-    progress: Any = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Account for a `.vql`, as one dictionary that JSON takes.
 

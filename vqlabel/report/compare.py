@@ -1,7 +1,6 @@
 """A `.vql` held against the dump it came from: KL at T = 1, 4, 20, top-1 agreement, relative squared error."""
 
 from os import PathLike
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,12 +8,13 @@ import torch
 from vqlabel.codecs import Distortion
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.progress import Progress, silent
 from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
 
 def distortion_against(
-    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Any
+    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
 ) -> dict[str, float]:
     """Decode every label and compare it with the dump's, batch by batch.
 
