@@ -17,7 +17,7 @@ LAYERS = (
     ("config", "files", "progress"),
     ("labels", "bitstream", "container"),
     ("columns", "crops", "vql", "codecs"),
-    ("packing", "fitting", "unpacking"),
+    ("packing", "fitting", "unpacking", "verifying"),
     ("dataset", "report", "demo"),
     ("cli", "__main__"),
 )
