@@ -1,5 +1,6 @@
 """A dump through a `.vql` and back: what returns, what is refused, and that a file is whole or not there."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -286,6 +287,37 @@ def test_a_codec_for_other_labels_is_refused(
 def test_the_decoder_out_of_a_file_cannot_pack(dump: Path, dataset: VqlDataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"this codec came out of a \.vql file and has no encoder; use the codec file"):
         vqlabel.pack(dump, tmp_path / "a.vql", codec=dataset.decoder)
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_codec_comes_back_with_the_effort_it_had(
+    ends_well: bool, dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, encode, interval = [], codec.encode, sys.getswitchinterval()
+
+    def watched(labels: Tensor, context: object = None) -> Tensor:
+        seen.append(codec.effort)
+        return encode(labels, context)
+
+    def progress(*_: object) -> None:
+        if not ends_well:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(codec, "encode", watched)
+    codec.set_effort("best")
+    with contextlib.nullcontext() if ends_well else pytest.raises(KeyboardInterrupt) as stopped:
+        vqlabel.pack(dump, tmp_path / "a.vql", codec=codec, effort="fast", progress=progress)
+    assert set(seen) == {"fast"}
+    assert codec.effort == "best"
+    assert sys.getswitchinterval() == interval, f"workers may go on after {stopped}"
+
+
+def test_a_codec_comes_back_to_its_device(dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[str] = []
+    monkeypatch.setattr(codec, "to", lambda device: moves.append(str(device)))
+    with pytest.raises(RuntimeError, match="abacus"):  # the labels cannot go there
+        vqlabel.pack(dump, tmp_path / "a.vql", codec=codec, device="abacus")
+    assert moves == ["abacus", "cpu"]
 
 
 def test_bad_labels_midway_leave_nothing(logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:

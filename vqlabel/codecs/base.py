@@ -57,6 +57,7 @@ class LabelCodec(nn.Module, ABC):
 
     kind: ClassVar[str]
     uses_context: bool = False  # False: callers need not look the context up
+    effort: str = "normal"  # see `set_effort`
     config: Any
 
     @classmethod
@@ -100,6 +101,7 @@ class LabelCodec(nn.Module, ABC):
     def set_effort(self, effort: str) -> None:
         """How hard `encode` looks for the best codes: "fast", "normal" or "best"; codecs with nothing to search take no notice."""
         require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")
+        self.effort = effort
 
     @property
     def codebook_size(self) -> int | None:
