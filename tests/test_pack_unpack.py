@@ -26,6 +26,7 @@ from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.labels.sre2l import write_batch, write_order
+from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -176,6 +177,17 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, Any], me
     with pytest.raises(UsageError, match=message):
         vqlabel.unpack(vql, tmp_path / out, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqlabel.unpacking.DECODE_RECORDS", 100)
+    file = VqlFile(vql)
+    sizes = []
+    for labels in decode_steps(file, read_codec(file), 0, 360):
+        assert not torch.is_inference_mode_enabled()
+        assert labels.is_inference()
+        sizes.append(len(labels))
+    assert sizes == [100, 100, 100, 60]
 
 
 # --- packing --------------------------------------------------------------------------------------------------------------------

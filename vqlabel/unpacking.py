@@ -18,7 +18,7 @@ from vqlabel.labels.sre2l import is_tree, write_batch, write_order
 from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, VqlFile
 
-DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20
+DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -49,13 +49,14 @@ def read_codec(file: VqlFile) -> LabelCodec:
 
 
 def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor]:
-    """Labels of records start:stop, [<= 4096, C] float32 on `device` at a time."""
+    """Labels of records start:stop, [n, C] float32 on `device` at a time: n <= 2048, and less where 2048 labels take over 32 MiB."""
     step = max(1, min(DECODE_RECORDS, DECODE_BYTES // (4 * file.classes)))
-    with torch.inference_mode():
-        for at in range(start, stop, step):
-            end = min(at + step, stop)
-            context = file.columns.context(np.arange(at, end)) if codec.uses_context else None
-            yield codec.decode(as_tensor(file.codes(at, end), device), context)
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        context = file.columns.context(np.arange(at, end)) if codec.uses_context else None
+        with torch.inference_mode():  # not around the yield: the mode would be on in the caller's code
+            labels = codec.decode(as_tensor(file.codes(at, end), device), context)
+        yield labels
 
 
 def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "cpu") -> Tensor:
