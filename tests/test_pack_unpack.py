@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -177,6 +178,33 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, Any], me
     with pytest.raises(UsageError, match=message):
         vqlabel.unpack(vql, tmp_path / out, **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree"])
+@pytest.mark.parametrize(
+    ("dtype", "value", "limit"), [("f16", 65520, "65504"), ("f16", -1e5, "65504"), ("bf16", 3.4e38, r"3\.389531e\+38")]
+)
+def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinite(
+    dtype: str, value: float, limit: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqlabel.unpacking.DECODE_RECORDS", 4)
+    labels = np.zeros((2, 5, 7), np.float32)
+    labels[1, 1, 3] = value
+    labels[1, 2, 4] = 65519 if dtype == "f16" else 3.38e38  # the type rounds it to its largest
+    np.save(tmp_path / "dump.npy", labels)
+    pack_raw(tmp_path / "dump.npy", tmp_path / "a.vql")
+    before = sorted(tmp_path.iterdir())
+    out, options = tmp_path / name, {"layout": "sre2l" if name == "tree" else None}
+    if (dtype, name) == ("bf16", "a.npy"):
+        pytest.skip(".npy has no bf16")
+    said = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; {dtype} ends at {limit}: unpack with --dtype f32"
+    with pytest.raises(UsageError, match=said):
+        vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, **options)
+    assert sorted(tmp_path.iterdir()) == before
+    vqlabel.unpack(tmp_path / "a.vql", out, dtype="f32", **options)
+    if name != "tree":
+        vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, records=(7, None), overwrite=True)
+        assert bool(torch.isfinite(read_labels(out)).all())
 
 
 def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
