@@ -65,7 +65,7 @@ def pack(
             for done, batches, codes in encoded:
                 for batch in batches:
                     columns.add(batch)
-                    fingerprint.update(np.ascontiguousarray(batch.labels).data)
+                    fingerprint.update(batch.label_bytes())
                 writer.append(codes if codec.code_bits else np.zeros((len(codes), 1), np.uint32))
                 progress("packing", done, len(source), {})
         stream = writer.end()

@@ -43,8 +43,13 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def note(message: str) -> None:
+    """A line on stderr that stops nothing."""
     typer.echo(f"vqlabel: {message}", err=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    note(message)
     raise typer.Exit(code)
 
 
@@ -169,6 +174,10 @@ def show_stats(found: dict[str, Any]) -> None:
         typer.echo(
             "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
         )
+    for name, at in found.get("calibration", {}).items():
+        slope = "none" if at["slope"] is None else f"{at['slope']:.4f}"
+        entropy = f"{at['entropy']['raw']:.4f} raw, {at['entropy']['decoded']:.4f} decoded"
+        typer.echo(f"calibration at {name}: slope {slope}  ECE {at['ece']:.4g}  entropy in nats {entropy}")
 
 
 def show_demo(found: dict[str, Any]) -> None:
