@@ -123,7 +123,7 @@ def codec_file(dump: Path, config: FitConfig, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def codec(codec_file: Path) -> LabelCodec:
-    """A codec of one's own: packing changes how hard it searches."""
+    """A codec of one's own, to change as one likes."""
     return vqlabel.load_codec(codec_file)[0]
 
 

@@ -150,6 +150,7 @@ def test_stats_account_for_every_byte(vql: Path, tree: Path, tmp_path: Path) -> 
         "perplexity per slot",
         "a teacher of 5.00 kB",
         "kl_T20",
+        f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g}  entropy",
     ):
         assert text in out
     for row in found["rows"]:
@@ -169,7 +170,53 @@ def test_stats_draws_a_picture(vql: Path, tmp_path: Path) -> None:
     assert before.startswith(b"\x89PNG")
     refused(4, "a.png exists; pass --overwrite", "stats", vql, "--plot", tmp_path / "a.png")
     refused(2, "a.xyz: no picture can be written there", "stats", vql, "--plot", tmp_path / "a.xyz")
-    refused(1, "a.png: No such file or directory", "stats", vql, "--plot", tmp_path / "no" / "a.png")
+    refused(2, "no: no such folder; make it first", "stats", vql, "--plot", tmp_path / "no" / "a.png")
+
+
+def test_stats_draws_calibration(vql: Path, tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    out = tmp_path / "a.png"
+    ok("stats", vql, "--against", tree, "--plot-calibration", out, "--plot", tmp_path / "b.png")
+    assert out.read_bytes().startswith(b"\x89PNG")
+    assert out.read_bytes() != (tmp_path / "b.png").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+    ok("stats", vql, "--against", tree, "--plot-calibration", out, "--overwrite")
+
+
+def test_a_picture_of_calibration_is_refused_before_any_work(
+    vql: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+
+    def worked(*_: object, **__: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("vqlabel.report.stats", worked)
+    (tmp_path / "a.png").write_bytes(b"precious")
+    for code, message, out in (
+        (4, "a.png exists; pass --overwrite", tmp_path / "a.png"),
+        (2, "a.xyz: no picture can be written there", tmp_path / "a.xyz"),
+        (2, "a: no picture can be written there", tmp_path / "a"),
+        (2, "no: no such folder; make it first", tmp_path / "no" / "a.png"),
+    ):
+        refused(code, message, "stats", vql, "--against", tree, "--plot-calibration", out)
+    refused(2, "c.png: needs --against, the dump to compare with", "stats", vql, "--plot-calibration", tmp_path / "c.png")
+    both = ("--plot", tmp_path / "c.png", "--plot-calibration", tmp_path / "c.png")
+    refused(2, "name two files", "stats", vql, "--against", tree, *both)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"precious")]
+
+
+def test_stats_say_where_the_labels_are_not_those_that_were_packed(
+    vql: Path, tree: Path, logits: NDArray[np.float16], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "other.npy", logits)  # in the order of the images, not of the tree
+    result = run("stats", vql, "--against", tmp_path / "other.npy", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["same_dump"] is False
+    want = f"vqlabel: {tmp_path / 'other.npy'}: its labels are not those that {vql} was packed from (their sha256 differs); compared all the same\n"
+    assert result.stderr == want
+    assert ok_json("stats", vql, "--against", tree)["same_dump"] is True  # and stderr is empty
+    assert "another teacher's labels" in " ".join(ok("stats", "--help").split())
 
 
 def test_info_says_what_the_header_holds(vql: Path) -> None:

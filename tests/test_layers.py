@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
 LAYERS = (
     ("errors",),
-    ("config", "files"),
+    ("config", "files", "progress"),
     ("labels", "bitstream", "container"),
     ("columns", "crops", "vql", "codecs"),
-    ("packing", "fitting", "unpacking"),
+    ("packing", "fitting", "unpacking", "verifying"),
     ("tuning", "dataset", "report", "demo"),
     ("cli", "__main__"),
 )
@@ -80,6 +80,12 @@ def test_imports_point_down(module: str) -> None:
             continue
         assert other in MODULES, f"{module} imports {other}, which is not there"
         assert layer_of(other) <= layer_of(module), f"{module} (layer {layer_of(module)}) imports {other} (layer {layer_of(other)})"
+
+
+def test_what_progress_looks_like_is_said_once() -> None:
+    for module, file in MODULES.items():
+        said = "Callable[[str, int, int, dict[str, float]], None]" in file.read_text()
+        assert said == (module == "vqlabel.progress"), f"{module} says it again; import Progress"
 
 
 def test_modules_do_not_import_each_other_in_a_circle() -> None:

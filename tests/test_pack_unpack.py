@@ -1,9 +1,11 @@
 """A dump through a `.vql` and back: what returns, what is refused, and that a file is whole or not there."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +27,7 @@ from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.labels.sre2l import write_batch, write_order
+from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -177,6 +180,44 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, Any], me
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree"])
+@pytest.mark.parametrize(
+    ("dtype", "value", "limit"), [("f16", 65520, "65504"), ("f16", -1e5, "65504"), ("bf16", 3.4e38, r"3\.389531e\+38")]
+)
+def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinite(
+    dtype: str, value: float, limit: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqlabel.unpacking.DECODE_RECORDS", 4)
+    labels = np.zeros((2, 5, 7), np.float32)
+    labels[1, 1, 3] = value
+    labels[1, 2, 4] = 65519 if dtype == "f16" else 3.38e38  # the type rounds it to its largest
+    np.save(tmp_path / "dump.npy", labels)
+    pack_raw(tmp_path / "dump.npy", tmp_path / "a.vql")
+    before = sorted(tmp_path.iterdir())
+    out, options = tmp_path / name, {"layout": "sre2l" if name == "tree" else None}
+    if (dtype, name) == ("bf16", "a.npy"):
+        pytest.skip(".npy has no bf16")
+    said = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; {dtype} ends at {limit}: unpack with --dtype f32"
+    with pytest.raises(UsageError, match=said):
+        vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, **options)
+    assert sorted(tmp_path.iterdir()) == before
+    vqlabel.unpack(tmp_path / "a.vql", out, dtype="f32", **options)
+    if name != "tree":
+        vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, records=(7, None), overwrite=True)
+        assert bool(torch.isfinite(read_labels(out)).all())
+
+
+def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vqlabel.unpacking.DECODE_RECORDS", 100)
+    file = VqlFile(vql)
+    sizes = []
+    for labels in decode_steps(file, read_codec(file), 0, 360):
+        assert not torch.is_inference_mode_enabled()
+        assert labels.is_inference()
+        sizes.append(len(labels))
+    assert sizes == [100, 100, 100, 60]
+
+
 # --- packing --------------------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +327,37 @@ def test_a_codec_for_other_labels_is_refused(
 def test_the_decoder_out_of_a_file_cannot_pack(dump: Path, dataset: VqlDataset, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"this codec came out of a \.vql file and has no encoder; use the codec file"):
         vqlabel.pack(dump, tmp_path / "a.vql", codec=dataset.decoder)
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_a_codec_comes_back_with_the_effort_it_had(
+    ends_well: bool, dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, encode, interval = [], codec.encode, sys.getswitchinterval()
+
+    def watched(labels: Tensor, context: object = None) -> Tensor:
+        seen.append(codec.effort)
+        return encode(labels, context)
+
+    def progress(*_: object) -> None:
+        if not ends_well:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(codec, "encode", watched)
+    codec.set_effort("best")
+    with contextlib.nullcontext() if ends_well else pytest.raises(KeyboardInterrupt) as stopped:
+        vqlabel.pack(dump, tmp_path / "a.vql", codec=codec, effort="fast", progress=progress)
+    assert set(seen) == {"fast"}
+    assert codec.effort == "best"
+    assert sys.getswitchinterval() == interval, f"workers may go on after {stopped}"
+
+
+def test_a_codec_comes_back_to_its_device(dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moves: list[str] = []
+    monkeypatch.setattr(codec, "to", lambda device: moves.append(str(device)))
+    with pytest.raises(RuntimeError, match="abacus"):  # the labels cannot go there
+        vqlabel.pack(dump, tmp_path / "a.vql", codec=codec, device="abacus")
+    assert moves == ["abacus", "cpu"]
 
 
 def test_bad_labels_midway_leave_nothing(logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:

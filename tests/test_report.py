@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import Distortion, LabelCodec
-from vqlabel.errors import MissingExtra, UsageError
+from vqlabel.codecs import Calibration, Distortion, LabelCodec
+from vqlabel.errors import MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
 from vqlabel.vql import VqlFile
@@ -200,6 +200,61 @@ def test_distortion_of_raw_labels_is_none(dump: Path, tmp_path: Path) -> None:
     assert found == pytest.approx({"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "top1_agreement": 1}, abs=1e-6)
 
 
+def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tree: Path) -> None:
+    raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
+    want = Calibration(temperatures=(1.0, 4.0, 20.0))
+    want.add(raw, vqlabel.open(vql)[:])
+    found = stats(vql, against=tree)["calibration"]
+    assert list(found) == ["T1", "T4", "T20"], "those that the codec was fitted to"
+    for name, whole in want.figures().items():
+        assert list(found[name]) == ["temperature", "slope", "intercept", "ece", "entropy", "bins"]
+        for key in ("temperature", "slope", "intercept", "ece", "entropy"):
+            assert found[name][key] == pytest.approx(whole[key], rel=1e-4)
+        assert [b["labels"] for b in found[name]["bins"]] == [b["labels"] for b in whole["bins"]]
+        assert sum(b["labels"] for b in found[name]["bins"]) == 360
+        assert list(found[name]["bins"][3]) == ["from", "to", "labels", "confidence", "raw"]
+
+
+@pytest.mark.parametrize("domain", ["logits", "probs"])
+def test_raw_labels_are_calibrated_and_their_codec_knows_temperature_1_alone(
+    domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "dump.npy", logits if domain == "logits" else probs)
+    source = open_labels(tmp_path / "dump.npy", domain=domain)
+    vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
+    found = stats(tmp_path / "a.vql", against=source)
+    assert found["same_dump"] is True
+    assert list(found["calibration"]) == ["T1"]
+    assert found["calibration"]["T1"]["slope"] == pytest.approx(1, abs=1e-6)
+    assert found["calibration"]["T1"]["ece"] == pytest.approx(0, abs=1e-6)
+
+
+def test_another_teachers_labels_of_the_same_shape_are_compared_and_told_apart(
+    dump: Path, logits: NDArray[np.float16], tmp_path: Path
+) -> None:
+    vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
+    other = logits.copy()
+    other[5, 59, 39] += 1
+    np.save(tmp_path / "other.npy", other)
+    np.savez(tmp_path / "same.npz", logits)
+    assert stats(tmp_path / "a.vql", against=dump)["same_dump"] is True
+    assert stats(tmp_path / "a.vql", against=tmp_path / "same.npz")["same_dump"] is True, "the labels count, not their file"
+    found = stats(tmp_path / "a.vql", against=tmp_path / "other.npy")
+    assert found["same_dump"] is False
+    assert found["distortion"]["kl_T1"] > 0
+    assert "same_dump" not in stats(tmp_path / "a.vql")
+
+
+def test_a_file_that_does_not_say_what_it_was_packed_from_is_compared(
+    vql: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqlabel.report.compare import compare
+
+    file = VqlFile(vql)
+    monkeypatch.setattr(file, "source", {"layout": "sre2l"})
+    assert compare(file, tree)["same_dump"] is None
+
+
 def test_the_domain_of_a_dump_that_does_not_say_is_the_files(probs: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     source = open_labels(tmp_path / "probs.npy", domain="probs")
@@ -240,6 +295,46 @@ def test_the_picture_is_written_in_the_format_its_name_asks_for(suffix: str, pac
     data = out.read_bytes()
     assert data.startswith(b"\x89PNG\r\n") if suffix == ".png" else b"<svg" in data
     assert len(data) > 2000
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_picture_of_calibration_has_a_panel_for_every_temperature(suffix: str, vql: Path, tree: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    from vqlabel.report.plot import plot_calibration
+
+    found, out = stats(vql, against=tree), tmp_path / f"a{suffix}"
+    plot_calibration(found, out)
+    data = out.read_bytes()
+    if suffix == ".png":
+        assert data.startswith(b"\x89PNG\r\n")
+    else:
+        assert [f"T = {t}: slope" in data.decode() for t in (1, 4, 20)] == [True] * 3  # the title is a comment there
+    with pytest.raises(TargetExists, match=r"exists; pass --overwrite"):
+        plot_calibration(found, out)
+    plot_calibration(found, out, overwrite=True)
+    with pytest.raises(UsageError, match=r"no calibration to draw; give stats a dump \(--against\)"):
+        plot_calibration(stats(vql), out, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+def test_a_picture_that_cannot_be_finished_leaves_what_was_there(
+    vql: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
+    from matplotlib.figure import Figure
+
+    from vqlabel.report.plot import plot_bits, plot_calibration
+
+    def half(_self: object, path: Path, **_: object) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    (tmp_path / "a.png").write_bytes(b"precious")
+    for plot in (plot_bits, plot_calibration):
+        with pytest.raises(KeyboardInterrupt):
+            plot(stats(vql, against=tree), tmp_path / "a.png", overwrite=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"precious")]
 
 
 def test_a_picture_of_an_unknown_format_is_refused(vql: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ _HOME = {
     "unpack": "vqlabel.unpacking",
     "open": "vqlabel.dataset",
     "VqlDataset": "vqlabel.dataset",
-    "verify": "vqlabel.container",
+    "verify": "vqlabel.verifying",
     "stats": "vqlabel.report",
 }
 
@@ -44,7 +44,6 @@ __all__ = [
 if TYPE_CHECKING:
     from vqlabel.codecs import load_codec, save_codec
     from vqlabel.config import FitConfig
-    from vqlabel.container import verify
     from vqlabel.dataset import VqlDataset, open
     from vqlabel.errors import VqlabelError
     from vqlabel.fitting import fit
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from vqlabel.packing import pack
     from vqlabel.report import stats
     from vqlabel.unpacking import unpack
+    from vqlabel.verifying import verify
 
 
 def __getattr__(name: str) -> Any:

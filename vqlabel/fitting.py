@@ -19,11 +19,11 @@ from vqlabel.errors import BadLabels, UsageError
 from vqlabel.files import appearing, check_target
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.packing import join_contexts
+from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
 CHUNK = 2048
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def fit(
@@ -33,7 +33,7 @@ def fit(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Fit a codec to a dump, keeping the last epochs (or the last tenth of the records) out.
 
@@ -74,7 +74,7 @@ def fit_sample(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """`fit` for a sample that was read before."""
     hooks = FitHooks(progress=progress)
@@ -110,7 +110,7 @@ def _state_of(out: str | PathLike[str]) -> Path:
     return Path(out).with_name(Path(out).name + ".state")
 
 
-def read_sample(source: LabelSource, progress: Progress = lambda *_: None) -> tuple[LabelSample, str]:
+def read_sample(source: LabelSource, progress: Progress = silent) -> tuple[LabelSample, str]:
     """The labels that a fit sees and those it is judged by, and what was held out, in words.
 
     With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records.

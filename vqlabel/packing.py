@@ -1,11 +1,13 @@
 """Records -> codes -> bytes -> `.vql`: one pass over the dump, memory bounded by a batch."""
 
 import hashlib
+import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from os import PathLike
 from typing import Any
@@ -20,12 +22,12 @@ from vqlabel.columns import ColumnWriter
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, CODES, NO_CODES
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def pack(
@@ -36,7 +38,7 @@ def pack(
     effort: str = "normal",
     overwrite: bool = False,
     device: str = "cpu",
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Encode a dump into a `.vql` file.
 
@@ -55,18 +57,17 @@ def pack(
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_codec(codec, source)
-    codec = codec.to(device)
-    codec.set_effort(effort)
     fingerprint = hashlib.sha256()
-    with ContainerWriter(out, overwrite=overwrite) as writer:
+    with _lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
         writer.begin(CODES, codec.code_bits or NO_CODES)
-        for done, batches, codes in _encoded(source, codec, device):
-            for batch in batches:
-                columns.add(batch)
-                fingerprint.update(np.ascontiguousarray(batch.labels).data)
-            writer.append(codes if codec.code_bits else np.zeros((len(codes), 1), np.uint32))
-            progress("packing", done, len(source), {})
+        with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
+            for done, batches, codes in encoded:
+                for batch in batches:
+                    columns.add(batch)
+                    fingerprint.update(batch.label_bytes())
+                writer.append(codes if codec.code_bits else np.zeros((len(codes), 1), np.uint32))
+                progress("packing", done, len(source), {})
         stream = writer.end()
         says = columns.write(writer)
         for name, tensor in codec.decoder_tensors().items():
@@ -81,6 +82,21 @@ def pack(
             }
         )
     return {"path": str(writer.path), "records": stream.rows, "bytes": size, "code_bits": sum(codec.code_bits)}
+
+
+@contextmanager
+def _lent(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
+    """The codec on `device`, with `effort`; it is its owner's, so it goes back as it came."""
+    before, weight = codec.effort, next(itertools.chain(codec.parameters(), codec.buffers()), None)
+    home = "cpu" if weight is None else weight.device
+    try:
+        codec.set_effort(effort)
+        codec.to(device)
+        yield
+    finally:
+        codec.set_effort(before)
+        if weight is not None:
+            codec.to(home)
 
 
 def check_codec(codec: LabelCodec, source: LabelSource) -> None:
@@ -105,7 +121,7 @@ def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:
 
 def _encoded(
     source: LabelSource, codec: LabelCodec, device: str
-) -> Iterator[tuple[int, list[LabelBatch], NDArray[np.unsignedinteger]]]:
+) -> Generator[tuple[int, list[LabelBatch], NDArray[np.unsignedinteger]], None, None]:
     """(batches read so far, the next batches of about ENCODE_RECORDS records, their codes), in order.
 
     On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,

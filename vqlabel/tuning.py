@@ -15,8 +15,9 @@ from vqlabel.codecs.sizing import HEADER, Facts, file_bytes, resolve
 from vqlabel.codecs.train import facts_of
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import UsageError
-from vqlabel.fitting import Progress, fit_sample, read_sample, with_temperature
+from vqlabel.fitting import fit_sample, read_sample, with_temperature
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.progress import Progress, silent
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
@@ -50,7 +51,7 @@ def tune(
     minutes: float = 10,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
     tried: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Find and fit the best codec inside a budget; a budget is all of a file but augmentation and order.

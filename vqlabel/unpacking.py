@@ -1,7 +1,7 @@
 """`.vql` -> labels: batches on any device, or a file or tree in a layout that others read."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -16,11 +16,11 @@ from vqlabel.errors import BadContainer, TargetExists, UsageError, require
 from vqlabel.files import appearing
 from vqlabel.labels import Context
 from vqlabel.labels.sre2l import is_tree, write_batch, write_order
+from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, VqlFile
 
-DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20
+DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def read_codec(file: VqlFile) -> LabelCodec:
@@ -50,13 +50,14 @@ def read_codec(file: VqlFile) -> LabelCodec:
 
 
 def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor]:
-    """Labels of records start:stop, [<= 4096, C] float32 on `device` at a time."""
+    """Labels of records start:stop, [n, C] float32 on `device` at a time: n <= 2048, and less where 2048 labels take over 32 MiB."""
     step = max(1, min(DECODE_RECORDS, DECODE_BYTES // (4 * file.classes)))
-    with torch.inference_mode():
-        for at in range(start, stop, step):
-            end = min(at + step, stop)
-            context = read_context(file, codec, np.arange(at, end))
-            yield codec.decode(as_tensor(file.codes(at, end), device), context)
+    for at in range(start, stop, step):
+        end = min(at + step, stop)
+        context = read_context(file, codec, np.arange(at, end))
+        with torch.inference_mode():  # not around the yield: the mode would be on in the caller's code
+            labels = codec.decode(as_tensor(file.codes(at, end), device), context)
+        yield labels
 
 
 def read_context(file: VqlFile, codec: LabelCodec, record: NDArray[np.int64]) -> Context | None:
@@ -89,7 +90,7 @@ def unpack(
     dtype: str | None = None,
     device: str = "cpu",
     overwrite: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Decode a `.vql` into a file or a tree; it appears whole or not at all.
 
@@ -100,7 +101,7 @@ def unpack(
         dtype: "f16", "bf16" or "f32"; None: the dump's.
 
     Raises:
-        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy.
+        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold.
         TargetExists: `out` is there and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """
@@ -164,14 +165,34 @@ def _write_file(
         out.write(len(text).to_bytes(8, "little") + text)
     done = 0
     for labels in decode_steps(file, codec, *span, device):
-        out.write(to_bytes(labels, DTYPES[dtype]))
+        out.write(to_bytes(narrow(labels, DTYPES[dtype], file, span[0] + done)))
         done += len(labels)
         progress("unpacking", done, shape[0], {})
 
 
-def to_bytes(labels: Tensor, dtype: torch.dtype) -> memoryview:
-    """[n, C] -> little-endian bytes of `dtype`."""
-    return labels.to(dtype).cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
+def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Tensor:
+    """[n, C] float32, the records from `first` on, as `dtype`.
+
+    Raises:
+        UsageError: a value lies outside what `dtype` holds, and would become infinite.
+    """
+    short = labels.to(dtype)
+    if not len(labels) or torch.stack(torch.aminmax(labels)).to(dtype).isfinite().all():  # 10 times as fast as to ask every value
+        return short
+    lost = short.isinf() & labels.isfinite()  # a damaged raw label that is infinite already is none of ours
+    if not lost.any():
+        return short
+    row, column = (int(i) for i in lost.nonzero()[0])
+    name = next(name for name, kind in DTYPES.items() if kind == dtype).lower()
+    raise UsageError(
+        f"{file.container.path}: record {first + row}, class {column} decodes to {float(labels[row, column]):.7g}; "
+        f"{name} ends at {torch.finfo(dtype).max:.7g}: unpack with --dtype f32"
+    )
+
+
+def to_bytes(labels: Tensor) -> memoryview:
+    """[n, C] -> its bytes, little-endian."""
+    return labels.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
 
 
 def _write_tree(file: VqlFile, codec: LabelCodec, folder: Path, dtype: torch.dtype, device: str, progress: Progress) -> None:
@@ -180,7 +201,8 @@ def _write_tree(file: VqlFile, codec: LabelCodec, folder: Path, dtype: torch.dty
     folder.mkdir()
     for at, place in enumerate(columns.places):
         parts = list(decode_steps(file, codec, int(columns.starts[at]), int(columns.starts[at + 1]), device))
-        labels = torch.cat(parts).to(dtype).cpu() if parts else torch.empty(0, file.classes, dtype=dtype)
+        whole = torch.cat(parts) if parts else torch.empty(0, file.classes)
+        labels = narrow(whole, dtype, file, int(columns.starts[at])).cpu()
         batch = columns.batch(at, labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy())
         write_batch(folder, batch, as_bf16=dtype == torch.bfloat16)
         if batch.image is not None:

@@ -154,30 +154,44 @@ def _span(text: str | None) -> tuple[int | None, int | None]:
 def stats(
     path: Vql,
     against: Annotated[
-        Path | None, typer.Option(help="the dump: adds KL at T = 1, 4, 20, top-1 agreement, relative squared error")
+        Path | None,
+        typer.Option(
+            help="the dump, or another teacher's labels of the same records: adds KL at T = 1, 4, 20, top-1 agreement, relative squared "
+            "error and calibration; stderr says so where these are not the labels that the file was packed from"
+        ),
     ] = None,
     teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher: adds the break-even number of labels")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the bits per label to this image file")] = None,
+    plot_calibration: Annotated[
+        Path | None, typer.Option(help="draw decoded against raw probabilities to this image file; needs --against")
+    ] = None,
     layout: Layout = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Account for every byte of a .vql file."""
-    from vqlabel.files import refuse_existing
     from vqlabel.labels import open_labels
+    from vqlabel.report import plot as pictures
     from vqlabel.report import stats as run
     from vqlabel.vql import VqlFile
 
-    if plot is not None:
-        refuse_existing(plot, overwrite)
+    if plot_calibration is not None and against is None:
+        raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
+    if plot is not None and plot == plot_calibration:
+        raise UsageError(f"--plot and --plot-calibration are both {plot}; name two files")
+    for picture in (plot, plot_calibration):
+        if picture is not None:
+            pictures.check_picture(picture, overwrite=overwrite)
     with show.progress_bar() as progress:
         source = None if against is None else open_labels(against, layout, VqlFile(path).label["domain"])
         found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
-        from vqlabel.report.plot import plot_bits
-
-        plot_bits(found, plot)
+        pictures.plot_bits(found, plot, overwrite=overwrite)
+    if plot_calibration is not None:
+        pictures.plot_calibration(found, plot_calibration, overwrite=overwrite)
+    if found.get("same_dump") is False:
+        show.note(f"{against}: its labels are not those that {path} was packed from (their sha256 differs); compared all the same")
     show.emit(found, json, show.show_stats)
 
 
@@ -207,22 +221,11 @@ def info(path: Vql, json: Json = False) -> None:
 @app.command()
 @show.refusing
 def verify(path: Vql, json: Json = False) -> None:
-    """Read and check every byte of a .vql file, and that its decoder can be built."""
-    import numpy as np
+    """Read and check every byte of a .vql file, every code, and that its decoder can be built."""
+    from vqlabel.verifying import verify as run
 
-    from vqlabel.container import verify as run
-    from vqlabel.unpacking import read_codec, read_context
-    from vqlabel.vql import VqlFile
-
-    found = {"path": str(path), **run(path)}
-    file = VqlFile(path)
-    codec = read_codec(file)
-    for at in range(0, file.records, 4096):
-        end = min(at + 4096, file.records)
-        file.codes(at, end)
-        read_context(file, codec, np.arange(at, end))
     show.emit(
-        found,
+        {"path": str(path), **run(path)},
         json,
         lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"),
     )

@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from vqlabel.errors import VqlabelError
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from vqlabel.progress import Progress, silent
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,8 +43,13 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _fail(message: str, code: int) -> NoReturn:
+def note(message: str) -> None:
+    """A line on stderr that stops nothing."""
     typer.echo(f"vqlabel: {message}", err=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    note(message)
     raise typer.Exit(code)
 
 
@@ -61,7 +65,7 @@ def emit(found: dict[str, Any], as_json: bool, human: Callable[[dict[str, Any]],
 def progress_bar() -> Iterator[Progress]:
     """A progress callback drawn on stderr; silent where that is no terminal, and for anything shorter than a second."""
     if not sys.stderr.isatty():
-        yield lambda *_: None
+        yield silent
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -192,6 +196,10 @@ def show_stats(found: dict[str, Any]) -> None:
         typer.echo(
             "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
         )
+    for name, at in found.get("calibration", {}).items():
+        slope = "none" if at["slope"] is None else f"{at['slope']:.4f}"
+        entropy = f"{at['entropy']['raw']:.4f} raw, {at['entropy']['decoded']:.4f} decoded"
+        typer.echo(f"calibration at {name}: slope {slope}  ECE {at['ece']:.4g}  entropy in nats {entropy}")
 
 
 def show_demo(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
+from vqlabel.progress import Progress, silent
 
 EFFORTS = ("fast", "normal", "best")
 
@@ -44,7 +45,7 @@ class LabelSample:
 class FitHooks:
     """How a fit talks to its caller: progress(stage, done, total, figures) and a place to save and find its state."""
 
-    progress: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None
+    progress: Progress = silent
     save: Callable[[dict[str, Any]], None] = lambda _: None
     resumed: dict[str, Any] | None = None
 
@@ -57,6 +58,7 @@ class LabelCodec(nn.Module, ABC):
 
     kind: ClassVar[str]
     uses_context: bool = False  # False: callers need not look the context up
+    effort: str = "normal"  # see `set_effort`
     config: Any
 
     @classmethod
@@ -100,6 +102,7 @@ class LabelCodec(nn.Module, ABC):
     def set_effort(self, effort: str) -> None:
         """How hard `encode` looks for the best codes: "fast", "normal" or "best"; codecs with nothing to search take no notice."""
         require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")
+        self.effort = effort
 
     @property
     def codebook_size(self) -> int | None:

@@ -115,7 +115,6 @@ class VqaeCodec(LabelCodec):
         self.config = config
         self.decoder = Decoder(config)
         self.encoder = Encoder(config) if with_encoder and config.slots else None
-        self.effort = "normal"
 
     @property
     def uses_context(self) -> bool:  # type: ignore[override]
@@ -172,10 +171,6 @@ class VqaeCodec(LabelCodec):
         """Go on without a prior that was not worth its bytes."""
         self.config = replace(self.config, prior=None)
         self.decoder.prior = None
-
-    def set_effort(self, effort: str) -> None:
-        super().set_effort(effort)
-        self.effort = effort
 
     @property
     def code_bits(self) -> list[int]:

@@ -18,6 +18,7 @@ from vqlabel.files import refuse_existing
 from vqlabel.fitting import fit
 from vqlabel.labels import open_labels
 from vqlabel.packing import pack
+from vqlabel.progress import Progress, silent
 from vqlabel.report import stats
 
 EPOCHS = 20  # of augmented views of the distilled set
@@ -31,7 +32,7 @@ def run_demo(
     bits: int = 32,
     seed: int = 0,
     say: Callable[[str], None] = print,
-    progress: Callable[[str, int, int, dict[str, float]], None] = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train a teacher, dump its labels, fit, pack, and train one student from the dump and one from the `.vql`.
 

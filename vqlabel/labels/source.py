@@ -62,6 +62,10 @@ class LabelBatch:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def label_bytes(self) -> memoryview:
+        """The labels as they are hashed: one after the other, so that `labels_sha256` does not depend on how a dump is cut in batches."""
+        return np.ascontiguousarray(self.labels).data
+
     def context(self) -> Context:
         """What a codec may condition on."""
         n, index = len(self), self.mix_index

@@ -3,6 +3,7 @@
 from os import PathLike
 from typing import Any
 
+from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
 from vqlabel.vql import VqlFile
 
@@ -15,22 +16,23 @@ def stats(
     against: Any = None,
     teacher_bytes: int | None = None,
     device: str = "cpu",
-    progress: Any = lambda *_: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Account for a `.vql`, as one dictionary that JSON takes.
 
     Args:
-        against: the dump it was packed from (a path or a LabelSource): adds `distortion`. Loads torch.
+        against: a dump (a path or a LabelSource): adds `distortion`, `calibration` and `same_dump`, see `compare`. Loads torch. It may
+            hold other labels than the file was packed from, another teacher run's, as long as there are as many of as many classes.
         teacher_bytes: size of the teacher: adds `teacher`, the number of labels from which on it is the smaller thing to ship.
 
     Raises:
-        UsageError: no such file, or `against` has other records.
+        UsageError: no such file, or `against` has another number of records or classes, or another domain.
         BadContainer: the file is damaged.
     """
     file = VqlFile(path)
     found = account(file).to_dict(teacher_bytes)
     if against is not None:
-        from vqlabel.report.compare import distortion_against
+        from vqlabel.report.compare import compare
 
-        found["distortion"] = distortion_against(file, against, device=device, progress=progress)
+        found |= compare(file, against, device=device, progress=progress)
     return found

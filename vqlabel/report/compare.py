@@ -1,22 +1,29 @@
-"""A `.vql` held against the dump it came from: KL at T = 1, 4, 20, top-1 agreement, relative squared error."""
+"""A `.vql` held against a dump: distortion, calibration, and whether it is the dump that the file was packed from."""
 
+import hashlib
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
 
-from vqlabel.codecs import Distortion
+from vqlabel.codecs import Calibration, Distortion
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.progress import Progress, silent
 from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
 
-def distortion_against(
-    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Any
-) -> dict[str, float]:
+def compare(
+    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
+) -> dict[str, Any]:
     """Decode every label and compare it with the dump's, batch by batch.
+
+    Returns:
+        distortion: KL at T = 1, 4, 20, top-1 agreement, relative squared error.
+        calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any.
+        same_dump: are these the labels that the file was packed from, by their sha256? None where the file does not say.
 
     Raises:
         UsageError: the dump has another number of classes, records or another domain.
@@ -30,15 +37,35 @@ def distortion_against(
             f"{source.path} holds {source.domain}, {where} holds {file.label['domain']}: not the dump it was packed from"
         )
     codec = read_codec(file).to(device)
-    figures, at = Distortion(domain=file.label["domain"]), 0
+    temperatures = tuple(getattr(codec.config, "temperature", (1.0,)))
+    distortion = Distortion(domain=source.domain)
+    calibration = Calibration(domain=source.domain, temperatures=temperatures)
+    fingerprint, at = hashlib.sha256(), 0
     for done, batch in enumerate(source):
         if at + len(batch) > file.records:
             raise UsageError(f"{source.path} has more than the {file.records} records of {where}: not the dump it was packed from")
+        fingerprint.update(batch.label_bytes())
         raw = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device)
-        decoded = torch.cat(list(decode_steps(file, codec, at, at + len(batch), device)))
-        figures.add(raw, decoded)
+        for decoded in decode_steps(file, codec, at, at + len(batch), device):
+            part, raw = raw.tensor_split([len(decoded)])
+            distortion.add(part, decoded)
+            calibration.add(part, decoded)
         at += len(batch)
         progress("comparing", done + 1, len(source), {})
     if at != file.records:
         raise UsageError(f"{source.path} has {at} records, {where} has {file.records}: not the dump it was packed from")
-    return {name: round(value, 6) for name, value in figures.figures().items()}
+    packed_from = file.source.get("labels_sha256")
+    return {
+        "distortion": {name: round(value, 6) for name, value in distortion.figures().items()},
+        "calibration": _shortened(calibration.figures()),
+        "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(),
+    }
+
+
+def _shortened(value: Any) -> Any:
+    """Six digits that count: at T = 20 a probability among 1,000 has its first one in the third place."""
+    if isinstance(value, dict):
+        return {name: _shortened(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

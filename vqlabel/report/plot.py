@@ -1,27 +1,55 @@
-"""Bits per label as a picture: one bar, cut by part. Needs matplotlib (extra `plot`)."""
+"""`stats` as pictures: bits per label by part; decoded against raw probabilities. Needs matplotlib (extra `plot`)."""
 
 from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import MissingExtra, UsageError
+from vqlabel.files import appearing, refuse_existing
 
 COLOURS = {"codes": "#2b6cb0", "codec": "#dd8a2d", "augmentation": "#4a9d6f", "order": "#8e6bbf", "container": "#9aa0a6"}
 
 
-def plot_bits(stats: dict[str, Any], out: Path) -> None:
-    """Draw `stats(...)` to an image file (the suffix names its format).
+def check_picture(out: Path, *, overwrite: bool) -> None:
+    """Refuse a picture before the work that leads to it.
 
     Raises:
+        TargetExists: `out` is there and `overwrite` is false.
         MissingExtra: matplotlib is not installed.
-        UsageError: the suffix names no format that matplotlib writes.
+        UsageError: its folder is not there, or its suffix names no format that matplotlib writes.
     """
+    refuse_existing(out, overwrite)
+    known = _figure().canvas.get_supported_filetypes()
+    if out.suffix[1:].lower() not in known:
+        raise UsageError(
+            f"{out}: no picture can be written there (formats: {', '.join(sorted(known))}); end the name in .png, .svg or .pdf"
+        )
+    if not out.resolve().parent.is_dir():
+        raise UsageError(f"{out.resolve().parent}: no such folder; make it first")
+
+
+def _figure(**options: Any) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingExtra("matplotlib", extra="plot") from None
+    return Figure(layout="constrained", **options)
+
+
+def _save(figure: Any, out: Path, *, overwrite: bool) -> None:
+    with appearing(out, overwrite=overwrite) as partial:
+        figure.savefig(partial, format=out.suffix[1:].lower(), dpi=120)
+
+
+def plot_bits(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
+    """Draw the bytes of `stats(...)` to an image file; the suffix names its format. It appears whole or not at all.
+
+    Raises:
+        What `check_picture` does.
+    """
+    check_picture(out, overwrite=overwrite)
     rows = [row for row in stats["rows"] if row["bytes"]]
     bits = [8 * row["bytes"] / max(1, stats["records"]) for row in rows]
-    figure = Figure(figsize=(8, 0.6 + 0.34 * len(rows)), layout="constrained")
+    figure = _figure(figsize=(8, 0.6 + 0.34 * len(rows)))
     axes = figure.add_subplot()
     bars = axes.barh([row["part"] for row in rows], bits, color=[COLOURS[row["group"]] for row in rows])
     axes.bar_label(bars, [f"{b:.3g}" for b in bits], padding=3)
@@ -36,7 +64,49 @@ def plot_bits(stats: dict[str, Any], out: Path) -> None:
     names = list(dict.fromkeys(row["group"] for row in rows))
     handles = [bars.patches[next(i for i, row in enumerate(rows) if row["group"] == name)] for name in names]
     axes.legend(handles, names, frameon=False, loc="lower right")
-    try:
-        figure.savefig(out, dpi=120)
-    except ValueError as error:
-        raise UsageError(f"{out}: no picture can be written there ({error}); end the name in .png, .svg or .pdf") from None
+    _save(figure, out, overwrite=overwrite)
+
+
+def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
+    """Draw the calibration of `stats(..., against=...)`: above, what decoded labels promise against what the raw ones keep, a panel per
+    temperature; below, how many labels promise how much. It appears whole or not at all.
+
+    Raises:
+        UsageError: `stats` has no calibration.
+        What `check_picture` does.
+    """
+    if not stats.get("calibration"):
+        raise UsageError(f"{out}: there is no calibration to draw; give stats a dump (--against)")
+    check_picture(out, overwrite=overwrite)
+    found = list(stats["calibration"].values())
+    figure = _figure(figsize=(max(4, 3.4 * len(found)), 5))
+    above, below = figure.subplots(2, len(found), squeeze=False, height_ratios=(3, 1))  # a row of curves, a row of histograms
+    for at, curve, histogram in zip(found, above, below, strict=True):
+        _reliability(curve, at)
+        _confidences(histogram, at["bins"])
+        for axes in (curve, histogram):
+            axes.set_xlabel("decoded top-1 probability")
+            axes.spines[["top", "right"]].set_visible(False)
+    above[0].set_ylabel("raw probability of that class")
+    below[0].set_ylabel("share of labels")
+    figure.suptitle(f"{Path(stats['path']).name}: decoded against raw, {stats['records']:,} labels")
+    _save(figure, out, overwrite=overwrite)
+
+
+def _reliability(axes: Any, at: dict[str, Any]) -> None:
+    """A point for each bin that has labels; on the diagonal, decoded labels promise what the raw ones keep."""
+    pairs = [(each["confidence"], each["raw"]) for each in at["bins"] if each["labels"]]
+    most = min(1, 1.1 * max(map(max, pairs)))  # at T = 20 and 1,000 classes all lie below 0.01
+    axes.plot([0, most], [0, most], color=COLOURS["container"], linewidth=1)
+    axes.plot(*zip(*pairs, strict=True), "o-", color=COLOURS["codes"])
+    axes.set(xlim=(0, most), ylim=(0, most), aspect="equal")
+    slope = "none" if at["slope"] is None else f"{at['slope']:.3f}"
+    axes.set_title(f"T = {at['temperature']:g}: slope {slope}, ECE {at['ece']:.3g}", fontsize="medium")
+
+
+def _confidences(axes: Any, bins: list[dict[str, Any]]) -> None:
+    """Which share of the labels is how sure."""
+    labels = sum(each["labels"] for each in bins)
+    shares = [each["labels"] / labels for each in bins]
+    axes.bar([each["from"] for each in bins], shares, width=1 / len(bins), align="edge", color=COLOURS["codes"], edgecolor="white")
+    axes.set(xlim=(0, 1), ylim=(0, 1))

@@ -1,0 +1,126 @@
+"""Calibration against closed forms: perfect labels, labels that are too sure, codebooks of means."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqlabel.codecs import Calibration
+
+TEMPERATURES = (1.0, 4.0, 20.0)
+
+
+@pytest.fixture(scope="module")
+def raw() -> Tensor:
+    """[500, 20] logits of a teacher that is sure of some labels and not of others."""
+    rng = torch.Generator().manual_seed(0)
+    return torch.randn(500, 20, generator=rng) * torch.linspace(0.5, 5, 500)[:, None]
+
+
+def figures(raw: Tensor, decoded: Tensor, *temperatures: float, domain: str = "logits") -> dict[str, dict[str, object]]:
+    running = Calibration(temperatures=temperatures or (1.0,), domain=domain)
+    running.add(raw, decoded)
+    return running.figures()
+
+
+def means(probs: Tensor, codes: int) -> Tensor:
+    """[n, C] -> [n, C]: every label's place is taken by the arithmetic mean of those that share its code."""
+    code = torch.arange(len(probs)) % codes
+    return torch.stack([probs[code == j].mean(0) for j in range(codes)])[code]
+
+
+def test_perfect_labels_have_slope_1_and_no_error(raw: Tensor) -> None:
+    for temperature, found in zip(TEMPERATURES, figures(raw, raw + 7, *TEMPERATURES).values(), strict=True):
+        assert found["slope"] == pytest.approx(1, abs=1e-5)
+        assert found["intercept"] == pytest.approx(0, abs=1e-6)
+        assert found["ece"] == pytest.approx(0, abs=1e-6)
+        p = F.softmax(raw.double() / temperature, 1)
+        entropy = float(-(p * p.log()).sum(1).mean())
+        assert found["entropy"] == pytest.approx({"raw": entropy, "decoded": entropy}, rel=1e-5)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_means_over_a_code_have_slope_1_and_no_error_at_their_temperature(temperature: float, raw: Tensor) -> None:
+    """sum (q - 1/C) p = sum (q - 1/C) q, because q is the mean of p over all that share it; so it is in every bin."""
+    decoded = temperature * means(F.softmax(raw.double() / temperature, 1), 7).log()
+    found = figures(raw, decoded, temperature)[f"T{temperature:g}"]
+    assert found["slope"] == pytest.approx(1, abs=1e-5)
+    assert found["intercept"] == pytest.approx(0, abs=1e-6)
+    assert found["ece"] == pytest.approx(0, abs=1e-6)
+    assert found["entropy"]["decoded"] > found["entropy"]["raw"], "a mean is less sure than its parts"
+
+
+@pytest.mark.parametrize("scale", [1.5, 3.0])
+def test_labels_that_are_too_sure_have_a_slope_below_1_and_too_flat_ones_above(scale: float, raw: Tensor) -> None:
+    sure, flat = figures(raw, scale * raw)["T1"], figures(raw, raw / scale)["T1"]
+    assert sure["slope"] < 1 < flat["slope"]
+    assert sure["intercept"] == pytest.approx((1 - sure["slope"]) / 20) and sure["intercept"] > 0 > flat["intercept"]
+    assert sure["entropy"]["decoded"] < sure["entropy"]["raw"] < flat["entropy"]["decoded"]
+    assert min(sure["ece"], flat["ece"]) > 0.05
+
+
+def test_the_line_is_that_of_least_squares(raw: Tensor) -> None:
+    decoded = raw + torch.randn(raw.shape, generator=torch.Generator().manual_seed(1))
+    found = figures(raw, decoded, *TEMPERATURES)
+    for t in TEMPERATURES:
+        p, q = (F.softmax(x.double() / t, 1).flatten() for x in (raw, decoded))
+        want = torch.linalg.lstsq(torch.stack([q, torch.ones_like(q)], 1), p).solution
+        assert found[f"T{t:g}"]["slope"] == pytest.approx(float(want[0]), rel=1e-5)
+        assert found[f"T{t:g}"]["intercept"] == pytest.approx(float(want[1]), abs=1e-7)
+
+
+def test_reliability_by_hand() -> None:
+    """Probabilities in, so that the bins can be read off; the class that counts is the decoded label's top one."""
+    decoded = torch.tensor([[0.62, 0.38], [0.34, 0.66], [0.05, 0.95], [1.0, 0.0]])
+    raw = torch.tensor([[0.5, 0.5], [0.7, 0.3], [0.1, 0.9], [0.8, 0.2]])
+    found = figures(raw, decoded, domain="probs")["T1"]
+    bins = {b["from"]: b for b in found["bins"] if b["labels"]}
+    assert list(bins) == [0.6, 0.9]
+    assert bins[0.6] == pytest.approx({"from": 0.6, "to": 0.7, "labels": 2, "confidence": 0.64, "raw": 0.4}, abs=1e-6)
+    assert bins[0.9] == pytest.approx({"from": 0.9, "to": 1, "labels": 2, "confidence": 0.975, "raw": 0.85}, abs=1e-6)
+    assert found["ece"] == pytest.approx(0.5 * 0.24 + 0.5 * 0.125, abs=1e-6)
+    assert [b["from"] for b in found["bins"]] == [i / 10 for i in range(10)]
+    assert found["bins"][0] == {"from": 0, "to": 0.1, "labels": 0, "confidence": None, "raw": None}
+
+
+def test_batches_give_what_one_batch_gives(raw: Tensor) -> None:
+    decoded = 1.3 * raw.flip(1)
+    running = Calibration(temperatures=TEMPERATURES)
+    for x, y in zip(raw.split(17), decoded.split(17), strict=True):
+        running.add(x, y)
+    assert running.labels == 500
+    for found, want in zip(running.figures().values(), figures(raw, decoded, *TEMPERATURES).values(), strict=True):
+        assert found.pop("entropy") == pytest.approx(want.pop("entropy"), rel=1e-9)
+        for one, whole in zip(found.pop("bins"), want.pop("bins"), strict=True):
+            assert one == (pytest.approx(whole, rel=1e-9) if whole["labels"] else whole)
+        assert found == pytest.approx(want, rel=1e-9)
+
+
+def test_what_is_kept_does_not_grow_with_the_labels(raw: Tensor) -> None:
+    running = Calibration()
+    for _ in range(3):
+        running.add(raw, raw)
+        (sums,) = running._sums
+        assert (sums.bins.shape, sums.bins.dtype, sums.entropy.shape) == ((3, 10), "float64", (2,))
+        assert type(sums.power) is type(sums.product) is float
+
+
+def test_probabilities_are_taken_as_the_logits_they_came_from(raw: Tensor) -> None:
+    raw = raw / 3  # no probability that half precision could not hold: `as_logits` lifts those
+    decoded = raw + torch.randn(raw.shape, generator=torch.Generator().manual_seed(1))
+    want = figures(raw, decoded, 1, 4)
+    found = figures(F.softmax(raw, 1), F.softmax(decoded, 1), 1, 4, domain="probs")
+    for name in ("T1", "T4"):
+        assert [found[name][key] for key in ("slope", "ece")] == pytest.approx(
+            [want[name][key] for key in ("slope", "ece")], rel=1e-4
+        )
+
+
+def test_uniform_labels_have_no_slope_and_no_labels_no_figures(raw: Tensor) -> None:
+    found = figures(raw, torch.zeros(500, 20))["T1"]
+    assert found["slope"] is found["intercept"] is None
+    assert found["entropy"]["decoded"] == pytest.approx(math.log(20))
+    assert found["bins"][0]["labels"] == 500
+    assert Calibration().figures() == {}

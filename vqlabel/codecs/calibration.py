@@ -1,0 +1,101 @@
+"""Do decoded labels promise what the raw ones keep? Slope, reliability by confidence, entropy; one pass, memory that does not grow."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqlabel.codecs.distortion import as_logits
+
+BINS = 10  # of the decoded top-1 confidence, of equal width
+FLAT = 1e-12  # a variance of C * q below it is what single precision makes of labels that are all uniform
+
+
+@dataclass
+class _Sums:
+    """At one temperature, in float64: q decoded, p raw, both distributions over C classes."""
+
+    power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
+    product: float = 0.0  # (q - 1/C) (p - 1/C)
+    entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
+    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, BINS)))  # labels, confidence, raw
+
+
+@dataclass(kw_only=True)
+class Calibration:
+    """Running calibration of decoded labels against raw ones; `figures` at any time.
+
+    A student's cross entropy is linear in its target, so labels that share a code may be replaced by their mean at the student's
+    temperature, E[p | code], and its expected gradient stays. Such labels have slope 1 and no calibration error, whatever their KL; a
+    slope below 1 says that decoded labels are surer than the raw ones they stand for.
+
+    Slope and intercept are those of the least-squares line raw = slope * decoded + intercept. Both sides have the mean 1/C exactly, so
+    the sums are centred without a pass before. The error is that of Guo et al. (arXiv 1706.04599), with the raw probability in the
+    place of right or wrong.
+    """
+
+    temperatures: tuple[float, ...] = (1.0,)
+    domain: str = "logits"
+    labels: int = 0
+    classes: int = 0  # of the labels so far
+    _sums: list[_Sums] = field(default_factory=list)
+
+    @torch.no_grad()
+    def add(self, raw: Tensor, decoded: Tensor) -> None:
+        """Count in [n, C] labels and their decoded form, both in `domain`."""
+        x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
+        self._sums = self._sums or [_Sums() for _ in self.temperatures]
+        self.labels, self.classes = self.labels + len(x), x.shape[1]
+        for t, sums in zip(self.temperatures, self._sums, strict=True):
+            _count(sums, F.log_softmax(x / t, 1), F.log_softmax(y / t, 1))
+
+    def figures(self) -> dict[str, Any]:
+        """By temperature, as "T<t>": what a JSON object takes.
+
+        Returns:
+            temperature; slope (None where all decoded labels are uniform: no line fits best) and intercept; ece, the mean over labels
+            of |confidence - raw|, taken bin by bin; entropy, raw and decoded, nats, the mean over labels; bins, each with its edges,
+            labels, and over these the mean confidence (the decoded top-1 probability) and the mean raw probability of that same class
+            (None in an empty bin).
+        """
+        return {f"T{t:g}": self._at(t, sums) for t, sums in zip(self.temperatures, self._sums, strict=True)} if self._sums else {}
+
+    def _at(self, temperature: float, sums: _Sums) -> dict[str, Any]:
+        n = max(1, self.labels)
+        flat = sums.power * self.classes <= FLAT * n
+        slope = None if flat else sums.product / sums.power
+        labels, confidence, raw = sums.bins
+        return {
+            "temperature": temperature,
+            "slope": slope,
+            "intercept": None if slope is None else (1 - slope) / self.classes,  # the line goes through (1/C, 1/C)
+            "ece": float(np.abs(confidence - raw).sum()) / n,
+            "entropy": {"raw": float(sums.entropy[0]) / n, "decoded": float(sums.entropy[1]) / n},
+            "bins": [
+                {
+                    "from": at / BINS,
+                    "to": (at + 1) / BINS,
+                    "labels": int(labels[at]),
+                    "confidence": float(confidence[at] / labels[at]) if labels[at] else None,
+                    "raw": float(raw[at] / labels[at]) if labels[at] else None,
+                }
+                for at in range(BINS)
+            ],
+        }
+
+
+def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
+    """Add [n, C] log probabilities, raw and decoded."""
+    p, q = log_p.exp(), log_q.exp()
+    sums.entropy -= [(p * log_p).sum(dtype=torch.float64).item(), (q * log_q).sum(dtype=torch.float64).item()]
+    confidence, top = q.max(1)
+    pair = torch.stack([confidence, p.gather(1, top[:, None])[:, 0]]).double().cpu().numpy()  # [2, n]
+    bins = np.minimum((pair[0] * BINS).astype(np.int64), BINS - 1)  # 1 belongs to the last
+    sums.bins += [np.bincount(bins, weights, BINS) for weights in (None, *pair)]
+    p, q = p.sub_(1 / p.shape[1]), q.sub_(1 / q.shape[1])
+    sums.power += q.square().sum(dtype=torch.float64).item()
+    sums.product += p.mul_(q).sum(dtype=torch.float64).item()
