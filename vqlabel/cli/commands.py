@@ -1,9 +1,11 @@
 """The commands. Torch and everything above the container load inside a command's body, so that --help is instant."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vqlabel.cli import show
 from vqlabel.config import FitConfig
@@ -33,7 +35,8 @@ CodeWidth = Annotated[
 Latent = Annotated[int | None, typer.Option(help="width of the latent, d_h")]
 WeightBits = Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")]
 Prior = Annotated[
-    bool | None, typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps")
+    bool | None,
+    typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps"),
 ]
 ImageWidth = Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")]
 Hidden = Annotated[int | None, typer.Option(help="units in the prior's hidden layer")]
@@ -44,12 +47,30 @@ Epochs = Annotated[int | None, typer.Option(help="passes of decoder training")]
 Seed = Annotated[int, typer.Option(help="same seed, same bytes on the same machine")]
 
 
+class BitsCommand(TyperCommand):
+    """Takes `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: an option of typer's has one value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread, follows = list[str](), ""
+        for word in args:
+            more = follows == "more" and re.fullmatch(r"[\d,]+", word) is not None
+            spread += ["--bits", word] if more else [word]
+            if word == "--bits":
+                follows = "value"
+            else:
+                follows = "more" if more or follows == "value" or word.startswith("--bits=") else ""
+        return super().parse_args(ctx, spread)
+
+
 def _config(codec: str, temperature: str | None, **values: Any) -> FitConfig:
+    return FitConfig(codec=codec, temperature=_degrees(temperature), **values)
+
+
+def _degrees(temperature: str | None) -> tuple[float, ...] | None:
     try:
-        degrees = None if temperature is None else tuple(float(t) for t in temperature.split(","))
+        return None if temperature is None else tuple(float(t) for t in temperature.split(","))
     except ValueError:
         raise UsageError(f"--temperature {temperature!r}: must be numbers with commas between them, such as 1,4,20") from None
-    return FitConfig(codec=codec, temperature=degrees, **values)
 
 
 @app.command()
@@ -203,6 +224,62 @@ def stats(
 
         plot_bits(found, plot)
     show.emit(found, json, show.show_stats)
+
+
+@app.command(cls=BitsCommand)
+@show.refusing
+def compare(
+    dump: Dump,
+    bits: Annotated[list[str] | None, typer.Option(help="code bits per label, e.g. 8 16 32; by default 8 16 32 64 128 256")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="some of the methods, e.g. vqae,topk,rq; by default all that are installed")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="the teacher's file: its size is drawn as a line")] = None,
+    teacher_bytes: Annotated[int | None, typer.Option(help="the same as a number of bytes")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the curves to this image file")] = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    layout: Layout = None,
+    domain: Domain = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Distortion over bytes of vqae and of what else could store these labels; minutes per rate."""
+    rates, degrees = _rates(bits), _degrees(temperature)
+    if teacher is not None and teacher_bytes is not None:
+        raise UsageError("--teacher and --teacher-bytes say the same thing; give one of them")
+    if teacher is not None and not teacher.is_file():
+        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or give --teacher-bytes")
+    size = teacher_bytes if teacher is None else teacher.stat().st_size
+    if plot is not None:
+        from vqlabel.report.plot import check_plot, plot_curve
+
+        check_plot(plot, overwrite)
+    from vqlabel.labels import open_labels
+    from vqlabel.report.curve import BITS
+    from vqlabel.report.curve import compare as run
+
+    with show.progress_bar() as progress:
+        source = open_labels(dump, layout, domain)
+        found = run(
+            source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size,
+            say=lambda line: typer.echo(line, err=True), progress=progress,
+        )  # fmt: skip
+    if plot is not None:
+        plot_curve(found, plot, overwrite=overwrite)
+    show.emit(found, json, show.show_compare)
+
+
+def _words(values: list[str] | None) -> list[str] | None:
+    """--option a,b --option "c d" -> [a, b, c, d]."""
+    return None if values is None else [word for value in values for word in value.replace(",", " ").split()]
+
+
+def _rates(values: list[str] | None) -> list[int] | None:
+    words = _words(values)
+    if words is not None and not (words and all(word.isdecimal() for word in words)):
+        raise UsageError(f"--bits {' '.join(values or ())!r}: must be whole numbers, such as 8 16 32 or 8,16,32")
+    return None if words is None else [int(word) for word in words]
 
 
 @app.command()
