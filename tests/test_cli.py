@@ -21,7 +21,7 @@ from vqlabel.cli import app
 from vqlabel.labels import open_labels
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("fit", "pack", "unpack", "stats", "info", "verify", "demo")
+COMMANDS = ("fit", "tune", "pack", "unpack", "stats", "compare", "info", "verify", "demo")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
 
 

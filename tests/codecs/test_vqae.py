@@ -12,8 +12,8 @@ from torch import Tensor
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec
 from vqlabel.codecs.distortion import as_logits, mixed_kl
-from vqlabel.codecs.storage import SCALE
 from vqlabel.codecs.sizing import resolve
+from vqlabel.codecs.storage import SCALE
 from vqlabel.codecs.train import facts_of
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.errors import BadContainer, UsageError

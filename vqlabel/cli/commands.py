@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vqlabel.cli import show
-from vqlabel.cli.options import fit_options
+from vqlabel.cli.options import BitsCommand, Temperature, fit_options, read_temperature
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
@@ -193,6 +193,63 @@ def stats(
     if found.get("same_dump") is False:
         show.note(f"{against}: its labels are not those that {path} was packed from (their sha256 differs); compared all the same")
     show.emit(found, json, show.show_stats)
+
+
+@app.command(cls=BitsCommand)
+@show.refusing
+def compare(
+    dump: Dump,
+    bits: Annotated[list[str] | None, typer.Option(help="code bits per label, e.g. 8 16 32; by default 8 16 32 64 128 256")] = None,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="some of the methods, e.g. vqae,topk,rq; by default all that are installed")
+    ] = None,
+    teacher: Annotated[Path | None, typer.Option(help="the teacher's file: its size is drawn as a line")] = None,
+    teacher_bytes: Annotated[int | None, typer.Option(help="the same as a number of bytes")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the curves to this image file")] = None,
+    temperature: Temperature = None,
+    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
+    layout: Layout = None,
+    domain: Domain = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Distortion over bytes of vqae and of what else could store these labels; minutes per rate."""
+    rates, degrees = _rates(bits), read_temperature(temperature)
+    if teacher is not None and teacher_bytes is not None:
+        raise UsageError("--teacher and --teacher-bytes say the same thing; give one of them")
+    if teacher is not None and not teacher.is_file():
+        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or give --teacher-bytes")
+    size = teacher_bytes if teacher is None else teacher.stat().st_size
+    if plot is not None:
+        from vqlabel.report.plot import check_picture
+        from vqlabel.report.plot_curve import plot_curve
+
+        check_picture(plot, overwrite=overwrite)
+    from vqlabel.labels import open_labels
+    from vqlabel.report.curve import BITS
+    from vqlabel.report.curve import compare as run
+
+    with show.progress_bar() as progress:
+        source = open_labels(dump, layout, domain)
+        found = run(
+            source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size,
+            say=lambda line: typer.echo(line, err=True), progress=progress,
+        )  # fmt: skip
+    if plot is not None:
+        plot_curve(found, plot, overwrite=overwrite)
+    show.emit(found, json, show.show_compare)
+
+
+def _words(values: list[str] | None) -> list[str] | None:
+    """--option a,b --option "c d" -> [a, b, c, d]."""
+    return None if values is None else [word for value in values for word in value.replace(",", " ").split()]
+
+
+def _rates(values: list[str] | None) -> list[int] | None:
+    words = _words(values)
+    if words is not None and not (words and all(word.isdecimal() for word in words)):
+        raise UsageError(f"--bits {' '.join(values or ())!r}: must be whole numbers, such as 8 16 32 or 8,16,32")
+    return None if words is None else [int(word) for word in words]
 
 
 @app.command()

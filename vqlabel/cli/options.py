@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -66,14 +68,37 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class BitsCommand(TyperCommand):
+    """Takes `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: an option of typer's has one value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        spread, follows = list[str](), ""
+        for word in args:
+            more = follows == "more" and re.fullmatch(r"[\d,]+", word) is not None
+            spread += ["--bits", word] if more else [word]
+            if word == "--bits":
+                follows = "value"
+            else:
+                follows = "more" if more or follows == "value" or word.startswith("--bits=") else ""
+        return super().parse_args(ctx, spread)
+
+
 def _config(values: dict[str, Any]) -> FitConfig:
-    text = values["temperature"]
-    try:
-        values["temperature"] = None if text is None else tuple(float(t) for t in text.split(","))
-    except ValueError:
-        raise UsageError(f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20") from None
+    values["temperature"] = read_temperature(values["temperature"])
     values["bytes"] = None if values["bytes"] is None else read_size(values["bytes"])
     return FitConfig(**values)
+
+
+def read_temperature(text: str | None) -> tuple[float, ...] | None:
+    """ "1,4,20" -> its numbers.
+
+    Raises:
+        UsageError: something else than numbers and commas.
+    """
+    try:
+        return None if text is None else tuple(float(t) for t in text.split(","))
+    except ValueError:
+        raise UsageError(f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20") from None
 
 
 def read_size(text: str) -> int:

@@ -210,3 +210,34 @@ def show_demo(found: dict[str, Any]) -> None:
     rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in top1.items()]
     table(rows, ("top-1 on typefaces that nobody trained on", ""))
     typer.echo(f"{found['seconds']:.0f} s")
+
+
+def show_compare(found: dict[str, Any]) -> None:
+    """One table held out, one all-in: they are never mixed."""
+    degrees = ", ".join(f"{t:g}" for t in found["temperature"])
+    typer.echo(f"{found['labels']:,} labels of {found['classes']:,} classes of {found['domain']}; fitted for T = {degrees}")
+    sampled = found["sampled"]
+    meaning = {
+        "held out": f"{found['held_out']}, {sampled['held']:,} labels that no method has seen; fixed parts cost nothing at scale",
+        "all-in": f"fixed parts shared by this dump's labels; measured on {sum(sampled.values()):,} of them, seen and held out",
+    }
+    figures = ("kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement")
+    for part, words in meaning.items():
+        rows = [
+            (
+                found["methods"][p["method"]],
+                p["setting"],
+                f"{p['code_bits']:.1f}",
+                size(p["fixed_bytes"]),
+                *(() if part == "held out" else (f"{p['all_in_bits']:.1f}",)),
+                *(f"{p[name]:.4f}" for name in figures),
+            )
+            for p in found["points"]
+            if p["part"] == part
+        ]
+        typer.echo(f"\n{part}: {words}")
+        bits = ("code bits", "fixed parts") if part == "held out" else ("code bits", "fixed parts", "all-in bits")
+        table(rows, ("method", "setting", *bits, *figures))
+    if found["teacher"] is not None:
+        teacher = found["teacher"]
+        typer.echo(f"\nthe teacher itself: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")

@@ -18,7 +18,7 @@ def check_picture(out: Path, *, overwrite: bool) -> None:
         UsageError: its folder is not there, or its suffix names no format that matplotlib writes.
     """
     refuse_existing(out, overwrite)
-    known = _figure().canvas.get_supported_filetypes()
+    known = figure_of().canvas.get_supported_filetypes()
     if out.suffix[1:].lower() not in known:
         raise UsageError(
             f"{out}: no picture can be written there (formats: {', '.join(sorted(known))}); end the name in .png, .svg or .pdf"
@@ -27,7 +27,12 @@ def check_picture(out: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{out.resolve().parent}: no such folder; make it first")
 
 
-def _figure(**options: Any) -> Any:
+def figure_of(**options: Any) -> Any:
+    """A matplotlib figure that belongs to no window.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -35,7 +40,8 @@ def _figure(**options: Any) -> Any:
     return Figure(layout="constrained", **options)
 
 
-def _save(figure: Any, out: Path, *, overwrite: bool) -> None:
+def save(figure: Any, out: Path, *, overwrite: bool) -> None:
+    """Write the figure; it appears whole or not at all."""
     with appearing(out, overwrite=overwrite) as partial:
         figure.savefig(partial, format=out.suffix[1:].lower(), dpi=120)
 
@@ -49,7 +55,7 @@ def plot_bits(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> N
     check_picture(out, overwrite=overwrite)
     rows = [row for row in stats["rows"] if row["bytes"]]
     bits = [8 * row["bytes"] / max(1, stats["records"]) for row in rows]
-    figure = _figure(figsize=(8, 0.6 + 0.34 * len(rows)))
+    figure = figure_of(figsize=(8, 0.6 + 0.34 * len(rows)))
     axes = figure.add_subplot()
     bars = axes.barh([row["part"] for row in rows], bits, color=[COLOURS[row["group"]] for row in rows])
     axes.bar_label(bars, [f"{b:.3g}" for b in bits], padding=3)
@@ -64,7 +70,7 @@ def plot_bits(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> N
     names = list(dict.fromkeys(row["group"] for row in rows))
     handles = [bars.patches[next(i for i, row in enumerate(rows) if row["group"] == name)] for name in names]
     axes.legend(handles, names, frameon=False, loc="lower right")
-    _save(figure, out, overwrite=overwrite)
+    save(figure, out, overwrite=overwrite)
 
 
 def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
@@ -79,7 +85,7 @@ def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = Fals
         raise UsageError(f"{out}: there is no calibration to draw; give stats a dump (--against)")
     check_picture(out, overwrite=overwrite)
     found = list(stats["calibration"].values())
-    figure = _figure(figsize=(max(4, 3.4 * len(found)), 5))
+    figure = figure_of(figsize=(max(4, 3.4 * len(found)), 5))
     above, below = figure.subplots(2, len(found), squeeze=False, height_ratios=(3, 1))  # a row of curves, a row of histograms
     for at, curve, histogram in zip(found, above, below, strict=True):
         _reliability(curve, at)
@@ -90,7 +96,7 @@ def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = Fals
     above[0].set_ylabel("raw probability of that class")
     below[0].set_ylabel("share of labels")
     figure.suptitle(f"{Path(stats['path']).name}: decoded against raw, {stats['records']:,} labels")
-    _save(figure, out, overwrite=overwrite)
+    save(figure, out, overwrite=overwrite)
 
 
 def _reliability(axes: Any, at: dict[str, Any]) -> None:
