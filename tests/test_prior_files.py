@@ -69,7 +69,7 @@ def test_decoded_labels_are_those_of_codes_and_context(prior_vql: Path, decoded:
     back = np.concatenate([batch.labels for batch in open_labels(tmp_path / "tree")])
     torch.testing.assert_close(torch.from_numpy(back).float(), decoded, atol=0.02, rtol=2e-3)
     figures = vqlabel.stats(prior_vql, against=tree)["distortion"]
-    assert 0 < figures["relative_mse"] < 0.5
+    assert 0 < figures["relative_mse"] < 0.8
 
 
 def test_any_record_is_decoded_as_in_order(prior_vql: Path, decoded: Tensor) -> None:
@@ -244,7 +244,7 @@ def test_labels_of_no_codes_take_a_bit_and_come_back(alone: Path, tree: Path, tm
     same(dataset[[300, 7]], dataset[:][[300, 7]])
     vqlabel.unpack(alone, tmp_path / "back")
     assert len(open_labels(tmp_path / "back").places) == 24
-    assert vqlabel.stats(alone, against=tree)["distortion"]["relative_mse"] < 0.5
+    assert vqlabel.stats(alone, against=tree)["distortion"]["relative_mse"] < 0.8
 
 
 def test_the_account_of_labels_of_no_codes_adds_up(alone: Path) -> None:
