@@ -16,11 +16,11 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel.codecs import Distortion, LabelCodec
-from vqlabel.config import FitConfig
-from vqlabel.labels import open_labels
+from vqlabel.config import MIX, FitConfig
+from vqlabel.labels import Context, open_labels
 from vqlabel.labels.sre2l import ORDER_FILE, find_batches
 
-Peer = tuple[float, int, Callable[[Tensor], Tensor]]  # code bits, fixed bytes, labels -> decoded labels
+Peer = tuple[float, int, Callable[[Tensor, Context], Tensor]]  # code bits, fixed bytes, labels and context -> decoded labels
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
                 figures = Distortion()
                 for batch in open_labels(held):
                     labels = torch.from_numpy(batch.labels).float()
-                    figures.add(labels, decode(labels))
+                    figures.add(labels, decode(labels, batch.context()))
                 found = figures.figures()
                 kl = " | ".join(f"{found[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
                 print(f"| {name} | {code_bits:g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True)
@@ -58,7 +58,7 @@ def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
 
 
 def methods(seen: Path, bits: int, peers: list[str]) -> list[tuple[str, Peer]]:
-    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits))
+    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=MIX))
     found = [("vqae", through(codec))]
     if "rq" in peers:
         found.append(("PCA + RQ (faiss)", faiss_rq(seen, bits)))
@@ -71,14 +71,14 @@ def methods(seen: Path, bits: int, peers: list[str]) -> list[tuple[str, Peer]]:
 @torch.inference_mode()
 def through(codec: LabelCodec) -> Peer:
     fixed = sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
-    return sum(codec.code_bits), fixed, torch.inference_mode()(lambda x: codec.decode(codec.encode(x)))
+    return sum(codec.code_bits), fixed, torch.inference_mode()(lambda x, known: codec.decode(codec.encode(x, known), known))
 
 
 def flat_tail(codec: LabelCodec) -> Peer:
     """Top-k with the rest at its mean level: MR-k's zeros would make every KL infinite."""
     k = codec.config.k
 
-    def decode(labels: Tensor) -> Tensor:
+    def decode(labels: Tensor, _: Context) -> Tensor:
         value, index = labels.topk(k, 1)
         rest = (labels.sum(1, keepdim=True) - value.sum(1, keepdim=True)) / (labels.shape[1] - k)
         return rest.expand_as(labels).clone().scatter_(1, index, value.half().float())
@@ -98,7 +98,7 @@ def faiss_rq(seen: Path, bits: int, width: int = 128) -> Peer:
     quantizer = faiss.ResidualQuantizer(width, bits // 8, 8)
     quantizer.train(((labels - mean) @ basis.T).contiguous().numpy())
 
-    def decode(part: Tensor) -> Tensor:
+    def decode(part: Tensor, _: Context) -> Tensor:
         part = part - part.mean(1, keepdim=True)
         codes = quantizer.compute_codes(((part - mean) @ basis.T).contiguous().numpy())
         return torch.from_numpy(quantizer.decode(codes)) @ basis + mean

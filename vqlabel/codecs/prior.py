@@ -109,5 +109,6 @@ def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDA
         return np.stack([x, x * (1 - x)], 1)
     if name == "box":
         return np.asarray(np.clip(x / config.view, 0, 2) - 0.5, np.float32)
-    area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
+    with np.errstate(over="ignore"):  # of a forged crop; what it becomes is clipped
+        area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
     return np.concatenate([np.clip(x, -2, 2) - 0.5, 0.5 * np.log(area) + 0.5], 1)

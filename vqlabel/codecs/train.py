@@ -175,12 +175,29 @@ def _start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None
 def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
-    mean = (seen.pull.float().mean(0) / 1024).clamp_min(1e-12)
-    weight = sum(temperature_weight(t) * t for t in codec.config.temperature)
-    logits = (mean / weight).log().expand(len(held.pull), -1)
+    constant = _best_constant(seen.pull.float().mean(0, keepdim=True) / 1024, codec.config.temperature)
+    logits = constant.expand(len(held.pull), -1)
     entropy = _entropy(codec, held)
     without = mixed_cross_entropy(logits, held.pull / 1024, codec.config.temperature).mean().item() - entropy
     return _judge(codec, held)["loss"] < (1 - EARNS) * without
+
+
+def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """[1, C] logits that are the best of all that are the same for every label, from the labels' mean pull [1, C].
+
+    No formula gives them where there are several temperatures; the loss is convex.
+    """
+    logits = torch.zeros_like(pull, requires_grad=True)
+    solver = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        value = mixed_cross_entropy(logits, pull, temperatures).sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    return logits.detach()
 
 
 def _entropy(codec: VqaeCodec, part: Part) -> float:
