@@ -13,7 +13,8 @@ from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample
 from vqlabel.codecs.distortion import as_logits, mixed_kl
 from vqlabel.codecs.prior import WIDTHS, Known, Prior, describe_context, read_context
-from vqlabel.codecs.train import resolve
+from vqlabel.codecs.sizing import resolve
+from vqlabel.codecs.train import facts_of
 from vqlabel.codecs.vqae import VqaeCodec, bits_of
 from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
 from vqlabel.errors import UsageError
@@ -255,34 +256,34 @@ def test_a_fit_without_its_prior_resumes_to_the_same_tensors() -> None:
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])
 def test_records_without_images_get_no_prior_and_cannot_ask_for_one(context: Context | None) -> None:
     labels, _ = mixed_labels(noise=0.2)
-    assert resolve(FitConfig(), sample_of(labels, context)).prior is None
+    assert resolve(FitConfig(), facts_of(sample_of(labels, context))).prior is None
     with pytest.raises(UsageError, match="prior: these records do not say which image they belong to"):
-        resolve(FitConfig(prior=True), sample_of(labels, context))
+        resolve(FitConfig(prior=True), facts_of(sample_of(labels, context)))
     with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none; give --bits, or image"):
-        resolve(FitConfig(bits=0), sample_of(labels, context))
+        resolve(FitConfig(bits=0), facts_of(sample_of(labels, context)))
 
 
 def test_images_that_hardly_come_twice_get_no_prior_unless_it_was_asked_for() -> None:
     labels, _ = mixed_labels(noise=0.2)
     once, twice = (Context(image=np.arange(600) // views) for views in (1, 3))
-    assert resolve(FitConfig(), sample_of(labels, once)).prior is None
-    assert resolve(FitConfig(prior=True), sample_of(labels, once)).prior is not None
-    assert resolve(FitConfig(), sample_of(labels, twice)).prior is not None
+    assert resolve(FitConfig(), facts_of(sample_of(labels, once))).prior is None
+    assert resolve(FitConfig(prior=True), facts_of(sample_of(labels, once))).prior is not None
+    assert resolve(FitConfig(), facts_of(sample_of(labels, twice))).prior is not None
 
 
 def test_a_prior_is_resolved_from_both_parts_of_the_sample() -> None:
     labels, context = mixed_labels(noise=0.2)
     late = dataclasses.replace(context, image=np.where(np.arange(600) >= 570, 99, context.image))
-    found = resolve(FitConfig(image_width=5, hidden=7), sample_of(labels, late)).prior
+    found = resolve(FitConfig(image_width=5, hidden=7), facts_of(sample_of(labels, late))).prior
     assert found == PriorConfig(images=100, image_width=5, hidden=7, fields=("mix",), view=1)
-    assert resolve(FitConfig(prior=False), sample_of(labels, context)).prior is None
-    assert resolve(FitConfig(code_width=2), sample_of(labels, context)).prior is None
+    assert resolve(FitConfig(prior=False), facts_of(sample_of(labels, context))).prior is None
+    assert resolve(FitConfig(code_width=2), facts_of(sample_of(labels, context))).prior is None
 
 
 @pytest.mark.parametrize(("asked", "network"), [(2, 4), (5, 7), (6, 8), (7, 8), (8, 8)])
 def test_the_network_is_stored_in_2_bits_more_than_the_rest(asked: int, network: int) -> None:
     labels, context = mixed_labels(noise=0.2)
-    config = resolve(FitConfig(weight_bits=asked), sample_of(labels, context))
+    config = resolve(FitConfig(weight_bits=asked), facts_of(sample_of(labels, context)))
     for name in ("codebook", "out", "prior.images"):
         assert bits_of("decoder." + name, config) == asked
     for name in ("mixed", "inside", "outside"):
