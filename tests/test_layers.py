@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,13 @@ def layer_of(module: str) -> int:
 def test_every_part_of_the_package_has_a_layer_and_every_layer_its_parts() -> None:
     parts = {name.split(".")[1] for name in MODULES if "." in name}
     assert parts == set(LAYER)
+
+
+def test_the_architecture_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    files = [file for file in MODULES.values() if not file.name.startswith("__") and file.parent.name != "demo"]
+    assert len(files) > 30
+    assert [file.name for file in files if not re.search(rf"[`/]{file.name}`", page)] == []
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "vqlabel"])

@@ -70,7 +70,9 @@ def run_demo(
         dump_labels(teacher, distilled[0], dump, epochs=EPOCHS, seed=seed)
 
         say(f"4/6 fitting a codec of {bits} bits per label, packing")
-        codec, report = fit(dump, FitConfig(bits=bits, seed=seed), out=codec_file, progress=progress)
+        codec, report = fit(
+            dump, FitConfig(bits=bits, seed=seed, temperature=(STUDENT_TEMPERATURE,)), out=codec_file, progress=progress
+        )
         pack(dump, vql, codec=codec, progress=progress)
 
         students = {}
