@@ -112,17 +112,17 @@ def test_raw_labels_come_back_exactly_and_zstd_never_adds_much(domain: str, dtyp
 
 
 @pytest.mark.parametrize("peer", [Int8, Int4])
-@pytest.mark.parametrize("scale", [1e-6, 1, 3000])
+@pytest.mark.parametrize("scale", [1e-2, 1, 3000])
 def test_an_integer_is_within_half_a_step_of_its_logit(peer: type[Int8] | type[Int4], scale: float, seen: Seen) -> None:
     fitted, x = peer.fit(seen, 8), scale * draw(300, 31, seed=2)
     levels, low, step = fitted.encode(x)
     centred = as_logits(x, "logits")
     assert int(levels.max()) <= 2**peer.width - 1
     error = (fitted.decode((levels, low, step)) - centred).abs()
-    assert bool((error <= torch.from_numpy(step.astype(np.float32)) * 0.5 * (1 + 1e-3)).all())
+    assert bool((error <= step * 0.5 * (1 + 1e-3)).all())
     reach = centred.amax(1) - centred.amin(1)
     coarse = reach / (2**peer.width - 1)
-    assert np.all(step[:, 0] <= 1.02 * coarse.numpy() + 1e-7)
+    assert bool((step[:, 0] <= 1.01 * coarse).all())
 
 
 def test_levels_of_integers_cost_no_more_than_their_width_and_the_ends(seen: Seen) -> None:
