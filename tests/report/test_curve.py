@@ -212,6 +212,7 @@ def test_the_picture_says_what_is_held_out_and_what_is_all_in(
     assert set(lines) == {*found["methods"].values(), "the teacher itself"}
     assert lines["the teacher itself"].get_xdata()[0] == 25
     assert list(lines["vqae"].get_xdata()) == [p["all_in_bits"] / 8 for p in at(found, "vqae", "all-in")]
+    assert list(lines["raw + zstd"].get_ydata()) == [1e-3], "at the foot"
     assert list(lines["vqae"].get_ydata()) == [p["kl_T1"] for p in at(found, "vqae", "all-in")]
     held = {line.get_label(): line for line in axes[6].get_lines()}
     assert "the teacher itself" not in held

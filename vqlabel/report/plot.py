@@ -43,7 +43,7 @@ def plot_bits(stats: dict[str, Any], out: Path) -> None:
         raise UsageError(f"{out}: no picture can be written there ({error}); end the name in .png, .svg or .pdf") from None
 
 
-KL_LEAST = 1e-4  # nats; where a lossless method is drawn on a logarithmic axis
+KL_LEAST = 1e-3  # nats; what is less is drawn there: a logarithmic axis has no place for the lossless
 BYTES_LEAST = 1 / 64
 PANELS = {  # part: title, name of the bytes
     "held out": ("held out; fixed parts cost nothing at scale", "bytes per label, codes only"),
