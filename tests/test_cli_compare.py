@@ -73,15 +73,17 @@ def test_the_object_on_stdout_has_these_keys(dump: Path) -> None:
     assert {point["part"] for point in found["points"]} == {"held out", "all-in"}
 
 
-def test_a_picture_is_drawn_and_not_replaced(dump: Path, tmp_path: Path) -> None:
+def test_a_picture_is_drawn_and_not_replaced(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     command = (dump, "--bits", "44", *QUICK, "--plot", tmp_path / "rd.png")
     assert run(*command).exit_code == 0
     assert (tmp_path / "rd.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "rd.png").write_bytes(b"precious")
+    assert run(*command, "--overwrite").exit_code == 0
+    (tmp_path / "rd.png").write_bytes(b"precious")
+    monkeypatch.setattr("vqlabel.report.curve.compare", lambda *_, **__: pytest.fail("minutes before the refusal"))
     refused(4, "rd.png exists; pass --overwrite", *command)
     assert (tmp_path / "rd.png").read_bytes() == b"precious"
-    assert run(*command, "--overwrite").exit_code == 0
     refused(2, "rd.xyz: no picture can be written there", dump, "--plot", tmp_path / "rd.xyz")
     assert [path.name for path in tmp_path.iterdir()] == ["rd.png"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import vqlabel
-from vqlabel import FitConfig, LabelBatch
+from vqlabel import FitConfig, LabelBatch, container
 from vqlabel.bitstream import pack_fixed
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec
@@ -141,7 +141,7 @@ def test_a_tree_is_fitted_for_the_temperature_of_its_students_and_an_array_for_s
 
 def refused(path: Path, message: str) -> None:
     """By everything that decodes, with exit code 3; the container itself is sound."""
-    vqlabel.verify(path)
+    container.verify(path)
     dataset = vqlabel.open(path)
     for read in (lambda: dataset[:], lambda: dataset[359], lambda: list(dataset.batches())):
         with pytest.raises(BadContainer, match=rf"{path.name}: {message}.*; damaged or forged"):

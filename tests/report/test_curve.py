@@ -3,14 +3,16 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from vqlabel.codecs import CODECS, FitHooks
+from vqlabel.codecs import CODECS, Distortion, FitHooks
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, TargetExists, UsageError
 from vqlabel.fitting import measure, read_sample
@@ -73,11 +75,8 @@ def test_a_vqae_has_the_bytes_and_figures_that_its_codec_has(found: dict[str, An
 
 
 def test_all_in_figures_are_those_of_all_sampled_labels_at_once(tree: Path) -> None:
-    import torch
-
-    from vqlabel.codecs import Distortion
-
     sample, _ = read_sample(open_labels(tree))
+    sample = replace(sample, held=3 * sample.held)  # of another power, which squared error is relative to
     peer = PEERS["pca-scalar"].fit(Seen(sample, (1.0,), 0), 24)
     assert peer is not None
     measured, figures = measure_peer(peer, sample), Distortion()
@@ -213,6 +212,7 @@ def test_the_picture_says_what_is_held_out_and_what_is_all_in(
     assert set(lines) == {*found["methods"].values(), "the teacher itself"}
     assert lines["the teacher itself"].get_xdata()[0] == 25
     assert list(lines["vqae"].get_xdata()) == [p["all_in_bits"] / 8 for p in at(found, "vqae", "all-in")]
+    assert list(lines["raw + zstd"].get_ydata()) == [1e-3], "at the foot"
     assert list(lines["vqae"].get_ydata()) == [p["kl_T1"] for p in at(found, "vqae", "all-in")]
     held = {line.get_label(): line for line in axes[6].get_lines()}
     assert "the teacher itself" not in held

@@ -112,17 +112,17 @@ def test_raw_labels_come_back_exactly_and_zstd_never_adds_much(domain: str, dtyp
 
 
 @pytest.mark.parametrize("peer", [Int8, Int4])
-@pytest.mark.parametrize("scale", [1e-6, 1, 3000])
+@pytest.mark.parametrize("scale", [1e-2, 1, 3000])
 def test_an_integer_is_within_half_a_step_of_its_logit(peer: type[Int8] | type[Int4], scale: float, seen: Seen) -> None:
     fitted, x = peer.fit(seen, 8), scale * draw(300, 31, seed=2)
     levels, low, step = fitted.encode(x)
     centred = as_logits(x, "logits")
     assert int(levels.max()) <= 2**peer.width - 1
     error = (fitted.decode((levels, low, step)) - centred).abs()
-    assert bool((error <= torch.from_numpy(step.astype(np.float32)) * 0.5 * (1 + 1e-3)).all())
+    assert bool((error <= step * 0.5 * (1 + 1e-3)).all())
     reach = centred.amax(1) - centred.amin(1)
     coarse = reach / (2**peer.width - 1)
-    assert np.all(step[:, 0] <= 1.02 * coarse.numpy() + 1e-7)
+    assert bool((step[:, 0] <= 1.01 * coarse).all())
 
 
 def test_levels_of_integers_cost_no_more_than_their_width_and_the_ends(seen: Seen) -> None:
@@ -133,7 +133,7 @@ def test_levels_of_integers_cost_no_more_than_their_width_and_the_ends(seen: See
         assert 0.8 * width * 31 + 32 < bits < width * 32 + 32 + 2
     flat = fitted.bits(fitted.encode(torch.ones(100, 31))) / 100
     assert 32 < flat < 34
-    assert torch.isfinite(fitted.decode(fitted.encode(torch.ones(2, 31)))).all()
+    assert float(fitted.encode(torch.ones(2, 31))[2].min()) > 0, "labels that are all alike divide by their step, too"
 
 
 # --- head and tail ------------------------------------------------------------------------------------------------------------------
@@ -285,6 +285,17 @@ def test_labels_that_are_all_alike_are_no_trouble(name: str) -> None:
     x = torch.zeros(100, 5)
     peer = fit(name, Seen(sample_of(x, x), MIX, 0), 64)
     assert through(peer, x)[1]["kl_T1"] < 1e-3
+
+
+def test_the_same_seed_gives_the_same_components_whatever_was_drawn_before() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32))
+    found = []
+    for seed in (3, 3, 4):
+        torch.rand(1)
+        found.append(Seen(sample_of(x, x), MIX, seed).pca[1])
+    first, second, other = found
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -5,14 +5,14 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 import zstandard
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.bitstream import pack_planes
 from vqlabel.codecs.distortion import as_logits
-from vqlabel.report.peers.base import HALF_MOST, Peer, Seen, stored
+from vqlabel.report.peers.base import Peer, Seen, stored
 
 ZSTD_LEVEL = 19
+TINY = 6e-8  # the smallest half: the step of a label whose logits are all alike
 
 
 def squeeze(data: bytes) -> int:
@@ -58,26 +58,27 @@ class Integers(Peer):
     def fit(cls, seen: Seen, bits: int) -> Self:
         return cls(seen.domain)
 
-    def encode(self, labels: Tensor) -> tuple[Tensor, NDArray[np.float16], NDArray[np.float16]]:
-        """Levels [n, C], the smallest logit [n, 1] rounded down, the step [n, 1] rounded up: so no logit is cut off."""
+    def encode(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Levels [n, C] uint8, the smallest logit [n, 1] and the step [n, 1] as fp16 holds them.
+
+        What rounding cuts off at the ends is less than half a step: centred logits lie on both sides of 0.
+        """
         x = as_logits(labels, self.domain)
-        low = _half_below(x.amin(1, keepdim=True))
-        reach = x.amax(1, keepdim=True).numpy() - low.astype(np.float32)
-        step = -_half_below(torch.from_numpy(-reach / (2**self.width - 1)))
-        step = np.maximum(step, np.float16(6e-8))  # a label whose logits are all alike
-        levels = ((x - _floats(low)) / _floats(step)).round_().clamp_(0, 2**self.width - 1)
+        low = stored(x.amin(1, keepdim=True))
+        step = stored((x.amax(1, keepdim=True) - low) / (2**self.width - 1)).clamp_min(TINY)
+        levels = ((x - low) / step).round_().clamp_(0, 2**self.width - 1)
         return levels.to(torch.uint8), low, step
 
-    def bits(self, codes: tuple[Tensor, NDArray[np.float16], NDArray[np.float16]]) -> float:
+    def bits(self, codes: tuple[Tensor, Tensor, Tensor]) -> float:
         levels = codes[0].numpy()
         if self.width == 4:
             levels = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
             levels = levels[:, ::2] | levels[:, 1::2] << 4
         return 8.0 * squeeze(levels.tobytes()) + 32 * len(levels)
 
-    def decode(self, codes: tuple[Tensor, NDArray[np.float16], NDArray[np.float16]]) -> Tensor:
+    def decode(self, codes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         levels, low, step = codes
-        return levels.float() * _floats(step) + _floats(low)
+        return levels.float() * step + low
 
 
 class Int8(Integers):
@@ -90,14 +91,3 @@ class Int4(Integers):
     """16 levels, two in a byte."""
 
     title, width = "int4 + zstd", 4
-
-
-def _half_below(values: Tensor) -> NDArray[np.float16]:
-    """The largest halves that are not above."""
-    halves = stored(values).numpy().astype(np.float16)
-    down = np.nextafter(halves, np.float16(-HALF_MOST))
-    return np.where(halves.astype(np.float32) > values.numpy(), down, halves)
-
-
-def _floats(halves: NDArray[np.float16]) -> Tensor:
-    return torch.from_numpy(halves.astype(np.float32))

@@ -44,7 +44,7 @@ class Faiss(Peer):
 
     @classmethod
     def fit(cls, seen: Seen, bits: int) -> Self | None:
-        width = max(1, min(8, bits, int(math.log2(max(2, len(seen.logits) / POINTS)))))
+        width = max(1, min(8, bits, int(math.log2(len(seen.logits) / POINTS))))
         return cls(seen, bits // width, width) if bits >= width else None
 
     @abstractmethod
