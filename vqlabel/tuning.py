@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
 from vqlabel.codecs.sizing import HEADER, Facts, file_bytes, resolve
 from vqlabel.codecs.train import facts_of
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import UsageError
+from vqlabel.files import check_target
 from vqlabel.fitting import fit_sample, read_sample, with_temperature
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
-REACH_TRIALS = 7
+REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
 CHUNK = 2048
 
 
@@ -72,6 +73,7 @@ def tune(
     began = time.monotonic()
     if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
+    check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     config = with_temperature(config, source)
     sample, held_out = read_sample(source, progress)
@@ -85,12 +87,14 @@ def tune(
             or int(2 * search.facts.labels * sample.classes / (config.ratio or 1))
         )
         best = search.within(budget)
-    codec, report = fit_sample(sample, held_out, best.config, out=out, overwrite=overwrite, progress=progress)
+    codec, report = fit_sample(sample, held_out, best.config, progress=progress)
     size = file_bytes(codec.config, search.facts.labels)
-    return codec, {
-        **report, "budget": budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
+    report |= { "budget": budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
         "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
+    if out is not None:
+        save_codec(codec, out, report, overwrite=overwrite)
+    return codec, report
 
 
 class Search:
@@ -144,25 +148,25 @@ class Search:
     def reach(self, kl: float) -> tuple[Trial, int]:
         """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
         labels, classes = self.facts.labels, self.facts.classes
-        least, most = HEADER + 4 * classes, labels * classes // 2  # 1/4 of fp16: beyond it nobody needs a codec
-        logs: list[tuple[float, float]] = []
-        at, good = math.log(min(most, HEADER + 4 * labels)), None
+        low, high = math.log(HEADER), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
+        at, good, before = min(high, math.log(HEADER + 4 * labels)), None, None
         for _ in range(REACH_TRIALS):
             try:
                 trial = self.run(replace(self.config, bytes=int(math.exp(at)), ratio=None))
             except UsageError:  # nothing is that small
-                at += 0.7
+                low, at = at, (at + high) / 2 if good is None else (at + math.log(good.bytes)) / 2
                 continue
-            found = next(iter(trial.kl.values()))
-            logs.append((at, math.log(max(found, 1e-9))))
-            if found <= kl and (good is None or trial.bytes < good.bytes):
-                good = trial
-            if (good is not None and found > 0.95 * kl >= 0.95 * found) or not self._time_for_more():
+            off = math.log(max(next(iter(trial.kl.values())), 1e-9) / (0.99 * kl))
+            slope = -0.5 if before is None or abs(at - before[0]) < 1e-3 else min(-0.2, (off - before[1]) / (at - before[0]))
+            before = at, off
+            if off <= 0:
+                high, good = at, trial
+            else:
+                low = at
+            if high - low < NEAR or -NEAR < off <= 0 or not self._time_for_more():
                 break
-            slope = -0.5
-            if len(logs) > 1 and abs(logs[-1][0] - logs[-2][0]) > 1e-3:
-                slope = min(-0.2, (logs[-1][1] - logs[-2][1]) / (logs[-1][0] - logs[-2][0]))
-            at = min(math.log(most), max(math.log(least), at + (math.log(0.98 * kl) - logs[-1][1]) / slope))
+            wanted = at - off / slope
+            at = wanted if low < wanted < high else (low + high) / 2
         if good is None:
             nearest = min(self.trials, key=lambda trial: next(iter(trial.kl.values())))
             raise UsageError(

@@ -285,6 +285,6 @@ def test_the_network_is_stored_in_2_bits_more_than_the_rest(asked: int, network:
     labels, context = mixed_labels(noise=0.2)
     config = resolve(FitConfig(weight_bits=asked), facts_of(sample_of(labels, context)))
     for name in ("codebook", "out", "prior.images"):
-        assert bits_of("decoder." + name, config) == asked
+        assert bits_of("decoder." + name, config.weight_bits) == asked
     for name in ("mixed", "inside", "outside"):
         assert bits_of(f"decoder.prior.{name}.weight", config) == bits_of(f"prior.{name}.weight", config) == network

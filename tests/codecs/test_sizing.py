@@ -1,0 +1,92 @@
+"""Sizes from budgets: what is promised before a fit is what the file weighs after it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.codecs import CODECS, FitHooks, LabelSample
+from vqlabel.codecs.sizing import Facts, codec_bytes, file_bytes, resolve
+from vqlabel.errors import UsageError
+from vqlabel.labels import Context
+from vqlabel.report import account
+from vqlabel.vql import VqlFile
+
+FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
+
+
+def facts(**changes: Any) -> Facts:
+    """A dump of 80,000 labels of 1,000 classes, of 2,000 images."""
+    usual: dict[str, Any] = {
+        "labels": 80_000, "seen": 70_000, "classes": 1000, "domain": "logits", "images": 2000, "fields": FIELDS, "view": 160,
+    }  # fmt: skip
+    return Facts(**{**usual, **changes})
+
+
+@pytest.mark.parametrize("ratio", [2000, 1000, 500, 250, 125, 60])
+@pytest.mark.parametrize("changes", [{}, {"images": 0, "fields": ()}, {"classes": 100}, {"classes": 10_000}], ids=str)
+def test_a_budget_is_filled_to_3_percent_and_never_passed(ratio: float, changes: dict[str, Any]) -> None:
+    dump = facts(**changes)
+    budget = 2 * dump.labels * dump.classes / ratio
+    least = 90_000 if not dump.images else 11_000
+    if budget < least:  # a slot's codes alone, or header and two numbers an image
+        with pytest.raises(UsageError, match="do not fit into"):
+            resolve(FitConfig(ratio=ratio), dump)
+        return
+    size = file_bytes(resolve(FitConfig(ratio=ratio), dump), dump.labels)
+    assert 0.97 * budget <= size <= budget
+
+
+def test_a_ratio_is_the_budget_of_as_many_bytes() -> None:
+    assert resolve(FitConfig(ratio=500), facts()) == resolve(FitConfig(bytes=320_000), facts())
+
+
+def test_more_bytes_are_never_a_smaller_codec() -> None:
+    sizes = [codec_bytes(resolve(FitConfig(bytes=size, slots=1), facts())) for size in range(150_000, 900_000, 50_000)]
+    assert sizes == sorted(sizes)
+
+
+def test_what_the_user_names_inside_a_budget_is_kept() -> None:
+    config = resolve(FitConfig(bytes=400_000, slots=3, weight_bits=5, image_width=10, hidden=33), facts())
+    assert (config.slots, config.weight_bits) == (3, 5)
+    assert config.prior is not None and (config.prior.image_width, config.prior.hidden) == (10, 33)
+    assert resolve(FitConfig(bytes=400_000, latent=20), facts()).latent == 20
+    assert resolve(FitConfig(bytes=400_000, bits=8), facts()).slots == 1
+    assert resolve(FitConfig(bytes=400_000, prior=False), facts()).prior is None
+
+
+def test_a_budget_that_holds_nothing_is_refused_with_the_least_that_would_do() -> None:
+    with pytest.raises(UsageError, match=r"80000 labels of 1000 classes do not fit into 9000 bytes; the least is about \d+"):
+        resolve(FitConfig(bytes=9000), facts())
+
+
+def test_two_budgets_are_refused() -> None:
+    with pytest.raises(UsageError, match="are two budgets; give one"):
+        FitConfig(bytes=1000, ratio=10)
+
+
+@pytest.mark.parametrize("options", [{"bits": 12}, {"bits": 12, "weight_bits": 3}, {"bits": 0}, {"prior": False, "bits": 6}], ids=str)
+def test_the_bytes_foretold_are_those_of_the_file(options: dict[str, Any], tmp_path: Path, logits: NDArray[np.float16]) -> None:
+    """All but the header, which is promised with a margin."""
+    labels = torch.from_numpy(logits).flatten(0, 1)
+    image = np.tile(np.arange(logits.shape[1]), len(logits))
+    context = Context(image=image)
+    sample = LabelSample(
+        seen=labels[:-60], held=labels[-60:], seen_context=context.rows(slice(0, -60)), held_context=context.rows(slice(-60, None)),
+        domain="logits", dtype="F16",
+    )  # fmt: skip
+    config = FitConfig(codebook_size=8, epochs=1, **{"prior": True, **options})
+    codec = CODECS["vqae"][0].fit(sample, config, FitHooks()).eval()
+    assert codec_bytes(codec.config) == sum(t.numel() * t.element_size() for t in codec.decoder_tensors().values())
+    path = tmp_path / "a.npy"
+    np.save(path, logits)
+    vqlabel.pack(path, tmp_path / "a.vql", codec=codec)
+    size = account(VqlFile(tmp_path / "a.vql")).bytes
+    without_header = file_bytes(codec.config, len(labels)) - file_bytes(codec.config, 0) + codec_bytes(codec.config)
+    assert size["codec"] == codec_bytes(codec.config)
+    assert abs(size["codes"] + size["codec"] - without_header) < 256

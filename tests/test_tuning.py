@@ -1,0 +1,95 @@
+"""A budget -> a codec inside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.cli import app
+from vqlabel.cli.options import read_size
+from vqlabel.errors import TargetExists, UsageError
+from vqlabel.report import account
+from vqlabel.tuning import Trial, tune
+from vqlabel.vql import VqlFile
+
+
+@pytest.fixture
+def dump(tmp_path: Path, logits: NDArray[np.float16]) -> Path:
+    path = tmp_path / "dump.npy"
+    np.save(path, np.concatenate([logits] * 4))
+    return path
+
+
+QUICK: dict[str, Any] = {"epochs": 2, "codebook_size": 8}
+
+
+def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Path, tmp_path: Path) -> None:
+    budget, trials = 14_000, list[Trial]()
+    codec, report = tune(dump, FitConfig(bytes=budget, **QUICK), minutes=0.2, tried=trials.append, out=tmp_path / "c.safetensors")
+    assert 0.97 * budget <= report["bytes"] <= budget
+    assert len(trials) == len(report["trials"]) > 2
+    assert all(trial.bytes <= budget for trial in trials)
+    chosen = min(trials, key=lambda trial: trial.loss)
+    assert report["config"]["slots"] == chosen.resolved.slots
+    vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
+    size = account(VqlFile(tmp_path / "a.vql")).bytes
+    assert size["codes"] + size["codec"] + size["container"] <= budget
+    assert vqlabel.load_codec(tmp_path / "c.safetensors")[1]["budget"] == budget
+
+
+def test_bits_per_label_count_everything(dump: Path) -> None:
+    labels = 4 * 6 * 60
+    report = tune(dump, FitConfig(**QUICK), bits=90, minutes=0.05)[1]
+    assert report["budget"] == 90 * labels // 8 >= report["bytes"]
+
+
+def test_a_distortion_is_reached_with_few_bytes(dump: Path) -> None:
+    near, far = (tune(dump, FitConfig(temperature=(1.0,), **QUICK), kl=kl, minutes=0.3)[1] for kl in (0.5, 1.5))
+    assert near["held"]["kl_T1"] < 0.6
+    assert near["bytes"] > far["bytes"]
+
+
+@pytest.mark.parametrize(("config", "options"), [({}, {}), ({"bytes": 9999}, {"kl": 1.0}), ({"ratio": 9.0}, {"bits": 3})])
+def test_one_budget_must_be_named(dump: Path, config: dict[str, Any], options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="name one budget"):
+        tune(dump, FitConfig(**config), **options)
+
+
+def test_what_is_there_is_refused_before_any_work(dump: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.safetensors").write_bytes(b"precious")
+    with pytest.raises(TargetExists, match=r"c\.safetensors exists; pass --overwrite"):
+        tune(dump, FitConfig(bytes=14_000), out=tmp_path / "c.safetensors")
+
+
+def test_the_command_tunes_and_pack_takes_fits_flags_and_a_cheaper_rate(dump: Path, tmp_path: Path) -> None:
+    codec, runner = tmp_path / "c.safetensors", CliRunner()
+    quick = ["--epochs", "1", "--codebook-size", "8", "--json"]
+    found = runner.invoke(app, ["tune", str(dump), "-o", str(codec), "--bytes", "14kB", "--minutes", "0.05", *quick])
+    assert found.exit_code == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert report["budget"] == 14_000 >= report["bytes"]
+    assert "slots of 8" in found.stderr
+    packed = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "a.vql"), "--ratio", "8", *quick])
+    assert packed.exit_code == 0, packed.stderr
+    cut = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "b.vql"), "--codec", str(codec), "--bits", "3", "--json"])
+    assert json.loads(cut.stdout)["code_bits"] == 3
+    over = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--bits", "3000"])
+    assert over.exit_code == 2
+    assert "what the codec was fitted with" in over.stderr
+
+
+@pytest.mark.parametrize(("text", "size"), [("500", 500), ("5MB", 5_000_000), ("1.5 kB", 1500), ("2KiB", 2048), ("3gb", 3_000_000_000)])
+def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
+    assert read_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "MB", "5 apples", "five", "1e400"])
+def test_a_size_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="must be a number of bytes"):
+        read_size(text)
