@@ -169,11 +169,6 @@ class VqaeConfig(_Json):
         _check_temperatures(self.temperature)
 
     @property
-    def search_temperature(self) -> tuple[float, ...]:
-        import os
-        return tuple(map(float, os.environ["SEARCH"].split(","))) if "SEARCH" in os.environ else self.temperature
-
-    @property
     def code_bits(self) -> int:
         """Bits of one stored code: ceil(log2 k)."""
         return (self.codebook_size - 1).bit_length()

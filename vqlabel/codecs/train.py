@@ -222,7 +222,7 @@ def _fit_encoder(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> No
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
         basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
-    encoder.basis[..., :width] = basis.view(len(config.search_temperature), config.classes, width)
+    encoder.basis[..., :width] = basis.view(len(config.temperature), config.classes, width)
     encoder.offset[:width] = mean @ basis
     some = torch.randperm(len(seen.labels), generator=generator)[:KMEANS_LABELS].to(seen.labels.device)
     latents = torch.cat([
@@ -241,7 +241,7 @@ def _features(codec: VqaeCodec, part: Part, at: Tensor) -> list[Tensor]:
     assert codec.encoder is not None
     logits = as_logits(part.labels[at], codec.config.domain)
     expected = None if part.known is None else codec.decoder(part.none(at), part.known.rows(at))
-    return [codec.encoder.features(logits, expected, t) for t in codec.config.search_temperature]
+    return [codec.encoder.features(logits, expected, t) for t in codec.config.temperature]
 
 
 def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:

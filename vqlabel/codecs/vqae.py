@@ -40,8 +40,8 @@ class Encoder(nn.Module):
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
-        self.temperature = config.search_temperature
-        self.register_buffer("basis", torch.zeros(len(config.search_temperature), config.classes, config.latent))
+        self.temperature = config.temperature
+        self.register_buffer("basis", torch.zeros(len(config.temperature), config.classes, config.latent))
         self.register_buffer("offset", torch.zeros(config.latent))
         self.register_buffer("codebooks", torch.zeros(config.slots, config.codebook_size, config.code_width))
 
@@ -218,8 +218,8 @@ class VqaeCodec(LabelCodec):
             books = self.encoder.codebooks[:slots]
             found = search(self.encoder(logits, expected), books, config.quantizer, BEAMS[self.effort])[:, 0]
             if order:
-                pull = teacher_pull(logits, config.search_temperature)
-                found = refine(found, self.decoder(found, part), pull, moves, config.search_temperature, order)
+                pull = teacher_pull(logits, config.temperature)
+                found = refine(found, self.decoder(found, part), pull, moves, config.temperature, order)
             codes.append(found)
         return torch.cat(codes)
 

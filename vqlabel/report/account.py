@@ -115,12 +115,12 @@ def account(file: VqlFile) -> Account:
     kind, config = file.codec["kind"], file.codec["config"]
     rows = list(_payloads(file))
     box = file.container
-    tables = sum(s.stop - s.start for name, s in box.sections.items() if name.endswith(CHUNKS))
+    tables = _size(file, CODES + CHUNKS)
     used = 8 + len(box.header_text)
     rows += [
         Row(part="chunk tables", group="container", bytes=tables, grows=PER_LABEL),
         Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
-        Row(part="padding", group="container", bytes=box.header_area - used + _padding(file), grows=FIXED),
+        Row(part="padding", group="container", bytes=box.header_area - used + _size(file, CODES) - box.stored(CODES), grows=FIXED),
     ]
     image = file.columns.image(np.arange(file.records))
     usage = _usage(file) if kind == "vqae" and file.records else None
@@ -138,31 +138,27 @@ def account(file: VqlFile) -> Account:
 
 
 def _payloads(file: VqlFile) -> list[Row]:
-    """Codes, columns and codec tensors, without padding and chunk tables."""
-    rows, codebook, decoder = [], 0, 0
+    """Codes and codec tensors without padding; columns with their padding and chunk tables, which a file without them would not have."""
+    rows, codec = [], {"codebook": 0, "decoder": 0}
     for name, section in file.container.sections.items():
         size = section.stop - section.start
         if name == CODES:
             rows.append(Row(part="codes", group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
         elif name.startswith(CODEC):
-            codebook += size if ".codebook" in name else 0
-            decoder += size if ".codebook" not in name else 0
+            part = "codebook" if ".codebook" in name else "image vectors" if ".prior.images" in name else "decoder"
+            codec[part] = codec.get(part, 0) + size
         elif name.startswith(PREFIX) and not name.endswith(CHUNKS):
             part = name.removeprefix(PREFIX)
             grows = FIXED if part == "image_size" else PER_LABEL
-            stored = file.container.stored(name)
-            rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=stored, grows=grows))
-    rows += [
-        Row(part="codebook", group="codec", bytes=codebook, grows=FIXED),
-        Row(part="decoder", group="codec", bytes=decoder, grows=FIXED),
-    ]
+            size += _size(file, name + CHUNKS)
+            rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=size, grows=grows))
+    rows += [Row(part=part, group="codec", bytes=size, grows=FIXED) for part, size in codec.items()]
     return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.part))
 
 
-def _padding(file: VqlFile) -> int:
-    """Zeros that align compressed chunks."""
-    box = file.container
-    return sum(s.stop - s.start - box.stored(name) for name, s in box.sections.items() if name in box.streams)
+def _size(file: VqlFile, name: str) -> int:
+    section = file.container.sections[name]
+    return section.stop - section.start
 
 
 def _usage(file: VqlFile) -> Usage:
