@@ -74,7 +74,15 @@ def test_the_rows_are_what_the_files_tensors_take(packed: Path) -> None:
         for name, bytes in size.items()
         if name.startswith("columns.") and not name.endswith(".chunks")
     }
-    assert set(columns) == set(found) - {"codes", "codebook", "decoder", "image vectors", "chunk tables", "header and seal", "padding"}
+    assert set(columns) == set(found) - {
+        "codes",
+        "codebook",
+        "decoder",
+        "image vectors",
+        "chunk tables",
+        "header and seal",
+        "padding",
+    }
     assert all(found[name] == bytes for name, bytes in columns.items()), "a column pays for its padding and its chunk table"
 
 

@@ -84,7 +84,9 @@ def test_the_command_tunes_and_pack_takes_fits_flags_and_a_cheaper_rate(dump: Pa
     assert "what the codec was fitted with" in over.stderr
 
 
-@pytest.mark.parametrize(("text", "size"), [("500", 500), ("5MB", 5_000_000), ("1.5 kB", 1500), ("2KiB", 2048), ("3gb", 3_000_000_000)])
+@pytest.mark.parametrize(
+    ("text", "size"), [("500", 500), ("5MB", 5_000_000), ("1.5 kB", 1500), ("2KiB", 2048), ("3gb", 3_000_000_000)]
+)
 def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
     assert read_size(text) == size
 

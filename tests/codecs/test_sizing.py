@@ -70,7 +70,9 @@ def test_two_budgets_are_refused() -> None:
         FitConfig(bytes=1000, ratio=10)
 
 
-@pytest.mark.parametrize("options", [{"bits": 12}, {"bits": 12, "weight_bits": 3}, {"bits": 0}, {"prior": False, "bits": 6}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"bits": 12}, {"bits": 12, "weight_bits": 3}, {"bits": 0}, {"prior": False, "bits": 6}], ids=str
+)
 def test_the_bytes_foretold_are_those_of_the_file(options: dict[str, Any], tmp_path: Path, logits: NDArray[np.float16]) -> None:
     """All but the header, which is promised with a margin."""
     labels = torch.from_numpy(logits).flatten(0, 1)

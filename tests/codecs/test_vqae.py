@@ -206,7 +206,8 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(codec: VqaeCodec)
         build_codec("vqae", {**config, "classes": 1 << 20}, tensors)
 
 
-def test_matrices_travel_as_int8_and_codebooks_with_a_scale_a_vector(codec: VqaeCodec) -> None:
+def test_matrices_of_8_bits_travel_as_int8_and_codebooks_with_a_scale_a_vector(labels: Tensor) -> None:
+    codec = fit(labels, weight_bits=8, epochs=1)
     tensors, latent = codec.decoder_tensors(), codec.config.latent
     assert latent > 8
     book = tensors["decoder.codebook"]

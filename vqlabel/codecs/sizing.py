@@ -16,6 +16,7 @@ NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all lab
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
+FREE_BITS = 6  # of a stored number where nobody named a budget: the least that costs no distortion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
         latent, code_width, quantizer = config.latent or slots * config.code_width, config.code_width, "grouped"
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
-        quantizer=quantizer, weight_bits=config.weight_bits or MOST_BITS, prior=prior, temperature=config.temperature or MIX,
+        quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
     )  # fmt: skip
 
 

@@ -322,7 +322,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
         for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
-            rough = config.weight_bits < 8 and (stage or epoch >= epochs // 2)
+            rough = config.weight_bits < 8 and epoch >= epochs // 2
             weights: dict[str, Tensor] = _as_stored(codec) if rough else dict(decoder.named_parameters())
             known = None if seen.known is None else seen.known.rows(at)
             codes = _codes_of_a_rate(seen, shuffle)
