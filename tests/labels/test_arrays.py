@@ -1,5 +1,6 @@
 """Arrays on disk -> label batches: the very bits, at the right place, and never more of them in memory than a batch."""
 
+import gc
 import os
 import tracemalloc
 import zipfile
@@ -154,6 +155,7 @@ def test_column_order_is_not_turned_in_memory(tmp_path: Path, draw: Draw) -> Non
 def test_a_thousand_shards_keep_no_thousand_files_open(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     for shard in range(20):
         write_array(tmp_path / f"{shard}{file}", draw(4, 3, seed=shard))
+    gc.collect()  # files that other tests left to the collector would close in between
     before = len(os.listdir("/dev/fd"))
     source = open_labels(tmp_path)
     assert len(list(source)) == 20 and len(os.listdir("/dev/fd")) == before
