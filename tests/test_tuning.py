@@ -61,6 +61,12 @@ def test_one_budget_must_be_named(dump: Path, config: dict[str, Any], options: d
         tune(dump, FitConfig(**config), **options)
 
 
+@pytest.mark.parametrize("given", [{"bits": 0.0}, {"bits": -3}, {"kl": 0.0}, {"kl": float("nan")}, {"bits": 9, "minutes": 0}])
+def test_a_budget_of_nothing_is_refused(dump: Path, given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="it must be above 0"):
+        tune(dump, FitConfig(), **given)
+
+
 def test_what_is_there_is_refused_before_any_work(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "c.safetensors").write_bytes(b"precious")
     with pytest.raises(TargetExists, match=r"c\.safetensors exists; pass --overwrite"):
@@ -79,6 +85,9 @@ def test_the_command_tunes_and_pack_takes_fits_flags_and_a_cheaper_rate(dump: Pa
     assert packed.exit_code == 0, packed.stderr
     cut = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "b.vql"), "--codec", str(codec), "--bits", "3", "--json"])
     assert json.loads(cut.stdout)["code_bits"] == 3
+    late = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--ratio", "500"])
+    assert late.exit_code == 2
+    assert "ratio is 500.0; it is for a fit, and this codec is fitted" in late.stderr
     over = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--bits", "3000"])
     assert over.exit_code == 2
     assert "what the codec was fitted with" in over.stderr

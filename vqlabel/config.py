@@ -96,6 +96,11 @@ class FitConfig(_Json):
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
+        budget = self.bytes is not None or self.ratio is not None
+        require(not budget or self.codec == "vqae", "codec", self.codec, "has no sizes that a budget could choose; vqae has")
+        require(
+            not budget or self.code_width is None, "code_width", self.code_width, "cuts code bits that you name: give no budget"
+        )
         alone = self.codec == "vqae" and self.code_width is None
         require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")

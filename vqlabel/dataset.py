@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
-from vqlabel.unpacking import as_tensor, read_codec, read_context
+from vqlabel.unpacking import as_tensor, decode, read_codec
 from vqlabel.vql import VqlFile
 
 
@@ -100,8 +100,7 @@ class VqlDataset(Dataset[Tensor]):
     @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        labels: Tensor = self.decoder(codes, read_context(self.file, self.decoder, index))
-        return labels
+        return decode(self.file, self.decoder, codes, index)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

@@ -180,9 +180,9 @@ def _stack(batches: list[LabelBatch]) -> Tensor:
     return torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
 
 
-def measure(codec: LabelCodec, sample: LabelSample, part: str) -> dict[str, float]:
-    """Distortion at T = 1, 4, 20 of the `part` ("seen" or "held") of a sample, through encode and decode."""
-    figures = Distortion(domain=sample.domain)
+def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
+    """Distortion at these temperatures of the `part` ("seen" or "held") of a sample, through encode and decode."""
+    figures = Distortion(temperatures=temperatures, domain=sample.domain)
     with torch.inference_mode():
         for labels, context in sample.steps(part, CHUNK):
             figures.add(labels, codec.decode(codec.encode(labels, context), context))

@@ -7,23 +7,20 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import torch
-
-from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
-from vqlabel.codecs.sizing import HEADER, Facts, file_bytes, resolve
-from vqlabel.codecs.train import facts_of
+from vqlabel.codecs.sizing import HEADER, Facts, budget_of, file_bytes, resolve
+from vqlabel.codecs.train import facts_of, usual_epochs
 from vqlabel.config import FitConfig, VqaeConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import UsageError, require
 from vqlabel.files import check_target
-from vqlabel.fitting import fit_sample, read_sample, with_temperature
+from vqlabel.fitting import fit_sample, measure, read_sample, with_temperature
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
 REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
-CHUNK = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +36,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
-        said = {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
-        return {**said, "prior": self.resolved.prior is not None}
+        return {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
 
 
 def tune(
@@ -73,23 +69,25 @@ def tune(
     began = time.monotonic()
     if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
+    for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
+        require(value is None or 0 < value < math.inf, name, value, "must be above 0")
     check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     config = with_temperature(config, source)
     sample, held_out = read_sample(source, progress)
+    if bits is not None:
+        config = replace(config, bytes=max(1, int(bits * facts_of(sample).labels / 8)))
     search = Search(sample, config, began + 60 * minutes, tried)
-    if kl is not None:
-        best, budget = search.reach(kl)
+    budget = budget_of(config, search.facts)
+    if budget is None:
+        assert kl is not None
+        best = search.reach(kl)
     else:
-        budget = (
-            config.bytes
-            or int((bits or 0) * search.facts.labels / 8)
-            or int(2 * search.facts.labels * sample.classes / (config.ratio or 1))
-        )
         best = search.within(budget)
     codec, report = fit_sample(sample, held_out, best.config, progress=progress)
     size = file_bytes(codec.config, search.facts.labels)
-    report |= { "budget": budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
+    report |= {
+        "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
         "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     if out is not None:
@@ -145,7 +143,7 @@ class Search:
             return best
         return trial if trial.loss < best.loss else best
 
-    def reach(self, kl: float) -> tuple[Trial, int]:
+    def reach(self, kl: float) -> Trial:
         """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
         labels, classes = self.facts.labels, self.facts.classes
         low, high = math.log(HEADER), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
@@ -173,7 +171,7 @@ class Search:
                 f"--kl {kl:g} was not reached in the time; the nearest is {next(iter(nearest.kl.values())):.3f} with {nearest.bytes} bytes "
                 "(--minutes gives more time)"
             )
-        return good, good.bytes
+        return good
 
     def run(self, config: FitConfig) -> Trial:
         """Fit quickly and judge held out; a shape that was tried before costs nothing."""
@@ -182,9 +180,10 @@ class Search:
             if trial.resolved == resolved:
                 return trial
         began = time.monotonic()
-        passes = max(1, round(QUICK * (config.epochs or max(4, min(20, 300_000 // max(1, len(self.sample.seen)))))))
+        passes = max(1, round(QUICK * (config.epochs or usual_epochs(self.sample))))
         codec = CODECS["vqae"][0].fit(self.sample, replace(config, epochs=passes), FitHooks()).eval()
-        kl = held_kl(codec, self.sample)
+        found = measure(codec, self.sample, "held", codec.config.temperature)
+        kl = {name: value for name, value in found.items() if name.startswith("kl_")}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
         trial = Trial(
             config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.facts.labels), loss=round(loss, 6), kl=kl,
@@ -198,12 +197,3 @@ class Search:
         """Whether another trial leaves time for the whole fit."""
         longest = max(trial.seconds for trial in self.trials)
         return time.monotonic() + longest * (1 + 1 / QUICK) < self.until
-
-
-def held_kl(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
-    """KL of the held-out labels through encode and decode, at each temperature of the codec, the lowest first."""
-    figures = Distortion(temperatures=codec.config.temperature, domain=sample.domain)
-    with torch.inference_mode():
-        for labels, context in sample.steps("held", CHUNK):
-            figures.add(labels, codec.decode(codec.encode(labels, context), context))
-    return {name: round(value, 6) for name, value in figures.figures().items() if name.startswith("kl_")}

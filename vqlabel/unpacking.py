@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,6 @@ from torch import Tensor
 from vqlabel.codecs import LabelCodec, build_codec
 from vqlabel.errors import BadContainer, TargetExists, UsageError, require
 from vqlabel.files import appearing
-from vqlabel.labels import Context
 from vqlabel.labels.sre2l import is_tree, write_batch, write_order
 from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, VqlFile
@@ -54,26 +54,29 @@ def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device
     step = max(1, min(DECODE_RECORDS, DECODE_BYTES // (4 * file.classes)))
     for at in range(start, stop, step):
         end = min(at + step, stop)
-        context = read_context(file, codec, np.arange(at, end))
         with torch.inference_mode():  # not around the yield: the mode would be on in the caller's code
-            labels = codec.decode(as_tensor(file.codes(at, end), device), context)
+            labels = decode(file, codec, as_tensor(file.codes(at, end), device), np.arange(at, end))
         yield labels
 
 
-def read_context(file: VqlFile, codec: LabelCodec, record: NDArray[np.int64]) -> Context | None:
-    """What the file says of these records, where its codec asks for it.
+def decode(file: VqlFile, codec: LabelCodec, codes: Tensor, record: NDArray[np.int64]) -> Tensor:
+    """[n, C] labels of these records from their codes [n, m], and from what the file says of them where the codec asks for it.
 
     Raises:
-        BadContainer: it says too little for the codec, or names an image that the codec's prior has not: a file that contradicts itself.
+        BadContainer: see `blaming`.
     """
-    if not codec.uses_context:
-        return None
-    context = file.columns.context(record)
+    with blaming(file):
+        return codec.decode(codes, file.columns.context(record) if codec.uses_context else None)
+
+
+@contextmanager
+def blaming(file: VqlFile) -> Iterator[None]:
+    """A context that says too little for the codec, or names an image that the codec's prior has not, makes a file contradict itself:
+    BadContainer."""
     try:
-        codec.check_context(context)
+        yield
     except UsageError as error:
         raise BadContainer(f"{file.container.path}: {str(error).partition('; ')[0]}; damaged or forged") from None
-    return context
 
 
 def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "cpu") -> Tensor:

@@ -5,7 +5,7 @@ from os import PathLike
 import numpy as np
 
 from vqlabel.container import verify as verify_bytes
-from vqlabel.unpacking import read_codec, read_context
+from vqlabel.unpacking import blaming, read_codec
 from vqlabel.vql import VqlFile
 
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # read at a time; a code takes 4 bytes at most
@@ -31,5 +31,7 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
     for at in range(0, file.records, step):
         stop = min(at + step, file.records)
         file.codes(at, stop)
-        read_context(file, codec, np.arange(at, stop))
+        if codec.uses_context:
+            with blaming(file):
+                codec.check_context(file.columns.context(np.arange(at, stop)))
     return found

@@ -65,6 +65,12 @@ def test_a_budget_that_holds_nothing_is_refused_with_the_least_that_would_do() -
         resolve(FitConfig(bytes=9000), facts())
 
 
+@pytest.mark.parametrize("options", [{"codec": "topk"}, {"codec": "raw"}, {"code_width": 4}])
+def test_a_budget_for_a_codec_that_cannot_heed_it_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=next(iter(options))):
+        FitConfig(ratio=100, **options)
+
+
 def test_two_budgets_are_refused() -> None:
     with pytest.raises(UsageError, match="are two budgets; give one"):
         FitConfig(bytes=1000, ratio=10)

@@ -108,6 +108,15 @@ def test_a_codec_fitted_for_a_high_temperature_is_better_there(labels: Tensor) -
     assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))
 
 
+def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
+    """The pull of such labels would leave half precision if it were not scaled to it."""
+    two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
+    started, trained = (
+        loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 100)
+    )
+    assert trained < 0.9 * started
+
+
 def test_probabilities_are_coded_as_well_as_their_logits(labels: Tensor, codec: VqaeCodec) -> None:
     probs = torch.softmax(labels.float(), 1)
     shares = fit(probs, domain="probs")

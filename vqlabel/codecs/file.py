@@ -1,5 +1,6 @@
 """A fitted codec <-> one safetensors file: decoder, encoder, resolved configuration, and what was measured when it was fitted."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from os import PathLike
@@ -13,7 +14,7 @@ from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import FitConfig
-from vqlabel.errors import BadContainer, UsageError
+from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.files import appearing
 
 KEY = "vqlabel.codec"
@@ -82,8 +83,13 @@ def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
     """A fitted codec at the rate that `config` names in bits or slots; where it names none, the codec itself.
 
     Raises:
-        UsageError: the codec has fewer bits, or is of a kind of one rate.
+        UsageError: the codec has fewer bits, or is of a kind of one rate; `config` names what only a fit can heed.
     """
+    heeded, usual = ("bits", "slots", "codec", "seed", "device"), FitConfig()
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        fits = field.name in heeded or given == getattr(usual, field.name)
+        require(fits, field.name, given, "is for a fit, and this codec is fitted; leave it out, or name no codec file")
     if config.bits is None and config.slots is None:
         return codec
     if not isinstance(codec, VqaeCodec):

@@ -1,6 +1,6 @@
 """What a user named, and what the dump is -> every number of the codec. A budget in bytes -> the largest codec inside it.
 
-The rules below were read off many `vqlabel tune` runs (docs/how-it-works.md): a fit takes seconds, so they need only be near.
+The rules below are plain guesses at what suits most dumps; `vqlabel tune` tries what is around them.
 """
 
 import math
@@ -66,10 +66,15 @@ def resolve(config: FitConfig, facts: Facts) -> VqaeConfig:
     prior = None if config.prior is False or config.code_width is not None else _prior(config, facts)
     if config.prior and prior is None:
         raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
-    budget = config.bytes
-    if config.ratio is not None:
-        budget = int(2 * facts.labels * facts.classes / config.ratio)
+    budget = budget_of(config, facts)
     return _plain(config, facts, prior) if budget is None else _within(config, facts, prior, budget)
+
+
+def budget_of(config: FitConfig, facts: Facts) -> int | None:
+    """Bytes that a file may have without augmentation and order; None: nobody named a budget."""
+    if config.ratio is not None:
+        return int(2 * facts.labels * facts.classes / config.ratio)
+    return config.bytes
 
 
 def _prior(config: FitConfig, facts: Facts) -> PriorConfig | None:

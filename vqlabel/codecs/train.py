@@ -42,9 +42,14 @@ class Part:
     """Labels of the sample, seen or held out, as the training loop takes them."""
 
     labels: Tensor  # [n, C] in the dump's domain
-    pull: Tensor  # [n, C] half precision, times 1024: see `teacher_pull`
+    halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
+    unit: float  # what one of `halves` stands for
     known: Known | None
     codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
+
+    def pull(self, at: Tensor) -> Tensor:
+        """[b, C] float32 `teacher_pull` of the labels `at`."""
+        return self.halves[at].float().mul_(self.unit)
 
     def none(self, at: Tensor) -> Tensor:
         """No codes for the labels `at`: [n, 0]."""
@@ -62,6 +67,11 @@ def facts_of(sample: LabelSample) -> Facts:
     )
 
 
+def usual_epochs(sample: LabelSample) -> int:
+    """Passes over the labels that a fit sees, in each of its trainings, where nobody names them."""
+    return max(4, min(20, 300_000 // max(1, len(sample.seen))))
+
+
 def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> None:
     """Fit `codec` in place; the same seed on the same machine gives the same bytes, interrupted and resumed or not."""
     device = torch.device(config.device)
@@ -73,7 +83,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         _start_map(codec, parts[0], generator)
     if state["stage"] > 0 or state["training"] is not None:
         _restore(codec, parts, state)
-    epochs = config.epochs if config.epochs is not None else max(4, min(20, 300_000 // max(1, len(sample.seen))))
+    epochs = usual_epochs(sample) if config.epochs is None else config.epochs
     rates = _rates(config, codec)
     while state["stage"] <= ROUNDS:
         stage = state["stage"]
@@ -84,9 +94,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
                     raise UsageError(
                         "0 slots leave nothing but a prior, and it knows these labels no better than their mean does; give --bits"
                     )
-                codec.forget_prior()
-                for part in parts:
-                    part.known = None
+                _forget_prior(codec, parts)
         elif stage > 0 and codec.config.slots:
             _train(codec, parts, epochs, state, hooks)
         if stage == 0 and codec.config.slots:
@@ -120,20 +128,25 @@ def _rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
 
 def _restore(codec: VqaeCodec, parts: tuple[Part, Part], state: dict[str, Any]) -> None:
     if codec.config.prior is not None and not state["has prior"]:
-        codec.forget_prior()
-        for part in parts:
-            part.known = None
+        _forget_prior(codec, parts)
     codec.load_state_dict(state["codec"])
     for part, codes in zip(parts, state["codes"], strict=True):
         part.codes = codes
 
 
+def _forget_prior(codec: VqaeCodec, parts: tuple[Part, Part]) -> None:
+    codec.forget_prior()
+    for part in parts:
+        part.known = None
+
+
 def _part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device) -> Part:
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config
-    pull = torch.cat([(1024 * teacher_pull(as_logits(x, config.domain), config.temperature)).half() for x in labels.split(CHUNK)])
+    unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
+    halves = torch.cat([(teacher_pull(as_logits(x, config.domain), config.temperature) / unit).half() for x in labels.split(CHUNK)])
     known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
-    return Part(labels, pull, known, {})
+    return Part(labels, halves, unit, known, {})
 
 
 @torch.no_grad()
@@ -175,10 +188,8 @@ def _start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None
 def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
-    constant = _best_constant(seen.pull.float().mean(0, keepdim=True) / 1024, codec.config.temperature)
-    logits = constant.expand(len(held.pull), -1)
-    entropy = _entropy(codec, held)
-    without = mixed_cross_entropy(logits, held.pull / 1024, codec.config.temperature).mean().item() - entropy
+    constant = _best_constant(_mean_pull(seen), codec.config.temperature)
+    without = mixed_cross_entropy(constant, _mean_pull(held), codec.config.temperature).item() - _entropy(codec, held)
     return _judge(codec, held)["loss"] < (1 - EARNS) * without
 
 
@@ -200,13 +211,27 @@ def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
     return logits.detach()
 
 
+def _mean_pull(part: Part) -> Tensor:
+    """[1, C]; the loss is linear in it."""
+    total = sum(part.pull(at).sum(0, keepdim=True) for at in _chunks(part))
+    assert isinstance(total, Tensor)
+    return total / len(part.labels)
+
+
 def _entropy(codec: VqaeCodec, part: Part) -> float:
     """What `mixed_cross_entropy` is above `mixed_kl`, a mean over labels."""
     total = 0.0
-    for x, pull in zip(part.labels.split(CHUNK), part.pull.split(CHUNK), strict=True):
-        logits = as_logits(x, codec.config.domain)
-        total += mixed_cross_entropy(logits, pull / 1024, codec.config.temperature).sum().item()
+    for at in _chunks(part):
+        logits = as_logits(part.labels[at], codec.config.domain)
+        total += mixed_cross_entropy(logits, part.pull(at), codec.config.temperature).sum().item()
     return total / len(part.labels)
+
+
+def _chunks(part: Part, most: int | None = None) -> tuple[Tensor, ...]:
+    """Indices of its labels, or of the first `most`, CHUNK at a time."""
+    count = len(part.labels) if most is None else min(most, len(part.labels))
+    chunks: tuple[Tensor, ...] = torch.arange(count, device=part.labels.device).split(CHUNK)
+    return chunks
 
 
 @torch.no_grad()
@@ -276,7 +301,7 @@ def _start_codebooks(codec: VqaeCodec, seen: Part) -> None:
     decoder.codebook.copy_(encoder.codebooks / size.clamp_min(1e-12))
     d, codes = config.latent, seen.codes[config.slots]
     square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
-    for at in torch.arange(len(seen.labels), device=seen.labels.device).split(CHUNK):
+    for at in _chunks(seen):
         z = torch.nn.functional.pad(decoder.latent(codes[at]), (0, 1), value=1.0)
         rest = as_logits(seen.labels[at], config.domain)
         if seen.known is not None:
@@ -329,7 +354,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
             codes = seen.none(at) if codes is None else codes[at]
             with quick_matmul(seen.labels.device):
                 out = functional_call(decoder, weights, (codes, known))
-            loss = mixed_cross_entropy(out.float(), seen.pull[at].float() / 1024, config.temperature).mean()
+            loss = mixed_cross_entropy(out.float(), seen.pull(at), config.temperature).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -368,7 +393,7 @@ def _judge(codec: VqaeCodec, part: Part) -> dict[str, float]:
     config = codec.config
     figures = Distortion(temperatures=config.temperature)
     weights = codec.rounded_decoder()
-    for at in torch.arange(min(JUDGED, len(part.labels)), device=part.labels.device).split(CHUNK):
+    for at in _chunks(part, JUDGED):
         known = None if part.known is None else part.known.rows(at)
         codes = part.codes[max(part.codes)][at] if part.codes else part.none(at)
         figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (codes, known)))
