@@ -13,7 +13,7 @@ from vqlabel.codecs.distortion import as_logits, hellinger_features, teacher_pul
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.quantizer import search
-from vqlabel.codecs.refine import refine
+from vqlabel.codecs.refine import Refiner
 from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink, take
 from vqlabel.codecs.train import facts_of, fit_vqae
@@ -94,11 +94,12 @@ class Decoder(nn.Module):
         z = F.embedding(rows, self.codebook.view(slots * k, width)).flatten(1)
         return F.pad(z, (0, (slots - used) * width))
 
-    def moves(self) -> list[Tensor]:
-        """m of [k, C]: what each code of a slot adds to the logits."""
+    def books(self) -> Tensor:
+        """[m, k, d_h]: what each code of a slot adds to the latent."""
         if self.residual:
-            return [book @ self.out for book in self.codebook]
-        return [book @ rows for book, rows in zip(self.codebook, self.out.split(self.codebook.shape[2]), strict=True)]
+            return self.codebook
+        width, whole = self.codebook.shape[2], len(self.out)
+        return torch.stack([F.pad(book, (at * width, whole - (at + 1) * width)) for at, book in enumerate(self.codebook)])
 
 
 class VqaeCodec(LabelCodec):
@@ -208,7 +209,7 @@ class VqaeCodec(LabelCodec):
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
         assert self.encoder is not None, "a codec read from a .vql decodes only"
         order = [*range(max(0, slots - REFINED[self.effort]), slots)] * SWEEPS[self.effort]
-        moves = self.decoder.moves() if order else []
+        refiner = Refiner(self.decoder.books(), self.decoder.out, self.decoder.bias, config.temperature) if order else None
         codes = [torch.empty(0, slots, dtype=torch.long, device=labels.device)]
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
@@ -217,9 +218,8 @@ class VqaeCodec(LabelCodec):
             expected = None if part is None else self.decoder(none, part)
             books = self.encoder.codebooks[:slots]
             found = search(self.encoder(logits, expected), books, config.quantizer, BEAMS[self.effort])[:, 0]
-            if order:
-                pull = teacher_pull(logits, config.temperature)
-                found = refine(found, self.decoder(found, part), pull, moves, config.temperature, order)
+            if refiner is not None:
+                found = refiner(found, self.decoder(found, part), teacher_pull(logits, config.temperature), order)
             codes.append(found)
         return torch.cat(codes)
 
