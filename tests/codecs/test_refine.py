@@ -50,7 +50,7 @@ def test_one_slot_refined_is_the_best_there_is(temperatures: tuple[float, ...]) 
 
 @pytest.mark.parametrize("temperatures", [(20.0,), (16.0, 40.0), (1.0, 4.0, 20.0)], ids=str)
 def test_at_high_temperatures_a_second_order_polynomial_finds_as_good_codes(temperatures: tuple[float, ...]) -> None:
-    teacher, moves, base = draw(3)
+    teacher, moves, base = draw(3, 8.0)
     pull, codes = teacher_pull(teacher, temperatures), any_codes(3)
     before = mixed_cross_entropy(decoded(base, moves, codes), pull, temperatures)
     found = refine(codes, base, pull, moves, temperatures, [0, 1, 2] * 4)
