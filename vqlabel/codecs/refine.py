@@ -36,12 +36,13 @@ class Refiner:
         self.far = [t for t in temperatures if t >= FLAT]
         self.moves = list(books @ out)  # m of [k, C]
         self.grown = [[(move / t).clamp(-CLAMP, CLAMP).exp_() for t in self.near] for move in self.moves]
-        self.curvature = out.new_zeros(len(out), len(out))
+        curvature = out.new_zeros(len(out), len(out))
         for t in self.far:
             usual = F.softmax(bias / t, 0)
             mean = out @ usual
-            self.curvature += temperature_weight(t) * ((out * usual) @ out.T - torch.outer(mean, mean))
-        self.bend = 0.5 * ((books @ self.curvature) * books).sum(2)  # [m, k]
+            curvature += temperature_weight(t) * ((out * usual) @ out.T - torch.outer(mean, mean))
+        self.turn = books @ curvature  # [m, k, d]: what each code adds to the slope
+        self.bend = 0.5 * (self.turn * books).sum(2)  # [m, k]
 
     def __call__(self, codes: Tensor, logits: Tensor, pull: Tensor, order: Sequence[int]) -> Tensor:
         """The codes after one step for every slot of `order`.
@@ -58,12 +59,11 @@ class Refiner:
         codes = codes.clone()
         slope = self._slope(logits, pull)
         for slot in order:
-            book = self.books[slot]
-            slope = slope - book[codes[:, slot]] @ self.curvature if self.far else slope
+            slope = slope - self.turn[slot][codes[:, slot]] if self.far else slope
             rest = logits - self.moves[slot][codes[:, slot]] if self.near else logits
             codes[:, slot] = self.best_code(slot, rest, slope)
             logits = rest.add_(self.moves[slot][codes[:, slot]]) if self.near else logits
-            slope = slope + book[codes[:, slot]] @ self.curvature if self.far else slope
+            slope = slope.add_(self.turn[slot][codes[:, slot]]) if self.far else slope
         return codes
 
     def best_code(self, slot: int, logits: Tensor, slope: Tensor) -> Tensor:

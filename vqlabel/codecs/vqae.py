@@ -77,12 +77,15 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """[n, j] codes of the first j slots -> [n, C] logits, of no particular shift."""
-        z = 0 if known is None or self.prior is None else self.prior(known)
+        expected = None if known is None or self.prior is None else self.prior(known)
         if codes.shape[1]:
-            z = z + self.latent(codes)
-        elif isinstance(z, int):
-            return self.bias.expand(len(codes), -1)
-        return torch.addmm(self.bias, z, self.out)
+            z = self.latent(codes)
+            return self.logits(z if expected is None else expected + z)
+        return self.bias.expand(len(codes), -1) if expected is None else self.logits(expected)
+
+    def logits(self, latent: Tensor) -> Tensor:
+        """[n, d_h] -> [n, C]."""
+        return torch.addmm(self.bias, latent, self.out)
 
     def latent(self, codes: Tensor) -> Tensor:
         """[n, j] -> [n, d_h]."""
@@ -213,13 +216,17 @@ class VqaeCodec(LabelCodec):
         codes = [torch.empty(0, slots, dtype=torch.long, device=labels.device)]
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
-            part = None if known is None else known.rows(slice(at, at + ENCODE_CHUNK))
-            none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
-            expected = None if part is None else self.decoder(none, part)
+            z = (
+                None
+                if known is None or self.decoder.prior is None
+                else self.decoder.prior(known.rows(slice(at, at + ENCODE_CHUNK)))
+            )
             books = self.encoder.codebooks[:slots]
-            found = search(self.encoder(logits, expected), books, config.quantizer, BEAMS[self.effort])[:, 0]
+            latent = self.encoder(logits, None if z is None else self.decoder.logits(z))
+            found = search(latent, books, config.quantizer, BEAMS[self.effort])[:, 0]
             if refiner is not None:
-                found = refiner(found, self.decoder(found, part), teacher_pull(logits, config.temperature), order)
+                start = self.decoder.latent(found) if z is None else self.decoder.latent(found) + z
+                found = refiner(found, self.decoder.logits(start), teacher_pull(logits, config.temperature), order)
             codes.append(found)
         return torch.cat(codes)
 
