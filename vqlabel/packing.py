@@ -110,8 +110,6 @@ def check_codec(codec: LabelCodec, source: LabelSource) -> None:
         raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
     if codec.kind == "raw" and config.dtype != source.dtype:
         raise UsageError(f"{source.path} is {source.dtype}, the raw codec {config.dtype}; fit raw on this dump (it takes no time)")
-    if codec.kind == "vqae" and codec.code_bits and not codec.encoder_tensors():
-        raise UsageError("this codec came out of a .vql file and has no encoder; use the codec file that `vqlabel fit` wrote")
 
 
 def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:

@@ -204,7 +204,6 @@ def test_a_prior_alone_takes_no_bits_and_is_better_than_some() -> None:
     labels, context = mixed_labels(noise=0.2)
     alone, coded = fit(labels, context, bits=0), fit(labels, context, bits=3, prior=False)
     assert alone.code_bits == []
-    assert alone.encoder is None
     assert held_loss(alone, labels, context) < 0.8 * held_loss(coded, labels, context)
 
 

@@ -1,4 +1,4 @@
-"""The codecs, by kind, and the codec file: one safetensors file with decoder, encoder and resolved configuration."""
+"""The codecs, by kind, and the codec file: one safetensors file with decoder and resolved configuration."""
 
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.calibration import Calibration

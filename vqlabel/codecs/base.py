@@ -53,7 +53,7 @@ class FitHooks:
 class LabelCodec(nn.Module, ABC):
     """Base of the codecs.
 
-    A codec's decoder travels inside the `.vql`; its encoder (if it has one) only in the codec file.
+    What it decodes by, it encodes by: the same tensors travel in the `.vql` and lie in the codec file.
     """
 
     kind: ClassVar[str]
@@ -69,7 +69,7 @@ class LabelCodec(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Any, tensors: Mapping[str, Tensor]) -> Self:
-        """From a resolved configuration and the tensors of `decoder_tensors` and, where there, `encoder_tensors`.
+        """From a resolved configuration and the tensors of `decoder_tensors`.
 
         Raises:
             BadContainer: a tensor is missing, of another shape or not finite.
@@ -93,10 +93,6 @@ class LabelCodec(nn.Module, ABC):
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         """What a reader needs, by name, in the types that travel."""
-        return {}
-
-    def encoder_tensors(self) -> dict[str, Tensor]:
-        """What only a packer needs."""
         return {}
 
     def set_effort(self, effort: str) -> None:

@@ -1,4 +1,4 @@
-"""A fitted codec <-> one safetensors file: decoder, encoder, resolved configuration, and what was measured when it was fitted."""
+"""A fitted codec <-> one safetensors file: decoder, resolved configuration, and what was measured when it was fitted."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def save_codec(
     said = {"kind": codec.kind, "config": codec.config.to_dict(), "report": dict(report or {})}
     metadata = {KEY: json.dumps(said, sort_keys=True)}
     with appearing(Path(path), overwrite=overwrite) as partial:
-        partial.write_bytes(save({**codec.decoder_tensors(), **codec.encoder_tensors()}, metadata))
+        partial.write_bytes(save(codec.decoder_tensors(), metadata))
 
 
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:

@@ -1,9 +1,7 @@
-"""Latents <-> codebook indices: k-means by growing dimensions, residual or grouped slots, beam search over residual slots."""
+"""Latents -> codebooks and their indices: k-means by growing dimensions, residual or grouped slots."""
 
 import torch
 from torch import Tensor
-
-from vqlabel.codecs.precision import quick_matmul
 
 GROWTH = 5  # steps by which k-means grows from one dimension to all
 LLOYD = 4  # Lloyd iterations a step
@@ -79,44 +77,17 @@ def _lloyd(points: Tensor, centroids: Tensor, generator: torch.Generator) -> Ten
     return centroids
 
 
-def search(latents: Tensor, codebooks: Tensor, quantizer: str, beam: int) -> Tensor:
-    """The best code sequences found for each latent, the nearest first.
-
-    Residual slots keep the `beam` best sequences after every slot; grouped slots are independent, so the nearest code of each is
-    the optimum and one sequence is returned.
+def quantize(latents: Tensor, codebooks: Tensor, quantizer: str) -> Tensor:
+    """[n, m] int64: of every slot in turn the nearest code, of what the slots before it left or of its own group's numbers.
 
     Args:
         latents: [n, d_h]; codebooks: [m, k, d_c].
-
-    Returns:
-        [n, b, m] int64, b = min(beam, k**m) for residual slots, 1 for grouped ones.
     """
     if quantizer == "grouped":
         parts = latents.chunk(len(codebooks), 1)
-        return torch.stack([nearest(part, book) for part, book in zip(parts, codebooks, strict=True)], 1)[:, None]
-    return torch.cat([_beam(part, codebooks, beam) for part in latents.split(CHUNK)])
-
-
-def _beam(latents: Tensor, codebooks: Tensor, beam: int) -> Tensor:
-    n, k = len(latents), codebooks.shape[1]
-    squares = codebooks.square().sum(2)  # [m, k]
-    rest, b = latents, 1  # [n * b, d]: what each kept sequence has still to code
-    codes = torch.empty(n, 0, dtype=torch.long, device=latents.device)
-    error = latents.new_zeros(n, 1)  # squared distance of each sequence, less that of the latent itself
-    first = torch.arange(n, device=latents.device)[:, None]
-    for codebook, square in zip(codebooks, squares, strict=True):
-        with quick_matmul(latents.device):
-            cross = rest @ codebook.T  # [n * b, k]
-        found = torch.add(square, cross, alpha=-2).view(n, b, k)
-        if beam == 1:
-            at = found.view(n, k).argmin(1, keepdim=True)
-        else:
-            found += error[..., None]
-            error, at = found.view(n, b * k).topk(min(beam, b * k), 1, largest=False, sorted=False)
-        parent = (first * b + at // k).flatten()
-        code = (at % k).flatten()
-        rest = rest.index_select(0, parent).sub_(codebook.index_select(0, code))
-        codes = torch.cat([codes.index_select(0, parent), code[:, None]], 1)
-        b = at.shape[1]
-    order = error.argsort(1) if beam > 1 else torch.zeros(n, 1, dtype=torch.long, device=latents.device)
-    return codes.view(n, b, len(codebooks)).gather(1, order[..., None].expand(-1, -1, len(codebooks)))
+        return torch.stack([nearest(part, book) for part, book in zip(parts, codebooks, strict=True)], 1)
+    codes = []
+    for codebook in codebooks:
+        codes.append(nearest(latents, codebook))
+        latents = latents - codebook[codes[-1]]
+    return torch.stack(codes, 1)

@@ -16,10 +16,17 @@ from torch import Tensor
 from torch.func import functional_call
 
 from vqlabel.codecs.base import FitHooks, LabelSample
-from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, teacher_pull, temperature_weight
+from vqlabel.codecs.distortion import (
+    Distortion,
+    as_logits,
+    hellinger_features,
+    mixed_cross_entropy,
+    teacher_pull,
+    temperature_weight,
+)
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import Known, describe_context, read_context
-from vqlabel.codecs.quantizer import fit_codebooks
+from vqlabel.codecs.quantizer import fit_codebooks, quantize
 from vqlabel.codecs.sizing import Facts
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -100,13 +107,11 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         if stage == 0 and codec.config.slots:
             generator = torch.Generator().manual_seed(config.seed + 1)
             hooks.progress("codebooks", 0, 1, {})
-            _fit_encoder(codec, parts[0], generator)
-            _choose(codec, parts, "fast", rates[:1])
-            _start_codebooks(codec, parts[0])
+            _start_codebooks(codec, parts[0], generator)
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
-            _choose(codec, parts, "normal", rates)
+            _choose(codec, parts, rates)
             hooks.progress("choosing codes", 1, 1, {})
         state = {
             "stage": stage + 1, "seed": config.seed, "training": None, "codec": codec.state_dict(),
@@ -235,38 +240,38 @@ def _chunks(part: Part, most: int | None = None) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def _fit_encoder(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
-    """PCA of the features on a bounded number of labels, then codebooks on all latents."""
-    config, encoder = codec.config, codec.encoder
-    assert encoder is not None
+def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Where the decoder starts: codebooks [m, k, d_c] and codes [n, m] by k-means in a space whose plain distance is KL.
+
+    That space is PCA of Hellinger features; with a prior, of what the label's are more than the predicted label's.
+    """
+    config = codec.config
     some = torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)
-    features = torch.cat([torch.cat(_features(codec, seen, at), 1) for at in some.split(CHUNK)])
+    features = torch.cat([_features(codec, seen, at) for at in some.split(CHUNK)])
     mean = features.mean(0)
     features -= mean
     width = min(config.latent, *features.shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
         basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
-    encoder.basis[..., :width] = basis.view(len(config.temperature), config.classes, width)
-    encoder.offset[:width] = mean @ basis
-    some = torch.randperm(len(seen.labels), generator=generator)[:KMEANS_LABELS].to(seen.labels.device)
-    latents = torch.cat([
-        sum(f @ b for f, b in zip(_features(codec, seen, at), encoder.basis, strict=True)) - encoder.offset for at in some.split(CHUNK)
-    ])  # fmt: skip
+    del features
+    latents = torch.cat([(_features(codec, seen, at) - mean) @ basis for at in _chunks(seen)])
+    latents = torch.nn.functional.pad(latents, (0, config.latent - width))
     if config.quantizer == "grouped":
-        order = _balanced(latents.var(0, correction=0), config.slots, config.code_width)
-        encoder.basis.copy_(encoder.basis[..., order])
-        encoder.offset.copy_(encoder.offset[order])
-        latents = latents[:, order]
-    encoder.codebooks.copy_(fit_codebooks(latents, config.slots, config.codebook_size, config.quantizer, generator))
+        latents = latents[:, _balanced(latents.var(0, correction=0), config.slots, config.code_width)]
+    some = torch.randperm(len(latents), generator=generator)[:KMEANS_LABELS].to(latents.device)
+    books = fit_codebooks(latents[some], config.slots, config.codebook_size, config.quantizer, generator)
+    return books, quantize(latents, books, config.quantizer)
 
 
-def _features(codec: VqaeCodec, part: Part, at: Tensor) -> list[Tensor]:
-    """Of each temperature, [n, C], of the labels `at`."""
-    assert codec.encoder is not None
-    logits = as_logits(part.labels[at], codec.config.domain)
-    expected = None if part.known is None else codec.decoder(part.none(at), part.known.rows(at))
-    return [codec.encoder.features(logits, expected, t) for t in codec.config.temperature]
+def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:
+    """[n, len(temperatures) * C] of the labels `at`."""
+    logits, temperatures = as_logits(part.labels[at], codec.config.domain), codec.config.temperature
+    found = torch.cat([hellinger_features(logits, t) for t in temperatures], 1)
+    if part.known is None:
+        return found
+    expected = codec.decoder(part.none(at), part.known.rows(at))
+    return found.sub_(torch.cat([hellinger_features(expected, t) for t in temperatures], 1))
 
 
 def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
@@ -281,25 +286,22 @@ def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], effort: str, rates: list[int]) -> None:
-    before = codec.effort
-    codec.set_effort(effort)
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
-    codec.set_effort(before)
 
 
 @torch.no_grad()
-def _start_codebooks(codec: VqaeCodec, seen: Part) -> None:
-    """The best linear decoder of these codes, by least squares on what the prior left of the centred logits.
+def _start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
+    """The best linear decoder of the first codes, by least squares on what the prior left of the centred logits.
 
     Without a prior the output map is free to be that; with one, which shares the map, the codebooks are what of it the map can express.
     """
-    decoder, encoder, config = codec.decoder, codec.encoder, codec.config
-    assert encoder is not None
-    size = encoder.codebooks.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
-    decoder.codebook.copy_(encoder.codebooks / size.clamp_min(1e-12))
-    d, codes = config.latent, seen.codes[config.slots]
+    decoder, config = codec.decoder, codec.config
+    books, codes = _first_codes(codec, seen, generator)
+    size = books.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
+    decoder.codebook.copy_(books / size.clamp_min(1e-12))
+    d = config.latent
     square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
     for at in _chunks(seen):
         z = torch.nn.functional.pad(decoder.latent(codes[at]), (0, 1), value=1.0)

@@ -9,55 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
-from vqlabel.codecs.distortion import as_logits, hellinger_features, teacher_pull
-from vqlabel.codecs.precision import quick_matmul
+from vqlabel.codecs.distortion import as_logits, teacher_pull
+from vqlabel.codecs.encoder import Encoder
 from vqlabel.codecs.prior import Known, Prior, read_context
-from vqlabel.codecs.quantizer import search
-from vqlabel.codecs.refine import Refiner
 from vqlabel.codecs.sizing import bits_of, resolve
-from vqlabel.codecs.storage import expand, rounded, shrink, take
+from vqlabel.codecs.storage import expand, rounded, shrink
 from vqlabel.codecs.train import facts_of, fit_vqae
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
-BEAMS = {"fast": 1, "normal": 2, "best": 4}  # code sequences that the search keeps
-REFINED = {"fast": 0, "normal": 4, "best": 1024}  # last slots whose codes the decoder chooses again, by its own loss
-SWEEPS = {"fast": 0, "normal": 1, "best": 2}
-
-
-class Encoder(nn.Module):
-    """Label -> latent: PCA of its Hellinger features, in which a plain distance is KL at the student's temperatures.
-
-    With a prior, of what the features are more than the predicted label's. `codebooks` [m, k, d_c] are those of the search; the
-    decoder has its own, free to move while it trains.
-    """
-
-    offset: Tensor
-    basis: Tensor
-    codebooks: Tensor
-
-    def __init__(self, config: VqaeConfig) -> None:
-        super().__init__()
-        self.temperature = config.temperature
-        self.register_buffer("basis", torch.zeros(len(config.temperature), config.classes, config.latent))
-        self.register_buffer("offset", torch.zeros(config.latent))
-        self.register_buffer("codebooks", torch.zeros(config.slots, config.codebook_size, config.code_width))
-
-    def features(self, logits: Tensor, expected: Tensor | None, temperature: float) -> Tensor:
-        """[n, C] of one temperature."""
-        found = hellinger_features(logits, temperature)
-        return found if expected is None else found.sub_(hellinger_features(expected, temperature))
-
-    def forward(self, logits: Tensor, expected: Tensor | None) -> Tensor:
-        """[n, C] logits, and the prior's -> [n, d_h]. The features are never whole in memory: each temperature adds its part."""
-        latent = -self.offset.expand(len(logits), -1)
-        for t, basis in zip(self.temperature, self.basis, strict=True):
-            with quick_matmul(logits.device):
-                part = self.features(logits, expected, t) @ basis
-            latent = latent + part
-        return latent
+SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 
 
 class Decoder(nn.Module):
@@ -77,15 +40,10 @@ class Decoder(nn.Module):
 
     def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """[n, j] codes of the first j slots -> [n, C] logits, of no particular shift."""
-        expected = None if known is None or self.prior is None else self.prior(known)
+        z = None if known is None or self.prior is None else self.prior(known)
         if codes.shape[1]:
-            z = self.latent(codes)
-            return self.logits(z if expected is None else expected + z)
-        return self.bias.expand(len(codes), -1) if expected is None else self.logits(expected)
-
-    def logits(self, latent: Tensor) -> Tensor:
-        """[n, d_h] -> [n, C]."""
-        return torch.addmm(self.bias, latent, self.out)
+            z = self.latent(codes) if z is None else z + self.latent(codes)
+        return self.bias.expand(len(codes), -1) if z is None else torch.addmm(self.bias, z, self.out)
 
     def latent(self, codes: Tensor) -> Tensor:
         """[n, j] -> [n, d_h]."""
@@ -106,19 +64,18 @@ class Decoder(nn.Module):
 
 
 class VqaeCodec(LabelCodec):
-    """Encoder, residual or grouped quantizer, decoder, and a prior where the file knows more of a label than its place.
+    """Residual or grouped codebooks, decoder, and a prior where the file knows more of a label than its place.
 
-    Rate: m * ceil(log2 k) bits per label.
+    Rate: m * ceil(log2 k) bits per label. It encodes by trying what its decoder makes of codes: no encoder is trained or stored.
     """
 
     kind = "vqae"
     config: VqaeConfig
 
-    def __init__(self, config: VqaeConfig, *, with_encoder: bool = True) -> None:
+    def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
         self.config = config
         self.decoder = Decoder(config)
-        self.encoder = Encoder(config) if with_encoder and config.slots else None
 
     @property
     def uses_context(self) -> bool:  # type: ignore[override]
@@ -141,16 +98,14 @@ class VqaeCodec(LabelCodec):
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
         with torch.device("meta"):  # shapes only: nothing is allocated from the numbers of a file
-            codec = cls(config, with_encoder=any(name.startswith("encoder.") for name in tensors))
+            codec = cls(config)
         state = {}
         for name, want in codec.state_dict().items():
             shape = tuple(want.shape)
             if not want.numel():  # codebooks of 0 slots
                 state[name] = torch.empty(shape)
-            elif name.startswith("decoder."):
-                state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
             else:
-                state[name] = take(tensors, name, shape, torch.float32)
+                state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
         codec.load_state_dict(state, assign=True)
         return codec
 
@@ -166,9 +121,8 @@ class VqaeCodec(LabelCodec):
         )
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
-        state = {name: weight[:slots] if "codebook" in name else weight for name, weight in self.state_dict().items()}
-        part = type(self)(replace(config, slots=slots), with_encoder=self.encoder is not None)
-        part.load_state_dict({name: weight for name, weight in state.items() if slots or not name.startswith("encoder.")})
+        part = type(self)(replace(config, slots=slots))
+        part.load_state_dict({name: weight[:slots] if "codebook" in name else weight for name, weight in self.state_dict().items()})
         return part.eval()
 
     def forget_prior(self) -> None:
@@ -197,7 +151,7 @@ class VqaeCodec(LabelCodec):
 
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """The nearest code sequence that a beam search finds, then slot by slot the code with the least loss, as far as the effort goes.
+        """For every slot in turn the code with the least loss, then again as often as the effort says: see `Encoder`.
 
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` will choose.
         """
@@ -206,28 +160,17 @@ class VqaeCodec(LabelCodec):
 
     def choose(self, labels: Tensor, known: Known | None, slots: int | None = None) -> Tensor:
         """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64."""
-        config = self.config
+        config, decoder = self.config, self.decoder
         slots = config.slots if slots is None else slots
         if not slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
-        assert self.encoder is not None, "a codec read from a .vql decodes only"
-        order = [*range(max(0, slots - REFINED[self.effort]), slots)] * SWEEPS[self.effort]
-        refiner = Refiner(self.decoder.books(), self.decoder.out, self.decoder.bias, config.temperature) if order else None
+        encoder = Encoder(decoder.books()[:slots], decoder.out, decoder.bias, config.temperature)
         codes = [torch.empty(0, slots, dtype=torch.long, device=labels.device)]
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
-            z = (
-                None
-                if known is None or self.decoder.prior is None
-                else self.decoder.prior(known.rows(slice(at, at + ENCODE_CHUNK)))
-            )
-            books = self.encoder.codebooks[:slots]
-            latent = self.encoder(logits, None if z is None else self.decoder.logits(z))
-            found = search(latent, books, config.quantizer, BEAMS[self.effort])[:, 0]
-            if refiner is not None:
-                start = self.decoder.latent(found) if z is None else self.decoder.latent(found) + z
-                found = refiner(found, self.decoder.logits(start), teacher_pull(logits, config.temperature), order)
-            codes.append(found)
+            none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
+            expected = decoder(none, None if known is None else known.rows(slice(at, at + ENCODE_CHUNK)))
+            codes.append(encoder(expected, teacher_pull(logits, config.temperature), SWEEPS[self.effort]))
         return torch.cat(codes)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
@@ -239,8 +182,3 @@ class VqaeCodec(LabelCodec):
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
             tensors |= {} if not weight.numel() else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
         return tensors
-
-    def encoder_tensors(self) -> dict[str, Tensor]:
-        if self.encoder is None:
-            return {}
-        return {name: weight.cpu().contiguous() for name, weight in self.encoder.state_dict(prefix="encoder.").items()}
