@@ -7,7 +7,6 @@ Codes are held still while the decoder trains: straight-through training of all 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +15,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from vqlabel.codecs.base import FitHooks, LabelSample
-from vqlabel.codecs.distortion import (
-    Distortion,
-    as_logits,
-    hellinger_features,
-    mixed_cross_entropy,
-    teacher_pull,
-    temperature_weight,
-)
+from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, temperature_weight
+from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
-from vqlabel.codecs.prior import Known, describe_context, read_context
-from vqlabel.codecs.quantizer import fit_codebooks, quantize
+from vqlabel.codecs.prior import describe_context
 from vqlabel.codecs.sizing import Facts
+from vqlabel.codecs.start import start_codebooks, start_map
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
@@ -36,31 +29,10 @@ if TYPE_CHECKING:
 
 BATCH = 512
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
-CHUNK = 2048
 JUDGED = 4096  # held-out labels that every epoch is judged by
-PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
 CHEAPER = 0.5  # share of the training steps that go to the rates below the codec's own
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
-
-
-@dataclasses.dataclass
-class Part:
-    """Labels of the sample, seen or held out, as the training loop takes them."""
-
-    labels: Tensor  # [n, C] in the dump's domain
-    halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
-    unit: float  # what one of `halves` stands for
-    known: Known | None
-    codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
-
-    def pull(self, at: Tensor) -> Tensor:
-        """[b, C] float32 `teacher_pull` of the labels `at`."""
-        return self.halves[at].float().mul_(self.unit)
-
-    def none(self, at: Tensor) -> Tensor:
-        """No codes for the labels `at`: [n, 0]."""
-        return torch.empty(len(at), 0, dtype=torch.long, device=self.labels.device)
 
 
 def facts_of(sample: LabelSample) -> Facts:
@@ -76,18 +48,18 @@ def facts_of(sample: LabelSample) -> Facts:
 
 def usual_epochs(sample: LabelSample) -> int:
     """Passes over the labels that a fit sees, in each of its trainings, where nobody names them."""
-    return max(4, min(20, 300_000 // max(1, len(sample.seen))))
+    return max(8, min(20, 300_000 // max(1, len(sample.seen))))
 
 
 def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> None:
     """Fit `codec` in place; the same seed on the same machine gives the same bytes, interrupted and resumed or not."""
     device = torch.device(config.device)
     codec.to(device)
-    parts = (_part(codec, sample, "seen", device), _part(codec, sample, "held", device))
+    parts = (make_part(codec, sample, "seen", device), make_part(codec, sample, "held", device))
     state = hooks.resumed or {"stage": 0, "seed": config.seed, "training": None}
     if state["stage"] == 0 and state["training"] is None:
         generator = torch.Generator().manual_seed(config.seed)
-        _start_map(codec, parts[0], generator)
+        start_map(codec, parts[0], generator)
     if state["stage"] > 0 or state["training"] is not None:
         _restore(codec, parts, state)
     epochs = usual_epochs(sample) if config.epochs is None else config.epochs
@@ -107,7 +79,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         if stage == 0 and codec.config.slots:
             generator = torch.Generator().manual_seed(config.seed + 1)
             hooks.progress("codebooks", 0, 1, {})
-            _start_codebooks(codec, parts[0], generator)
+            start_codebooks(codec, parts[0], generator)
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
@@ -145,51 +117,6 @@ def _forget_prior(codec: VqaeCodec, parts: tuple[Part, Part]) -> None:
         part.known = None
 
 
-def _part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device) -> Part:
-    labels: Tensor = getattr(sample, name).to(device)
-    config = codec.config
-    unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
-    halves = torch.cat([(teacher_pull(as_logits(x, config.domain), config.temperature) / unit).half() for x in labels.split(CHUNK)])
-    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
-    return Part(labels, halves, unit, known, {})
-
-
-@torch.no_grad()
-def _start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
-    """The output map spans the logits' leading components, its latent of unit variance; image vectors start at their mean latent."""
-    decoder, config = codec.decoder, codec.config
-    some = seen.labels[torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)]
-    logits = as_logits(some, config.domain)
-    mean = logits.mean(0)
-    logits -= mean
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
-        width = min(config.latent, *logits.shape)
-        _, size, axes = torch.svd_lowrank(logits, q=min(width + 8, *logits.shape), niter=2)
-    size, axes = (size[:width] / math.sqrt(len(logits))).clamp_min(1e-6), axes[:, :width]
-    decoder.out.zero_()
-    decoder.out[:width] = (axes * size).T
-    decoder.bias.copy_(mean)
-    if decoder.prior is None or seen.known is None:
-        return
-    latents = torch.cat([(as_logits(x, config.domain) - mean) @ axes / size for x in seen.labels.split(CHUNK)])
-    prior, known = decoder.prior, seen.known
-    total, count = latents.new_zeros(len(prior.images), width), latents.new_full((len(prior.images), 1), 1.0)
-    for image, share in ((known.image, known.share), (known.partner, 1 - known.share)):
-        total.index_add_(0, image, latents * share)
-        count.index_add_(0, image, share)
-    centre = total / count
-    _, size, axes = torch.linalg.svd(centre, full_matrices=False)
-    kept = min(prior.images.shape[1], len(size))
-    size = (size[:kept] / math.sqrt(len(centre))).clamp_min(1e-6)
-    prior.images.zero_()
-    prior.images[:, :kept] = centre @ axes[:kept].T / size
-    prior.mixed.weight.zero_()
-    prior.mixed.weight[:width, :kept] = (size[:, None] * axes[:kept]).T
-    prior.outside.weight.mul_(0.3)
-    prior.outside.bias.zero_()
-
-
 def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
@@ -218,7 +145,7 @@ def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
 
 def _mean_pull(part: Part) -> Tensor:
     """[1, C]; the loss is linear in it."""
-    total = sum(part.pull(at).sum(0, keepdim=True) for at in _chunks(part))
+    total = sum(part.pull(at).sum(0, keepdim=True) for at in part.chunks())
     assert isinstance(total, Tensor)
     return total / len(part.labels)
 
@@ -226,101 +153,16 @@ def _mean_pull(part: Part) -> Tensor:
 def _entropy(codec: VqaeCodec, part: Part) -> float:
     """What `mixed_cross_entropy` is above `mixed_kl`, a mean over labels."""
     total = 0.0
-    for at in _chunks(part):
+    for at in part.chunks():
         logits = as_logits(part.labels[at], codec.config.domain)
         total += mixed_cross_entropy(logits, part.pull(at), codec.config.temperature).sum().item()
     return total / len(part.labels)
-
-
-def _chunks(part: Part, most: int | None = None) -> tuple[Tensor, ...]:
-    """Indices of its labels, or of the first `most`, CHUNK at a time."""
-    count = len(part.labels) if most is None else min(most, len(part.labels))
-    chunks: tuple[Tensor, ...] = torch.arange(count, device=part.labels.device).split(CHUNK)
-    return chunks
-
-
-@torch.no_grad()
-def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Where the decoder starts: codebooks [m, k, d_c] and codes [n, m] by k-means in a space whose plain distance is KL.
-
-    That space is PCA of Hellinger features; with a prior, of what the label's are more than the predicted label's.
-    """
-    config = codec.config
-    some = torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)
-    features = torch.cat([_features(codec, seen, at) for at in some.split(CHUNK)])
-    mean = features.mean(0)
-    features -= mean
-    width = min(config.latent, *features.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
-        basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
-    del features
-    latents = torch.cat([(_features(codec, seen, at) - mean) @ basis for at in _chunks(seen)])
-    latents = torch.nn.functional.pad(latents, (0, config.latent - width))
-    if config.quantizer == "grouped":
-        latents = latents[:, _balanced(latents.var(0, correction=0), config.slots, config.code_width)]
-    some = torch.randperm(len(latents), generator=generator)[:KMEANS_LABELS].to(latents.device)
-    books = fit_codebooks(latents[some], config.slots, config.codebook_size, config.quantizer, generator)
-    return books, quantize(latents, books, config.quantizer)
-
-
-def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:
-    """[n, len(temperatures) * C] of the labels `at`."""
-    logits, temperatures = as_logits(part.labels[at], codec.config.domain), codec.config.temperature
-    found = torch.cat([hellinger_features(logits, t) for t in temperatures], 1)
-    if part.known is None:
-        return found
-    expected = codec.decoder(part.none(at), part.known.rows(at))
-    return found.sub_(torch.cat([hellinger_features(expected, t) for t in temperatures], 1))
-
-
-def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
-    """Order of the latent's numbers in which every group has a like product of variances (OPQ's start, Ge et al. 2013)."""
-    groups: list[list[int]] = [[] for _ in range(slots)]
-    load = [0.0] * slots
-    for at in variance.argsort(descending=True).tolist():
-        slot = min((s for s in range(slots) if len(groups[s]) < width), key=lambda s: load[s])
-        groups[slot].append(at)
-        load[slot] += math.log(max(float(variance[at]), 1e-12)) - math.log(1e-12)
-    return torch.tensor([at for group in groups for at in group], device=variance.device)
 
 
 @torch.no_grad()
 def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
-
-
-@torch.no_grad()
-def _start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
-    """The best linear decoder of the first codes, by least squares on what the prior left of the centred logits.
-
-    Without a prior the output map is free to be that; with one, which shares the map, the codebooks are what of it the map can express.
-    """
-    decoder, config = codec.decoder, codec.config
-    books, codes = _first_codes(codec, seen, generator)
-    size = books.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
-    decoder.codebook.copy_(books / size.clamp_min(1e-12))
-    d = config.latent
-    square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
-    for at in _chunks(seen):
-        z = torch.nn.functional.pad(decoder.latent(codes[at]), (0, 1), value=1.0)
-        rest = as_logits(seen.labels[at], config.domain)
-        if seen.known is not None:
-            rest = rest - decoder(seen.none(at), seen.known.rows(at))
-            rest -= rest.mean(1, keepdim=True)
-        square += z.T @ z
-        cross += z.T @ rest
-    ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=square.device)
-    best = torch.linalg.solve(square + ridge, cross)  # [d + 1, C]
-    if seen.known is None:
-        decoder.out.copy_(best[:-1])
-        decoder.bias.copy_(best[-1])
-    else:
-        out = decoder.out
-        ridge = 1e-6 * out.square().sum() / d * torch.eye(d, device=out.device)
-        turn = torch.linalg.solve(out @ out.T + ridge, out @ best[:-1].T).T  # [d, d]
-        decoder.codebook.copy_(decoder.codebook @ turn)
 
 
 def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[str, Any], hooks: FitHooks) -> None:
@@ -332,7 +174,7 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
     rate = RATE if stage == 0 else RATE / 2
     groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     steps = max(1, epochs * -(-count // BATCH))
     warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=warm)
@@ -395,7 +237,7 @@ def _judge(codec: VqaeCodec, part: Part) -> dict[str, float]:
     config = codec.config
     figures = Distortion(temperatures=config.temperature)
     weights = codec.rounded_decoder()
-    for at in _chunks(part, JUDGED):
+    for at in part.chunks(JUDGED):
         known = None if part.known is None else part.known.rows(at)
         codes = part.codes[max(part.codes)][at] if part.codes else part.none(at)
         figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (codes, known)))

@@ -1,0 +1,53 @@
+"""Seen or held-out labels of a sample, as fitting takes them: on its device, with what the loss needs of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vqlabel.codecs.base import LabelSample
+from vqlabel.codecs.distortion import as_logits, teacher_pull, temperature_weight
+from vqlabel.codecs.prior import Known, read_context
+
+if TYPE_CHECKING:
+    from vqlabel.codecs.vqae import VqaeCodec
+
+CHUNK = 2048
+
+
+@dataclasses.dataclass
+class Part:
+    """Labels of the sample, seen or held out, as fitting takes them."""
+
+    labels: Tensor  # [n, C] in the dump's domain
+    halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
+    unit: float  # what one of `halves` stands for
+    known: Known | None
+    codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
+
+    def pull(self, at: Tensor) -> Tensor:
+        """[b, C] float32 `teacher_pull` of the labels `at`."""
+        return self.halves[at].float().mul_(self.unit)
+
+    def chunks(self, most: int | None = None) -> tuple[Tensor, ...]:
+        """Indices of its labels, or of the first `most`, CHUNK at a time."""
+        count = len(self.labels) if most is None else min(most, len(self.labels))
+        chunks: tuple[Tensor, ...] = torch.arange(count, device=self.labels.device).split(CHUNK)
+        return chunks
+
+    def none(self, at: Tensor) -> Tensor:
+        """No codes for the labels `at`: [n, 0]."""
+        return torch.empty(len(at), 0, dtype=torch.long, device=self.labels.device)
+
+
+def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device) -> Part:
+    """The part `name`, "seen" or "held", without codes."""
+    labels: Tensor = getattr(sample, name).to(device)
+    config = codec.config
+    unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
+    halves = torch.cat([(teacher_pull(as_logits(x, config.domain), config.temperature) / unit).half() for x in labels.split(CHUNK)])
+    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
+    return Part(labels, halves, unit, known, {})

@@ -1,0 +1,133 @@
+"""Where training starts: the output map from PCA of logits, image vectors from mean latents, codebooks from k-means."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqlabel.codecs.distortion import as_logits, hellinger_features
+from vqlabel.codecs.part import CHUNK, Part
+from vqlabel.codecs.quantizer import fit_codebooks, quantize
+
+if TYPE_CHECKING:
+    from vqlabel.codecs.vqae import VqaeCodec
+
+PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
+
+
+@torch.no_grad()
+def start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
+    """The output map spans the logits' leading components, its latent of unit variance; image vectors start at their mean latent."""
+    decoder, config = codec.decoder, codec.config
+    some = seen.labels[torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)]
+    logits = as_logits(some, config.domain)
+    mean = logits.mean(0)
+    logits -= mean
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
+        width = min(config.latent, *logits.shape)
+        _, size, axes = torch.svd_lowrank(logits, q=min(width + 8, *logits.shape), niter=2)
+    size, axes = (size[:width] / math.sqrt(len(logits))).clamp_min(1e-6), axes[:, :width]
+    decoder.out.zero_()
+    decoder.out[:width] = (axes * size).T
+    decoder.bias.copy_(mean)
+    if decoder.prior is None or seen.known is None:
+        return
+    latents = torch.cat([(as_logits(x, config.domain) - mean) @ axes / size for x in seen.labels.split(CHUNK)])
+    prior, known = decoder.prior, seen.known
+    total, count = latents.new_zeros(len(prior.images), width), latents.new_full((len(prior.images), 1), 1.0)
+    for image, share in ((known.image, known.share), (known.partner, 1 - known.share)):
+        total.index_add_(0, image, latents * share)
+        count.index_add_(0, image, share)
+    centre = total / count
+    _, size, axes = torch.linalg.svd(centre, full_matrices=False)
+    kept = min(prior.images.shape[1], len(size))
+    size = (size[:kept] / math.sqrt(len(centre))).clamp_min(1e-6)
+    prior.images.zero_()
+    prior.images[:, :kept] = centre @ axes[:kept].T / size
+    prior.mixed.weight.zero_()
+    prior.mixed.weight[:width, :kept] = (size[:, None] * axes[:kept]).T
+    prior.outside.weight.mul_(0.3)
+    prior.outside.bias.zero_()
+
+
+@torch.no_grad()
+def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
+    """The best linear decoder of the first codes, by least squares on what the prior left of the centred logits.
+
+    Without a prior the output map is free to be that; with one, which shares the map, the codebooks are what of it the map can express.
+    """
+    decoder, config = codec.decoder, codec.config
+    books, codes = _first_codes(codec, seen, generator)
+    size = books.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
+    decoder.codebook.copy_(books / size.clamp_min(1e-12))
+    d = config.latent
+    square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
+    for at in seen.chunks():
+        z = F.pad(decoder.latent(codes[at]), (0, 1), value=1.0)
+        rest = as_logits(seen.labels[at], config.domain)
+        if seen.known is not None:
+            rest = rest - decoder(seen.none(at), seen.known.rows(at))
+            rest -= rest.mean(1, keepdim=True)
+        square += z.T @ z
+        cross += z.T @ rest
+    ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=square.device)
+    best = torch.linalg.solve(square + ridge, cross)  # [d + 1, C]
+    if seen.known is None:
+        decoder.out.copy_(best[:-1])
+        decoder.bias.copy_(best[-1])
+    else:
+        out = decoder.out
+        ridge = 1e-6 * out.square().sum() / d * torch.eye(d, device=out.device)
+        turn = torch.linalg.solve(out @ out.T + ridge, out @ best[:-1].T).T  # [d, d]
+        decoder.codebook.copy_(decoder.codebook @ turn)
+
+
+@torch.no_grad()
+def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Where the decoder starts: codebooks [m, k, d_c] and codes [n, m] by k-means in a space whose plain distance is KL.
+
+    That space is PCA of Hellinger features; with a prior, of what the label's are more than the predicted label's.
+    """
+    config = codec.config
+    some = torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)
+    features = torch.cat([_features(codec, seen, at) for at in some.split(CHUNK)])
+    mean = features.mean(0)
+    features -= mean
+    width = min(config.latent, *features.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
+        basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
+    del features
+    latents = torch.cat([(_features(codec, seen, at) - mean) @ basis for at in seen.chunks()])
+    latents = F.pad(latents, (0, config.latent - width))
+    if config.quantizer == "grouped":
+        latents = latents[:, _balanced(latents.var(0, correction=0), config.slots, config.code_width)]
+    some = torch.randperm(len(latents), generator=generator)[:KMEANS_LABELS].to(latents.device)
+    books = fit_codebooks(latents[some], config.slots, config.codebook_size, config.quantizer, generator)
+    return books, quantize(latents, books, config.quantizer)
+
+
+def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:
+    """[n, len(temperatures) * C] of the labels `at`."""
+    logits, temperatures = as_logits(part.labels[at], codec.config.domain), codec.config.temperature
+    found = torch.cat([hellinger_features(logits, t) for t in temperatures], 1)
+    if part.known is None:
+        return found
+    expected = codec.decoder(part.none(at), part.known.rows(at))
+    return found.sub_(torch.cat([hellinger_features(expected, t) for t in temperatures], 1))
+
+
+def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:
+    """Order of the latent's numbers in which every group has a like product of variances (OPQ's start, Ge et al. 2013)."""
+    groups: list[list[int]] = [[] for _ in range(slots)]
+    load = [0.0] * slots
+    for at in variance.argsort(descending=True).tolist():
+        slot = min((s for s in range(slots) if len(groups[s]) < width), key=lambda s: load[s])
+        groups[slot].append(at)
+        load[slot] += math.log(max(float(variance[at]), 1e-12)) - math.log(1e-12)
+    return torch.tensor([at for group in groups for at in group], device=variance.device)
