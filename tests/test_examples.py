@@ -1,26 +1,57 @@
 """The examples run as they stand."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_round_trip_example_prints_its_four_lines() -> None:
+def run(script: str, *arguments: object) -> list[str]:
+    """The lines that an example prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    script = ROOT / "examples" / "roundtrip.py"
-    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert [line.split(":")[0].split(",")[0] for line in ran.stdout.splitlines()] == [
+    return ran.stdout.splitlines()
+
+
+def test_the_round_trip_example_prints_its_four_lines() -> None:
+    assert [line.split(":")[0].split(",")[0] for line in run("roundtrip.py")] == [
         "codec",
         "file",
         "first label of epoch 3",
         "epoch 3",
     ]
+
+
+def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder, images in (("images/all", 60), ("val/ant", 3), ("val/bee", 3)):
+        (tmp_path / folder).mkdir(parents=True)
+        for at in range(images):
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / folder / f"{at:03}.png")
+    np.save(tmp_path / "val.npy", rng.normal(size=(6, 40)).astype(np.float32))
+    np.save(tmp_path / "other.npy", rng.normal(size=(360, 40)).astype(np.float16))
+    (tmp_path / "columns.json").write_text(json.dumps({"ant": 3, "bee": 39}))
+    lines = run(
+        "what_labels_are_worth.py", tree, "--images", tmp_path / "images", "--val", tmp_path / "val", "--val-labels", tmp_path / "val.npy",
+        "--columns", tmp_path / "columns.json", "--view", 100, "--ratio", 2, "--no-prior", 2, "--passes", 7, "--top-k", 5, "--keep", 0.5,
+        "--labels", f"random={tmp_path / 'other.npy'}", "--seeds", 0, 1,
+    )  # fmt: skip
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0] for row in rows] == [
+        "raw fp16", "vqlabel, 1/2", "vqlabel, 1/2, no prior", "random", "top-5, re-normalised", "raw labels of 0.5 of the views",
+    ]  # fmt: skip
+    assert 0.9 * 320 < float(rows[1][1]) <= 320
+    assert rows[0][3] == "+0.0 %"
+    assert all(float(row[2].split()[0]) > 0 for row in rows)
 
 
 @pytest.mark.slow
