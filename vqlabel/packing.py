@@ -45,7 +45,7 @@ def pack(
     Args:
         dump: a path for `open_labels`, or a source.
         codec: a fitted codec (`fit`, `load_codec`).
-        effort: "fast", "normal" or "best": how many code sequences a label's best is chosen from.
+        effort: "fast", "normal" or "best": how often a label's codes are chosen again (`vqae.SWEEPS`).
 
     Returns:
         records, bytes, and code bits per label.

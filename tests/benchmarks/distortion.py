@@ -1,6 +1,6 @@
 """Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
 
-    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--peers rq topk]
+    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal] [--peers rq topk]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
 method), and what those fixed parts weigh.
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("dump", type=Path)
     parser.add_argument("--held-epochs", type=int, default=8)
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
+    parser.add_argument("--effort", default="normal")
     parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
     print("| method | code bits | fixed parts, kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |")
@@ -35,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seen, held = split(options.dump, options.held_epochs, Path(folder))
         for bits in options.bits:
-            for name, (code_bits, fixed, decode) in methods(seen, bits, options.peers):
+            for name, (code_bits, fixed, decode) in methods(seen, bits, options):
                 figures = Distortion()
                 for batch in open_labels(held):
                     labels = torch.from_numpy(batch.labels).float()
@@ -57,12 +59,13 @@ def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
     return folder / "seen", folder / "held"
 
 
-def methods(seen: Path, bits: int, peers: list[str]) -> list[tuple[str, Peer]]:
-    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=MIX))
+def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Peer]]:
+    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=tuple(options.temperature)))
+    codec.set_effort(options.effort)
     found = [("vqae", through(codec))]
-    if "rq" in peers:
+    if "rq" in options.peers:
         found.append(("PCA + RQ (faiss)", faiss_rq(seen, bits)))
-    if "topk" in peers:
+    if "topk" in options.peers:
         codec, _ = vqlabel.fit(seen, FitConfig(codec="topk", bits=bits))
         found.append(("top-k, flat tail", flat_tail(codec)))
     return found
