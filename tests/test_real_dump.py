@@ -59,9 +59,9 @@ def test_crops_of_real_images_travel_as_integers_of_at_most_40_bits(part: Path, 
 def test_the_default_codec_is_nearer_than_a_residual_quantizer_at_the_same_bits_held_out(
     bits: int, rq: tuple[float, float, float], tmp_path: Path
 ) -> None:
-    """`rq`: faiss' on the same split, by tests/benchmarks/distortion.py. At most 0.7 of it at T = 1, 1 at T = 4, 1.05 at T = 20."""
+    """`rq`: faiss' on the same split, by tests/benchmarks/distortion.py. At most 0.5 of it at T = 1, 0.8 at T = 4, 0.95 at T = 20."""
     seen, held = link(tmp_path / "seen", range(24)), link(tmp_path / "held", range(24, 32))
     codec, _ = vqlabel.fit(seen, vqlabel.FitConfig(bits=bits, temperature=MIX))
     vqlabel.pack(held, tmp_path / "held.vql", codec=codec)
     found = vqlabel.stats(tmp_path / "held.vql", against=held)["distortion"]
-    assert np.all(np.array([found["kl_T1"], found["kl_T4"], found["kl_T20"]]) <= np.array([0.7, 1, 1.05]) * rq), found
+    assert np.all(np.array([found["kl_T1"], found["kl_T4"], found["kl_T20"]]) <= np.array([0.5, 0.8, 0.95]) * rq), found

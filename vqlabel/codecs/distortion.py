@@ -38,7 +38,7 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) -> Tensor:
     """[n] weighted sum of `kl` over the student's temperatures: what the codec is fitted to.
 
-    The weight T^0.85 keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
+    The weight T^1.2 keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
     at high T, KL is squared error of centred logits over 2 C, so this is the squared-error term as well.
     """
     total = torch.zeros(len(teacher), device=teacher.device)
@@ -49,7 +49,7 @@ def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) ->
 
 def temperature_weight(temperature: float) -> float:
     """See `mixed_kl`."""
-    return float(temperature**0.85)
+    return float(temperature**1.2)
 
 
 def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
