@@ -175,7 +175,7 @@ def largest(shape: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> 
 def _scaled(shape: VqaeConfig, latent: int, config: FitConfig) -> VqaeConfig:
     """`shape` with this latent, three quarters as many numbers per image, half as many hidden units.
 
-    A wider hidden layer predicts views better that it has seen; students gain more from numbers per image (docs/results.md).
+    Students gain more from numbers per image than from hidden units, at the same bytes and KL (docs/how-it-works.md).
     """
     prior = shape.prior and replace(
         shape.prior, image_width=config.image_width or max(1, 3 * latent // 4), hidden=config.hidden or max(8, latent // 2)
