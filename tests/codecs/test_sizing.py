@@ -71,6 +71,18 @@ def test_a_budget_for_a_codec_that_cannot_heed_it_is_refused(options: dict[str, 
         FitConfig(ratio=100, **options)
 
 
+@pytest.mark.parametrize("labels", [2, 50, 300])
+@pytest.mark.parametrize("images", [0, 2])
+def test_a_dump_smaller_than_a_header_is_refused_with_the_least_that_would_do(labels: int, images: int) -> None:
+    with pytest.raises(UsageError, match=r"labels of 10 classes do not fit into \d+ bytes; the least is about \d+"):
+        resolve(FitConfig(ratio=3), facts(labels=labels, seen=labels, classes=10, images=images))
+
+
+def test_a_budget_of_more_than_labels_can_use_is_not_filled() -> None:
+    found = resolve(FitConfig(bytes=1 << 40), facts(labels=100, seen=80, classes=10, images=0))
+    assert file_bytes(found, 100) < 1 << 30
+
+
 def test_two_budgets_are_refused() -> None:
     with pytest.raises(UsageError, match="are two budgets; give one"):
         FitConfig(bytes=1000, ratio=10)

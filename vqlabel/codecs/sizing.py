@@ -13,6 +13,7 @@ from vqlabel.errors import UsageError
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
+SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
@@ -121,7 +122,7 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     width = (k - 1).bit_length()
     slots = config.slots if config.slots is not None or config.bits is None else config.bits // width
     if slots is None:
-        slots = round(CODE_SHARE * each / width)
+        slots = max(0, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
         if not slots and prior is None:
             slots = 1
     for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
