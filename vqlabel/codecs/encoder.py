@@ -35,8 +35,8 @@ class Encoder:
         self.books, self.out = books, out
         self.near = [t for t in temperatures if t < (FLAT if t == min(temperatures) else FLAT_BESIDE)]
         self.far = [t for t in temperatures if t not in self.near]
-        self.moves = [book @ out for book in books]  # m of [k, C]: what each code adds to the logits
-        self.grown = [[(move / t).clamp(-CLAMP, CLAMP).exp_() for t in self.near] for move in self.moves]
+        self.moves = [book @ out for book in books] if self.near else []  # m of [k, C]: what each code adds to the logits
+        self.grown = {t: [(move / t).clamp(-CLAMP, CLAMP).exp_() for move in self.moves] for t in self.near}
         curvature = out.new_zeros(len(out), len(out))
         for t in self.far:
             usual = F.softmax(bias / t, 0)
@@ -69,9 +69,9 @@ class Encoder:
     def _best_code(self, slot: int, logits: Tensor, slope: Tensor) -> Tensor:
         """[n] the code with the least loss, given the logits and the slope without one of this slot."""
         loss = torch.addmm(self.bend[slot], slope, self.books[slot].T)
-        for t, grown in zip(self.near, self.grown[slot], strict=True):
+        for t, grown in self.grown.items():
             share = (logits - logits.amax(1, keepdim=True)).mul_(1 / t).exp_()
-            loss.add_((share @ grown.T).log_(), alpha=temperature_weight(t) * t * t)
+            loss.add_((share @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
         return loss.argmin(1)
 
     def _moved(self, logits: Tensor, slope: Tensor, slot: int, codes: Tensor, sign: int) -> tuple[Tensor, Tensor]:
