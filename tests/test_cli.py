@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
+from vqlabel.cli.show import INTERRUPTED
 from vqlabel.labels import open_labels
 
 ROOT = Path(__file__).parents[1]
@@ -396,13 +397,32 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     process.send_signal(signal.SIGINT)
     shown, error = process.communicate(timeout=60)
     assert (process.returncode, shown) == (1, ""), error
-    assert error == "vqlabel: interrupted; nothing half-written was left. An interrupted fit continues with --resume\n"
+    assert error == f"vqlabel: {INTERRUPTED}\n"
     assert list(tmp_path.iterdir()) == [state]
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
     assert list(tmp_path.iterdir()) == [out]
     vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=60), out=tmp_path / "b.codec")
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()
+
+
+STOP = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+IN_THE_MAKING_OF_A_CLASS = "class Stop:\n  def __set_name__(self, *_): exec(stop)\nclass Made:\n  field = Stop()"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
+@pytest.mark.parametrize("where", [STOP, IN_THE_MAKING_OF_A_CLASS], ids=["in an exec", "in the making of a class"])
+def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, vqlabel.fitting, vqlabel.cli\n"
+        f"vqlabel.fitting.read_sample = lambda *_: exec({where!r}, {{'stop': {STOP!r}}})\n"
+        "vqlabel.cli.main()"
+    )
+    command = [sys.executable, "-c", code, "fit", str(dump), "-o", str(tmp_path / "a.codec")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"vqlabel: {INTERRUPTED}\n"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX pipe")

@@ -14,6 +14,8 @@ import typer
 from vqlabel.errors import VqlabelError
 from vqlabel.progress import Progress, silent
 
+INTERRUPTED = "interrupted; nothing half-written was left. An interrupted fit continues with --resume"
+
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command so that no traceback reaches its user: every refusal becomes a line on stderr and an exit code."""
@@ -25,7 +27,7 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
         except VqlabelError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; nothing half-written was left. An interrupted fit continues with --resume", 1)
+            _fail(INTERRUPTED, 1)
         except BrokenPipeError:  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except MemoryError as error:
@@ -38,6 +40,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             _fail(f"{error}; check --device", 1)
         except RuntimeError as error:  # torch: no such device, out of its memory
+            if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what stops the making of a class, in an import
+                _fail(INTERRUPTED, 1)
             _fail(f"{str(error).splitlines()[0]}; check --device", 1)
 
     return run
