@@ -418,11 +418,13 @@ def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_pat
         f"vqlabel.fitting.read_sample = lambda *_: exec({where!r}, {{'stop': {STOP!r}}})\n"
         "vqlabel.cli.main()"
     )
-    command = [sys.executable, "-c", code, "fit", str(dump), "-o", str(tmp_path / "a.codec")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    (tmp_path / "stopped.py").write_text(code)  # with `-m`: only so does Python kill itself for an interrupt that was caught
+    command = [sys.executable, "-m", "stopped", "fit", str(dump), "-o", str(tmp_path / "a.codec")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"vqlabel: {INTERRUPTED}\n"
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [tmp_path / "stopped.py"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX pipe")
