@@ -40,6 +40,7 @@ def main() -> None:
     p.add_argument("--view", type=int, required=True)
     p.add_argument("--ratio", type=float, nargs="*", default=[1000, 500, 125])
     p.add_argument("--no-prior", type=float, nargs="*", default=[], help="ratios at which to code without the prior")
+    p.add_argument("--contrast", type=float, help="of vqlabel's labels; 1: calibrated ones, with the least KL")
     p.add_argument("--labels", nargs="*", default=[], help="name=file.npy: labels of any other origin, in the dump's order")
     p.add_argument("--top-k", type=int, nargs="*", default=[])
     p.add_argument("--keep", type=float, nargs="*", default=[], help="shares of the dump to train on")
@@ -70,7 +71,7 @@ def rivals(a, raw):
     yield "raw fp16", 16 * raw.shape[1], raw, 1.0
     with tempfile.TemporaryDirectory() as folder:
         for ratio, prior in [(r, None) for r in a.ratio] + [(r, False) for r in a.no_prior]:
-            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=(a.temperature,))
+            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=(a.temperature,), contrast=a.contrast)
             target = Path(folder, f"{ratio:g}{prior}.vql")
             vqlabel.pack(a.dump, target, codec=vqlabel.fit(a.dump, config)[0])
             size = vqlabel.stats(target)["bytes"]

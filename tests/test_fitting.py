@@ -21,7 +21,7 @@ from vqlabel.fitting import fit, read_sample
 from vqlabel.labels import LabelSource, Place, open_labels
 
 QUICK = FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
-LONGER = FitConfig(bits=12, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=5, temperature=(1.0,), epochs=6)
+LONGER = FitConfig(bits=12, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=7, temperature=(1.0,), epochs=6)
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 

@@ -83,6 +83,7 @@ class FitConfig(_Json):
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
     temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
+    contrast: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: as raw labels lie
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"
@@ -103,6 +104,9 @@ class FitConfig(_Json):
         )
         alone = self.codec == "vqae" and self.code_width is None
         require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
+        require(
+            self.contrast is None or 0.1 <= self.contrast <= 10, "contrast", self.contrast, "must be 0.1..10 (1: calibrated labels)"
+        )
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             _check_temperatures(self.temperature)

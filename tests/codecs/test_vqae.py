@@ -34,7 +34,9 @@ def labels() -> Tensor:
 
 def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype="F16")
-    codec = VqaeCodec.fit(sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, **options}), hooks or FitHooks())
+    codec = VqaeCodec.fit(
+        sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "contrast": 1.0, **options}), hooks or FitHooks()
+    )
     return codec.eval().requires_grad_(False)
 
 
@@ -72,7 +74,7 @@ def test_larger_codebooks_lower_the_held_out_loss(labels: Tensor) -> None:
 @pytest.mark.parametrize("options", [{}, {"code_width": 2}], ids=["residual", "grouped"])
 def test_a_trained_decoder_beats_the_linear_start_on_held_out_labels(labels: Tensor, options: dict[str, Any]) -> None:
     """At a low temperature: at a high one KL is squared error, of which the start is the least."""
-    start, trained = (fit(labels, epochs=epochs, temperature=(1.0,), **options) for epochs in (0, 20))
+    start, trained = (fit(labels, epochs=epochs, weight_bits=8, temperature=(1.0,), **options) for epochs in (0, 20))
     assert loss_of(trained, labels[-HELD:], temperatures=(1.0,)) < 0.97 * loss_of(start, labels[-HELD:], temperatures=(1.0,))
 
 
@@ -93,7 +95,7 @@ def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: T
     assert kept == pytest.approx(min(losses), rel=1e-4)  # judged as it will be stored
     before = next(state for state in states if state["stage"] == 2)
     codec.load_state_dict(before["codec"])
-    codec.decoder.load_state_dict(codec.rounded_decoder())
+    codec.round()
     assert kept <= 1.0001 * loss_of(codec, few[-HELD:], before["codes"][1][codec.config.slots])
 
 

@@ -38,6 +38,12 @@ OPTIONS: dict[str, Any] = {
     "weight_bits": Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")],
     "image_width": Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")],
     "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
+    "contrast": Annotated[
+        float | None,
+        typer.Option(
+            help="how far labels lie from their mean; by default as far as raw ones, for students; 1: least KL, calibrated"
+        ),
+    ],
     "epochs": Annotated[int | None, typer.Option(help="passes of training over the labels, in each part of a fit")],
     "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine")],
     "device": Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")],

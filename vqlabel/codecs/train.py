@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from vqlabel.codecs.base import FitHooks, LabelSample
+from vqlabel.codecs.contrast import set_contrast
 from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, temperature_weight
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
@@ -90,8 +91,8 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             "has prior": codec.config.prior is not None, "codes": [part.codes for part in parts],
         }  # fmt: skip
         hooks.save(state)
-    with torch.no_grad():
-        codec.decoder.load_state_dict(codec.rounded_decoder())
+    codec.round()
+    set_contrast(codec, parts[0], config.contrast)
     codec.cpu()
 
 
@@ -161,8 +162,12 @@ def _entropy(codec: VqaeCodec, part: Part) -> float:
 
 @torch.no_grad()
 def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
+    """By the decoder as it will be stored: what it was trained as, and what `pack` will choose by."""
+    trained = copy.deepcopy(codec.decoder.state_dict())
+    codec.round()
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
+    codec.decoder.load_state_dict(trained)
 
 
 def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[str, Any], hooks: FitHooks) -> None:

@@ -21,13 +21,14 @@ from vqlabel.labels import Context
 
 ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
+SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
 
 class Decoder(nn.Module):
     """Codes, and what is known -> logits: out(prior + z) + bias; z is the sum (residual) or the join (grouped) of the code vectors.
 
-    All codes add to the logits, so that a slot's best code can be found exactly (`refine`), and so that leaving the last slots out is
-    a decoder still.
+    All codes add to the logits, so that a slot's best code can be found exactly (`Encoder`), and so that leaving the last slots out is
+    a decoder still. Called, it gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -37,16 +38,27 @@ class Decoder(nn.Module):
         self.codebook = nn.Parameter(torch.zeros(config.slots, config.codebook_size, config.code_width))
         self.out = nn.Parameter(torch.zeros(config.latent, config.classes))
         self.bias = nn.Parameter(torch.zeros(config.classes))
+        self.center: Tensor
+        self.contrast: Tensor
+        self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
+        self.register_buffer("contrast", torch.ones(1))  # how much further from it than the calibrated ones: `set_contrast`
 
     def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """[n, j] codes of the first j slots -> [n, C] logits, of no particular shift."""
+        """[n, j] codes of the first j slots -> [n, C] calibrated logits, of no particular shift."""
+        return torch.addmm(self.bias, self.latent(codes, known), self.out)
+
+    def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
+        """The same logits, as far from their mean as the raw ones are."""
+        return torch.addmm(self.bias, torch.lerp(self.center, self.latent(codes, known), self.contrast), self.out)
+
+    def latent(self, codes: Tensor, known: Known | None = None) -> Tensor:
+        """[n, j] -> [n, d_h], prior and codes."""
         z = None if known is None or self.prior is None else self.prior(known)
         if codes.shape[1]:
-            z = self.latent(codes) if z is None else z + self.latent(codes)
-        return self.bias.expand(len(codes), -1) if z is None else torch.addmm(self.bias, z, self.out)
+            z = self._coded(codes) if z is None else z + self._coded(codes)
+        return self.out.new_zeros(len(codes), len(self.out)) if z is None else z
 
-    def latent(self, codes: Tensor) -> Tensor:
-        """[n, j] -> [n, d_h]."""
+    def _coded(self, codes: Tensor) -> Tensor:
         slots, k, width = self.codebook.shape
         used = codes.shape[1]
         rows = codes.long() + k * torch.arange(used, device=codes.device)
@@ -104,6 +116,8 @@ class VqaeCodec(LabelCodec):
             shape = tuple(want.shape)
             if not want.numel():  # codebooks of 0 slots
                 state[name] = torch.empty(shape)
+            elif name in SPREAD and not tensors.keys() & SPREAD.keys():
+                state[name] = torch.full(shape, SPREAD[name])
             else:
                 state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
         codec.load_state_dict(state, assign=True)
@@ -142,6 +156,10 @@ class VqaeCodec(LabelCodec):
         """The decoder's weights as they will be after storage."""
         return {name: rounded(weight, bits_of(name, self.config.weight_bits)) for name, weight in self.decoder.named_parameters()}
 
+    def round(self) -> None:
+        """Make the decoder's weights what they will be after storage."""
+        self.decoder.load_state_dict(self.rounded_decoder(), strict=False)  # the buffers stay as they are
+
     def known(self, context: Context | None) -> Known | None:
         """The prior's inputs, on its device; None without a prior."""
         return None if self.config.prior is None else read_context(self.config.prior, context, self.decoder.out.device)
@@ -174,11 +192,12 @@ class VqaeCodec(LabelCodec):
         return torch.cat(codes)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
-        logits: Tensor = self.decoder(codes, self.known(context))
+        logits = self.decoder.spread(codes, self.known(context))
         return logits if self.config.domain == "logits" else F.softmax(logits, 1)
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
-            tensors |= {} if not weight.numel() else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
+            said = weight.numel() and (name not in SPREAD or bool(self.decoder.contrast != 1))
+            tensors |= {} if not said else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
         return tensors

@@ -1,0 +1,89 @@
+"""How far decoded labels lie from their mean."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqlabel import FitConfig
+from vqlabel.codecs import FitHooks, LabelSample, build_codec
+from vqlabel.codecs.contrast import MOST
+from vqlabel.codecs.distortion import kl
+from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    """2,000 labels of 30 classes: more than a few bits can say."""
+    generator = torch.Generator().manual_seed(5)
+    return (2 * torch.randn(2000, 30, generator=generator)).half()
+
+
+def fit(labels: Tensor, **options: Any) -> VqaeCodec:
+    sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
+    return VqaeCodec.fit(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
+
+
+@torch.no_grad()
+def decoded(codec: VqaeCodec, labels: Tensor) -> Tensor:
+    return codec.decode(codec.encode(labels))
+
+
+def spread(logits: Tensor, temperature: float) -> float:
+    """Standard deviation of probabilities around their mean label."""
+    return float(F.softmax(logits.float() / temperature, 1).var(0).sum().sqrt())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
+@pytest.mark.parametrize("options", [{}, {"code_width": 4}], ids=["residual", "grouped"])
+def test_decoded_labels_lie_as_far_from_their_mean_as_raw_ones(labels: Tensor, temperature: float, options: dict[str, Any]) -> None:
+    codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), contrast=contrast, **options) for contrast in (None, 1.0))
+    raw = spread(labels, temperature)
+    assert spread(decoded(calibrated, labels), temperature) < 0.98 * raw, "these codes lose too little to show anything"
+    assert spread(decoded(codec, labels), temperature) == pytest.approx(raw, rel=0.01)
+
+
+def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
+    losses = {
+        contrast: float(kl(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean())
+        for contrast in (0.8, 1.0, 1.3)
+    }
+    assert min(losses, key=lambda contrast: losses[contrast]) == 1.0
+
+
+def test_the_contrast_changes_no_code_and_not_the_mean(labels: Tensor) -> None:
+    low, high = (fit(labels, contrast=contrast) for contrast in (1.0, 1.5))
+    assert torch.equal(low.encode(labels), high.encode(labels))
+    logits = [decoded(codec, labels[:-200]) for codec in (low, high)]
+    away = [part - part.mean(0) for part in logits]
+    torch.testing.assert_close(logits[0].mean(0), logits[1].mean(0), atol=2e-2, rtol=0)
+    torch.testing.assert_close(1.5 * away[0], away[1], atol=2e-2, rtol=1e-3)
+
+
+def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
+    codec = fit(torch.arange(30.0).expand(400, 30).half())
+    assert float(codec.decoder.contrast) == 1
+
+
+def test_codes_that_say_next_to_nothing_are_not_spread_beyond_reason(labels: Tensor) -> None:
+    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST**0.5)):
+        codec = fit(labels, bits=1, codebook_size=2, temperature=temperature)
+        assert float(codec.decoder.contrast) == pytest.approx(most, rel=1e-3)
+
+
+@pytest.mark.parametrize("contrast", [1.0, 1.25])
+def test_it_travels_and_takes_no_room_where_it_is_1(labels: Tensor, contrast: float) -> None:
+    codec = fit(labels, contrast=contrast)
+    tensors = codec.decoder_tensors()
+    assert ("decoder.contrast" in tensors) == ("decoder.center" in tensors) == (contrast != 1)
+    back = build_codec("vqae", codec.config.to_dict(), tensors)
+    assert torch.equal(decoded(codec, labels), decoded(back, labels))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("contrast", [0.0, -1.0, 11.0, float("nan")])
+def test_a_contrast_out_of_reason_is_refused(contrast: float) -> None:
+    with pytest.raises(UsageError, match=r"contrast.*must be 0\.1\.\.10"):
+        FitConfig(contrast=contrast)
