@@ -1,6 +1,7 @@
 """Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
 
     python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal] [--peers rq topk]
+        [--contrast 1]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
 method), and what those fixed parts weigh.
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
+    parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated ones, with the least KL")
     parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
     print("| method | code bits | fixed parts, kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |")
@@ -60,7 +62,7 @@ def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
 
 
 def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Peer]]:
-    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=tuple(options.temperature)))
+    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=tuple(options.temperature), contrast=options.contrast))
     codec.set_effort(options.effort)
     found = [("vqae", through(codec))]
     if "rq" in options.peers:

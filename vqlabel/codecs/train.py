@@ -20,7 +20,7 @@ from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import describe_context
-from vqlabel.codecs.sizing import Facts
+from vqlabel.codecs.sizing import FREE_BITS, Facts
 from vqlabel.codecs.start import start_codebooks, start_map
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -162,9 +162,10 @@ def _entropy(codec: VqaeCodec, part: Part) -> float:
 
 @torch.no_grad()
 def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
-    """By the decoder as it will be stored: what it was trained as, and what `pack` will choose by."""
+    """Of few bits a number, by the decoder as it will be stored: what they round away would mislead. Of more, by the decoder as trained."""
     trained = copy.deepcopy(codec.decoder.state_dict())
-    codec.round()
+    if codec.config.weight_bits < FREE_BITS:
+        codec.round()
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.decoder.load_state_dict(trained)
