@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, build_codec
-from vqlabel.codecs.contrast import MOST
+from vqlabel.codecs.contrast import MOST, OF_SEVERAL
 from vqlabel.codecs.distortion import kl
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.errors import UsageError
@@ -69,7 +69,7 @@ def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
 
 
 def test_codes_that_say_next_to_nothing_are_not_spread_beyond_reason(labels: Tensor) -> None:
-    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST**0.25)):
+    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST**OF_SEVERAL)):
         codec = fit(labels, bits=1, codebook_size=2, temperature=temperature)
         assert float(codec.decoder.contrast) == pytest.approx(most, rel=1e-3)
 

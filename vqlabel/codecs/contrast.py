@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vqlabel.codecs.vqae import Decoder, VqaeCodec
 
 LOOKED_AT = 4096  # labels; they give the factor to about a hundredth
+HALF_MOST = torch.finfo(torch.float16).max
 MOST = 1.5  # codes that say less of a label than this restores are not made better by shouting
+OF_SEVERAL = 0.25  # power of the factor that is taken where there are several temperatures
 STEPS = 12  # of the bisection: to 1e-4
 
 
@@ -36,10 +38,9 @@ def set_contrast(codec: VqaeCodec, part: Part, contrast: float | None) -> None:
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
     z = decoder.latent(codec.choose(part.labels[at], known), known)
-    decoder.center.copy_(z.mean(0).half())
-    decoder.contrast.fill_(_matching(decoder, z, raw, temperatures) if contrast is None else contrast).copy_(
-        decoder.contrast.half()
-    )
+    decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
+    found = _matching(decoder, z, raw, temperatures) if contrast is None else contrast
+    decoder.contrast.fill_(float(torch.tensor(found).half()))  # as it will be stored
 
 
 def _matching(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> float:
@@ -55,7 +56,7 @@ def _matching(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return low if len(temperatures) == 1 else low**0.25
+    return low if len(temperatures) == 1 else low**OF_SEVERAL
 
 
 def _spread(logits: Tensor, temperature: float) -> float:
