@@ -21,12 +21,15 @@ SHOWN, TOP = 3, 12  # labels, classes of each
 
 
 @torch.no_grad()
-def draw_slots(sample: LabelSample, codec: VqaeCodec) -> None:
+def draw_slots(sample: LabelSample, bits: int = 64) -> None:
     """Three held-out labels, and what the prior and ever more slots say of them."""
+    with torch.enable_grad():
+        codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), contrast=1.0))
+    assert isinstance(codec, VqaeCodec)
     labels, context = sample.held[:512].float(), sample.held_context and sample.held_context.rows(slice(0, 512))
-    known, codes = codec.known(context), codec.encode(sample.held[:512], context)
+    known = codec.known(context)
     rates = [0, 1, 2, codec.config.slots]
-    said = [codec.decoder(codes[:, :slots], known) for slots in rates]
+    said = [codec.decoder(codec.choose(labels, known, slots), known) for slots in rates]
     order = kl(labels, said[0], 1.0).argsort()
     figure = Figure(figsize=(10, 6), layout="constrained")
     for at, axes in zip(order[[80, 256, 430]].tolist(), figure.subplots(SHOWN, 1), strict=True):
@@ -66,12 +69,6 @@ def draw_heart(sample: LabelSample, bits: int = 32) -> None:
     save(figure, "heart")
 
 
-def fitted(sample: LabelSample, bits: int) -> VqaeCodec:
-    codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), contrast=1.0))
-    assert isinstance(codec, VqaeCodec)
-    return codec
-
-
 def save(figure: Figure, name: str) -> None:
     figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None})
     print(FOLDER / f"{name}.svg")
@@ -79,5 +76,5 @@ def save(figure: Figure, name: str) -> None:
 
 if __name__ == "__main__":
     read, _ = read_sample(open_labels(sys.argv[1]))
-    draw_slots(read, fitted(read, 64))
+    draw_slots(read)
     draw_heart(read)

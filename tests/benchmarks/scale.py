@@ -35,7 +35,7 @@ def main() -> None:
         codec, report = vqlabel.fit(options.dump, FitConfig(bits=bits, temperature=tuple(options.temperature)))
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "labels.vql"
-            vqlabel.pack(options.dump, codec, out)
+            vqlabel.pack(options.dump, out, codec=codec)
             found = vqlabel.stats(out)
         groups, records = found["bytes"], found["records"]
         written = groups["codes"] + groups["codec"] + groups["container"]

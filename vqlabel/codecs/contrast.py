@@ -32,8 +32,10 @@ STEPS = 12  # of the bisection: to 1e-4
 @torch.no_grad()
 def set_contrast(codec: VqaeCodec, part: Part, contrast: float | None) -> None:
     """Set the decoder's `center` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept."""
+    if contrast == 1:  # as the decoder is made
+        return
     count = len(part.labels)
-    at = torch.arange(0, count, max(1, count // LOOKED_AT), device=part.labels.device)[:LOOKED_AT]
+    at = torch.linspace(0, count - 1, min(count, LOOKED_AT), device=part.labels.device).long()
     decoder, temperatures = codec.decoder, codec.config.temperature
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
