@@ -83,7 +83,7 @@ class FitConfig(_Json):
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
     temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
-    contrast: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: as raw labels lie
+    contrast: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: unbiased
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"

@@ -54,9 +54,11 @@ def tune(
     """Find and fit the best codec inside a budget; a budget is all of a file but augmentation and order.
 
     Args:
-        config: carries the budget as `bytes` or `ratio`; sizes that it names are kept, the others are searched.
+        config: carries the budget as `bytes` or `ratio`; sizes that it names are kept, the others are searched. Trials are judged by
+            calibrated labels, contrast 1, which hold what codes say; the winner has the contrast that `config` asks for.
         bits: the budget in bits per label, everything counted.
-        kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature.
+        kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature; who counts
+            in KL gets the labels of the least, contrast 1, unless `config` names another.
         minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells.
         tried: called after every trial.
 
@@ -74,6 +76,8 @@ def tune(
     check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     config = with_temperature(config, source)
+    if kl is not None and config.contrast is None:
+        config = replace(config, contrast=1.0)
     sample, held_out = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * facts_of(sample).labels / 8)))
@@ -181,7 +185,7 @@ class Search:
                 return trial
         began = time.monotonic()
         passes = max(1, round(QUICK * (config.epochs or usual_epochs(self.sample))))
-        codec = CODECS["vqae"][0].fit(self.sample, replace(config, epochs=passes), FitHooks()).eval()
+        codec = CODECS["vqae"][0].fit(self.sample, replace(config, epochs=passes, contrast=1.0), FitHooks()).eval()
         found = measure(codec, self.sample, "held", codec.config.temperature)
         kl = {name: value for name, value in found.items() if name.startswith("kl_")}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))

@@ -40,9 +40,7 @@ OPTIONS: dict[str, Any] = {
     "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
     "contrast": Annotated[
         float | None,
-        typer.Option(
-            help="how far labels lie from their mean; by default as far as raw ones, for students; 1: least KL, calibrated"
-        ),
+        typer.Option(help="how far labels lie from their mean; by default unbiased, for students; 1: calibrated, the least KL"),
     ],
     "epochs": Annotated[int | None, typer.Option(help="passes of training over the labels, in each part of a fit")],
     "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine")],

@@ -41,7 +41,12 @@ def bits_of(name: str, weight_bits: int) -> int:
 def codec_bytes(config: VqaeConfig) -> int:
     """Bytes of the decoder's tensors in a `.vql`."""
     d, w = config.latent, config.weight_bits
-    shapes: dict[str, tuple[int, ...]] = {"out": (d, config.classes), "bias": (config.classes,), "center": (d,), "contrast": (1,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "out": (d, config.classes),
+        "bias": (config.classes,),
+        "center": (d,),
+        "contrast": (config.slots + 1,),
+    }
     if config.slots:
         shapes["codebook"] = (config.slots, config.codebook_size, config.code_width)
     if config.prior is not None:

@@ -92,7 +92,8 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         }  # fmt: skip
         hooks.save(state)
     codec.round()
-    set_contrast(codec, parts[0], config.contrast)
+    alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
+    set_contrast(codec, parts[0], rates + alone, config.contrast)
     codec.cpu()
 
 

@@ -41,15 +41,16 @@ class Decoder(nn.Module):
         self.center: Tensor
         self.contrast: Tensor
         self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
-        self.register_buffer("contrast", torch.ones(1))  # how much further from it than the calibrated ones: `set_contrast`
+        self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
 
     def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """[n, j] codes of the first j slots -> [n, C] calibrated logits, of no particular shift."""
         return torch.addmm(self.bias, self.latent(codes, known), self.out)
 
     def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """The same logits, as far from their mean as the raw ones are."""
-        return torch.addmm(self.bias, torch.lerp(self.center, self.latent(codes, known), self.contrast), self.out)
+        """The same logits, moved from their mean until they are unbiased: `set_contrast`."""
+        contrast = self.contrast[codes.shape[1]]
+        return torch.addmm(self.bias, torch.lerp(self.center, self.latent(codes, known), contrast), self.out)
 
     def latent(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """[n, j] -> [n, d_h], prior and codes."""
@@ -136,7 +137,10 @@ class VqaeCodec(LabelCodec):
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
         part = type(self)(replace(config, slots=slots))
-        part.load_state_dict({name: weight[:slots] if "codebook" in name else weight for name, weight in self.state_dict().items()})
+        state = self.state_dict()
+        state["decoder.codebook"] = state["decoder.codebook"][:slots]
+        state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]
+        part.load_state_dict(state)
         return part.eval()
 
     def forget_prior(self) -> None:
@@ -198,6 +202,6 @@ class VqaeCodec(LabelCodec):
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
-            said = weight.numel() and (name not in SPREAD or bool(self.decoder.contrast != 1))
+            said = weight.numel() and (name not in SPREAD or bool((self.decoder.contrast != 1).any()))
             tensors |= {} if not said else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
         return tensors

@@ -72,7 +72,9 @@ def compare(
     require(teacher_bytes is None or teacher_bytes > 0, "teacher_bytes", teacher_bytes, "must be at least 1 byte")
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     degrees = tuple(temperature) if temperature else MIX if source.temperature is None else (source.temperature,)
-    config = FitConfig(temperature=degrees, seed=seed)  # refuses what cannot be before anything is read
+    config = FitConfig(
+        temperature=degrees, seed=seed, contrast=1.0
+    )  # the axis is KL; refuses what cannot be before anything is read
     chosen, skipped = _without_missing(chosen, named=methods is not None)
     if skipped:
         say(f"{', '.join(skipped)}: skipped; {next(iter(skipped.values()))}")
