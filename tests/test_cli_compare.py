@@ -67,7 +67,7 @@ def test_the_object_on_stdout_has_these_keys(dump: Path) -> None:
     found = json.loads(result.stdout)
     assert list(found) == [
         "dump", "classes", "domain", "dtype", "labels", "sampled", "held_out", "temperature", "seed", "bits", "methods", "skipped",
-        "teacher", "points",
+        "teacher", "student", "points",
     ]  # fmt: skip
     assert found["teacher"] == {"bytes": 4500, "all_in_bits": 100.0}
     assert {point["part"] for point in found["points"]} == {"held out", "all-in"}

@@ -206,6 +206,16 @@ def compare(
     teacher: Annotated[Path | None, typer.Option(help="the teacher's file: its size is drawn as a line")] = None,
     teacher_bytes: Annotated[int | None, typer.Option(help="the same as a number of bytes")] = None,
     plot: Annotated[Path | None, typer.Option(help="draw the curves to this image file")] = None,
+    student: Annotated[
+        Path | None, typer.Option(help="the dump's images: train a student from every method's labels, minutes each; needs --val")
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="new images, one folder a class, that students are judged on")] = None,
+    val_labels: Annotated[Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds KL")] = None,
+    columns: Annotated[
+        Path | None, typer.Option(help="JSON: folder of --val -> class of the teacher; by default the i-th is i")
+    ] = None,
+    view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher saw")] = 224,
+    passes: Annotated[int, typer.Option(help="of a student over all views")] = 4,
     temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
     layout: Layout = None,
@@ -225,15 +235,20 @@ def compare(
         from vqlabel.report.plot_curve import plot_curve
 
         check_picture(plot, overwrite=overwrite)
+    if (student is None) != (val is None):
+        raise UsageError("--student and --val go together: images that labels were made of, and new ones to judge students by")
     from vqlabel.labels import open_labels
     from vqlabel.report.curve import BITS
     from vqlabel.report.curve import compare as run
+    from vqlabel.report.student import Lesson
 
     with show.progress_bar() as progress:
-        source = open_labels(dump, layout, domain)
+        source, lesson = open_labels(dump, layout, domain), None
+        if student is not None and val is not None:
+            lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)
         found = run(
-            source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size,
-            say=lambda line: typer.echo(line, err=True), progress=progress,
+            source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, lesson=lesson,
+            passes=passes, say=lambda line: typer.echo(line, err=True), progress=progress,
         )  # fmt: skip
     if plot is not None:
         plot_curve(found, plot, overwrite=overwrite)

@@ -242,6 +242,25 @@ def show_compare(found: dict[str, Any]) -> None:
         typer.echo(f"\n{part}: {words}")
         bits = ("code bits", "fixed parts") if part == "held out" else ("code bits", "fixed parts", "all-in bits")
         table(rows, ("method", "setting", *bits, *figures))
+    if found["student"] is not None:
+        _show_students(found)
     if found["teacher"] is not None:
         teacher = found["teacher"]
         typer.echo(f"\nthe teacher itself: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")
+
+
+def _show_students(found: dict[str, Any]) -> None:
+    """What students got: of raw labels, then of every method's, their bits all-in."""
+    how = found["student"]
+    typer.echo(
+        f"\nstudents: {how['passes']} passes over {how['views']:,} views at T = {how['temperature']:g}, seed {how['seed']}; "
+        f"judged on {how['new_images']:,} new images"
+    )
+    figures = [name for name in ("kl_teacher", "top1") if name in how["raw"]]
+    rows = [("raw labels", "", f"{16 * found['classes']:.1f}", *(f"{how['raw'][name]:.4f}" for name in figures))]
+    rows += [
+        (found["methods"][p["method"]], p["setting"], f"{p['all_in_bits']:.1f}", *(f"{p['student'][name]:.4f}" for name in figures))
+        for p in found["points"]
+        if "student" in p
+    ]
+    table(rows, ("method", "setting", "all-in bits", *figures))

@@ -1,5 +1,6 @@
 """The vector-quantized autoencoder (arXiv 2603.03808): slots of k code vectors each, summed on a prior, through a low-rank output map."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Self
@@ -142,6 +143,13 @@ class VqaeCodec(LabelCodec):
         state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]
         part.load_state_dict(state)
         return part.eval()
+
+    def calibrated(self) -> Self:
+        """The codec with a contrast of 1: the same codes, and the labels of the least KL instead of those for students."""
+        other = copy.deepcopy(self)
+        other.decoder.center.zero_()
+        other.decoder.contrast.fill_(1)
+        return other
 
     def forget_prior(self) -> None:
         """Go on without a prior that was not worth its bytes."""

@@ -6,15 +6,18 @@ from os import PathLike
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs import Distortion, FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import as_logits
+from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, require
 from vqlabel.fitting import measure, read_sample
-from vqlabel.labels import LabelSource, open_labels
+from vqlabel.labels import Context, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.report.peers import HALF_MOST, PEERS, Faiss, Peer, Seen, import_faiss
+from vqlabel.report.student import Lesson, Recode
 
 BITS = (8, 16, 32, 64, 128, 256)
 BITS_MOST = 1 << 16  # of a rate: more than raw labels of 4,096 classes
@@ -43,6 +46,8 @@ def compare(
     temperature: Sequence[float] | None = None,
     seed: int = 0,
     teacher_bytes: int | None = None,
+    lesson: Lesson | None = None,
+    passes: int = 4,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -57,11 +62,14 @@ def compare(
         methods: names in METHODS; None: all, without those whose extra is not installed (`skipped`, and `say` says so).
         temperature: the student's; None: as the layout says, else 1, 4, 20.
         teacher_bytes: size of the teacher: adds `teacher`, its bytes per label of this dump.
+        lesson: of this dump: the labels of every method, and raw ones, train a student, `passes` times over all views, at the lowest
+            temperature. That takes minutes a point.
         say: called with a line for a person.
 
     Returns:
         What was measured on, and `points`: method, setting, part ("held out" or "all-in"), code_bits and all_in_bits per label,
-        fixed_bytes, and the figures of `Distortion`.
+        fixed_bytes, and the figures of `Distortion`. With a lesson `student` says how students were trained and what raw labels gave
+        them, and every point that is all-in has `student`, the figures of `Lesson.learn`.
 
     Raises:
         UsageError: a rate, method, temperature or seed that cannot be.
@@ -85,13 +93,22 @@ def compare(
         raise BadLabels(
             f"{source.path}: a label holds {most:.3g}; halves, which the methods here store, end at 65504: clamp the labels"
         )
+    how: dict[str, Any] = {"temperature": min(degrees), "passes": passes, "seed": seed}
+    student = None if lesson is None else {**how, "views": len(lesson.views), "new_images": len(lesson.new)}
+    if lesson is not None and student is not None:
+        student["raw"] = lesson.learn(lesson.raw, progress=progress, **how)
     jobs = [(name, rate) for name in chosen for rate in (rates if name in VQAE or PEERS[name].at_rates else rates[:1])]
     bench, found = _Bench(sample, config, rates[-1], progress), dict[tuple[str, str], Measured]()
+    worth = dict[tuple[str, str], dict[str, float]]()
     for done, (name, rate) in enumerate(jobs):
         progress("methods", done, len(jobs), {})
-        measured = bench.run(name, rate)
-        if measured is not None:
-            found.setdefault((name, measured.setting), measured)  # two rates may leave room for the same setting
+        result = bench.run(name, rate)
+        if result is None or (name, result[0].setting) in found:  # two rates may leave room for the same setting
+            continue
+        measured, recode = result
+        found[name, measured.setting] = measured
+        if lesson is not None:
+            worth[name, measured.setting] = lesson.learn(lesson.recoded(recode), progress=progress, **how)
     progress("methods", len(jobs), len(jobs), {})
     return {
         "dump": str(source.path),
@@ -107,7 +124,12 @@ def compare(
         "methods": {name: METHODS[name] for name in chosen},
         "skipped": skipped,
         "teacher": None if teacher_bytes is None else {"bytes": teacher_bytes, "all_in_bits": round(8 * teacher_bytes / labels, 4)},
-        "points": [_point(name, measured, part, labels) for part in PARTS for (name, _), measured in found.items()],
+        "student": student,
+        "points": [
+            _point(name, measured, part, labels, worth.get((name, setting)))
+            for part in PARTS
+            for (name, setting), measured in found.items()
+        ],
     }
 
 
@@ -156,26 +178,36 @@ class _Bench:
         assert config.temperature is not None
         self.sample, self.config, self.progress = sample, config, progress
         self.seen = Seen(sample, config.temperature, config.seed, most_bits)
-        self.without_prior: dict[int, Measured] = {}
+        self.without_prior: dict[int, tuple[Measured, Recode]] = {}
 
-    def run(self, name: str, rate: int) -> Measured | None:
+    def run(self, name: str, rate: int) -> tuple[Measured, Recode] | None:
         """None where not even the method's smallest setting fits the rate."""
         if name in VQAE:
             return self.vqae(rate, VQAE[name][1])
         peer = PEERS[name].fit(self.seen, rate)
-        return None if peer is None else measure_peer(peer, self.sample, self.progress)
+        if peer is None:
+            return None
+        return measure_peer(peer, self.sample, self.progress), lambda labels, _: peer.decode(peer.encode(labels))
 
-    def vqae(self, rate: int, prior: bool | None) -> Measured:
-        """A fit that was left its prior and came out without one is the fit without: it is not done twice."""
+    def vqae(self, rate: int, prior: bool | None) -> tuple[Measured, Recode]:
+        """A fit that was left its prior and came out without one is the fit without: it is not done twice.
+
+        Distortion is of calibrated labels, students get unbiased ones: docs/how-it-works.md.
+        """
         if prior is False and rate in self.without_prior:
             return self.without_prior[rate]
         config = replace(self.config, bits=rate, prior=prior)
-        codec = CODECS["vqae"][0].fit(self.sample, config, FitHooks(progress=self.progress)).eval()
-        found = measure_codec(codec, self.sample)
-        if getattr(codec.config, "prior", None) is None:
-            self.without_prior[rate] = found
-            return found if prior is False else replace(found, setting=found.setting + ", no prior: it would not pay")
-        return found
+        codec = VqaeCodec.fit(self.sample, config, FitHooks(progress=self.progress)).eval()
+        found = measure_codec(codec.calibrated(), self.sample)
+
+        def recode(labels: Tensor, context: Context | None) -> Tensor:
+            return as_logits(codec.decode(codec.encode(labels, context), context), self.sample.domain)
+
+        if codec.config.prior is None:
+            self.without_prior[rate] = found, recode
+            if prior is None:
+                found = replace(found, setting=found.setting + ", no prior: it would not pay")
+        return found, recode
 
 
 def measure_codec(codec: LabelCodec, sample: LabelSample) -> Measured:
@@ -231,7 +263,7 @@ def _power(sample: LabelSample, part: str) -> float:
     return sum(as_logits(labels, sample.domain).square().sum().item() for labels, _ in sample.steps(part, 2048))
 
 
-def _point(name: str, measured: Measured, part: str, labels: int) -> dict[str, Any]:
+def _point(name: str, measured: Measured, part: str, labels: int, worth: dict[str, float] | None) -> dict[str, Any]:
     bits = measured.code_bits[part]
     return {
         "method": name,
@@ -241,4 +273,5 @@ def _point(name: str, measured: Measured, part: str, labels: int) -> dict[str, A
         "fixed_bytes": measured.fixed_bytes,
         "all_in_bits": round(measured.code_bits[ALL_IN] + 8 * measured.fixed_bytes / labels, 4),
         **{figure: max(0.0, round(value, 6)) for figure, value in measured.distortion[part].items()},
+        **({} if worth is None or part == HELD else {"student": worth}),
     }
