@@ -14,6 +14,7 @@ DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 USUAL_BITS = 128
+HEAD_MOST, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
 VIEW_MOST = 1 << 16  # pixels
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
@@ -38,13 +39,15 @@ class _Json:
             BadContainer: `values` has another set of fields, or a field of another type or out of its range.
         """
         hints = typing.get_type_hints(cls)
-        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict) or set(values) != names:
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+        names = {f.name for f in fields}
+        needed = {f.name for f in fields if f.default is dataclasses.MISSING}  # others came later than files that are about
+        if not isinstance(values, dict) or not needed <= values.keys() <= names:
             raise BadContainer(
                 f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}"
             )
         try:
-            return cls(**{name: _typed(name, values[name], hints[name]) for name in names})
+            return cls(**{name: _typed(name, values[name], hints[name]) for name in values})
         except UsageError as error:
             raise BadContainer(f"stored {cls.__name__}: {error}") from None
 
@@ -83,6 +86,7 @@ class FitConfig(_Json):
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
     temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
+    head: int | None = 0  # classes kept exactly, before the slots; None: as many as their bits pay for in KL
     contrast: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: unbiased
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
@@ -120,6 +124,7 @@ class FitConfig(_Json):
 _RANGES = (
     ("slots", 0, 1024), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
     ("image_width", 1, 1024), ("hidden", 1, 8192), ("epochs", 0, 10_000),
+    ("head", 0, HEAD_MOST),
 )  # fmt: skip
 
 
@@ -157,9 +162,13 @@ class VqaeConfig(_Json):
     weight_bits: int  # of a stored number
     prior: PriorConfig | None
     temperature: tuple[float, ...]
+    head: int = 0  # classes kept exactly
 
     def __post_init__(self) -> None:
         check_labels(self.classes, self.domain)
+        require(
+            0 <= self.head <= min(HEAD_MOST, self.classes - 1), "head", self.head, f"must be 0..{min(HEAD_MOST, self.classes - 1)}"
+        )
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
         require(0 <= self.slots <= 1024, "slots", self.slots, "must be 0..1024")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
@@ -181,6 +190,16 @@ class VqaeConfig(_Json):
     def code_bits(self) -> int:
         """Bits of one stored code: ceil(log2 k)."""
         return (self.codebook_size - 1).bit_length()
+
+    @property
+    def head_bits(self) -> list[int]:
+        """Stored widths of the head's ids, then of its levels."""
+        return [(self.classes - 1).bit_length()] * self.head + [LEVEL_BITS] * self.head
+
+    @property
+    def label_bits(self) -> int:
+        """Code bits per label, head and slots."""
+        return self.slots * self.code_bits + sum(self.head_bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

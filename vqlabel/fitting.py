@@ -98,7 +98,7 @@ def fit_sample(
         "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
         "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
     }
-    if codec.kind == "vqae" and codec.code_bits:
+    if codec.kind == "vqae" and codec.config.slots:
         report["perplexity"] = _perplexity(codec, sample)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
@@ -190,10 +190,10 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
 
 
 def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
-    usage = Usage(len(codec.code_bits), codec.config.codebook_size)
+    usage = Usage(codec.config.slots, codec.config.codebook_size)
     with torch.inference_mode():
         for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
-            usage.add(codec.encode(labels, context).numpy())
+            usage.add(codec.encode(labels, context)[:, : codec.config.slots].numpy())
     return [round(float(p), 1) for p in usage.perplexity()]
 
 

@@ -12,6 +12,7 @@ from vqlabel.errors import BadContainer
 
 CODES = "codes"
 CODEC = "codec."
+NOTHING = [(slice(None), 1)]  # as `VqlFile` checks codes: 0 and nothing else, in all fields
 NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
 
 
@@ -44,7 +45,7 @@ class VqlFile:
         if CODES not in self.container.streams:
             raise BadContainer(f"{path}: has no codes; damaged or forged")
         self.records = self.container.streams[CODES].rows
-        self._slots, self._size = self._index_slots()
+        self._tables = self._indexed()
         self.columns = ColumnReader(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
 
@@ -63,7 +64,7 @@ class VqlFile:
     def code_bits(self) -> tuple[int, ...]:
         """[m] stored width of each code."""
         bits = self.container.streams[CODES].bits
-        return bits if self._slots or self.codec["kind"] != "vqae" else ()
+        return () if self._tables is NOTHING else bits
 
     def codes(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable."""
@@ -75,23 +76,29 @@ class VqlFile:
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
-        most = int(codes[:, : self._slots or None].max(initial=0))
-        if self._size and most >= self._size:
-            raise BadContainer(
-                f"{self.container.path}: code {most} leaves 0..{self._size - 1} ({self.codec['config']}); damaged or forged"
-            )
+        for slots, size in self._tables:
+            most = int(codes[:, slots].max(initial=0))
+            if most >= size:
+                raise BadContainer(
+                    f"{self.container.path}: code {most} leaves 0..{size - 1} ({self.codec['config']}); damaged or forged"
+                )
         return codes[:, : len(self.code_bits)]
 
-    def _index_slots(self) -> tuple[int, int]:
-        """How many leading fields of a record index a table, and its size: codebooks (vqae) or classes (topk). Size 0: any value goes."""
+    def _indexed(self) -> list[tuple[slice, int]]:
+        """Fields of a record that index a table, and its size: codebooks and the head's classes (vqae), or classes (topk)."""
         kind, config = self.codec["kind"], self.codec["config"]
-        key = {"vqae": "codebook_size", "topk": "k"}.get(kind)
-        if key is None:
-            return 0, 0
-        size = config.get(key)
-        if type(size) is not int or size < 1:
-            raise BadContainer(f"{self.container.path}: the {kind} codec has {key} {size!r}; damaged or forged")
         if kind == "topk":
-            return size, self.classes
-        bits = self.container.streams[CODES].bits
-        return (0, 1) if config.get("slots") == 0 and bits == NO_CODES else (len(bits), size)
+            return [(slice(self._number("k", 1)), self.classes)]
+        if kind != "vqae":
+            return []
+        slots, head = self._number("slots", 0), self._number("head", 0) if "head" in config else 0
+        if not slots and not head and self.container.streams[CODES].bits == NO_CODES:
+            return NOTHING
+        return [(slice(slots), self._number("codebook_size", 1)), (slice(slots, slots + head), self.classes)]
+
+    def _number(self, key: str, least: int) -> int:
+        """Of the codec's configuration, which nobody has checked yet."""
+        value = self.codec["config"].get(key)
+        if type(value) is not int or value < least:
+            raise BadContainer(f"{self.container.path}: the {self.codec['kind']} codec has {key} {value!r}; damaged or forged")
+        return value

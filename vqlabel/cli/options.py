@@ -38,6 +38,10 @@ OPTIONS: dict[str, Any] = {
     "weight_bits": Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")],
     "image_width": Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")],
     "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
+    "head": Annotated[
+        str,
+        typer.Option(help="classes kept exactly, before the slots: least KL at T = 1, exact top-1; auto: as many as pay in KL"),
+    ],
     "contrast": Annotated[
         float | None,
         typer.Option(help="how far labels lie from their mean; by default unbiased, for students; 1: calibrated, the least KL"),
@@ -51,7 +55,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command`, which takes a `FitConfig` named `config`, the options above instead."""
-    known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None}
+    known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None, "head": "0"}
     kept = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "config"]
     told = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known[name], annotation=kind)
@@ -88,9 +92,23 @@ class BitsCommand(TyperCommand):
 
 
 def _config(values: dict[str, Any]) -> FitConfig:
+    values["head"] = read_head(values["head"])
     values["temperature"] = read_temperature(values["temperature"])
     values["bytes"] = None if values["bytes"] is None else read_size(values["bytes"])
     return FitConfig(**values)
+
+
+def read_head(text: str) -> int | None:
+    """ "2" -> 2, "auto" -> None.
+
+    Raises:
+        UsageError: something else.
+    """
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError(f"--head {text!r}: must be a number of classes, or auto")
+    return int(text)
 
 
 def read_temperature(text: str | None) -> tuple[float, ...] | None:

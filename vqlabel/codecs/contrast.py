@@ -38,7 +38,7 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
 
     Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated.
     """
-    if contrast == 1:  # as the decoder is made
+    if contrast == 1 or (contrast is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
         return
     count = len(part.labels)
     at = torch.linspace(0, count - 1, min(count, LOOKED_AT), device=part.labels.device).long()

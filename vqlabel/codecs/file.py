@@ -94,5 +94,7 @@ def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
         return codec
     if not isinstance(codec, VqaeCodec):
         raise UsageError(f"a {codec.kind} codec has one rate; fit one with these bits or slots")
-    slots = config.slots if config.slots is not None else (config.bits or 0) // codec.config.code_bits
+    slots = (
+        config.slots if config.slots is not None else ((config.bits or 0) - sum(codec.config.head_bits)) // codec.config.code_bits
+    )
     return codec.prefix(slots)

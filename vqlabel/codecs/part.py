@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vqlabel.codecs.base import LabelSample
 from vqlabel.codecs.distortion import as_logits, teacher_pull, temperature_weight
+from vqlabel.codecs.head import hide, rest_mass
 from vqlabel.codecs.prior import Known, read_context
 
 if TYPE_CHECKING:
@@ -26,11 +27,17 @@ class Part:
     halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
     known: Known | None
+    head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
+    weight: Tensor | None  # [n] probability of the others
     codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
 
     def pull(self, at: Tensor) -> Tensor:
         """[b, C] float32 `teacher_pull` of the labels `at`."""
         return self.halves[at].float().mul_(self.unit)
+
+    def visible(self, logits: Tensor, at: Tensor) -> Tensor:
+        """Logits [b, C] of the labels `at`, without the classes that their heads keep."""
+        return logits if self.head is None else hide(logits, self.head[at])
 
     def chunks(self, most: int | None = None) -> tuple[Tensor, ...]:
         """Indices of its labels, or of the first `most`, CHUNK at a time."""
@@ -48,6 +55,14 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config
     unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
-    halves = torch.cat([(teacher_pull(as_logits(x, config.domain), config.temperature) / unit).half() for x in labels.split(CHUNK)])
+    halves, heads, weights = [], [], []
+    for x in labels.split(CHUNK):
+        logits = as_logits(x, config.domain)
+        if config.head:
+            heads.append(logits.topk(config.head, 1).indices)
+            weights.append(rest_mass(logits, heads[-1], config.temperature))
+            logits = hide(logits, heads[-1])
+        halves.append((teacher_pull(logits, config.temperature) / unit).half())
     known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
-    return Part(labels, halves, unit, known, {})
+    head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
+    return Part(labels, torch.cat(halves), unit, known, head, weight, {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from vqlabel.codecs.prior import WIDTHS
 from vqlabel.codecs.storage import stored_bytes
-from vqlabel.config import MIX, FitConfig, PriorConfig, VqaeConfig
+from vqlabel.config import LEVEL_BITS, MIX, FitConfig, PriorConfig, VqaeConfig
 from vqlabel.errors import UsageError
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
@@ -17,6 +17,11 @@ SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
+HEAD_EVERY, AUTO_MOST, HEAD_BELOW = (
+    60,
+    3,
+    4.0,
+)  # --head auto: a class each so many code bits, at most; temperatures that a head helps
 FREE_BITS = 6  # of a stored number where nobody named a budget: the least that costs no distortion
 
 
@@ -59,7 +64,7 @@ def codec_bytes(config: VqaeConfig) -> int:
 
 def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
-    codes = -(-labels * config.slots * config.code_bits // 8)
+    codes = -(-labels * config.label_bits // 8)
     return codes + codec_bytes(config) + HEADER + CHUNK_ROW * -(-labels // CHUNK_LABELS)
 
 
@@ -93,6 +98,19 @@ def _prior(config: FitConfig, facts: Facts) -> PriorConfig | None:
     )  # fmt: skip
 
 
+def _class_bits(facts: Facts) -> int:
+    """Of a class of the head: its id and its level."""
+    return (facts.classes - 1).bit_length() + LEVEL_BITS
+
+
+def _head(config: FitConfig, facts: Facts, bits: int) -> int:
+    """Classes kept exactly; where that is left open, as many as `bits` code bits per label pay for in KL at a low temperature."""
+    if config.head is not None:
+        return config.head
+    low = min(config.temperature or MIX) < HEAD_BELOW
+    return min(AUTO_MOST, bits // HEAD_EVERY, facts.classes - 1) if low else 0
+
+
 def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:
     """256, less where a code would see fewer than 32 labels; of those within 2 bits of that, the one that spends the most bits."""
     if config.codebook_size:
@@ -104,6 +122,12 @@ def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:
 def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeConfig:
     """Code bits are given; the latent is what the labels can pay for (one number of d_h per 64 of them)."""
     bits = config.wanted_bits
+    head = _head(config, facts, bits)
+    bits -= head * _class_bits(facts)
+    if bits < 0:
+        raise UsageError(
+            f"--head {head} takes {head * _class_bits(facts)} bits, {_class_bits(facts)} a class; --bits is {config.wanted_bits}"
+        )
     k = _codebook_size(config, facts, bits)
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(LATENT_MOST, 16 * max(1, facts.seen // 1024), facts.classes - 1))
@@ -117,28 +141,35 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
+        head=head,
     )  # fmt: skip
 
 
 def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: int) -> VqaeConfig:
     """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest."""
     each = 8 * (budget - HEADER) / max(1, facts.labels)
+    head = _head(config, facts, int(CODE_SHARE * each))
+    each = max(0, each - head * _class_bits(facts))
     k = _codebook_size(config, facts, 8)
     width = (k - 1).bit_length()
-    slots = config.slots if config.slots is not None or config.bits is None else config.bits // width
+    slots = (
+        config.slots
+        if config.slots is not None or config.bits is None
+        else max(0, config.bits - head * _class_bits(facts)) // width
+    )
     if slots is None:
         slots = max(0, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
         if not slots and prior is None:
             slots = 1
     for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
         assert w is not None
-        best = largest(_sized(config, facts, prior, slots, k, w), facts, budget, config)
+        best = largest(_sized(config, facts, prior, slots, k, w, head), facts, budget, config)
         if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
             break
     if best is None and slots > (prior is None) and config.slots is None and config.bits is None:
         return _within(replace(config, slots=slots - 1), facts, prior, budget)
     if best is None:
-        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS), 2, config), facts.labels)
+        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head), 2, config), facts.labels)
         raise UsageError(
             f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
             f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
@@ -146,10 +177,12 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     return best
 
 
-def _sized(config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int) -> VqaeConfig:
+def _sized(
+    config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int, head: int
+) -> VqaeConfig:
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
-        weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX,
+        weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX, head=head,
     )  # fmt: skip
 
 

@@ -73,6 +73,8 @@ def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) ->
         if seen.known is not None:
             rest = rest - decoder(seen.none(at), seen.known.rows(at))
             rest -= rest.mean(1, keepdim=True)
+        if seen.head is not None:
+            rest = rest.scatter(1, seen.head[at], 0)
         square += z.T @ z
         cross += z.T @ rest
     ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=square.device)
@@ -114,11 +116,11 @@ def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tu
 
 def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:
     """[n, len(temperatures) * C] of the labels `at`."""
-    logits, temperatures = as_logits(part.labels[at], codec.config.domain), codec.config.temperature
+    logits, temperatures = part.visible(as_logits(part.labels[at], codec.config.domain), at), codec.config.temperature
     found = torch.cat([hellinger_features(logits, t) for t in temperatures], 1)
     if part.known is None:
         return found
-    expected = codec.decoder(part.none(at), part.known.rows(at))
+    expected = part.visible(codec.decoder(part.none(at), part.known.rows(at)), at)
     return found.sub_(torch.cat([hellinger_features(expected, t) for t in temperatures], 1))
 
 

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from vqlabel.codecs.base import FitHooks, LabelSample
 from vqlabel.codecs.contrast import set_contrast
 from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, temperature_weight
+from vqlabel.codecs.head import join, split
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.prior import describe_context
@@ -123,8 +124,7 @@ def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
     constant = _best_constant(_mean_pull(seen), codec.config.temperature)
-    without = mixed_cross_entropy(constant, _mean_pull(held), codec.config.temperature).item() - _entropy(codec, held)
-    return _judge(codec, held)["loss"] < (1 - EARNS) * without
+    return _judge(codec, held)["loss"] < (1 - EARNS) * _judge(codec, held, constant)["loss"]
 
 
 def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
@@ -149,15 +149,6 @@ def _mean_pull(part: Part) -> Tensor:
     """[1, C]; the loss is linear in it."""
     total = sum(part.pull(at).sum(0, keepdim=True) for at in part.chunks())
     assert isinstance(total, Tensor)
-    return total / len(part.labels)
-
-
-def _entropy(codec: VqaeCodec, part: Part) -> float:
-    """What `mixed_cross_entropy` is above `mixed_kl`, a mean over labels."""
-    total = 0.0
-    for at in part.chunks():
-        logits = as_logits(part.labels[at], codec.config.domain)
-        total += mixed_cross_entropy(logits, part.pull(at), codec.config.temperature).sum().item()
     return total / len(part.labels)
 
 
@@ -205,7 +196,8 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
             codes = seen.none(at) if codes is None else codes[at]
             with quick_matmul(seen.labels.device):
                 out = functional_call(decoder, weights, (codes, known))
-            loss = mixed_cross_entropy(out.float(), seen.pull(at), config.temperature).mean()
+            loss = mixed_cross_entropy(seen.visible(out.float(), at), seen.pull(at), config.temperature)
+            loss = loss.mean() if seen.weight is None else (loss * seen.weight[at]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -239,14 +231,18 @@ def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _judge(codec: VqaeCodec, part: Part) -> dict[str, float]:
-    """Held-out loss (`mixed_kl`), and KL at each temperature, of the decoder as it will be stored."""
+def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict[str, float]:
+    """Held-out loss (`mixed_kl`), and KL at each temperature, of the decoder as it will be stored, or of `constant` logits [1, C]."""
     config = codec.config
     figures = Distortion(temperatures=config.temperature)
     weights = codec.rounded_decoder()
     for at in part.chunks(JUDGED):
         known = None if part.known is None else part.known.rows(at)
         codes = part.codes[max(part.codes)][at] if part.codes else part.none(at)
-        figures.add(as_logits(part.labels[at], config.domain), functional_call(codec.decoder, weights, (codes, known)))
+        raw = as_logits(part.labels[at], config.domain)
+        said = functional_call(codec.decoder, weights, (codes, known)) if constant is None else constant.expand_as(raw)
+        if config.head:
+            said = join(said, *split(raw, config.head, config.temperature), config.temperature)
+        figures.add(raw, said)
     found = figures.figures()
     return {"loss": sum(temperature_weight(t) * found[f"kl_T{t:g}"] for t in config.temperature), **found}

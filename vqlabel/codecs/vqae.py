@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import as_logits, teacher_pull
 from vqlabel.codecs.encoder import Encoder
+from vqlabel.codecs.head import hide, join, split
 from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink
@@ -80,7 +81,7 @@ class Decoder(nn.Module):
 class VqaeCodec(LabelCodec):
     """Residual or grouped codebooks, decoder, and a prior where the file knows more of a label than its place.
 
-    Rate: m * ceil(log2 k) bits per label. It encodes by trying what its decoder makes of codes: no encoder is trained or stored.
+    Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. It encodes by trying what its decoder makes of codes: no encoder is trained or stored.
     """
 
     kind = "vqae"
@@ -158,7 +159,7 @@ class VqaeCodec(LabelCodec):
 
     @property
     def code_bits(self) -> list[int]:
-        return [self.config.code_bits] * self.config.slots
+        return [self.config.code_bits] * self.config.slots + self.config.head_bits
 
     @property
     def codebook_size(self) -> int | None:
@@ -186,7 +187,10 @@ class VqaeCodec(LabelCodec):
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` will choose.
         """
         self.check_labels(labels)
-        return self.choose(labels, self.known(context)).int()
+        codes = [self.choose(labels, self.known(context))]
+        if self.config.head:
+            codes += split(as_logits(labels, self.config.domain), self.config.head, self.config.temperature)
+        return torch.cat(codes, 1).int()
 
     def choose(self, labels: Tensor, known: Known | None, slots: int | None = None) -> Tensor:
         """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64."""
@@ -200,11 +204,17 @@ class VqaeCodec(LabelCodec):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
             none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
             expected = decoder(none, None if known is None else known.rows(slice(at, at + ENCODE_CHUNK)))
+            if config.head:
+                ids = logits.topk(config.head, 1).indices
+                logits, expected = hide(logits, ids), hide(expected, ids)
             codes.append(encoder(expected, teacher_pull(logits, config.temperature), SWEEPS[self.effort]))
         return torch.cat(codes)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
-        logits = self.decoder.spread(codes, self.known(context))
+        slots, head = self.config.slots, self.config.head
+        logits = self.decoder.spread(codes[:, :slots], self.known(context))
+        if head:
+            logits = join(logits, codes[:, slots : slots + head].long(), codes[:, slots + head :], self.config.temperature)
         return logits if self.config.domain == "logits" else F.softmax(logits, 1)
 
     def decoder_tensors(self) -> dict[str, Tensor]:

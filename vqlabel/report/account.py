@@ -163,8 +163,9 @@ def _size(file: VqlFile, name: str) -> int:
 
 def _usage(file: VqlFile) -> Usage:
     """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
-    usage = Usage(len(file.code_bits), int(file.codec["config"]["codebook_size"]))
+    slots, k = (int(file.codec["config"][name]) for name in ("slots", "codebook_size"))
+    usage = Usage(slots, k)
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):
-        usage.add(file.codes(at, min(at + 4096, last)))
+        usage.add(file.codes(at, min(at + 4096, last))[:, :slots])
     return usage
