@@ -100,11 +100,6 @@ class LabelCodec(nn.Module, ABC):
         require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")
         self.effort = effort
 
-    @property
-    def codebook_size(self) -> int | None:
-        """k, where the codes index codebooks: codes from a file are checked against it. None: every code of its width is legal."""
-        return None
-
     def forward(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """`decode`, so that a codec is the decoder module of a training loop."""
         return self.decode(codes, context)

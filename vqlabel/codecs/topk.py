@@ -45,10 +45,6 @@ class TopkCodec(LabelCodec):
     def code_bits(self) -> list[int]:
         return [self.config.id_bits] * self.config.k + [16] * self.config.k
 
-    @property
-    def codebook_size(self) -> int | None:
-        return None
-
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         self.check_labels(labels)
         value, index = labels.float().topk(self.config.k, 1)

@@ -161,10 +161,6 @@ class VqaeCodec(LabelCodec):
     def code_bits(self) -> list[int]:
         return [self.config.code_bits] * self.config.slots + self.config.head_bits
 
-    @property
-    def codebook_size(self) -> int | None:
-        return self.config.codebook_size
-
     def rounded_decoder(self) -> dict[str, Tensor]:
         """The decoder's weights as they will be after storage."""
         return {name: rounded(weight, bits_of(name, self.config.weight_bits)) for name, weight in self.decoder.named_parameters()}
