@@ -25,6 +25,7 @@ CODED = {
     "grouped": "fixed",
     "prior": "fixed",
     "alone": "fixed",
+    "head": "fixed",
 }
 CROPS = {"smoothed": "float32"}
 
@@ -92,6 +93,29 @@ def test_a_prior_alone_is_the_formula_of_the_format() -> None:
     logits = z @ matrix(tensors, "out", (latent, config["classes"]), bits) + tensors["codec.decoder.bias"]
     np.testing.assert_allclose(logits, np.load(GOLDEN / "alone.labels.npy"), rtol=0, atol=1e-3)
     assert tensors["codes"].any() == 0 and file.container.streams["codes"].bits == (1,)
+
+
+def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:
+    file = VqlFile(GOLDEN / "head.vql")
+    config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "head.vql")
+    slots, head, d, n = config["slots"], config["head"], config["latent"], file.records
+    assert min(config["temperature"]) == 1
+    codes = file.codes(0, n).astype(np.int64)
+    books, scale = tensors["codec.decoder.codebook"].astype(np.float32), tensors["codec.decoder.codebook.scale"].astype(np.float32)
+    books = books * scale[:, None]  # k > d_h: lines run along the codes
+    z = books[np.arange(slots), codes[:, :slots]].sum(1)
+    center, contrast = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
+    logits = (center + contrast[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), 8) + tensors[
+        "codec.decoder.bias"
+    ]
+    ids, levels = codes[:, slots : slots + head], codes[:, slots + head :]
+    rows, inside = np.arange(n)[:, None], np.zeros(logits.shape, bool)
+    inside[rows, ids] = True
+    others = np.log(np.exp(np.where(inside, -np.inf, logits)).sum(1, keepdims=True))
+    at = others + (levels / 2 - 5) - 0.05 * np.arange(head)
+    logits = np.minimum(logits, at.min(1, keepdims=True) - 0.05)
+    logits[rows, ids] = at
+    np.testing.assert_allclose(logits, np.load(GOLDEN / "head.labels.npy"), rtol=0, atol=1e-3)
 
 
 def test_its_records_stand_where_they_stood(name: str) -> None:
