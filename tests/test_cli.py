@@ -92,7 +92,7 @@ def test_fit_reports_what_it_held_out(dump: Path, codec_file: Path, tmp_path: Pa
 def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Path) -> None:
     found = ok_json(
         "fit", dump, "--out", tmp_path / "a.codec", "--bits", 30, "--slots", 4, "--codebook-size", 5, "--code-width", 2, "--latent", 8,
-        "--weight-bits", 7, "--image-width", 3, "--hidden", 6, "--contrast", 1.2, "--no-prior", "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
+        "--weight-bits", 7, "--image-width", 3, "--hidden", 6, "--contrast", 1.2, "--head", 2, "--no-prior", "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
     )  # fmt: skip
     want = FitConfig(
         bits=30,
@@ -106,6 +106,7 @@ def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Pat
         prior=False,
         temperature=(2.0, 3.5),
         contrast=1.2,
+        head=2,
         epochs=1,
         seed=9,
         device="cpu",

@@ -55,6 +55,32 @@ def test_a_distortion_is_reached_with_few_bytes(dump: Path) -> None:
     assert near["bytes"] > far["bytes"]
 
 
+def test_fit_and_pack_reach_a_distortion_as_tune_does(dump: Path, tmp_path: Path) -> None:
+    options = ["--kl", "1.2", "--temperature", "1", "--epochs", "2", "--codebook-size", "8"]
+    for command, out in (("fit", "a.codec"), ("tune", "b.codec"), ("pack", "a.vql")):
+        result = CliRunner().invoke(app, [command, str(dump), "-o", str(tmp_path / out), *options])
+        assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "a.codec").stat().st_size == (tmp_path / "b.codec").stat().st_size
+    assert vqlabel.stats(tmp_path / "a.vql", against=dump)["distortion"]["kl_T1"] < 1.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--resume"], "--resume: a search for --kl leaves no state"),
+        (["fit", "--codec", "topk"], "codec is 'topk'"),
+        (["fit", "--code-width", "4"], "code_width is 4"),
+        (["pack", "--codec", "some.codec"], "--kl 1: is for a fit"),
+    ],
+)
+def test_a_distortion_that_cannot_be_looked_for_is_refused(dump: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    command, *options = arguments
+    result = CliRunner().invoke(app, [command, str(dump), "-o", str(tmp_path / "out"), "--kl", "1", *options])
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(("config", "options"), [({}, {}), ({"bytes": 9999}, {"kl": 1.0}), ({"ratio": 9.0}, {"bits": 3})])
 def test_one_budget_must_be_named(dump: Path, config: dict[str, Any], options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="name one budget"):

@@ -73,6 +73,8 @@ def tune(
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
     for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
         require(value is None or 0 < value < math.inf, name, value, "must be above 0")
+    require(config.codec == "vqae", "codec", config.codec, "has no sizes that a search could choose; vqae has")
+    require(config.code_width is None, "code_width", config.code_width, "cuts code bits that you name: give no budget")
     check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     config = with_temperature(config, source)

@@ -1,8 +1,10 @@
 """The commands. Torch and everything above the container load inside a command's body, so that --help is instant."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +27,9 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 Layout = Annotated[str | None, typer.Option(help="arrays or sre2l; detected by default")]
+Kl = Annotated[
+    float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
+]
 Domain = Annotated[str | None, typer.Option(help="logits or probs; by default as the file declares it, else logits")]
 
 
@@ -36,6 +41,7 @@ def fit(
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
     codec: Annotated[str, typer.Option(help="vqae, topk or raw")] = "vqae",
+    kl: Kl = None,
     layout: Layout = None,
     domain: Domain = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
@@ -43,13 +49,26 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
-    from vqlabel.fitting import fit as run
     from vqlabel.labels import open_labels
 
+    if kl is not None and resume:
+        raise UsageError("--resume: a search for --kl leaves no state; run it again")
     with show.progress_bar() as progress:
         source = open_labels(dump, layout, domain)
-        report = run(source, replace(config, codec=codec), out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
+        options = {} if kl is not None else {"resume": resume}
+        report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
     show.emit({**report, "path": str(out)}, json, show.show_fit)
+
+
+def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """What fits a codec: to a rate or a budget at once, to a distortion by a few quick fits."""
+    if kl is None:
+        from vqlabel.fitting import fit as run
+
+        return run
+    from vqlabel.tuning import tune as search
+
+    return functools.partial(search, kl=kl)
 
 
 @app.command()
@@ -59,9 +78,7 @@ def tune(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
-    kl: Annotated[
-        float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
-    ] = None,
+    kl: Kl = None,
     minutes: Annotated[float, typer.Option(help="time for trials and the last fit")] = 10,
     layout: Layout = None,
     domain: Domain = None,
@@ -89,6 +106,7 @@ def pack(
     out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
     config: FitConfig,
     codec: Annotated[str, typer.Option(help="codec file; or vqae, topk or raw, which are fitted first")] = "vqae",
+    kl: Kl = None,
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
     layout: Layout = None,
     domain: Domain = None,
@@ -99,15 +117,16 @@ def pack(
     named = codec in ("vqae", "topk", "raw")
     from vqlabel.codecs import cut, load_codec
     from vqlabel.files import check_target
-    from vqlabel.fitting import fit as run_fit
     from vqlabel.labels import open_labels
     from vqlabel.packing import pack as run
 
+    if kl is not None and not named:
+        raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
     with show.progress_bar() as progress:
         source = open_labels(dump, layout, domain)
         if named:
-            fitted = run_fit(source, replace(config, codec=codec), progress=progress)[0]
+            fitted = _fitter(kl)(source, replace(config, codec=codec), progress=progress)[0]
         else:
             fitted = cut(load_codec(codec)[0], config)
         found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=config.device, progress=progress)
