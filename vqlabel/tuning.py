@@ -20,6 +20,7 @@ from vqlabel.progress import Progress, silent
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
+WEIGHT_BITS = (3, 5, 6, 8)  # of a stored number, besides the rule's
 REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
 
 
@@ -130,7 +131,7 @@ class Search:
             for slots in dict.fromkeys(slots for slots in near + far if slots >= 0 and slots != at):
                 yield {"slots": slots}
         if self.config.weight_bits is None:
-            for weight_bits in (3, 5, 6, 8):
+            for weight_bits in WEIGHT_BITS:
                 yield {"weight_bits": weight_bits}
         if self.config.codebook_size is None and self.trials[0].resolved.slots <= 4:
             yield {"codebook_size": 16}

@@ -1,7 +1,7 @@
 """Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
 
     python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal] [--peers rq topk]
-        [--contrast 1]
+        [--contrast 1] [--head auto]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
 method), and what those fixed parts weigh.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import vqlabel
+from vqlabel.cli.options import read_head
 from vqlabel.codecs import Distortion, LabelCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
+    parser.add_argument("--head", default="0", help="classes kept exactly, or auto")
     parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated ones, with the least KL")
     parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
@@ -62,7 +64,9 @@ def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
 
 
 def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Peer]]:
-    codec, _ = vqlabel.fit(seen, FitConfig(bits=bits, temperature=tuple(options.temperature), contrast=options.contrast))
+    codec, _ = vqlabel.fit(
+        seen, FitConfig(bits=bits, temperature=tuple(options.temperature), contrast=options.contrast, head=read_head(options.head))
+    )
     codec.set_effort(options.effort)
     found = [("vqae", through(codec))]
     if "rq" in options.peers:

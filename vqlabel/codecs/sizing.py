@@ -17,11 +17,10 @@ SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
-HEAD_EVERY, AUTO_MOST, HEAD_BELOW = (
-    60,
-    3,
+HEAD_PAYS, HEAD_BELOW = (
+    (2, 8),
     4.0,
-)  # --head auto: a class each so many code bits, at most; temperatures that a head helps
+)  # --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where
 FREE_BITS = 6  # of a stored number where nobody named a budget: the least that costs no distortion
 
 
@@ -108,7 +107,7 @@ def _head(config: FitConfig, facts: Facts, bits: int) -> int:
     if config.head is not None:
         return config.head
     low = min(config.temperature or MIX) < HEAD_BELOW
-    return min(AUTO_MOST, bits // HEAD_EVERY, facts.classes - 1) if low else 0
+    return min(facts.classes - 1, sum(bits >= times * _class_bits(facts) for times in HEAD_PAYS)) if low else 0
 
 
 def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:

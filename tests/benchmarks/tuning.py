@@ -1,0 +1,69 @@
+"""How near `tune` comes to its budget, and to the best that a search of its whole grid finds.
+
+    python tests/benchmarks/tuning.py DUMP [DUMP ...] [--ratio 500] [--minutes 10] [--temperature 1] [--exhaustive]
+
+A row a dump: bytes over budget, held-out KL of the tuned codec, time. --exhaustive runs every shape of the grid that `tune` walks
+through (slots x bits a number x codebook x prior) as tune's own quick fits and compares the best of them with the one that tune chose.
+"""
+
+import argparse
+import itertools
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from vqlabel.config import FitConfig
+from vqlabel.errors import UsageError
+from vqlabel.fitting import read_sample
+from vqlabel.labels import open_labels
+from vqlabel.tuning import SHARES, WEIGHT_BITS, Search, tune
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dump", type=Path, nargs="+")
+    parser.add_argument("--ratio", type=float, default=500)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--exhaustive", action="store_true")
+    options = parser.parse_args()
+    print(
+        "| dump | budget, bytes | used | slots | bits a number | held-out KL | trials | minutes | quick KL | best of the grid | shapes |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for dump in options.dump:
+        config = FitConfig(ratio=options.ratio, temperature=tuple(options.temperature))
+        codec, report = tune(dump, config, minutes=options.minutes)
+        chosen = min(report["trials"], key=lambda trial: trial["loss"])
+        best, shapes = exhaust(dump, config) if options.exhaustive else ("", "")
+        name = f"kl_T{options.temperature[0]:g}"
+        print(
+            f"| {dump.name} | {report['budget']:,} | {100 * report['bytes'] / report['budget']:.2f} % | {codec.config.slots} "
+            f"| {codec.config.weight_bits} | {report['held'][name]:.4f} | {len(report['trials'])} | {report['seconds'] / 60:.1f} "
+            f"| {chosen['kl'][name]:.4f} | {best} | {shapes} |",
+            flush=True,
+        )
+
+
+def exhaust(dump: Path, config: FitConfig) -> tuple[str, int]:
+    """KL of the best quick fit on the whole grid, and how many shapes there are."""
+    sample, _ = read_sample(open_labels(dump))
+    search = Search(sample, config, math.inf, lambda _: None)
+    budget = int(2 * search.facts.labels * search.facts.classes / config.ratio)
+    each, start = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
+    began = time.monotonic()
+    for k, prior, weight_bits in itertools.product((256, 16), (None, False), (4, *WEIGHT_BITS)):
+        width = (k - 1).bit_length()
+        for slots in range(round(max(SHARES) * each / width) + 1):
+            try:
+                search.run(replace(start, slots=slots, codebook_size=k, weight_bits=weight_bits, prior=prior))
+            except UsageError:
+                continue
+    best = min(search.trials, key=lambda trial: trial.loss)
+    print(f"{len(search.trials)} shapes in {(time.monotonic() - began) / 60:.0f} minutes; the best is {best.resolved}")
+    return f"{next(iter(best.kl.values())):.4f}", len(search.trials)
+
+
+if __name__ == "__main__":
+    main()
