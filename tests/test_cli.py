@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
+from vqlabel.cli.options import read_temperature
 from vqlabel.cli.show import INTERRUPTED
 from vqlabel.labels import open_labels
 
@@ -113,6 +114,12 @@ def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Pat
     )
     assert found["fit"] == {**want.to_dict(), "temperature": [2.0, 3.5]}
     assert found["config"]["quantizer"] == "grouped"
+
+
+def test_a_schedule_stands_for_four_temperatures() -> None:
+    assert read_temperature("20:2") == pytest.approx((20, 9.2832, 4.3089, 2))
+    assert read_temperature("2:20") == pytest.approx((2, 4.3089, 9.2832, 20))
+    assert read_temperature("4") == (4,)
 
 
 def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
@@ -254,6 +261,10 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("0 slots leave nothing but a prior", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
         ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
         ("codec is 'zip'; it must be vqae, topk or raw", ("fit", dump, "-o", out, "--codec", "zip")),
+        ("--temperature '20:x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "20:x")),
+        ("--temperature '0:2': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "0:2")),
+        ("temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),
+        ("--head 'two': must be a number of classes, or auto", ("fit", dump, "-o", out, "--head", "two")),
         ("--temperature '1,x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "1,x")),
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
         ("no: no such folder; make it first", ("fit", dump, "-o", tmp_path / "no" / "a")),

@@ -14,7 +14,8 @@ from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
 Temperature = Annotated[
-    str | None, typer.Option(help="temperatures of the student, comma-separated; by default the layout's (sre2l: 20), else 1,4,20")
+    str | None,
+    typer.Option(help="temperatures of the student, 1,4,20 or a schedule 20:2; by default the layout's (sre2l: 20), else 1,4,20"),
 ]
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
@@ -50,6 +51,7 @@ OPTIONS: dict[str, Any] = {
     "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine")],
     "device": Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")],
 }
+SCHEDULE = 4  # temperatures that stand for a schedule
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -112,15 +114,23 @@ def read_head(text: str) -> int | None:
 
 
 def read_temperature(text: str | None) -> tuple[float, ...] | None:
-    """ "1,4,20" -> its numbers.
+    """ "1,4,20" -> its numbers; "20:2", a student's schedule from 20 to 2 -> 4 steps of one ratio.
 
     Raises:
-        UsageError: something else than numbers and commas.
+        UsageError: something else.
     """
+    if text is None:
+        return None
+    first, colon, last = text.partition(":")
     try:
-        return None if text is None else tuple(float(t) for t in text.split(","))
-    except ValueError:
-        raise UsageError(f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20") from None
+        if not colon:
+            return tuple(float(t) for t in text.split(","))
+        start, ratio = float(first), float(last) / float(first)
+        return tuple(round(start * ratio ** (step / (SCHEDULE - 1)), 4) for step in range(SCHEDULE))
+    except (ValueError, ZeroDivisionError, TypeError):
+        raise UsageError(
+            f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20, or a schedule such as 20:2"
+        ) from None
 
 
 def read_size(text: str) -> int:
