@@ -4,6 +4,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,8 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
         "held_out",
         "seen",
         "held",
+        "contrast",
+        "calibrated",
         "perplexity",
     }
     assert report["held_out"] == "the last epoch (5)"
@@ -122,6 +125,10 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
             figures.add(raw, codec.decode(codec.encode(raw)))
         assert report[part] == pytest.approx({"labels": len(raw), **figures.figures()}, rel=1e-3)
     assert report["held"]["kl_T1"] > report["seen"]["kl_T1"] > 0
+    assert report["contrast"] == codec.contrast > 1  # type: ignore[attr-defined]
+    plain = fit(dump, replace(QUICK, contrast=1.0))[1]
+    assert plain.keys() == report.keys() - {"contrast", "calibrated"}
+    assert report["calibrated"] == plain["held"] != report["held"]
     assert len(report["perplexity"]) == 4
     assert all(4 < p <= 8 for p in report["perplexity"])
 

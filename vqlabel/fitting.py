@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vqlabel.bitstream import Usage
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.files import appearing, check_target
@@ -43,7 +44,8 @@ def fit(
         resume: continue from that state; the result is the same, byte for byte, as without the interruption.
 
     Returns:
-        The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`.
+        The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
+        unbiased rather than calibrated, their `contrast`, and `calibrated`, the distortion held out that contrast 1 would have.
 
     Raises:
         BadLabels: the dump is malformed, or has fewer than 2 labels.
@@ -98,7 +100,10 @@ def fit_sample(
         "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
         "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
     }
-    if codec.kind == "vqae" and codec.config.slots:
+    if isinstance(codec, VqaeCodec) and codec.contrast != 1:
+        report["contrast"] = codec.contrast
+        report["calibrated"] = {"labels": len(sample.held), **measure(codec.calibrated(), sample, "held")}
+    if isinstance(codec, VqaeCodec) and codec.config.slots:
         report["perplexity"] = _perplexity(codec, sample)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)

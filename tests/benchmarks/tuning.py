@@ -3,7 +3,7 @@
     python tests/benchmarks/tuning.py DUMP [DUMP ...] [--ratio 500] [--minutes 10] [--temperature 1] [--exhaustive]
 
 A row a dump: bytes over budget, held-out KL of the tuned codec, time. --exhaustive runs every shape of the grid that `tune` walks
-through (slots x bits a number x codebook x prior) as tune's own quick fits and compares the best of them with the one that tune chose.
+through (slots x bits a number x codebook) as tune's own quick fits and compares the best of them with the one that tune chose.
 """
 
 import argparse
@@ -53,11 +53,11 @@ def exhaust(dump: Path, config: FitConfig) -> tuple[str, int]:
     budget = int(2 * search.facts.labels * search.facts.classes / config.ratio)
     each, start = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
     began = time.monotonic()
-    for k, prior, weight_bits in itertools.product((256, 16), (None, False), (4, *WEIGHT_BITS)):
+    for k, weight_bits in itertools.product((256, 16), (4, *WEIGHT_BITS)):
         width = (k - 1).bit_length()
         for slots in range(round(max(SHARES) * each / width) + 1):
             try:
-                search.run(replace(start, slots=slots, codebook_size=k, weight_bits=weight_bits, prior=prior))
+                search.run(replace(start, slots=slots, codebook_size=k, weight_bits=weight_bits))
             except UsageError:
                 continue
     best = min(search.trials, key=lambda trial: trial.loss)

@@ -129,11 +129,15 @@ def show_fit(report: dict[str, Any]) -> None:
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
     names = [name for name in report["held"] if name != "labels"]
+    parts = {"held": f"held out: {report['held_out']}", "seen": "seen by the fit", "calibrated": "held out, with --contrast 1"}
     rows = [
-        (f"held out: {report['held_out']}", str(report["held"]["labels"]), *(f"{report['held'][n]:.4f}" for n in names)),
-        ("seen by the fit", str(report["seen"]["labels"]), *(f"{report['seen'][n]:.4f}" for n in names)),
+        (title, str(report[part]["labels"]), *(f"{report[part][n]:.4f}" for n in names))
+        for part, title in parts.items()
+        if part in report
     ]
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
+    if "contrast" in report:
+        typer.echo(f"contrast {report['contrast']:.3f}: labels are unbiased, which students gain from and KL does not")
     if "perplexity" in report:
         typer.echo(
             f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"

@@ -145,6 +145,11 @@ class VqaeCodec(LabelCodec):
         part.load_state_dict(state)
         return part.eval()
 
+    @property
+    def contrast(self) -> float:
+        """How far its labels lie from their mean over calibrated ones; 1: calibrated."""
+        return float(self.decoder.contrast[-1])
+
     def calibrated(self) -> Self:
         """The codec with a contrast of 1: the same codes, and the labels of the least KL instead of those for students."""
         other = copy.deepcopy(self)
