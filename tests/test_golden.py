@@ -26,6 +26,7 @@ CODED = {
     "prior": "fixed",
     "alone": "fixed",
     "head": "fixed",
+    "lifted": "fixed",
 }
 CROPS = {"smoothed": "float32"}
 

@@ -47,6 +47,7 @@ def test_it_is_short_and_does_not_lean_on_vqlabel(block: str) -> None:
         (300, 7, {}),
         (16, 3, {"code_width": 3, "latent": None}),
         (8, 4, {"latent": 8}),  # a square codebook
+        (16, 5, {"temperature": (1.0,)}),  # a lift
         (4, 6, {"latent": 19}),  # lines of the codebook and of the output map run differently
     ],
 )
@@ -70,6 +71,6 @@ def test_it_agrees_with_vqlabel_in_both_codings(
         np.testing.assert_allclose(read_vql(tmp_path / f"{coding}.vql"), dataset[:].numpy(), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vqae", "grouped"])
+@pytest.mark.parametrize("name", ["vqae", "grouped", "lifted"])
 def test_it_reads_the_golden_files(read_vql: Callable[[Path], NDArray[np.float32]], name: str) -> None:
     np.testing.assert_allclose(read_vql(GOLDEN / f"{name}.vql"), np.load(GOLDEN / f"{name}.labels.npy"), rtol=0, atol=1e-4)

@@ -163,6 +163,7 @@ class VqaeConfig(_Json):
     prior: PriorConfig | None
     temperature: tuple[float, ...]
     head: int = 0  # classes kept exactly
+    lift: bool = False  # whether directions of the latent have contrasts of their own
 
     def __post_init__(self) -> None:
         check_labels(self.classes, self.domain)

@@ -47,7 +47,7 @@ def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
     codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), contrast=contrast, **options) for contrast in (None, 1.0))
     seen = labels[:-200]
     assert slope(decoded(calibrated, seen), seen, temperature) < 0.95, "these codes lose too little to show anything"
-    assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.005)
+    assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.008)
 
 
 def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:

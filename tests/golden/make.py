@@ -71,6 +71,7 @@ def untrained(
     weight_bits: int = 8,
     prior: PriorConfig | None = None,
     head: int = 0,
+    lift: bool = False,
 ) -> LabelCodec:
     """A vqae codec of random weights, which no change to the training can change."""
     config = VqaeConfig(
@@ -85,6 +86,7 @@ def untrained(
         prior=prior,
         temperature=(1.0, 4.0),
         head=head,
+        lift=lift,
     )
     codec, rng = CODECS["vqae"][0](config), np.random.default_rng(3)
     with torch.no_grad():
@@ -102,6 +104,7 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2, weight_bits=5)
     yield "prior", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=4, prior=PRIOR)
     yield "alone", Views(), untrained("residual", codebook_size=2, code_width=6, slots=0, weight_bits=7, prior=PRIOR)
+    yield "lifted", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=5, lift=True)
     yield "head", Views(), untrained("residual", codebook_size=16, code_width=6, slots=2, head=3)  # and a contrast, as all since
 
 

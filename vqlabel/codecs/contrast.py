@@ -3,8 +3,8 @@
 A calibrated decoder says E[raw | code], the mean of all labels that share a code, and means lie closer together than what they are means of.
 A student does not see the code but the view, and learns E[decoded | view]. That is E[raw | view], what raw labels teach, wherever
 E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
-from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. It costs KL, and students gain more than any other
-use of bytes gives them: docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a quarter of the way is
+from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
+lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them: docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a quarter of the way is
 gone: as far as KL at none of them rises by a hundredth or two.
 """
 
@@ -20,21 +20,25 @@ from torch import Tensor
 
 from vqlabel.codecs.distortion import as_logits
 from vqlabel.codecs.part import Part
+from vqlabel.codecs.sizing import bits_of
+from vqlabel.codecs.storage import rounded
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import Decoder, VqaeCodec
 
-LOOKED_AT = 4096  # labels; they give the factor to about a hundredth
+LOOKED_AT = 8192  # labels; they give the factor to about a hundredth
 HALF_MOST = torch.finfo(torch.float16).max
-MOST = 2.0  # codes that say less of a label than this restores are not made better by shouting
+LEAST, MOST = 0.5, 2.0  # codes that say less of a label than this restores are not made better by shouting
+LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
+LIFT_MOST = 2.0
 OF_SEVERAL = 0.25  # power of the factor that is taken where there are several temperatures
 NOTHING = 1e-10  # variance of labels that are all alike, as sums round it
-STEPS = 8  # of the bisection: to 0.004
+STEPS = 9  # of the bisection: to 0.003
 
 
 @torch.no_grad()
 def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: float | None) -> None:
-    """Set the decoder's `center` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept.
+    """Set the decoder's `center`, `lift` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept.
 
     Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated.
     """
@@ -45,14 +49,37 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
     decoder, temperatures = codec.decoder, codec.config.temperature
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
+    if contrast is None and all(float(_around_mean(raw, t).square().sum(1).mean()) <= NOTHING for t in temperatures):
+        return
     found: list[float] = []
     for slots in (rates := sorted(rates, reverse=True)):
         z = decoder.latent(codec.choose(part.labels[at], known, slots), known)
         if not found:
             decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
+            if decoder.lift is not None:
+                decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures[0]), bits_of("lift", codec.config.weight_bits)))
         found.append(_unbiased(decoder, z, raw, temperatures) if contrast is None else contrast)
     between = np.interp(range(len(decoder.contrast)), rates[::-1], found[::-1])
     decoder.contrast.copy_(torch.tensor(between).half())  # as it will be stored
+
+
+def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperature: float) -> Tensor:
+    """[d_h, d_h], what is added to latents [n, d_h] about their mean: along every principal component of the raw logits [n, C], as the
+    latent can express them, slope ** -LIFT - 1, the slope of decoded on raw.
+    """
+    weight = F.softmax(raw / temperature, 1).mean(0)
+    out = decoder.out - (decoder.out @ weight)[:, None]
+    metric = (out * weight) @ out.T  # of the latent: squared error of logits, weighed by how probable their classes are
+    metric += 1e-4 * metric.diagonal().mean().clamp_min(1e-6) * torch.eye(len(out), device=out.device)
+    target = torch.linalg.solve(metric, (((raw - decoder.bias) * weight) @ out.T).T).T
+    target, said = target - target.mean(0), z - z.mean(0)
+    root = torch.linalg.cholesky(metric)
+    turn = root @ torch.linalg.eigh((target @ root).T @ (target @ root))[1]  # latent -> principal components
+    target, said = target @ turn, said @ turn
+    slope = (said * target).sum(0) / target.square().sum(0).clamp_min(1e-12)
+    grown = slope.clamp(1e-3, 1).pow(-LIFT).clamp(max=LIFT_MOST)
+    lift: Tensor = (turn * (grown - 1)) @ torch.linalg.inv(turn)
+    return lift
 
 
 def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> float:
@@ -60,11 +87,13 @@ def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     wanted = [_around_mean(raw, t) for t in temperatures]
 
     def reached(contrast: float) -> bool:
-        logits = torch.addmm(decoder.bias, torch.lerp(decoder.center, z, contrast), decoder.out)
-        missing = [(want * (want - _around_mean(logits, t))).sum() / len(z) for t, want in zip(temperatures, wanted, strict=True)]
-        return bool(min(missing) <= NOTHING)
+        logits = decoder.contrasted(z, contrast)
+        return any(
+            bool((want * _around_mean(logits, t)).sum() >= want.square().sum())
+            for t, want in zip(temperatures, wanted, strict=True)
+        )
 
-    low, high = 1.0, MOST
+    low, high = LEAST if decoder.lift is not None else 1.0, MOST
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)

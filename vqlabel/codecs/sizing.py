@@ -51,6 +51,8 @@ def codec_bytes(config: VqaeConfig) -> int:
         "center": (d,),
         "contrast": (config.slots + 1,),
     }
+    if config.lift:
+        shapes["lift"] = (d, d)
     if config.slots:
         shapes["codebook"] = (config.slots, config.codebook_size, config.code_width)
     if config.prior is not None:
@@ -110,6 +112,11 @@ def _head(config: FitConfig, facts: Facts, bits: int) -> int:
     return min(facts.classes - 1, sum(bits >= times * _class_bits(facts) for times in HEAD_PAYS)) if low else 0
 
 
+def _lifts(config: FitConfig, head: int) -> bool:
+    """Labels for students of one temperature are unbiased as far as that goes: `contrast.py`."""
+    return config.contrast is None and not head and config.temperature is not None and len(config.temperature) == 1
+
+
 def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:
     """256, less where a code would see fewer than 32 labels; of those within 2 bits of that, the one that spends the most bits."""
     if config.codebook_size:
@@ -140,7 +147,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
-        head=head,
+        head=head, lift=_lifts(config, head),
     )  # fmt: skip
 
 
@@ -182,6 +189,7 @@ def _sized(
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
         weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX, head=head,
+        lift=_lifts(config, head),
     )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ class Decoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.classes))
         self.center: Tensor
         self.contrast: Tensor
+        self.lift: Tensor | None
+        self.register_buffer("lift", torch.zeros(config.latent, config.latent) if config.lift else None)
         self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
         self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
 
@@ -51,8 +53,13 @@ class Decoder(nn.Module):
 
     def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """The same logits, moved from their mean until they are unbiased: `set_contrast`."""
-        contrast = self.contrast[codes.shape[1]]
-        return torch.addmm(self.bias, torch.lerp(self.center, self.latent(codes, known), contrast), self.out)
+        return self.contrasted(self.latent(codes, known), self.contrast[codes.shape[1]])
+
+    def contrasted(self, z: Tensor, contrast: Tensor | float) -> Tensor:
+        """[n, d_h] latents -> [n, C] logits, `contrast` times as far from their mean, and the directions of `lift` further."""
+        if self.lift is not None:
+            z = torch.addmm(z, z - self.center, self.lift)
+        return torch.addmm(self.bias, torch.lerp(self.center, z, contrast), self.out)
 
     def latent(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """[n, j] -> [n, d_h], prior and codes."""
@@ -153,6 +160,8 @@ class VqaeCodec(LabelCodec):
     def calibrated(self) -> Self:
         """The codec with a contrast of 1: the same codes, and the labels of the least KL instead of those for students."""
         other = copy.deepcopy(self)
+        other.config = replace(self.config, lift=False)
+        other.decoder.lift = None
         other.decoder.center.zero_()
         other.decoder.contrast.fill_(1)
         return other
