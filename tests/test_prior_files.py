@@ -273,7 +273,7 @@ def test_the_bit_of_a_label_of_no_codes_must_be_zero(alone: Path, tmp_path: Path
 def test_no_slots_with_codes_and_codes_without_slots_are_refused(alone: Path, prior_vql: Path, tmp_path: Path) -> None:
     forge = Forge(prior_vql)
     forge.metadata["vql.codec"]["config"]["slots"] = 0
-    with pytest.raises(BadContainer, match="codes of|has shape"):
+    with pytest.raises(BadContainer, match=r"codes of|has shape"):
         vqlabel.open(forge.write(tmp_path / "a.vql"))[:]
     forge = Forge(alone)
     forge.metadata["vql.codec"]["config"]["slots"] = 1

@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
-from vqlabel.codecs.sizing import HEADER, Facts, budget_of, file_bytes, resolve
+from vqlabel.codecs.sizing import HEADER, USUAL_BITS, Facts, budget_of, file_bytes, resolve
 from vqlabel.codecs.train import facts_of, usual_epochs
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import UsageError, require
@@ -21,6 +21,7 @@ from vqlabel.progress import Progress, silent
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
 WEIGHT_BITS = (3, 5, 6, 8)  # of a stored number, besides the rule's
+SMALL, FEW_BITS = 16, 32  # the other codebook, and up to which rate it is tried
 REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
 
 
@@ -111,40 +112,49 @@ class Search:
         self.trials: list[Trial] = []
 
     def within(self, budget: int) -> Trial:
-        """The best of the shapes that fill `budget`: first how much goes into codes, then how finely and where the rest is spent."""
-        start = replace(self.config, bytes=budget, ratio=None)
-        best = self.run(start)  # refuses a budget that is too small
-        for options in self._moves(budget):
-            best = self._better(best, options)
-            if not self._time_for_more():
-                return best
+        """The best of the shapes that fill `budget`: how much of it goes into codes, far apart; then neighbours of the best while one is
+        better.
+        """
+        best = self.run(replace(self.config, bytes=budget, ratio=None))  # refuses a budget that is too small
+        moves = [*self._shares(best, budget), *self._neighbours(best)]
+        while moves:
+            before = best
+            for options in moves:
+                best = self._better(best, options)
+                if not self._time_for_more():
+                    return best
+            moves = [] if best is before else self._neighbours(best)
         return best
 
-    def _moves(self, budget: int) -> Iterator[dict[str, Any]]:
-        each = 8 * budget / self.facts.labels
-        wide = self.trials[0].resolved.codebook_size
-        width = (wide - 1).bit_length()
-        if self.config.slots is None and self.config.bits is None:
-            at = self.trials[0].resolved.slots
-            near = [at + 1, at - 1]
-            far = [round(share * each / width) for share in SHARES]
-            for slots in dict.fromkeys(slots for slots in near + far if slots >= 0 and slots != at):
-                yield {"slots": slots}
-        if self.config.weight_bits is None:
-            for weight_bits in WEIGHT_BITS:
-                yield {"weight_bits": weight_bits}
-        if self.config.codebook_size is None and self.trials[0].resolved.slots <= 4:
-            yield {"codebook_size": 16}
-        if self.config.prior is None and self.facts.images:
-            yield {"prior": False}
+    def _shares(self, rule: Trial, budget: int) -> list[dict[str, Any]]:
+        """Numbers of slots, the nearest to the rule's first."""
+        if self.config.slots is not None or self.config.bits is not None:
+            return []
+        each, at = 8 * budget / self.facts.labels, rule.resolved.slots
+        slots = [at + 1, at - 1, *(round(share * each / rule.resolved.code_bits) for share in SHARES)]
+        return [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
+
+    def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
+        """One thing changed, of those that the user left open."""
+        given, at = self.config, best.resolved
+        moves: list[dict[str, Any]] = []
+        if given.weight_bits is None:
+            moves += [{"weight_bits": bits} for bits in (USUAL_BITS, *WEIGHT_BITS)]
+        if given.slots is None and given.bits is None:
+            moves += [{"slots": slots} for slots in (at.slots + 1, at.slots - 1) if slots >= 0]
+        if given.codebook_size is None and at.slots * at.code_bits <= FEW_BITS:  # of many, steps are small enough
+            moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else None}]
+        if given.prior is None and at.prior is not None:
+            moves += [{"prior": False}]
+        return moves
 
     def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
         """The better of `best` and what `options` make of it."""
         config = replace(best.config, **options)
-        if "codebook_size" in options and best.resolved.slots:  # as many bits in more, smaller steps
-            bits = best.resolved.slots * best.resolved.code_bits
-            config = replace(config, slots=max(1, bits // (options["codebook_size"] - 1).bit_length()))
         try:
+            if "codebook_size" in options and best.resolved.slots:  # as many bits in more, smaller steps, or the other way round
+                width = resolve(config, self.facts).code_bits
+                config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
             trial = self.run(config)
         except UsageError:  # this shape has no room in the budget
             return best
@@ -182,13 +192,14 @@ class Search:
 
     def run(self, config: FitConfig) -> Trial:
         """Fit quickly and judge held out; a shape that was tried before costs nothing."""
-        resolved = resolve(config, self.facts)
+        quick = replace(config, contrast=1.0)
+        resolved = resolve(quick, self.facts)
         for trial in self.trials:
             if trial.resolved == resolved:
                 return trial
         began = time.monotonic()
         passes = max(1, round(QUICK * (config.epochs or usual_epochs(self.sample))))
-        codec = CODECS["vqae"][0].fit(self.sample, replace(config, epochs=passes, contrast=1.0), FitHooks()).eval()
+        codec = CODECS["vqae"][0].fit(self.sample, replace(quick, epochs=passes), FitHooks()).eval()
         found = measure(codec, self.sample, "held", codec.config.temperature)
         kl = {name: value for name, value in found.items() if name.startswith("kl_")}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))

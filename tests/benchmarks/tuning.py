@@ -13,11 +13,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from vqlabel.codecs.sizing import USUAL_BITS
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.fitting import read_sample
 from vqlabel.labels import open_labels
-from vqlabel.tuning import SHARES, WEIGHT_BITS, Search, tune
+from vqlabel.tuning import SHARES, SMALL, WEIGHT_BITS, Search, tune
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def exhaust(dump: Path, config: FitConfig) -> tuple[str, int]:
     budget = int(2 * search.facts.labels * search.facts.classes / config.ratio)
     each, start = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
     began = time.monotonic()
-    for k, weight_bits in itertools.product((256, 16), (4, *WEIGHT_BITS)):
+    for k, weight_bits in itertools.product((256, SMALL), (USUAL_BITS, *WEIGHT_BITS)):
         width = (k - 1).bit_length()
         for slots in range(round(max(SHARES) * each / width) + 1):
             try:
