@@ -50,6 +50,32 @@ def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
     assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.008)
 
 
+def test_directions_that_codes_say_little_of_are_lifted_more() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = (torch.randn(2000, 30, generator=generator) * torch.linspace(3, 0.5, 30)).half()  # every class a direction
+    codec, calibrated = (fit(labels, bits=32, latent=29, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    assert codec.decoder.lift is not None
+    assert calibrated.decoder.lift is None
+    further = []
+    for part in (slice(0, 10), slice(20, 30)):
+        seen = [decoded(one, labels)[:, part] for one in (codec, calibrated)]
+        further.append(float(seen[0].std(0).mean() / seen[1].std(0).mean()))
+    assert further[1] > 1.1 * further[0] > 1.1
+
+
+def test_where_students_of_several_temperatures_are_meant_one_factor_serves_all(labels: Tensor) -> None:
+    assert fit(labels, temperature=(1.0, 4.0)).decoder.lift is None
+    assert fit(labels, temperature=(1.0,), head=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
+
+
+def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_contrast_1(labels: Tensor) -> None:
+    codec, plain = (fit(labels, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    other = codec.calibrated()
+    assert other.config == plain.config
+    assert torch.equal(decoded(other, labels), decoded(plain, labels))
+    assert (codec.contrast, other.contrast) == (codec.decoder.contrast[-1], 1)
+
+
 def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
     losses = {
         contrast: float(kl(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean())

@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
     "vqae with a prior of images": ("F16", {**PRIOR, "slots": 3}, ()),
     "vqae with a head": ("F16", {"slots": 3, "codebook_size": 8, "head": 2}, None),
     "a head and a prior": ("F16", {**PRIOR, "slots": 0, "head": 1}, ALL),
+    "vqae for students of one temperature": ("F16", {"slots": 3, "codebook_size": 8, "temperature": (1.0,)}, None),
     "a prior alone": ("BF16", {**PRIOR, "slots": 0, "weight_bits": 4}, ("mix", "crop", "partner_crop")),
 }
 HELD = 60
