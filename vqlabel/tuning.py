@@ -132,7 +132,12 @@ class Search:
             return []
         each, at = 8 * budget / self.facts.labels, rule.resolved.slots
         slots = [at + 1, at - 1, *(round(share * each / rule.resolved.code_bits) for share in SHARES)]
-        return [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
+        found: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
+        if self.config.codebook_size is None and at * rule.resolved.code_bits <= FEW_BITS:
+            width = (SMALL - 1).bit_length()
+            slots = [max(1, at * rule.resolved.code_bits // width), *(round(share * each / width) for share in SHARES)]
+            found += [{"slots": count, "codebook_size": SMALL} for count in dict.fromkeys(slots) if count > 0]
+        return found
 
     def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
         """One thing changed, of those that the user left open."""
@@ -152,7 +157,9 @@ class Search:
         """The better of `best` and what `options` make of it."""
         config = replace(best.config, **options)
         try:
-            if "codebook_size" in options and best.resolved.slots:  # as many bits in more, smaller steps, or the other way round
+            if (
+                "codebook_size" in options and "slots" not in options and best.resolved.slots
+            ):  # as many bits in more, smaller steps, or the other way round
                 width = resolve(config, self.facts).code_bits
                 config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
             trial = self.run(config)

@@ -15,6 +15,7 @@ LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose by
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
 SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
+MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
 HEAD_PAYS, HEAD_BELOW = (
@@ -66,7 +67,8 @@ def codec_bytes(config: VqaeConfig) -> int:
 def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
     codes = -(-labels * config.label_bits // 8)
-    return codes + codec_bytes(config) + HEADER + CHUNK_ROW * -(-labels // CHUNK_LABELS)
+    header = HEADER + MORE_HEADER * (config.prior is not None and config.lift)
+    return codes + codec_bytes(config) + header + CHUNK_ROW * -(-labels // CHUNK_LABELS)
 
 
 def resolve(config: FitConfig, facts: Facts) -> VqaeConfig:
