@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vqlabel.cli import app
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
-from vqlabel.labels import open_labels
+from vqlabel.labels import LabelBatch, LabelSource, Place, open_labels
 from vqlabel.report.curve import compare
 from vqlabel.report.student import Lesson
 
@@ -62,6 +62,35 @@ def test_every_view_is_of_the_image_that_its_label_is_of(school: School) -> None
             inside = torch.zeros(32, 32, dtype=torch.bool)
             inside[row0:row1, col0:col1] = True
             assert (views[0][..., 0][~inside] == int(batch.image[0])).all()
+
+
+class FourViews(LabelSource):
+    """Of one image: whole, flipped, its left half, and the whole one mixed with that half."""
+
+    path, layout, classes, domain, dtype, places, order = Path("four"), "four", 40, "logits", "F16", (Place(0, 0),), "explicit"
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        whole, half = (0, 0, 1, 1), (0, 0, 1, 0.5)
+        batch = LabelBatch(
+            labels=np.zeros((4, 40), np.float16), place=self.places[0], image=np.zeros(4, np.int64),
+            crop=np.array([whole, whole, half, whole], np.float32), flip=np.array([False, True, False, False]),
+            mix_index=np.array([0, 1, 2, 2]), mix_lam=0.75,
+        )  # fmt: skip
+        return batch, "four"
+
+
+def test_views_are_cropped_flipped_and_mixed_as_their_records_say(school: School, tmp_path: Path) -> None:
+    pixels = np.zeros((32, 64, 3), np.uint8)
+    pixels[:, :32, 0], pixels[:, 32:, 1] = 200, 100  # red to the left, green to the right
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "one.png")
+    given = {"val_labels": school.labels, "columns": school.columns}
+    whole, flipped, left, mixed = Lesson(FourViews(), tmp_path / "images", school.val, **given).views.float()
+    assert whole[:, :12, 0].eq(200).all()
+    assert whole[:, 20:, 1].eq(100).all()
+    assert torch.equal(flipped, whole.flip(1))
+    assert left[..., 0].eq(200).all()
+    torch.testing.assert_close(mixed, 0.75 * whole + 0.25 * left, atol=0.5, rtol=0)
 
 
 def test_the_same_labels_and_seed_teach_the_same_student(school: School) -> None:
@@ -120,6 +149,11 @@ def test_what_cannot_be_a_lesson_is_refused(school: School, tmp_path: Path, dump
         school.lesson().learn(torch.zeros(3, 40))
     with pytest.raises(UsageError, match="keep is"):
         school.lesson().learn(torch.zeros(360, 40), keep=0.01)
+
+
+def test_a_student_of_no_pass_is_refused(school: School) -> None:
+    with pytest.raises(UsageError, match="passes is 0"):
+        compare(school.dump, (24,), methods=["hard"], lesson=school.lesson(), passes=0)
 
 
 def test_student_and_val_go_together(school: School) -> None:

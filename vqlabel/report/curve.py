@@ -77,6 +77,7 @@ def compare(
         MissingExtra: a method that was named needs a package that is not installed.
     """
     rates, chosen = check_rates(bits), check_methods(methods)
+    require(passes >= 1, "passes", passes, "must be at least 1")
     require(teacher_bytes is None or teacher_bytes > 0, "teacher_bytes", teacher_bytes, "must be at least 1 byte")
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     degrees = tuple(temperature) if temperature else MIX if source.temperature is None else (source.temperature,)
