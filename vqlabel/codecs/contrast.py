@@ -4,8 +4,9 @@ A calibrated decoder says E[raw | code], the mean of all labels that share a cod
 A student does not see the code but the view, and learns E[decoded | view]. That is E[raw | view], what raw labels teach, wherever
 E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
 from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
-lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them: docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a quarter of the way is
-gone: as far as KL at none of them rises by a hundredth or two.
+lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them:
+docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a quarter of the way is gone: as far as KL at none
+of them rises by a hundredth or two.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vqlabel.codecs.storage import rounded
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import Decoder, VqaeCodec
 
-LOOKED_AT = 8192  # labels; they give the factor to about a hundredth
+LOOKED_AT, LOOKED_NUMBERS = 8192, 1 << 25  # labels, and their entries, at most; they give the factor to about a hundredth
 HALF_MOST = torch.finfo(torch.float16).max
 LEAST, MOST = 0.5, 2.0  # codes that say less of a label than this restores are not made better by shouting
 LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
@@ -45,7 +46,8 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
     if contrast == 1 or (contrast is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
         return
     count = len(part.labels)
-    at = torch.linspace(0, count - 1, min(count, LOOKED_AT), device=part.labels.device).long()
+    some = min(count, LOOKED_AT, max(256, LOOKED_NUMBERS // codec.config.classes))
+    at = torch.linspace(0, count - 1, some, device=part.labels.device).long()
     decoder, temperatures = codec.decoder, codec.config.temperature
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
