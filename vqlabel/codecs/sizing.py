@@ -16,6 +16,7 @@ NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all lab
 SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
+LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
 HEAD_PAYS, HEAD_BELOW = (
@@ -114,8 +115,10 @@ def _head(config: FitConfig, facts: Facts, bits: int) -> int:
     return min(facts.classes - 1, sum(bits >= times * _class_bits(facts) for times in HEAD_PAYS)) if low else 0
 
 
-def _lifts(config: FitConfig, head: int) -> bool:
-    """Labels for students of one temperature are unbiased as far as that goes: `contrast.py`."""
+def _lifts(config: FitConfig, head: int, budget: int | None = None) -> bool:
+    """Labels for students of one temperature are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
+    if budget is not None and MORE_HEADER > LIFT_SHARE * budget:
+        return False
     return config.contrast is None and not head and config.temperature is not None and len(config.temperature) == 1
 
 
@@ -171,13 +174,13 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
             slots = 1
     for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
         assert w is not None
-        best = largest(_sized(config, facts, prior, slots, k, w, head), facts, budget, config)
+        best = largest(_sized(config, facts, prior, slots, k, w, head, budget), facts, budget, config)
         if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
             break
     if best is None and slots > (prior is None) and config.slots is None and config.bits is None:
         return _within(replace(config, slots=slots - 1), facts, prior, budget)
     if best is None:
-        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head), 2, config), facts.labels)
+        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head, budget), 2, config), facts.labels)
         raise UsageError(
             f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
             f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
@@ -186,12 +189,12 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
 
 
 def _sized(
-    config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int, head: int
+    config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int, head: int, budget: int
 ) -> VqaeConfig:
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
         weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX, head=head,
-        lift=_lifts(config, head),
+        lift=_lifts(config, head, budget),
     )  # fmt: skip
 
 
