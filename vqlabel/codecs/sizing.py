@@ -117,7 +117,7 @@ def _head(config: FitConfig, facts: Facts, bits: int) -> int:
 
 def _lifts(config: FitConfig, head: int, budget: int | None = None) -> bool:
     """Labels for students of one temperature are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
-    if budget is not None and MORE_HEADER > LIFT_SHARE * budget:
+    if budget is not None and LIFT_SHARE * budget < MORE_HEADER:
         return False
     return config.contrast is None and not head and config.temperature is not None and len(config.temperature) == 1
 
