@@ -122,6 +122,10 @@ def test_a_schedule_stands_for_four_temperatures() -> None:
     assert read_temperature("4") == (4,)
 
 
+def test_squared_error_of_logits_is_a_high_temperature() -> None:
+    assert read_temperature("mse") == (100,)
+
+
 def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert found == {"path": str(tmp_path / "a.vql"), "records": 360, "bytes": vql.stat().st_size, "code_bits": 12}

@@ -198,14 +198,14 @@ def test_distortion_against_the_dump_is_that_of_encode_and_decode(vql: Path, tre
     done: list[int] = []
     found = stats(vql, against=tree, progress=lambda _stage, at, *_: done.append(at))["distortion"]
     assert found == pytest.approx(figures.figures(), rel=1e-3)
-    assert set(found) == {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement"}
+    assert set(found) == {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "mse", "top1_agreement"}
     assert done == list(range(1, 25))
 
 
 def test_distortion_of_raw_labels_is_none(dump: Path, tmp_path: Path) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
     found = stats(tmp_path / "a.vql", against=dump)["distortion"]
-    assert found == pytest.approx({"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "top1_agreement": 1}, abs=1e-6)
+    assert found == pytest.approx({"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "mse": 0, "top1_agreement": 1}, abs=1e-6)
 
 
 def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tree: Path) -> None:

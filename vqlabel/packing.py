@@ -123,12 +123,14 @@ def _encoded(
     """(batches read so far, the next batches of about ENCODE_RECORDS records, their codes), in order.
 
     On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,
-    and for the reader too.
+    and for the reader too. So does the reader, whose second thread would spin on a worker's core.
     """
     workers = len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
     alone = (lambda: torch.set_num_threads(1)) if workers > 1 else None
-    interval = sys.getswitchinterval()
+    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(SWITCH_SECONDS)
+    if alone is not None:
+        alone()
     waiting: deque[tuple[int, list[LabelBatch], Future[NDArray[np.unsignedinteger]]]] = deque()
     with ThreadPoolExecutor(workers, initializer=alone) as pool:
         try:
@@ -142,6 +144,7 @@ def _encoded(
                 yield at, group, codes.result()
         finally:
             sys.setswitchinterval(interval)
+            torch.set_num_threads(threads)
             for _, _, unfinished in waiting:
                 unfinished.cancel()
 

@@ -170,6 +170,7 @@ def test_figures_are_means_over_all_labels_however_they_were_counted_in(pair: tu
     centred = [x - x.mean(1, keepdims=True) for x in (pair[0].numpy(), pair[1].numpy())]
     want = {f"kl_T{t:g}": t**2 * plain_kl(*centred, t).mean() for t in TEMPERATURES}
     want["relative_mse"] = ((centred[0] - centred[1]) ** 2).sum() / (centred[0] ** 2).sum()
+    want["mse"] = ((pair[0].numpy() - pair[1].numpy()) ** 2).mean()
     want["top1_agreement"] = (centred[0].argmax(1) == centred[1].argmax(1)).mean()
     assert figures == pytest.approx(want, rel=1e-3)
     assert 0.3 < want["top1_agreement"] < 1
@@ -182,8 +183,8 @@ def test_figures_of_equal_labels_say_so_and_those_of_none_do_not_divide_by_zero(
     same = Distortion(temperatures=(2.0,))
     labels = torch.randn(5, 4)
     same.add(labels, labels + 3)
-    assert same.figures() == pytest.approx({"kl_T2": 0, "relative_mse": 0, "top1_agreement": 1}, abs=1e-6)
-    assert Distortion().figures() == {"relative_mse": 0, "top1_agreement": 0}
+    assert same.figures() == pytest.approx({"kl_T2": 0, "relative_mse": 0, "mse": 9, "top1_agreement": 1}, abs=1e-5)
+    assert Distortion().figures() == {"relative_mse": 0, "mse": 0, "top1_agreement": 0}
 
 
 def test_figures_of_probabilities_are_those_of_their_logits() -> None:

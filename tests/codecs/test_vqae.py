@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec
-from vqlabel.codecs.distortion import as_logits, mixed_kl
+from vqlabel.codecs.distortion import Distortion, as_logits, mixed_kl
 from vqlabel.codecs.sizing import resolve
 from vqlabel.codecs.storage import SCALE
 from vqlabel.codecs.train import facts_of
@@ -115,6 +115,29 @@ def test_codes_are_chosen_by_the_decoder_as_stored_where_few_bits_make_that_anot
 def test_a_codec_fitted_for_a_high_temperature_is_better_there(labels: Tensor) -> None:
     low, high = (fit(labels, epochs=5, temperature=(t,)) for t in (1.0, 20.0))
     assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 100.0])
+def test_the_mean_over_classes_that_no_softmax_sees_comes_back_for_students_of_squared_error(
+    labels: Tensor, temperature: float
+) -> None:
+    level = 5 + 0.3 * labels.float()[:, :3].mean(1)  # as a teacher's is: constant but for what the label says itself
+    moved = (labels.float() - labels.float().mean(1, keepdim=True) + level[:, None]).half()
+    codec = fit(moved, temperature=(temperature,), epochs=10)
+    decoded = codec.decode(codec.encode(moved[-HELD:]))
+    lost = decoded.mean(1) - moved[-HELD:].float().mean(1)
+    assert float(lost.square().mean()) < 0.3 * float(level.var())
+    figures = Distortion(temperatures=())
+    figures.add(moved[-HELD:], decoded)
+    assert figures.figures()["mse"] < 0.5 * float(moved.float().var(0).mean())
+
+
+def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) -> None:
+    masked = labels.clone()
+    masked[:, 40:] = -1e4
+    plain, hidden = (fit(x, temperature=(1.0,)) for x in (labels[:, :40], masked))
+    alone, beside = (loss_of(codec, x[-HELD:], temperatures=(1.0,)) for codec, x in ((plain, labels[:, :40]), (hidden, masked)))
+    assert beside < 1.2 * alone
 
 
 def test_two_classes_at_a_high_temperature_are_trained_too() -> None:

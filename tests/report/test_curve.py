@@ -70,7 +70,7 @@ def test_a_vqae_has_the_bytes_and_figures_that_its_codec_has(found: dict[str, An
     assert point["fixed_bytes"] == sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
     assert point["code_bits"] == sum(codec.code_bits)
     held, seen = measure(codec, sample, "held"), measure(codec, sample, "seen")
-    assert {name: point[name] for name in FIGURES} == pytest.approx(held, abs=2e-6)
+    assert {name: point[name] for name in FIGURES} == pytest.approx({name: held[name] for name in FIGURES}, abs=2e-6)
     every = at(found, "vqae", "all-in")[0]
     assert every["kl_T4"] == pytest.approx((300 * seen["kl_T4"] + 60 * held["kl_T4"]) / 360, abs=2e-6)
 

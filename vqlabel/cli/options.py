@@ -15,7 +15,10 @@ from vqlabel.errors import UsageError
 
 Temperature = Annotated[
     str | None,
-    typer.Option(help="temperatures of the student, 1,4,20 or a schedule 20:2; by default the layout's (sre2l: 20), else 1,4,20"),
+    typer.Option(
+        help="temperatures of the student, 1,4,20, or a schedule 20:2, or mse: squared error of logits; by default the layout's "
+        "(sre2l: 20), else 1,4,20"
+    ),
 ]
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
@@ -52,6 +55,7 @@ OPTIONS: dict[str, Any] = {
     "device": Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")],
 }
 SCHEDULE = 4  # temperatures that stand for a schedule
+SQUARED = 100.0  # temperature at which T^2 * KL is squared error of logits, and single precision still tells labels apart
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -114,13 +118,15 @@ def read_head(text: str) -> int | None:
 
 
 def read_temperature(text: str | None) -> tuple[float, ...] | None:
-    """ "1,4,20" -> its numbers; "20:2", a student's schedule from 20 to 2 -> 4 steps of one ratio.
+    """ "1,4,20" -> its numbers; "20:2", a student's schedule from 20 to 2 -> 4 steps of one ratio; "mse" -> SQUARED.
 
     Raises:
         UsageError: something else.
     """
     if text is None:
         return None
+    if text == "mse":
+        return (SQUARED,)
     first, colon, last = text.partition(":")
     try:
         if not colon:
@@ -129,7 +135,7 @@ def read_temperature(text: str | None) -> tuple[float, ...] | None:
         return tuple(round(start * ratio ** (step / (SCHEDULE - 1)), 4) for step in range(SCHEDULE))
     except (ValueError, ZeroDivisionError, TypeError):
         raise UsageError(
-            f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20, or a schedule such as 20:2"
+            f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20, a schedule such as 20:2, or mse"
         ) from None
 
 

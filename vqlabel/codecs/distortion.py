@@ -20,6 +20,11 @@ def as_logits(labels: Tensor, domain: str) -> Tensor:
     return x - x.mean(1, keepdim=True)
 
 
+def levels(labels: Tensor, domain: str) -> Tensor:
+    """[n] mean over classes that `as_logits` takes away: what squared error sees and softmax does not; 0 for probabilities."""
+    return labels.float().mean(1) if domain == "logits" else torch.zeros(len(labels), device=labels.device)
+
+
 def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats, one value a label.
 
@@ -65,7 +70,10 @@ def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
 
 def teacher_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
     """[n, C] logits -> [n, C]: all that `mixed_cross_entropy` needs of a teacher, a weighted sum of its distributions."""
-    return torch.stack([temperature_weight(t) * t * F.softmax(teacher / t, 1) for t in temperatures]).sum(0)
+    total = torch.zeros_like(teacher)
+    for t in temperatures:
+        total.add_(F.softmax(teacher / t, 1), alpha=temperature_weight(t) * t)
+    return total
 
 
 def mixed_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[float]) -> Tensor:
@@ -107,7 +115,7 @@ class _MixedCrossEntropy(torch.autograd.Function):
 class Distortion:
     """Running distortion between labels and their decoded form; `figures` at any time.
 
-    Both sides are compared as centred logits. T^2 * KL in nats at each temperature, the mean over labels.
+    Both sides are compared as centred logits, in `mse` as they are. T^2 * KL in nats at each temperature, the mean over labels.
     """
 
     temperatures: tuple[float, ...] = (1.0, 4.0, 20.0)
@@ -116,6 +124,7 @@ class Distortion:
     _kl: list[float] = field(default_factory=list)
     _error: float = 0.0
     _power: float = 0.0
+    _raw_error: float = 0.0
     _top1: int = 0
 
     def add(self, raw: Tensor, decoded: Tensor) -> None:
@@ -125,11 +134,15 @@ class Distortion:
         self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
         self._error += (x - y).square().double().sum().item()
         self._power += x.square().double().sum().item()
+        self._raw_error += (raw.float() - decoded.float()).square().mean(1).double().sum().item()
         self._top1 += int((x.argmax(1) == y.argmax(1)).sum())
         self.labels += len(x)
 
     def figures(self) -> dict[str, float]:
-        """`kl_T<t>` (T^2 * KL, nats), `relative_mse`, `top1_agreement`, each a mean over the labels so far."""
+        """Means over the labels so far: `kl_T<t>` (T^2 * KL, nats), `relative_mse` (of centred logits), `mse` (of labels as they are,
+        over all classes: what G-VBSM's and EDC's students feel), `top1_agreement`.
+        """
         n = max(1, self.labels)
         at_t = {f"kl_T{t:g}": total / n for t, total in zip(self.temperatures, self._kl, strict=True)} if self._kl else {}
-        return {**at_t, "relative_mse": self._error / max(self._power, 1e-30), "top1_agreement": self._top1 / n}
+        relative = self._error / max(self._power, 1e-30)
+        return {**at_t, "relative_mse": relative, "mse": self._raw_error / n, "top1_agreement": self._top1 / n}

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vqlabel.codecs.distortion import temperature_weight
 
-CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
+CLAMP = 40.0  # of the exponent that a code adds, so that one taken away and another added stay inside single precision
 FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on take the polynomial: the lowest one of a loss, the others
 
 
@@ -35,8 +35,9 @@ class Encoder:
         self.books, self.out = books, out
         self.near = [t for t in temperatures if t < (FLAT if t == min(temperatures) else FLAT_BESIDE)]
         self.far = [t for t in temperatures if t not in self.near]
-        self.moves = [book @ out for book in books] if self.near else []  # m of [k, C]: what each code adds to the logits
-        self.grown = {t: [(move / t).clamp(-CLAMP, CLAMP).exp_() for move in self.moves] for t in self.near}
+        self.grown: dict[float, list[Tensor]] = {}  # by temperature, m of [k, C]: what each code multiplies probabilities by
+        for t in self.near:
+            self.grown[t] = [(book @ (out / t)).clamp_(-CLAMP, CLAMP).exp_() for book in books]
         curvature = out.new_zeros(len(out), len(out))
         for t in self.far:
             usual = F.softmax(bias / t, 0)
@@ -53,34 +54,36 @@ class Encoder:
             pull: [n, C] from `teacher_pull`.
 
         Returns:
-            [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless a code moves a logit by more
+            [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless codes take a logit further
             than CLAMP * T.
         """
+        share = {t: F.softmax(logits / t, 1) for t in self.near}  # of the codes so far, up to a factor a label
         slope = self._slope(logits, pull)
-        codes = torch.empty(len(logits), len(self.books), dtype=torch.long, device=logits.device)
+        codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
         for sweep in range(sweeps + 1):
-            for slot in range(len(self.books)):
+            for slot, code in enumerate(codes):
                 if sweep:
-                    logits, slope = self._moved(logits, slope, slot, codes[:, slot], -1)
-                codes[:, slot] = self._best_code(slot, logits, slope)
-                logits, slope = self._moved(logits, slope, slot, codes[:, slot], 1)
-        return codes
+                    self._take_away(slot, code, share, slope)
+                self._add_best(slot, code, share, slope)
+        return codes.T.contiguous()
 
-    def _best_code(self, slot: int, logits: Tensor, slope: Tensor) -> Tensor:
-        """[n] the code with the least loss, given the logits and the slope without one of this slot."""
-        loss = torch.addmm(self.bend[slot], slope, self.books[slot].T)
+    def _add_best(self, slot: int, code: Tensor, share: dict[float, Tensor], slope: Tensor) -> None:
+        """Set `code` [n] to those with the least loss beside what `share` and `slope` hold, and put them in, in place."""
+        loss, sums = torch.addmm(self.bend[slot], slope, self.books[slot].T), {}
         for t, grown in self.grown.items():
-            share = (logits - logits.amax(1, keepdim=True)).mul_(1 / t).exp_()
-            loss.add_((share @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
-        return loss.argmin(1)
-
-    def _moved(self, logits: Tensor, slope: Tensor, slot: int, codes: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        """Logits and slope with (1) or without (-1) these codes; of the two only what some temperature asks for."""
-        if self.near:
-            logits = logits.add(self.moves[slot][codes], alpha=sign)
+            sums[t] = share[t] @ grown[slot].T  # [n, k]
+            loss.add_(sums[t].log(), alpha=temperature_weight(t) * t * t)
+        torch.argmin(loss, 1, out=code)
+        for t, grown in self.grown.items():
+            share[t].mul_(grown[slot].index_select(0, code)).div_(sums[t].gather(1, code[:, None]))
         if self.far:
-            slope = slope.add(self.turn[slot][codes], alpha=sign)
-        return logits, slope
+            slope.add_(self.turn[slot].index_select(0, code))
+
+    def _take_away(self, slot: int, code: Tensor, share: dict[float, Tensor], slope: Tensor) -> None:
+        for t, grown in self.grown.items():
+            share[t].div_(grown[slot].index_select(0, code))
+        if self.far:
+            slope.sub_(self.turn[slot].index_select(0, code))
 
     def _slope(self, logits: Tensor, pull: Tensor) -> Tensor:
         """[n, d] of the loss in the latent: of what the teacher pulls, and of the partition functions of the high temperatures."""

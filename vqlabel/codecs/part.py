@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.base import LabelSample
-from vqlabel.codecs.distortion import as_logits, teacher_pull, temperature_weight
+from vqlabel.codecs.distortion import as_logits, levels, teacher_pull, temperature_weight
 from vqlabel.codecs.head import hide, rest_mass
 from vqlabel.codecs.prior import Known, read_context
 
@@ -26,6 +26,7 @@ class Part:
     labels: Tensor  # [n, C] in the dump's domain
     halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
+    level: Tensor  # [n] mean over classes, which the loss's softmax ignores
     known: Known | None
     head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
     weight: Tensor | None  # [n] probability of the others
@@ -65,4 +66,4 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
         halves.append((teacher_pull(logits, config.temperature) / unit).half())
     known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
     head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
-    return Part(labels, torch.cat(halves), unit, known, head, weight, {})
+    return Part(labels, torch.cat(halves), unit, levels(labels, config.domain), known, head, weight, {})

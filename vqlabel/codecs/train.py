@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -185,6 +186,8 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
         optimizer.load_state_dict(resumed["optimizer"])
         schedule.load_state_dict(resumed["schedule"])
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
+    # No softmax sees a label's mean over classes, but squared error does; it costs no bit, as the output map is free to say it.
+    level_weight = sum(map(temperature_weight, config.temperature))
     title = f"decoder, round {stage}" if stage else "prior"
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
@@ -195,8 +198,9 @@ def _train(codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[
             codes = _codes_of_a_rate(seen, shuffle)
             codes = seen.none(at) if codes is None else codes[at]
             with quick_matmul(seen.labels.device):
-                out = functional_call(decoder, weights, (codes, known))
-            loss = mixed_cross_entropy(seen.visible(out.float(), at), seen.pull(at), config.temperature)
+                out = functional_call(decoder, weights, (codes, known)).float()
+            loss = mixed_cross_entropy(seen.visible(out, at), seen.pull(at), config.temperature)
+            loss = loss + level_weight * F.huber_loss(out.mean(1), seen.level[at], reduction="none")
             loss = loss.mean() if seen.weight is None else (loss * seen.weight[at]).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -244,5 +248,5 @@ def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict
         if config.head:
             said = join(said, *split(raw, config.head, config.temperature), config.temperature)
         figures.add(raw, said)
-    found = figures.figures()
+    found = {name: value for name, value in figures.figures().items() if name.startswith("kl_")}
     return {"loss": sum(temperature_weight(t) * found[f"kl_T{t:g}"] for t in config.temperature), **found}

@@ -21,7 +21,7 @@ from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context
 
-ENCODE_CHUNK = 1024  # labels encoded at a time: what one of them needs stays in the processor's cache
+ENCODE_CHUNK = 512  # labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 

@@ -265,7 +265,8 @@ def _power(sample: LabelSample, part: str) -> float:
 
 
 def _point(name: str, measured: Measured, part: str, labels: int, worth: dict[str, float] | None) -> dict[str, Any]:
-    bits = measured.code_bits[part]
+    bits, figures = measured.code_bits[part], dict(measured.distortion[part])
+    del figures["mse"]  # most peers code centred logits, so it would say nothing of them
     return {
         "method": name,
         "setting": measured.setting,
@@ -273,6 +274,6 @@ def _point(name: str, measured: Measured, part: str, labels: int, worth: dict[st
         "code_bits": round(bits, 4),
         "fixed_bytes": measured.fixed_bytes,
         "all_in_bits": round(measured.code_bits[ALL_IN] + 8 * measured.fixed_bytes / labels, 4),
-        **{figure: max(0.0, round(value, 6)) for figure, value in measured.distortion[part].items()},
+        **{figure: max(0.0, round(value, 6)) for figure, value in figures.items()},
         **({} if worth is None or part == HELD else {"student": worth}),
     }
