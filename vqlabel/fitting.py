@@ -45,7 +45,8 @@ def fit(
 
     Returns:
         The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
-        unbiased rather than calibrated, their `contrast`, and `calibrated`, the distortion held out that contrast 1 would have.
+        unbiased rather than calibrated, their `contrast`, and `calibrated`, the distortion held out that contrast 1 would have;
+        `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
 
     Raises:
         BadLabels: the dump is malformed, or has fewer than 2 labels.
@@ -103,6 +104,8 @@ def fit_sample(
     if isinstance(codec, VqaeCodec) and codec.contrast != 1:
         report["contrast"] = codec.contrast
         report["calibrated"] = {"labels": len(sample.held), **measure(codec.calibrated(), sample, "held")}
+    if isinstance(codec, VqaeCodec) and codec.cheaper:
+        report["rates"] = {str(sum(c.code_bits)): measure(c, sample, "held") for _, c in sorted(codec.cheaper.items())}
     if isinstance(codec, VqaeCodec) and codec.config.slots:
         report["perplexity"] = _perplexity(codec, sample)
     if out is not None:

@@ -135,6 +135,9 @@ def show_fit(report: dict[str, Any]) -> None:
         for part, title in parts.items()
         if part in report
     ]
+    labels = str(report["held"]["labels"])
+    for bits, found in report.get("rates", {}).items():
+        rows.append((f"held out, packed with --bits {bits}", labels, *(f"{found[n]:.4f}" for n in names)))
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
     if "contrast" in report:
         typer.echo(f"contrast {report['contrast']:.3f}: labels are unbiased, which students gain from and KL does not")

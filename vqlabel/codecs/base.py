@@ -95,6 +95,10 @@ class LabelCodec(nn.Module, ABC):
         """What a reader needs, by name, in the types that travel."""
         return {}
 
+    def file_tensors(self) -> dict[str, Tensor]:
+        """What a codec file holds: those of `decoder_tensors`, and what other rates of the codec need."""
+        return self.decoder_tensors()
+
     def set_effort(self, effort: str) -> None:
         """How hard `encode` looks for the best codes: "fast", "normal" or "best"; codecs with nothing to search take no notice."""
         require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")

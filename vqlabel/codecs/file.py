@@ -46,7 +46,7 @@ def save_codec(
     said = {"kind": codec.kind, "config": codec.config.to_dict(), "report": dict(report or {})}
     metadata = {KEY: json.dumps(said, sort_keys=True)}
     with appearing(Path(path), overwrite=overwrite) as partial:
-        partial.write_bytes(save(codec.decoder_tensors(), metadata))
+        partial.write_bytes(save(codec.file_tensors(), metadata))
 
 
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:

@@ -23,6 +23,8 @@ from vqlabel.labels import Context
 
 ENCODE_CHUNK = 512  # labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
+PRIOR = "decoder.prior."
+RATE = "rate.{}."  # before the names of a cheaper rate's tensors in a codec file
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
 
@@ -88,7 +90,12 @@ class Decoder(nn.Module):
 class VqaeCodec(LabelCodec):
     """Residual or grouped codebooks, decoder, and a prior where the file knows more of a label than its place.
 
-    Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. It encodes by trying what its decoder makes of codes: no encoder is trained or stored.
+    Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. It encodes by trying
+    what its decoder makes of codes: no encoder is trained or stored.
+
+    Attributes:
+        cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
+            file, never in a `.vql`.
     """
 
     kind = "vqae"
@@ -98,6 +105,7 @@ class VqaeCodec(LabelCodec):
         super().__init__()
         self.config = config
         self.decoder = Decoder(config)
+        self.cheaper: dict[int, Self] = {}
 
     @property
     def uses_context(self) -> bool:  # type: ignore[override]
@@ -119,11 +127,25 @@ class VqaeCodec(LabelCodec):
 
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
+        codec = cls._of(config, tensors, {})
+        prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
+        for slots in range(config.slots):
+            start = RATE.format(slots)
+            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+            if own:
+                codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, prior).eval()
+        return codec
+
+    @classmethod
+    def _of(cls, config: VqaeConfig, tensors: Mapping[str, Tensor], shared: Mapping[str, Tensor]) -> Self:
+        """From stored tensors, and weights that another codec has."""
         with torch.device("meta"):  # shapes only: nothing is allocated from the numbers of a file
             codec = cls(config)
-        state = {}
+        state = dict(shared)
         for name, want in codec.state_dict().items():
             shape = tuple(want.shape)
+            if name in shared:
+                continue
             if not want.numel():  # codebooks of 0 slots
                 state[name] = torch.empty(shape)
             elif name in SPREAD and not tensors.keys() & SPREAD.keys():
@@ -134,7 +156,8 @@ class VqaeCodec(LabelCodec):
         return codec
 
     def prefix(self, slots: int) -> Self:
-        """The codec of the first `slots` slots: cheaper labels from the same fit.
+        """The codec of `slots` slots: cheaper labels from the same fit. It is the one that was fitted for that rate, where one was, else
+        all parts of this one with its first `slots` slots.
 
         Raises:
             UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior.
@@ -145,7 +168,13 @@ class VqaeCodec(LabelCodec):
         )
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
-        part = type(self)(replace(config, slots=slots))
+        if slots in self.cheaper:
+            return copy.deepcopy(self.cheaper[slots])
+        return self.cut(slots)
+
+    def cut(self, slots: int) -> Self:
+        """This codec without all slots but the first."""
+        part = type(self)(replace(self.config, slots=slots))
         state = self.state_dict()
         state["decoder.codebook"] = state["decoder.codebook"][:slots]
         state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]
@@ -164,6 +193,7 @@ class VqaeCodec(LabelCodec):
         other.decoder.lift = None
         other.decoder.center.zero_()
         other.decoder.contrast.fill_(1)
+        other.cheaper = {slots: codec.calibrated() for slots, codec in self.cheaper.items()}
         return other
 
     def forget_prior(self) -> None:
@@ -232,4 +262,11 @@ class VqaeCodec(LabelCodec):
         for name, weight in self.decoder.state_dict(prefix="decoder.").items():
             said = weight.numel() and (name not in SPREAD or bool((self.decoder.contrast != 1).any()))
             tensors |= {} if not said else shrink(name, weight.cpu(), bits_of(name, self.config.weight_bits))
+        return tensors
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        tensors = self.decoder_tensors()
+        for slots, codec in self.cheaper.items():
+            own = {name: tensor for name, tensor in codec.decoder_tensors().items() if not name.startswith(PRIOR)}
+            tensors |= {RATE.format(slots) + name: tensor for name, tensor in own.items()}
         return tensors
