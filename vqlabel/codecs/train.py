@@ -121,9 +121,7 @@ def _fit_cheaper(
     _choose(part, (some[0], some[1]), [slots])
     quiet = FitHooks(progress=hooks.progress)  # a rate takes seconds: one that was interrupted begins again
     title = f"{slots * part.config.code_bits} bits"
-    _train(
-        part, (some[0], some[1]), -(-epochs // 2), {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title
-    )
+    _train(part, (some[0], some[1]), epochs, {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title)
     part.round()
     set_contrast(part, some[0], [slots], config.contrast)
     done[slots] = part.state_dict()
