@@ -21,6 +21,7 @@ from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy
 from vqlabel.codecs.head import join, split
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
+from vqlabel.codecs.price import PRICED, PRICED_LAST, set_price
 from vqlabel.codecs.prior import describe_context
 from vqlabel.codecs.sizing import FREE_BITS, Facts
 from vqlabel.codecs.start import start_codebooks, start_map
@@ -94,14 +95,19 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         }  # fmt: skip
         hooks.save(state)
     codec.round()
+    if codec.config.variable:
+        set_price(codec, parts, PRICED_LAST)
     alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
     set_contrast(codec, parts[0], rates + alone, config.contrast)
     codec.cpu()
 
 
 def _rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
-    """Slots that the codec is trained for, its own first. Within a budget no other rate can be meant; else every halving is."""
-    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None
+    """Slots that the codec is trained for, its own first. Within a budget no other rate can be meant; else every halving is.
+
+    Variable labels are trained at the one rate that their price is found for.
+    """
+    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None or config.variable
     while rates[-1] > 1 and not whole and codec.config.quantizer == "residual":
         rates.append(rates[-1] // 2)
     return rates
@@ -159,6 +165,8 @@ def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> Non
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
         codec.round()
+    if codec.config.variable:
+        set_price(codec, parts[:1], PRICED)
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.decoder.load_state_dict(trained)
