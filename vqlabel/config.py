@@ -132,7 +132,9 @@ def _check_variable(config: FitConfig) -> None:
     require(config.codec == "vqae", "variable", True, f"{only}--codec {config.codec}, or --variable")
     require(config.code_width is None, "variable", True, f"{only}--code-width {config.code_width}, or --variable")
     require(config.head == 0, "variable", True, "must be left out beside --head: a label with a head has one rate")
-    require(config.slots != 0 and config.bits != 0, "variable", True, "must be left out where there are 0 slots: a prior has one rate")
+    require(
+        config.slots != 0 and config.bits != 0, "variable", True, "must be left out where there are 0 slots: a prior has one rate"
+    )
 
 
 _RANGES = (
@@ -204,7 +206,9 @@ class VqaeConfig(_Json):
             require(self.code_width * self.slots == self.latent, "code_width", self.code_width, want)
         _check_temperatures(self.temperature)
         if not self.variable:
-            require(self.rate == 0 and self.price == 0, "rate and price", (self.rate, self.price), "must be 0 where slots are fixed")
+            require(
+                self.rate == 0 and self.price == 0, "rate and price", (self.rate, self.price), "must be 0 where slots are fixed"
+            )
             return
         residual = self.quantizer == "residual" and self.slots > 0 and not self.head
         require(residual, "variable", True, "must be false: labels of several rates need residual slots, at least one, and no head")

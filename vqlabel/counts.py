@@ -84,5 +84,7 @@ class CountedCodes:
     def _checked(self, counts: Codes) -> Codes:
         most = int(counts.max(initial=0))
         if most > self._slots:
-            raise BadContainer(f"{self._container.path}: a label has {most} codes, the codec {self._slots} slots; damaged or forged")
+            raise BadContainer(
+                f"{self._container.path}: a label has {most} codes, the codec {self._slots} slots; damaged or forged"
+            )
         return counts

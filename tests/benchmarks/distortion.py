@@ -22,7 +22,9 @@ from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
 from vqlabel.labels.sre2l import ORDER_FILE, find_batches
 
-Peer = tuple[Callable[[], float], int, Callable[[Tensor, Context], Tensor]]  # code bits of what was decoded, fixed bytes, labels and context -> decoded labels
+Peer = tuple[
+    Callable[[], float], int, Callable[[Tensor, Context], Tensor]
+]  # code bits of what was decoded, fixed bytes, labels and context -> decoded labels
 
 
 def main() -> None:
@@ -49,7 +51,9 @@ def main() -> None:
                     figures.add(labels, decode(labels, batch.context()))
                 found = figures.figures()
                 kl = " | ".join(f"{found[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
-                print(f"| {name} | {code_bits():.4g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True)
+                print(
+                    f"| {name} | {code_bits():.4g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True
+                )
 
 
 def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:

@@ -35,7 +35,10 @@ OPTIONS: dict[str, Any] = {
     ],
     "slots": Annotated[int | None, typer.Option(help="codes per label, m (topk: classes kept)")],
     "variable": Annotated[
-        bool, typer.Option("--variable", help="as many slots for every label as pay, --bits on average, --slots the most; a count is added")
+        bool,
+        typer.Option(
+            "--variable", help="as many slots for every label as pay, --bits on average, --slots the most; a count is added"
+        ),
     ],
     "codebook_size": Annotated[int | None, typer.Option(help="vectors in a codebook, k")],
     "code_width": Annotated[

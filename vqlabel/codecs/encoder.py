@@ -159,16 +159,24 @@ def used(losses: Tensor, price: float) -> Tensor:
     return cost.argmin(1)
 
 
-def find_price(losses: Tensor, most: float) -> float:
-    """The least price of a code, to a millionth, at which labels have no more than `most` codes on average.
+def find_price(losses: Tensor, most: float, weight: Tensor | None = None) -> float:
+    """The least price of a code, to a billionth of the dearest, at which labels have no more than `most` codes on average.
 
     Args:
-        losses: [n, m + 1] of prefixes: those of no labels, or of labels that no code helps, are worth any price, so 0.
+        losses: [n, m + 1] of prefixes.
+        weight: [n] of a label in the average, of sum 1; all alike by default.
     """
-    low, high = 0.0, float((losses[:, :1] - losses).amax()) if losses.numel() else 0.0  # no code takes away more than that
-    if not losses.numel() or float(used(losses, low).double().mean()) <= most:
+    if not len(losses):
+        return 0.0
+
+    def fits(price: float) -> bool:
+        count = used(losses, price).double()
+        return float(count.mean() if weight is None else count @ weight.double()) <= most
+
+    low, high = 0.0, float((losses[:, :1] - losses).amax())  # no code takes away more than that
+    if fits(low):
         return low
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if float(used(losses, middle).double().mean()) <= most else (middle, high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
     return high

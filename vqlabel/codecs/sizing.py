@@ -211,7 +211,15 @@ def _rate(config: FitConfig, each: float, width: int) -> tuple[float, int]:
 
 
 def _sized(
-    config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int, head: int, budget: int, rate: float
+    config: FitConfig,
+    facts: Facts,
+    prior: PriorConfig | None,
+    slots: int,
+    k: int,
+    weight_bits: int,
+    head: int,
+    budget: int,
+    rate: float,
 ) -> VqaeConfig:
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",

@@ -87,7 +87,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
-            _choose(codec, parts, rates)
+            _choose(codec, parts, rates, sample.total)
             hooks.progress("choosing codes", 1, 1, {})
         state = {
             "stage": stage + 1, "seed": config.seed, "training": None, "codec": codec.state_dict(),
@@ -96,7 +96,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         hooks.save(state)
     codec.round()
     if codec.config.variable:
-        set_price(codec, parts, PRICED_LAST)
+        set_price(codec, parts, sample.total, PRICED_LAST)
     alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
     set_contrast(codec, parts[0], rates + alone, config.contrast)
     codec.cpu()
@@ -160,13 +160,13 @@ def _mean_pull(part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int], total: int) -> None:
     """Of few bits a number, by the decoder as it will be stored: what they round away would mislead. Of more, by the decoder as trained."""
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
         codec.round()
     if codec.config.variable:
-        set_price(codec, parts[:1], PRICED)
+        set_price(codec, parts, total, PRICED)
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.decoder.load_state_dict(trained)

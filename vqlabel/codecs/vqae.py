@@ -155,7 +155,12 @@ class VqaeCodec(LabelCodec):
         """
         config = self.config
         own = not config.variable or slots == config.slots
-        require(own, "slots", slots, f"must be {config.slots}: every label has as many of them as pay, at a price found for {config.rate:g} bits")
+        require(
+            own,
+            "slots",
+            slots,
+            f"must be {config.slots}: every label has as many of them as pay, at a price found for {config.rate:g} bits",
+        )
         require(
             config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label"
         )

@@ -8,8 +8,8 @@ import numpy as np
 from vqlabel.bitstream import Usage
 from vqlabel.columns import PREFIX
 from vqlabel.container.layout import CHUNKS
-from vqlabel.report.published import break_even
 from vqlabel.counts import CODES, COUNTS
+from vqlabel.report.published import break_even
 from vqlabel.vql import CODEC, VqlFile
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
