@@ -10,10 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.bitstream import pack_fixed
+from vqlabel.cli import app
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, cut
 from vqlabel.codecs.sizing import Facts, codec_bytes, file_bytes, resolve, spread_slots
 from vqlabel.config import VqaeConfig
@@ -22,7 +24,8 @@ from vqlabel.container.writer import ContainerWriter
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.fitting import read_sample
 from vqlabel.labels import open_labels
-from vqlabel.report import stats
+from vqlabel.report import account, stats
+from vqlabel.tuning import Trial, tune
 from vqlabel.vql import VqlFile
 
 N, C, BITS = 3000, 40, 24
@@ -355,3 +358,25 @@ def test_bits_of_counts_are_those_that_a_writer_takes(
     counts, file = codes[:, :1].astype(np.uint32), VqlFile(packed)
     assert fitted[0].stored_bits(torch.from_numpy(codes)) == 4 * counts.sum() + 8 * file.container.stored("counts")
     assert file.container.stored("counts") <= len(pack_fixed(counts, [4]))
+
+
+@pytest.mark.parametrize("temperature", ["1", "1,4,20"])
+def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path, tmp_path: Path, temperature: str) -> None:
+    budget, out = 90_000, tmp_path / "a.vql"
+    command = ["pack", str(tree), "-o", str(out), "--bytes", str(budget), "--temperature", temperature, "--prior", "--epochs", "1"]
+    result = CliRunner().invoke(app, [*command, "--variable"])
+    assert result.exit_code == 0, result.stderr
+    assert "code bits each" in result.stdout and VqlFile(out).counted
+    size = account(VqlFile(out)).bytes
+    assert size["codes"] + size["codec"] + size["container"] <= budget
+
+
+def test_tune_tries_rates_of_variable_labels(uneven: Path, tmp_path: Path) -> None:
+    trials = list[Trial]()
+    config = replace(VARIABLE, bits=None, epochs=1, bytes=22_000, contrast=None)
+    codec, report = tune(uneven, config, minutes=0.25, tried=trials.append)
+    assert len({trial.resolved.rate for trial in trials}) > 1 and all(trial.resolved.variable for trial in trials)
+    assert max(trial.bytes for trial in trials) <= report["budget"] == 22_000
+    vqlabel.pack(uneven, tmp_path / "a.vql", codec=codec)
+    size = account(VqlFile(tmp_path / "a.vql")).bytes
+    assert size["total"] - size["order"] <= 22_000
