@@ -27,6 +27,7 @@ CODED = {
     "alone": "fixed",
     "head": "fixed",
     "lifted": "fixed",
+    "variable": "fixed",
 }
 CROPS = {"smoothed": "float32"}
 
@@ -117,6 +118,35 @@ def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:
     logits = np.minimum(logits, at.min(1, keepdims=True) - 0.05)
     logits[rows, ids] = at
     np.testing.assert_allclose(logits, np.load(GOLDEN / "head.labels.npy"), rtol=0, atol=1e-3)
+
+
+def test_a_variable_label_is_the_formula_of_the_format() -> None:
+    """Both streams by hand: counts in front, as many codes for every label."""
+    file = VqlFile(GOLDEN / "variable.vql")
+    config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "variable.vql")
+    slots, k, d, n = config["slots"], config["codebook_size"], config["latent"], file.records
+    assert file.container.requires == ["variable_slots"] and file.code_bits == (3, 5, 5, 5, 5)
+    streams = file.container.streams
+    counts, codes = (
+        np.unpackbits(tensors[name], count=rows * bits, bitorder="little").reshape(rows, bits) @ (1 << np.arange(bits))
+        for name, rows, bits in (("counts", n, 3), ("codes", streams["codes"].rows, 5))
+    )
+    assert (streams["counts"].rows, counts.sum()) == (n, len(codes)) and set(counts) == set(range(slots + 1))
+    books = _books(tensors, (slots, k, d), config["weight_bits"])
+    z, at = np.zeros((n, d), np.float32), 0
+    for row, count in enumerate(counts):
+        z[row] = sum(books[slot, code] for slot, code in enumerate(codes[at : at + count]))
+        at += count
+    center, contrast = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
+    logits = (center + contrast[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), config["weight_bits"])
+    np.testing.assert_allclose(logits + tensors["codec.decoder.bias"], np.load(GOLDEN / "variable.labels.npy"), rtol=0, atol=1e-3)
+
+
+def _books(tensors: dict[str, NDArray[Any]], shape: tuple[int, int, int], bits: int) -> NDArray[np.float32]:
+    """[m, k, d_h], k > d_h: lines run along the codes."""
+    whole = np.unpackbits(tensors["codec.decoder.codebook"], count=math.prod(shape) * bits, bitorder="little").reshape(-1, bits)
+    numbers = (whole @ (1 << np.arange(bits))).reshape(shape) - (2 ** (bits - 1) - 1)
+    return numbers.astype(np.float32) * tensors["codec.decoder.codebook.scale"].astype(np.float32)[:, None]
 
 
 def test_its_records_stand_where_they_stood(name: str) -> None:

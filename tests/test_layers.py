@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("config", "files", "progress"),
     ("labels", "bitstream", "container"),
-    ("columns", "crops", "vql", "codecs"),
+    ("columns", "counts", "crops", "vql", "codecs"),
     ("packing", "fitting", "unpacking", "verifying"),
     ("tuning", "dataset", "report", "demo"),
     ("cli", "__main__"),
@@ -108,7 +108,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["labels", "bitstream", "container", "columns", "vql", "cli", "report.account", "errors", "config"]
+    "part", ["labels", "bitstream", "container", "columns", "counts", "vql", "cli", "report.account", "errors", "config"]
 )
 def test_parts_that_data_pipelines_use_name_torch_inside_functions_only(part: str) -> None:
     for module, file in MODULES.items():

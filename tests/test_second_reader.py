@@ -74,3 +74,8 @@ def test_it_agrees_with_vqlabel_in_both_codings(
 @pytest.mark.parametrize("name", ["vqae", "grouped", "lifted"])
 def test_it_reads_the_golden_files(read_vql: Callable[[Path], NDArray[np.float32]], name: str) -> None:
     np.testing.assert_allclose(read_vql(GOLDEN / f"{name}.vql"), np.load(GOLDEN / f"{name}.labels.npy"), rtol=0, atol=1e-4)
+
+
+def test_it_refuses_labels_of_variable_slots_by_the_features_name(read_vql: Callable[[Path], NDArray[np.float32]]) -> None:
+    with pytest.raises(KeyError, match="variable_slots"):
+        read_vql(GOLDEN / "variable.vql")

@@ -30,7 +30,7 @@ class ColumnWriter:
 
     def __init__(self, folder: Path, order: str) -> None:
         self._folder, self._order = folder, order
-        self._spools: dict[str, _Spool] = {}
+        self._spools: dict[str, Spool] = {}
         self._sizes = SizeFinder()
         self._batches = 0
         self._present: dict[str, bool] | None = None
@@ -72,7 +72,7 @@ class ColumnWriter:
 
     def _put(self, name: str, rows: NDArray[Any]) -> None:
         if name not in self._spools:
-            self._spools[name] = _Spool(self._folder, rows.shape[1])
+            self._spools[name] = Spool(self._folder, rows.shape[1])
         self._spools[name].add(rows.astype(np.uint32))
 
     def write(self, writer: ContainerWriter) -> dict[str, str]:
@@ -90,9 +90,9 @@ class ColumnWriter:
             _write_stream(writer, PREFIX + name, iter(spool), spool.most)
         return says
 
-    def _whole(self, spool: "_Spool", images: "_Spool | None", sizes: NDArray[np.int64]) -> "_Spool":
+    def _whole(self, spool: "Spool", images: "Spool | None", sizes: NDArray[np.int64]) -> "Spool":
         """The crops in pixels."""
-        out = _Spool(self._folder, 4)
+        out = Spool(self._folder, 4)
         which: Iterator[NDArray[np.uint32]] | None = iter(images) if images is not None else None
         for shares in spool:
             image = np.zeros(len(shares), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
@@ -107,7 +107,7 @@ def _write_stream(writer: ContainerWriter, name: str, parts: Iterator[NDArray[np
     writer.end()
 
 
-class _Spool:
+class Spool:
     """Rows of uint32 in a nameless temporary file, and the largest value of every field."""
 
     def __init__(self, folder: Path, fields: int) -> None:

@@ -14,8 +14,10 @@ DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 USUAL_BITS = 128
+SLOTS_MOST = 1024  # codes of a label
 HEAD_MOST, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
 VIEW_MOST = 1 << 16  # pixels
+VARIABLE = ("variable", "rate", "price")  # what a VqaeConfig says of labels with a number of slots of their own
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
@@ -77,7 +79,8 @@ class FitConfig(_Json):
     bits: int | None = None  # code bits per label; None: what a budget leaves for them, else USUAL_BITS
     bytes: int | None = None  # of the file without augmentation and order
     ratio: float | None = None  # the same as a share of fp16 labels: 2 * labels * C / bytes
-    slots: int | None = None  # m, codes per label
+    slots: int | None = None  # m, codes per label; with `variable` the most
+    variable: bool = False  # every label has as many slots as pay; `bits` are those of the mean label, its count apart
     codebook_size: int | None = None  # k
     code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
     latent: int | None = None  # d_h: rank of the decoder's output map
@@ -111,6 +114,8 @@ class FitConfig(_Json):
         require(
             self.contrast is None or 0.1 <= self.contrast <= 10, "contrast", self.contrast, "must be 0.1..10 (1: calibrated labels)"
         )
+        if self.variable:
+            _check_variable(self)
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             _check_temperatures(self.temperature)
@@ -121,8 +126,19 @@ class FitConfig(_Json):
         return USUAL_BITS if self.bits is None else self.bits
 
 
+def _check_variable(config: FitConfig) -> None:
+    """Raises UsageError where a label cannot have a number of slots of its own."""
+    only = "is for residual slots of a vqae, whose first codes are a label: leave out "
+    require(config.codec == "vqae", "variable", True, f"{only}--codec {config.codec}, or --variable")
+    require(config.code_width is None, "variable", True, f"{only}--code-width {config.code_width}, or --variable")
+    require(config.head == 0, "variable", True, "must be left out beside --head: a label with a head has one rate")
+    require(
+        config.slots != 0 and config.bits != 0, "variable", True, "must be left out where there are 0 slots: a prior has one rate"
+    )
+
+
 _RANGES = (
-    ("slots", 0, 1024), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
+    ("slots", 0, SLOTS_MOST), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
     ("image_width", 1, 1024), ("hidden", 1, 8192), ("epochs", 0, 10_000),
     ("head", 0, HEAD_MOST),
 )  # fmt: skip
@@ -164,6 +180,9 @@ class VqaeConfig(_Json):
     temperature: tuple[float, ...]
     head: int = 0  # classes kept exactly
     lift: bool = False  # whether directions of the latent have contrasts of their own
+    variable: bool = False  # whether a label has a count, and as many of the slots as pay
+    rate: float = 0.0  # of variable labels: code bits of the mean label, counts apart, that `price` was found for
+    price: float = 0.0  # of variable labels: loss, as `mixed_kl` counts it, that a code bit must take away
 
     def __post_init__(self) -> None:
         check_labels(self.classes, self.domain)
@@ -171,7 +190,7 @@ class VqaeConfig(_Json):
             0 <= self.head <= min(HEAD_MOST, self.classes - 1), "head", self.head, f"must be 0..{min(HEAD_MOST, self.classes - 1)}"
         )
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
-        require(0 <= self.slots <= 1024, "slots", self.slots, "must be 0..1024")
+        require(0 <= self.slots <= SLOTS_MOST, "slots", self.slots, "must be 0..1024")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
         require(1 <= self.latent <= 4096, "latent", self.latent, "must be 1..4096")
         require(2 <= self.weight_bits <= 8, "weight_bits", self.weight_bits, "must be 2..8")
@@ -186,6 +205,21 @@ class VqaeConfig(_Json):
             want = f"must be latent / slots = {self.latent}/{self.slots} for grouped slots"
             require(self.code_width * self.slots == self.latent, "code_width", self.code_width, want)
         _check_temperatures(self.temperature)
+        if not self.variable:
+            require(
+                self.rate == 0 and self.price == 0, "rate and price", (self.rate, self.price), "must be 0 where slots are fixed"
+            )
+            return
+        residual = self.quantizer == "residual" and self.slots > 0 and not self.head
+        require(residual, "variable", True, "must be false: labels of several rates need residual slots, at least one, and no head")
+        most = self.slots * self.code_bits
+        require(0 < self.rate <= most, "rate", self.rate, f"must be above 0 and at most {most}, the bits of all slots")
+        require(0 <= self.price < math.inf, "price", self.price, "must be 0 or above")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what only variable labels have where they are not: such files are as they were before there were any."""
+        values = _Json.to_dict(self)
+        return values if self.variable else {name: value for name, value in values.items() if name not in VARIABLE}
 
     @property
     def code_bits(self) -> int:
@@ -198,9 +232,14 @@ class VqaeConfig(_Json):
         return [(self.classes - 1).bit_length()] * self.head + [LEVEL_BITS] * self.head
 
     @property
-    def label_bits(self) -> int:
-        """Code bits per label, head and slots."""
-        return self.slots * self.code_bits + sum(self.head_bits)
+    def count_bits(self) -> int:
+        """Stored width of a variable label's count, 0..slots."""
+        return self.slots.bit_length() if self.variable else 0
+
+    @property
+    def label_bits(self) -> float:
+        """Code bits per label, head and slots; of variable labels those of the mean label, and its count."""
+        return self.rate + self.count_bits if self.variable else self.slots * self.code_bits + sum(self.head_bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

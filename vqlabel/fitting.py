@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -24,7 +24,7 @@ from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
-CHUNK = 2048
+CHUNK, COUNTED = 2048, 4096  # labels encoded at a time: where their codes are decoded, and where they are counted
 
 
 def fit(
@@ -96,7 +96,7 @@ def fit_sample(
         "codec": codec.kind,
         "config": codec.config.to_dict(),
         "fit": config.to_dict(),
-        "code_bits": sum(codec.code_bits),
+        "code_bits": code_bits(codec, sample),
         "held_out": held_out,
         "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
         "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
@@ -197,11 +197,26 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
     return {name: round(value, 6) for name, value in figures.figures().items()}
 
 
+def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
+    """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
+    if not codec.counted:
+        return sum(codec.code_bits)
+    before, bits, count = codec.effort, 0.0, 0
+    codec.set_effort("fast")  # how many codes a label has does not depend on it
+    with torch.inference_mode():
+        for part in parts:
+            for labels, context in sample.steps(part, COUNTED):
+                bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
+    codec.set_effort(before)
+    return round(bits / max(1, count), 4)
+
+
 def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
     usage = Usage(codec.config.slots, codec.config.codebook_size)
     with torch.inference_mode():
         for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
-            usage.add(codec.encode(labels, context)[:, : codec.config.slots].numpy())
+            codes, counted = codec.encode(labels, context).numpy(), int(codec.counted)
+            usage.add(codes[:, counted : counted + codec.config.slots], codes[:, 0] if counted else None)
     return [round(float(p), 1) for p in usage.perplexity()]
 
 

@@ -17,15 +17,18 @@ import torch
 from numpy.typing import NDArray
 
 import vqlabel
+from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
-from vqlabel.columns import ColumnWriter
+from vqlabel.columns import ColumnWriter, Spool
 from vqlabel.container import ContainerWriter, canonical
+from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
-from vqlabel.vql import CODEC, CODES, NO_CODES
+from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
+RUN_ROWS = 32_768  # codes in a chunk, where a row is one code: a chunk has 48 bytes of table
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
@@ -48,7 +51,7 @@ def pack(
         effort: "fast", "normal" or "best": how often a label's codes are chosen again (`vqae.SWEEPS`).
 
     Returns:
-        records, bytes, and code bits per label.
+        records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included.
 
     Raises:
         UsageError: the codec is for another number of classes, domain or type.
@@ -60,15 +63,15 @@ def pack(
     fingerprint = hashlib.sha256()
     with _lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
-        writer.begin(CODES, codec.code_bits or NO_CODES)
+        store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits)
         with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
             for done, batches, codes in encoded:
                 for batch in batches:
                     columns.add(batch)
                     fingerprint.update(batch.label_bytes())
-                writer.append(codes if codec.code_bits else np.zeros((len(codes), 1), np.uint32))
+                store.append(codes)
                 progress("packing", done, len(source), {})
-        stream = writer.end()
+        records = store.end()
         says = columns.write(writer)
         for name, tensor in codec.decoder_tensors().items():
             writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
@@ -79,9 +82,50 @@ def pack(
                 "vql.columns": canonical(says),
                 "vql.source": canonical({"layout": source.layout, "labels_sha256": fingerprint.hexdigest()}),
                 "vql.writer": f"vqlabel {vqlabel.__version__}",
-            }
+            },
+            [VARIABLE_SLOTS] if codec.counted else [],
         )
-    return {"path": str(writer.path), "records": stream.rows, "bytes": size, "code_bits": sum(codec.code_bits)}
+    bits = round(VqlFile(writer.path).label_bits, 4) if codec.counted else sum(codec.code_bits)
+    return {"path": str(writer.path), "records": records, "bytes": size, "code_bits": bits}
+
+
+class _Plain:
+    """Codes -> their stream."""
+
+    def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
+        self._writer, self._none = writer, not bits
+        writer.begin(CODES, bits or NO_CODES)
+
+    def append(self, codes: NDArray[np.unsignedinteger]) -> None:
+        """[n, m]."""
+        self._writer.append(np.zeros((len(codes), 1), np.uint32) if self._none else codes)
+
+    def end(self) -> int:
+        """Returns the number of records."""
+        return self._writer.end().rows
+
+
+class _Counted:
+    """Codes of labels that have different numbers of them -> their stream, and the stream of counts, which waits in a file meanwhile."""
+
+    def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
+        self._writer, self._bits = writer, bits
+        self._counts = Spool(writer.path.parent, 1)
+        writer.begin(CODES, bits[1:2], chunk_rows=RUN_ROWS)
+
+    def append(self, codes: NDArray[np.unsignedinteger]) -> None:
+        """[n, 1 + m]."""
+        counts, run = split_counted(codes)
+        self._counts.add(counts)
+        self._writer.append(run)
+
+    def end(self) -> int:
+        """Returns the number of records."""
+        self._writer.end()
+        self._writer.begin(COUNTS, self._bits[:1])
+        for counts in self._counts:
+            self._writer.append(counts)
+        return self._writer.end().rows
 
 
 @contextmanager

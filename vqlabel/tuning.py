@@ -11,6 +11,7 @@ from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
 from vqlabel.codecs.sizing import HEADER, USUAL_BITS, Facts, budget_of, file_bytes, resolve
 from vqlabel.codecs.train import facts_of, usual_epochs
+from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import UsageError, require
 from vqlabel.files import check_target
@@ -103,6 +104,11 @@ def tune(
     return codec, report
 
 
+def _slots(config: VqaeConfig) -> int:
+    """Of the mean label."""
+    return round(config.rate / config.code_bits) if config.variable else config.slots
+
+
 class Search:
     """Trials on one sample, the same shape never twice."""
 
@@ -130,7 +136,7 @@ class Search:
         """Numbers of slots, the nearest to the rule's first."""
         if self.config.slots is not None or self.config.bits is not None:
             return []
-        each, at = 8 * budget / self.facts.labels, rule.resolved.slots
+        each, at = 8 * budget / self.facts.labels, _slots(rule.resolved)
         slots = [at + 1, at - 1, *(round(share * each / rule.resolved.code_bits) for share in SHARES)]
         found: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
         if self.config.codebook_size is None and at * rule.resolved.code_bits <= FEW_BITS:
@@ -146,8 +152,8 @@ class Search:
         if given.weight_bits is None:
             moves += [{"weight_bits": bits} for bits in (USUAL_BITS, *WEIGHT_BITS)]
         if given.slots is None and given.bits is None:
-            moves += [{"slots": slots} for slots in (at.slots + 1, at.slots - 1) if slots >= 0]
-        if given.codebook_size is None and at.slots * at.code_bits <= FEW_BITS:  # of many, steps are small enough
+            moves += [{"slots": slots} for slots in (_slots(at) + 1, _slots(at) - 1) if slots >= 0]
+        if given.codebook_size is None and _slots(at) * at.code_bits <= FEW_BITS:  # of many, steps are small enough
             moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else None}]
         if given.prior is None and at.prior is not None:
             moves += [{"prior": False}]
@@ -155,9 +161,11 @@ class Search:
 
     def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
         """The better of `best` and what `options` make of it."""
-        config = replace(best.config, **options)
         try:
-            if (
+            if self.config.variable:
+                options = self._on_average(options)
+            config = replace(best.config, **options)
+            if not self.config.variable and (
                 "codebook_size" in options and "slots" not in options and best.resolved.slots
             ):  # as many bits in more, smaller steps, or the other way round
                 width = resolve(config, self.facts).code_bits
@@ -166,6 +174,14 @@ class Search:
         except UsageError:  # this shape has no room in the budget
             return best
         return trial if trial.loss < best.loss else best
+
+    def _on_average(self, options: dict[str, Any]) -> dict[str, Any]:
+        """A number of slots as the bits of the mean label, which is what names a rate where slots are variable."""
+        others = {name: value for name, value in options.items() if name != "slots"}
+        if "slots" not in options:
+            return others
+        width = resolve(replace(self.config, bytes=None, ratio=None, bits=USUAL_LABEL_BITS, **others), self.facts).code_bits
+        return {**others, "bits": options["slots"] * width}
 
     def reach(self, kl: float) -> Trial:
         """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
@@ -202,7 +218,7 @@ class Search:
         quick = replace(config, contrast=1.0)
         resolved = resolve(quick, self.facts)
         for trial in self.trials:
-            if trial.resolved == resolved:
+            if replace(trial.resolved, price=0.0) == resolved:
                 return trial
         began = time.monotonic()
         passes = max(1, round(QUICK * (config.epochs or usual_epochs(self.sample))))

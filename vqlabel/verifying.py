@@ -28,7 +28,7 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
     file = VqlFile(path)
     codec = read_codec(file)
     step = max(1, min(CODES_RECORDS, CODES_BYTES // (4 * max(1, len(file.code_bits)))))
-    for at in range(0, file.records, step):
+    for at in range(0, max(1, file.records), step):
         stop = min(at + step, file.records)
         file.codes(at, stop)
         if codec.uses_context:

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.columns import ColumnReader
+from vqlabel.config import SLOTS_MOST
 from vqlabel.container import ContainerReader
+from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
 from vqlabel.errors import BadContainer
 
-CODES = "codes"
 CODEC = "codec."
 NOTHING = [(slice(None), 1)]  # as `VqlFile` checks codes: 0 and nothing else, in all fields
 NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
@@ -44,7 +45,8 @@ class VqlFile:
             )
         if CODES not in self.container.streams:
             raise BadContainer(f"{path}: has no codes; damaged or forged")
-        self.records = self.container.streams[CODES].rows
+        self._counted = self._variable()
+        self.records = self.container.streams[COUNTS if self._counted else CODES].rows
         self._tables = self._indexed()
         self.columns = ColumnReader(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
@@ -61,18 +63,36 @@ class VqlFile:
         return int(self.label["classes"])
 
     @property
+    def counted(self) -> bool:
+        """Whether labels have numbers of codes of their own, and a count in front of them."""
+        return self._counted is not None
+
+    @property
     def code_bits(self) -> tuple[int, ...]:
-        """[m] stored width of each code."""
+        """[m] stored width of each code; [1 + m] where the first is the count of variable labels."""
+        if self._counted:
+            return self._counted.bits
         bits = self.container.streams[CODES].bits
         return () if self._tables is NOTHING else bits
 
+    @property
+    def label_bits(self) -> float:
+        """Code bits of a label, before any coding; of variable labels those of the mean label, and what its count takes in the file."""
+        if not self._counted:
+            return sum(self.code_bits)
+        codes = self.container.streams[CODES]
+        return (codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)) / max(1, self.records)
+
     def codes(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
-        """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable."""
-        return self._checked(self.container.rows(CODES, start, stop))
+        """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable.
+
+        Of variable labels [stop - start, 1 + m]: the count of a label, its codes, 0 beyond them.
+        """
+        return self._checked(self._counted.rows(start, stop) if self._counted else self.container.rows(CODES, start, stop))
 
     def take_codes(self, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
-        """[n, m] codes of the records at `index`, each in [0, records)."""
-        return self._checked(self.container.take(CODES, index))
+        """[n, m] codes, or [n, 1 + m], of the records at `index`, each in [0, records)."""
+        return self._checked(self._counted.take(index) if self._counted else self.container.take(CODES, index))
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
@@ -84,6 +104,16 @@ class VqlFile:
                 )
         return codes[:, : len(self.code_bits)]
 
+    def _variable(self) -> CountedCodes | None:
+        """How codes are read where labels have numbers of their own; header and configuration must agree on that."""
+        variable = self.codec["kind"] == "vqae" and self.codec["config"].get("variable") is True
+        if variable != (VARIABLE_SLOTS in self.container.requires):
+            raise BadContainer(
+                f"{self.container.path}: vql.requires is {self.container.requires}, the codec's slots are "
+                f"{'variable' if variable else 'fixed'}; damaged or forged"
+            )
+        return CountedCodes(self.container, self._number("slots", 1, SLOTS_MOST)) if variable else None
+
     def _indexed(self) -> list[tuple[slice, int]]:
         """Fields of a record that index a table, and its size: codebooks and the head's classes (vqae), or classes (topk)."""
         kind, config = self.codec["kind"], self.codec["config"]
@@ -91,14 +121,16 @@ class VqlFile:
             return [(slice(self._number("k", 1)), self.classes)]
         if kind != "vqae":
             return []
+        if self._counted:
+            return [(slice(1, None), self._number("codebook_size", 1))]
         slots, head = self._number("slots", 0), self._number("head", 0) if "head" in config else 0
         if not slots and not head and self.container.streams[CODES].bits == NO_CODES:
             return NOTHING
         return [(slice(slots), self._number("codebook_size", 1)), (slice(slots, slots + head), self.classes)]
 
-    def _number(self, key: str, least: int) -> int:
+    def _number(self, key: str, least: int, most: int | None = None) -> int:
         """Of the codec's configuration, which nobody has checked yet."""
         value = self.codec["config"].get(key)
-        if type(value) is not int or value < least:
+        if type(value) is not int or value < least or (most is not None and value > most):
             raise BadContainer(f"{self.container.path}: the {self.codec['kind']} codec has {key} {value!r}; damaged or forged")
         return value

@@ -1,10 +1,10 @@
 """Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
 
     python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal] [--peers rq topk]
-        [--contrast 1] [--head auto]
+        [--contrast 1] [--head auto] [--variable]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
-method), and what those fixed parts weigh.
+method), and what those fixed parts weigh. Bits of variable labels are those of the last epochs, counts included.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
 from vqlabel.labels.sre2l import ORDER_FILE, find_batches
 
-Peer = tuple[float, int, Callable[[Tensor, Context], Tensor]]  # code bits, fixed bytes, labels and context -> decoded labels
+Peer = tuple[
+    Callable[[], float], int, Callable[[Tensor, Context], Tensor]
+]  # code bits of what was decoded, fixed bytes, labels and context -> decoded labels
 
 
 def main() -> None:
@@ -33,6 +35,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--head", default="0", help="classes kept exactly, or auto")
+    parser.add_argument("--variable", action="store_true", help="as many slots for every label as pay")
     parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated ones, with the least KL")
     parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
@@ -48,7 +51,9 @@ def main() -> None:
                     figures.add(labels, decode(labels, batch.context()))
                 found = figures.figures()
                 kl = " | ".join(f"{found[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
-                print(f"| {name} | {code_bits:g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True)
+                print(
+                    f"| {name} | {code_bits():.4g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True
+                )
 
 
 def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
@@ -65,8 +70,12 @@ def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
 
 def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Peer]]:
     codec, _ = vqlabel.fit(
-        seen, FitConfig(bits=bits, temperature=tuple(options.temperature), contrast=options.contrast, head=read_head(options.head))
-    )
+        seen,
+        FitConfig(
+            bits=bits, temperature=tuple(options.temperature), contrast=options.contrast, head=read_head(options.head),
+            variable=options.variable,
+        ),
+    )  # fmt: skip
     codec.set_effort(options.effort)
     found = [("vqae", through(codec))]
     if "rq" in options.peers:
@@ -80,7 +89,14 @@ def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[st
 @torch.inference_mode()
 def through(codec: LabelCodec) -> Peer:
     fixed = sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
-    return sum(codec.code_bits), fixed, torch.inference_mode()(lambda x, known: codec.decode(codec.encode(x, known), known))
+    coded: list[Tensor] = []
+
+    @torch.inference_mode()
+    def decode(labels: Tensor, known: Context) -> Tensor:
+        coded.append(codec.encode(labels, known))
+        return codec.decode(coded[-1], known)
+
+    return lambda: codec.stored_bits(codes := torch.cat(coded)) / len(codes), fixed, decode
 
 
 def flat_tail(codec: LabelCodec) -> Peer:
@@ -92,7 +108,7 @@ def flat_tail(codec: LabelCodec) -> Peer:
         rest = (labels.sum(1, keepdim=True) - value.sum(1, keepdim=True)) / (labels.shape[1] - k)
         return rest.expand_as(labels).clone().scatter_(1, index, value.half().float())
 
-    return sum(codec.code_bits), 0, decode
+    return lambda: sum(codec.code_bits), 0, decode
 
 
 def faiss_rq(seen: Path, bits: int, width: int = 128) -> Peer:
@@ -112,7 +128,7 @@ def faiss_rq(seen: Path, bits: int, width: int = 128) -> Peer:
         codes = quantizer.compute_codes(((part - mean) @ basis.T).contiguous().numpy())
         return torch.from_numpy(quantizer.decode(codes)) @ basis + mean
 
-    return bits, 2 * width * (labels.shape[1] + 256 * bits // 8), decode
+    return lambda: bits, 2 * width * (labels.shape[1] + 256 * bits // 8), decode
 
 
 if __name__ == "__main__":

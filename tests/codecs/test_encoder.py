@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.distortion import mixed_cross_entropy, teacher_pull
-from vqlabel.codecs.encoder import CLAMP, Encoder
+from vqlabel.codecs.encoder import CLAMP, Encoder, find_price, used
 
 N, C, K = 60, 12, 8
 TEMPERATURES = [(1.0,), (4.0,), (1.0, 3.0)]
@@ -93,3 +93,84 @@ def test_the_logits_are_not_changed_in_place() -> None:
 def test_no_labels_have_no_codes() -> None:
     teacher, moves, base = draw(2)
     assert encode(base[:0], teacher_pull(teacher, (1.0,))[:0], moves, (1.0,), 1).shape == (0, 2)
+
+
+# As many codes as pay.
+
+
+def both(base: Tensor, moves: list[Tensor], temperatures: Sequence[float]) -> Encoder:
+    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)
+
+
+def counted(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
+    """Logits of counts and codes [n, 1 + m]."""
+    return base + sum(move[codes[:, slot + 1]] * (codes[:, :1] > slot) for slot, move in enumerate(moves))
+
+
+@pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
+def test_the_loss_of_every_prefix_is_that_of_its_logits(temperatures: tuple[float, ...]) -> None:
+    teacher, moves, base = draw(4)
+    pull = teacher_pull(teacher, temperatures)
+    found, codes = both(base, moves, temperatures).prefix_losses(base, pull), encode(base, pull, moves, temperatures)
+    before = mixed_cross_entropy(base, pull, temperatures)
+    for count in range(5):
+        loss = mixed_cross_entropy(decoded(base, moves[:count], codes), pull, temperatures)
+        torch.testing.assert_close(found[:, count], loss - before, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperatures", [*TEMPERATURES, (1.0, 20.0)], ids=str)
+def test_a_code_is_used_where_it_pays(temperatures: tuple[float, ...]) -> None:
+    """And at no price where it helps at all; what a label has is what a fixed codec gives it, up to its count."""
+    teacher, moves, base = draw(5, 0.7)
+    pull = teacher_pull(teacher, temperatures)
+    encoder, prefixes = both(base, moves, temperatures), encode(base, pull, moves, temperatures)
+    losses = encoder.prefix_losses(base, pull)
+    for price in (0.0, 0.1, 1.0, 1e9):
+        codes = encoder.variable(base, pull, 0, price)
+        cost = losses + price * torch.arange(6)
+        assert torch.equal(cost.gather(1, codes[:, :1])[:, 0], cost.amin(1))
+        assert torch.equal(codes[:, 1:], prefixes * (torch.arange(5) < codes[:, :1]))
+    assert not bool(codes.any()), "nothing is worth a billion"
+    assert len(encoder.variable(base, pull, 0, 0.1)[:, 0].unique()) > 2
+
+
+def test_a_higher_price_never_buys_more_codes() -> None:
+    teacher, moves, base = draw(6, 0.5)
+    encoder, pull = both(base, moves, (1.0,)), teacher_pull(teacher, (1.0,))
+    counts = [encoder.variable(base, pull, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
+    for before, after in itertools.pairwise(counts):
+        assert bool((after <= before).all())
+    assert float(counts[0].float().mean()) > 5 > 1 > float(counts[-1].float().mean())
+
+
+def test_the_price_is_the_least_at_which_the_mean_label_has_no_more_codes() -> None:
+    teacher, moves, base = draw(6, 0.5)
+    losses = both(base, moves, (1.0,)).prefix_losses(base, teacher_pull(teacher, (1.0,)))
+    for most in (0.0, 0.7, 2.0, 3.5):
+        price = find_price(losses, most)
+        reached = float(used(losses, price).float().mean())
+        assert most - 2 / N <= reached <= most < float(used(losses, 0.999 * price - 1e-6).float().mean()) + 2 / N
+    assert find_price(losses, 6) == find_price(losses[:0], 0) == 0
+
+
+@pytest.mark.parametrize("size", [0.1, 0.7, 2.0], ids=lambda size: f"moves of {size:g}")
+@pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
+def test_no_labels_loss_grows_with_a_sweep_over_the_codes_that_it_has(temperatures: tuple[float, ...], size: float) -> None:
+    for seed in range(4):
+        teacher, moves, base = draw(5, size, seed)
+        pull = teacher_pull(teacher, temperatures)
+        encoder = both(base, moves, temperatures)
+        price = find_price(encoder.prefix_losses(base, pull), 2.5)
+        codes = [encoder.variable(base, pull, sweeps, price) for sweeps in range(3)]
+        assert all(torch.equal(found[:, 0], codes[0][:, 0]) for found in codes)
+        losses = [mixed_cross_entropy(counted(base, moves, found), pull, temperatures) for found in codes]
+        for before, after in itertools.pairwise(losses):
+            assert bool((after <= before + 1e-4 * before.abs()).all())
+        assert float(losses[1].mean()) < float(losses[0].mean())
+        assert not bool((codes[2][:, 1:] * (torch.arange(5) >= codes[2][:, :1])).any())
+
+
+def test_no_labels_have_no_counts_either() -> None:
+    teacher, moves, base = draw(2)
+    for sweeps in (0, 1):
+        assert both(base, moves, (1.0,)).variable(base[:0], teacher_pull(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vqlabel import FitConfig
-from vqlabel.bitstream import pack_fixed, unpack_fixed
+from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fixed
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
 from vqlabel.codecs.file import KEY
 from vqlabel.codecs.vqae import VqaeCodec
@@ -39,6 +39,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
     "vqae with a head": ("F16", {"slots": 3, "codebook_size": 8, "head": 2}, None),
     "a head and a prior": ("F16", {**PRIOR, "slots": 0, "head": 1}, ALL),
     "vqae for students of one temperature": ("F16", {"slots": 3, "codebook_size": 8, "temperature": (1.0,)}, None),
+    "vqae of variable slots": ("F16", {"bits": 9, "codebook_size": 8, "variable": True}, None),
+    "variable slots on a prior": ("F16", {**PRIOR, "bits": 6, "variable": True, "temperature": (1.0,)}, ALL),
     "a prior alone": ("BF16", {**PRIOR, "slots": 0, "weight_bits": 4}, ("mix", "crop", "partner_crop")),
 }
 HELD = 60
@@ -103,7 +105,26 @@ def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> No
     largest = codes.numpy().view(np.uint32).max(0)
     assert all(int(top) < 1 << bits for top, bits in zip(largest, case.codec.code_bits, strict=True))
     if isinstance(case.codec, VqaeCodec) and case.codec.config.slots:
-        assert int(codes[:, : case.codec.config.slots].max()) < case.codec.config.codebook_size
+        first = int(case.codec.counted)
+        assert int(codes[:, first : first + case.codec.config.slots].max()) < case.codec.config.codebook_size
+
+
+def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_nothing(case: Case) -> None:
+    codes = case.encode()
+    if not case.codec.counted:
+        assert case.codec.stored_bits(codes) == len(codes) * sum(case.codec.code_bits)
+        return
+    slots = case.codec.config.slots
+    beyond = torch.arange(slots) >= codes[:, :1]
+    assert 0 <= int(codes[:, 0].min()) < int(codes[:, 0].max()) <= slots
+    assert bool(beyond.any()) and not bool(codes[:, 1:][beyond].any())
+    altered = codes.clone()
+    altered[:, 1:][beyond] = case.codec.config.codebook_size - 1
+    torch.testing.assert_close(case.decode(altered), case.decode(codes), atol=1e-6, rtol=1e-6)
+    counts, run = split_counted(codes.numpy().view(np.uint32))
+    assert np.array_equal(join_counted(counts, run, slots), codes.numpy())
+    packed = len(run) * case.codec.config.code_bits + 8 * len(pack_fixed(counts, case.codec.code_bits[:1]))
+    assert len(run) * case.codec.config.code_bits < case.codec.stored_bits(codes) <= packed
 
 
 def test_a_codec_asks_for_a_context_if_it_uses_one(case: Case) -> None:
@@ -151,7 +172,7 @@ def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
 
 
 def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: Case) -> None:
-    if not case.codec.code_bits:
+    if not case.codec.code_bits or case.codec.counted:
         return  # a label of no codes is a bit in the file: tests/test_pack_unpack.py
     codes = case.encode()
     packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
@@ -259,6 +280,8 @@ CONFIGS = [
     FitConfig(bits=0, slots=0, prior=True, weight_bits=2, image_width=1024, hidden=1),
     LEARNED,
     dataclasses.replace(LEARNED, slots=0, weight_bits=2, prior=KNOWING),
+    dataclasses.replace(LEARNED, variable=True, rate=32.5, price=0.25),
+    FitConfig(bits=32, slots=9, variable=True),
     VqaeConfig(
         classes=2, domain="probs", slots=4, codebook_size=2, latent=64, code_width=16, quantizer="grouped", weight_bits=3, prior=None,
         temperature=(0.1,),
@@ -286,7 +309,9 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
             kind.from_dict(changed)
     for name, value in values.items():
         for wrong in (True, object(), {"a": 1}, *(["7"] if type(value) is int else [7])):
-            if (wrong == 7 and value is None) or (wrong is True and (kind, name) in ((FitConfig, "prior"), (VqaeConfig, "lift"))):
+            if (wrong == 7 and (value is None or type(value) is float)) or (
+                wrong is True and name in ("prior", "lift", "variable")
+            ):
                 continue
             nested = "|PriorConfig has the fields" if (kind, name) == (VqaeConfig, "prior") else ""
             with pytest.raises(BadContainer, match=rf"{name} is .*; it must be{nested}"):
@@ -308,6 +333,17 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"codebook_size": 65537}, r"codebook_size is 65537; it must be 2\.\.65536"),
         ({"latent": 4097}, r"latent is 4097; it must be 1\.\.4096"),
         ({"quantizer": "magic"}, "quantizer is 'magic'; it must be residual or grouped"),
+        ({"variable": True}, r"rate is 0\.0; it must be above 0 and at most 128, the bits of all slots"),
+        ({"variable": True, "rate": 129}, r"rate is 129\.0; it must be above 0 and at most 128"),
+        ({"variable": True, "rate": 9, "price": -1}, r"price is -1\.0; it must be 0 or above"),
+        ({"variable": True, "rate": 9, "price": float("inf")}, r"price is inf; it must be 0 or above"),
+        (
+            {"variable": True, "rate": 9, "head": 1},
+            "variable is True; it must be false: labels of several rates need residual slots",
+        ),
+        ({"variable": True, "rate": 9, "slots": 0}, "variable is True; it must be false"),
+        ({"variable": True, "rate": 9, "quantizer": "grouped", "code_width": 4}, "variable is True; it must be false"),
+        ({"rate": 9}, r"rate and price is \(9\.0, 0\.0\); it must be 0 where slots are fixed"),
         ({"code_width": 8}, r"code_width is 8; it must equal latent \(64\) for residual slots"),
         ({"quantizer": "grouped", "code_width": 5}, "code_width is 5; it must be latent / slots = 64/16 for grouped slots"),
         ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
@@ -354,6 +390,15 @@ def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], mes
         ({"slots": 0, "code_width": 4}, r"slots is 0; it must be 1\.\.1024: only a vqae of residual slots"),
         ({"weight_bits": 1}, r"weight_bits is 1; it must be 2\.\.8"),
         ({"image_width": 0}, r"image_width is 0; it must be 1\.\.1024"),
+        ({"variable": True, "head": 1}, "variable is True; it must be left out beside --head: a label with a head has one rate"),
+        ({"variable": True, "head": None}, "must be left out beside --head"),
+        (
+            {"variable": True, "codec": "topk"},
+            "variable is True; it is for residual slots of a vqae, .* leave out --codec topk, or --variable",
+        ),
+        ({"variable": True, "code_width": 4}, "leave out --code-width 4, or --variable"),
+        ({"variable": True, "slots": 0}, "must be left out where there are 0 slots"),
+        ({"variable": True, "bits": 0}, "must be left out where there are 0 slots"),
         ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
         ({"code_width": 0}, r"code_width is 0; it must be 1\.\.4096"),
         ({"latent": 0}, r"latent is 0; it must be 1\.\.4096"),

@@ -72,6 +72,7 @@ def untrained(
     prior: PriorConfig | None = None,
     head: int = 0,
     lift: bool = False,
+    variable: bool = False,
 ) -> LabelCodec:
     """A vqae codec of random weights, which no change to the training can change."""
     config = VqaeConfig(
@@ -87,6 +88,9 @@ def untrained(
         temperature=(1.0, 4.0),
         head=head,
         lift=lift,
+        variable=variable,
+        rate=8.0 if variable else 0.0,
+        price=0.5 if variable else 0.0,  # some labels have no code, some all
     )
     codec, rng = CODECS["vqae"][0](config), np.random.default_rng(3)
     with torch.no_grad():
@@ -106,6 +110,7 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "alone", Views(), untrained("residual", codebook_size=2, code_width=6, slots=0, weight_bits=7, prior=PRIOR)
     yield "lifted", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=5, lift=True)
     yield "head", Views(), untrained("residual", codebook_size=16, code_width=6, slots=2, head=3)  # and a contrast, as all since
+    yield "variable", Views(), untrained("residual", codebook_size=20, code_width=6, slots=4, weight_bits=6, variable=True)
 
 
 def records(source: LabelSource) -> np.ndarray:

@@ -10,11 +10,12 @@ class Usage:
     def __init__(self, slots: int, codebook_size: int) -> None:
         self._count = np.zeros((slots, codebook_size), np.int64)
 
-    def add(self, codes: NDArray[np.integer]) -> None:
-        """Count in codes [n, m], each in [0, k)."""
+    def add(self, codes: NDArray[np.integer], used: NDArray[np.integer] | None = None) -> None:
+        """Count in codes [n, m], each in [0, k); of a label only the first `used` [n] where that is given."""
         slots, k = self._count.shape
         flat = codes.astype(np.int64) + k * np.arange(slots)
-        self._count += np.bincount(flat.ravel(), minlength=slots * k).reshape(slots, k)
+        flat = flat.ravel() if used is None else flat[np.arange(slots) < used[:, None]]
+        self._count += np.bincount(flat, minlength=slots * k).reshape(slots, k)
 
     def entropy(self) -> NDArray[np.float64]:
         """[m] bits per code."""

@@ -34,6 +34,12 @@ OPTIONS: dict[str, Any] = {
         typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps"),
     ],
     "slots": Annotated[int | None, typer.Option(help="codes per label, m (topk: classes kept)")],
+    "variable": Annotated[
+        bool,
+        typer.Option(
+            "--variable", help="as many slots for every label as pay, --bits on average, --slots the most; a count is added"
+        ),
+    ],
     "codebook_size": Annotated[int | None, typer.Option(help="vectors in a codebook, k")],
     "code_width": Annotated[
         int | None, typer.Option(help="width of a code vector, d_c: cuts the latent into groups; residual slots by default")

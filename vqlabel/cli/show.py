@@ -151,9 +151,10 @@ def show_trial(trial: Any) -> None:
     """One line on stderr for a shape that `tune` tried."""
     c = trial.resolved
     prior = "no prior" if c.prior is None else f"prior {c.prior.image_width} numbers an image, {c.prior.hidden} hidden"
+    slots = f"up to {c.slots} slots, {c.rate:g} bits on average," if c.variable else f"{c.slots} slots"
     kls = "  ".join(f"{name} {value:.3f}" for name, value in trial.kl.items())
     typer.echo(
-        f"{size(trial.bytes)}: {c.slots} slots of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits a weight, {prior}: {kls}"
+        f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits a weight, {prior}: {kls}"
         f"  ({trial.seconds:.0f} s)",
         err=True,
     )

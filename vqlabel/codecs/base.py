@@ -59,6 +59,7 @@ class LabelCodec(nn.Module, ABC):
     kind: ClassVar[str]
     uses_context: bool = False  # False: callers need not look the context up
     effort: str = "normal"  # see `set_effort`
+    counted: bool = False  # True: the first column of codes is a label's count, and codes beyond it are 0 and not stored
     config: Any
 
     @classmethod
@@ -78,7 +79,12 @@ class LabelCodec(nn.Module, ABC):
     @property
     @abstractmethod
     def code_bits(self) -> list[int]:
-        """[m] stored width of each code in bits; their sum is the rate in code bits per label."""
+        """[m] stored width of each code in bits; their sum is the rate in code bits per label, the most where labels have rates of
+        their own: see `stored_bits`."""
+
+    def stored_bits(self, codes: Tensor) -> float:
+        """What a file takes for codes [n, m], without its tables and tensors."""
+        return float(len(codes) * sum(self.code_bits))
 
     @abstractmethod
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:

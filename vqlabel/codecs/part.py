@@ -30,7 +30,9 @@ class Part:
     known: Known | None
     head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
     weight: Tensor | None  # [n] probability of the others
-    codes: dict[int, Tensor]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more
+    codes: dict[
+        int, Tensor
+    ]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more; or [n, 1 + m], variable
 
     def pull(self, at: Tensor) -> Tensor:
         """[b, C] float32 `teacher_pull` of the labels `at`."""

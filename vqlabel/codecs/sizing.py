@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from vqlabel.codecs.prior import WIDTHS
 from vqlabel.codecs.storage import stored_bytes
-from vqlabel.config import LEVEL_BITS, MIX, FitConfig, PriorConfig, VqaeConfig
+from vqlabel.config import LEVEL_BITS, MIX, SLOTS_MOST, FitConfig, PriorConfig, VqaeConfig
 from vqlabel.errors import UsageError
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
-SLOTS_MOST = 1024  # that a VqaeConfig may have
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
+CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of their own, and whose counts have a payload
 MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
@@ -67,9 +67,16 @@ def codec_bytes(config: VqaeConfig) -> int:
 
 def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
-    codes = -(-labels * config.label_bits // 8)
-    header = HEADER + MORE_HEADER * (config.prior is not None and config.lift)
-    return codes + codec_bytes(config) + header + CHUNK_ROW * -(-labels // CHUNK_LABELS)
+    codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // CHUNK_LABELS)
+    if config.variable:
+        codes, chunks = codes + PADDING, chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES)
+    header = HEADER + MORE_HEADER * (config.prior is not None and (config.lift or config.variable))
+    return codes + codec_bytes(config) + header + CHUNK_ROW * chunks
+
+
+def spread_slots(average: float) -> int:
+    """The most slots that a label may have, so that labels which have as many as pay have `average` of them."""
+    return min(SLOTS_MOST, max(math.ceil(2 * average), math.ceil(average) + 2))
 
 
 def resolve(config: FitConfig, facts: Facts) -> VqaeConfig:
@@ -142,7 +149,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     k = _codebook_size(config, facts, bits)
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(LATENT_MOST, 16 * max(1, facts.seen // 1024), facts.classes - 1))
-    slots = config.slots if config.slots is not None else bits // width
+    slots = config.slots if config.slots is not None else spread_slots(bits / width) if config.variable else bits // width
     if not slots and prior is None:
         raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
     code_width, quantizer = latent, "residual"
@@ -152,7 +159,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
-        head=head, lift=_lifts(config, head),
+        head=head, lift=_lifts(config, head), variable=config.variable, rate=float(bits) if config.variable else 0.0,
     )  # fmt: skip
 
 
@@ -163,24 +170,23 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     each = max(0, each - head * _class_bits(facts))
     k = _codebook_size(config, facts, 8)
     width = (k - 1).bit_length()
-    slots = (
-        config.slots
-        if config.slots is not None or config.bits is None
-        else max(0, config.bits - head * _class_bits(facts)) // width
-    )
-    if slots is None:
-        slots = max(0, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
-        if not slots and prior is None:
-            slots = 1
+    rate = 0.0
+    if config.variable:
+        rate, slots = _rate(config, each, width)
+    else:
+        slots = _slots(config, prior, each, config.bits if config.bits is None else config.bits - head * _class_bits(facts), width)
     for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
         assert w is not None
-        best = largest(_sized(config, facts, prior, slots, k, w, head, budget), facts, budget, config)
+        best = largest(_sized(config, facts, prior, slots, k, w, head, budget, rate), facts, budget, config)
         if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
             break
-    if best is None and slots > (prior is None) and config.slots is None and config.bits is None:
-        return _within(replace(config, slots=slots - 1), facts, prior, budget)
+    if best is None and config.slots is None and config.bits is None:
+        if config.variable and rate > 2:
+            return _within(replace(config, bits=int(rate / 2)), facts, prior, budget)
+        if not config.variable and slots > (prior is None):
+            return _within(replace(config, slots=slots - 1), facts, prior, budget)
     if best is None:
-        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head, budget), 2, config), facts.labels)
+        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head, budget, rate), 2, config), facts.labels)
         raise UsageError(
             f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
             f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
@@ -188,13 +194,37 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     return best
 
 
+def _slots(config: FitConfig, prior: PriorConfig | None, each: float, bits: int | None, width: int) -> int:
+    """As many as the user named, or as their `bits`, or a share of the `each` bits that a budget has for a label, are."""
+    if config.slots is not None or bits is not None:
+        return config.slots if config.slots is not None else max(0, bits or 0) // width
+    slots = max(0, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
+    return 1 if not slots and prior is None else slots
+
+
+def _rate(config: FitConfig, each: float, width: int) -> tuple[float, int]:
+    """The same for labels with as many slots as pay: their bits on average, to which a count comes, and the most slots."""
+    most = SLOTS_MOST * width if config.slots is None else config.slots * width
+    rate = CODE_SHARE * each - spread_slots(CODE_SHARE * each / width).bit_length() if config.bits is None else config.bits
+    rate = min(float(most), max(1.0, round(rate, 2)))
+    return rate, spread_slots(rate / width) if config.slots is None else config.slots
+
+
 def _sized(
-    config: FitConfig, facts: Facts, prior: PriorConfig | None, slots: int, k: int, weight_bits: int, head: int, budget: int
+    config: FitConfig,
+    facts: Facts,
+    prior: PriorConfig | None,
+    slots: int,
+    k: int,
+    weight_bits: int,
+    head: int,
+    budget: int,
+    rate: float,
 ) -> VqaeConfig:
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
         weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX, head=head,
-        lift=_lifts(config, head, budget),
+        lift=_lifts(config, head, budget), variable=config.variable, rate=rate,
     )  # fmt: skip
 
 

@@ -63,6 +63,8 @@ def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) ->
     """
     decoder, config = codec.decoder, codec.config
     books, codes = _first_codes(codec, seen, generator)
+    if config.variable:  # for a start every label has all
+        codes = F.pad(codes, (1, 0), value=config.slots)
     size = books.square().sum((1, 2)).mean().sqrt() / math.sqrt(config.codebook_size * config.code_width)
     decoder.codebook.copy_(books / size.clamp_min(1e-12))
     d = config.latent

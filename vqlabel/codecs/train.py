@@ -22,6 +22,7 @@ from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy
 from vqlabel.codecs.head import join, split
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.precision import quick_matmul
+from vqlabel.codecs.price import PRICED, PRICED_LAST, set_price
 from vqlabel.codecs.prior import describe_context
 from vqlabel.codecs.sizing import FREE_BITS, Facts
 from vqlabel.codecs.start import start_codebooks, start_map
@@ -87,7 +88,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
-            _choose(codec, parts, rates)
+            _choose(codec, parts, rates, sample.total)
             hooks.progress("choosing codes", 1, 1, {})
         state = {
             "stage": stage + 1, "seed": config.seed, "training": None,
@@ -96,6 +97,8 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         }  # fmt: skip
         hooks.save(state)
     codec.round()
+    if codec.config.variable:
+        set_price(codec, parts, sample.total, PRICED_LAST)
     alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
     set_contrast(codec, parts[0], rates + alone, config.contrast)
     for slots in rates[1:]:
@@ -131,8 +134,11 @@ def _fit_cheaper(
 
 
 def _rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
-    """Slots that the codec is trained for, its own first. Within a budget no other rate can be meant; else every halving is."""
-    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None
+    """Slots that the codec is trained for, its own first. Within a budget no other rate can be meant; else every halving is.
+
+    Variable labels are trained at the one rate that their price is found for.
+    """
+    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None or config.variable
     while rates[-1] > 1 and not whole and codec.config.quantizer == "residual":
         rates.append(rates[-1] // 2)
     return rates
@@ -185,11 +191,13 @@ def _mean_pull(part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int]) -> None:
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int], total: int) -> None:
     """Of few bits a number, by the decoder as it will be stored: what they round away would mislead. Of more, by the decoder as trained."""
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
         codec.round()
+    if codec.config.variable:
+        set_price(codec, parts, total, PRICED)
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.decoder.load_state_dict(trained)

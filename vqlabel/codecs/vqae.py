@@ -1,14 +1,16 @@
 """The vector-quantized autoencoder (arXiv 2603.03808): slots of k code vectors each, summed on a prior, through a low-rank output map."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqlabel.bitstream import counted_bits
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import as_logits, teacher_pull
 from vqlabel.codecs.encoder import Encoder
@@ -32,12 +34,12 @@ class Decoder(nn.Module):
     """Codes, and what is known -> logits: out(prior + z) + bias; z is the sum (residual) or the join (grouped) of the code vectors.
 
     All codes add to the logits, so that a slot's best code can be found exactly (`Encoder`), and so that leaving the last slots out is
-    a decoder still. Called, it gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
+    a decoder still. Of variable labels the first column is no code but their count, how many of those that follow it add up. Called, it gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
-        self.residual = config.quantizer == "residual"
+        self.residual, self.variable = config.quantizer == "residual", config.variable
         self.prior = None if config.prior is None else Prior(config.prior, config.latent)
         self.codebook = nn.Parameter(torch.zeros(config.slots, config.codebook_size, config.code_width))
         self.out = nn.Parameter(torch.zeros(config.latent, config.classes))
@@ -50,12 +52,12 @@ class Decoder(nn.Module):
         self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
 
     def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """[n, j] codes of the first j slots -> [n, C] calibrated logits, of no particular shift."""
+        """[n, j] codes of the first j slots, or [n, 1 + m] counts and codes -> [n, C] calibrated logits, of no particular shift."""
         return torch.addmm(self.bias, self.latent(codes, known), self.out)
 
     def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """The same logits, moved from their mean until they are unbiased: `set_contrast`."""
-        return self.contrasted(self.latent(codes, known), self.contrast[codes.shape[1]])
+        return self.contrasted(self.latent(codes, known), self.contrast[-1 if self.variable else codes.shape[1]])
 
     def contrasted(self, z: Tensor, contrast: Tensor | float) -> Tensor:
         """[n, d_h] latents -> [n, C] logits, `contrast` times as far from their mean, and the directions of `lift` further."""
@@ -64,7 +66,7 @@ class Decoder(nn.Module):
         return torch.addmm(self.bias, torch.lerp(self.center, z, contrast), self.out)
 
     def latent(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """[n, j] -> [n, d_h], prior and codes."""
+        """[n, j], or [n, 1 + m] counts and codes -> [n, d_h], prior and codes."""
         z = None if known is None or self.prior is None else self.prior(known)
         if codes.shape[1]:
             z = self._coded(codes) if z is None else z + self._coded(codes)
@@ -72,10 +74,15 @@ class Decoder(nn.Module):
 
     def _coded(self, codes: Tensor) -> Tensor:
         slots, k, width = self.codebook.shape
+        share = None
+        if self.variable:
+            codes = codes.long()
+            share = (torch.arange(slots, device=codes.device) < codes[:, :1]).to(self.codebook.dtype)
+            codes = codes[:, 1:]
         used = codes.shape[1]
         rows = codes.long() + k * torch.arange(used, device=codes.device)
         if self.residual:
-            return F.embedding_bag(rows, self.codebook.view(slots * k, width), mode="sum")
+            return F.embedding_bag(rows, self.codebook.view(slots * k, width), mode="sum", per_sample_weights=share)
         z = F.embedding(rows, self.codebook.view(slots * k, width)).flatten(1)
         return F.pad(z, (0, (slots - used) * width))
 
@@ -90,12 +97,13 @@ class Decoder(nn.Module):
 class VqaeCodec(LabelCodec):
     """Residual or grouped codebooks, decoder, and a prior where the file knows more of a label than its place.
 
-    Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. It encodes by trying
-    what its decoder makes of codes: no encoder is trained or stored.
+    Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. Where slots are
+        variable, a count, and as many codes as pay at `config.price`. It encodes by trying what its decoder makes of codes: no encoder is
+        trained or stored.
 
-    Attributes:
-        cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
-            file, never in a `.vql`.
+        Attributes:
+            cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
+                file, never in a `.vql`.
     """
 
     kind = "vqae"
@@ -110,6 +118,10 @@ class VqaeCodec(LabelCodec):
     @property
     def uses_context(self) -> bool:  # type: ignore[override]
         return self.config.prior is not None
+
+    @property
+    def counted(self) -> bool:  # type: ignore[override]
+        return self.config.variable
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
@@ -129,7 +141,7 @@ class VqaeCodec(LabelCodec):
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
         codec = cls._of(config, tensors, {})
         prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
-        for slots in range(config.slots):
+        for slots in range(0 if config.variable else config.slots):
             start = RATE.format(slots)
             own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
             if own:
@@ -160,9 +172,17 @@ class VqaeCodec(LabelCodec):
         all parts of this one with its first `slots` slots.
 
         Raises:
-            UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior.
+            UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior; or every label has
+                a number of slots of its own, and this is not their most.
         """
         config = self.config
+        own = not config.variable or slots == config.slots
+        require(
+            own,
+            "slots",
+            slots,
+            f"must be {config.slots}: every label has as many of them as pay, at a price found for {config.rate:g} bits",
+        )
         require(
             config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label"
         )
@@ -203,7 +223,14 @@ class VqaeCodec(LabelCodec):
 
     @property
     def code_bits(self) -> list[int]:
-        return [self.config.code_bits] * self.config.slots + self.config.head_bits
+        count = [self.config.count_bits] if self.config.variable else []
+        return count + [self.config.code_bits] * self.config.slots + self.config.head_bits
+
+    def stored_bits(self, codes: Tensor) -> float:
+        if not self.config.variable:
+            return super().stored_bits(codes)
+        counts = codes[:, :1].cpu().numpy().astype(np.uint32)
+        return int(counts.sum()) * self.config.code_bits + counted_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
         """The decoder's weights as they will be after storage."""
@@ -224,6 +251,8 @@ class VqaeCodec(LabelCodec):
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         """For every slot in turn the code with the least loss, then again as often as the effort says: see `Encoder`.
 
+        Of variable labels [n, 1 + m]: the count first, then the codes, 0 beyond it.
+
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` will choose.
         """
         self.check_labels(labels)
@@ -233,25 +262,47 @@ class VqaeCodec(LabelCodec):
         return torch.cat(codes, 1).int()
 
     def choose(self, labels: Tensor, known: Known | None, slots: int | None = None) -> Tensor:
-        """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64."""
-        config, decoder = self.config, self.decoder
+        """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64.
+
+        Variable labels are of all slots: [n, 1 + m].
+        """
+        config = self.config
         slots = config.slots if slots is None else slots
         if not slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
-        encoder = Encoder(decoder.books()[:slots], decoder.out, decoder.bias, config.temperature)
-        codes = [torch.empty(0, slots, dtype=torch.long, device=labels.device)]
+        encoder, sweeps = self._encoder(slots), SWEEPS[self.effort]
+        codes = [torch.empty(0, config.variable + slots, dtype=torch.long, device=labels.device)]
+        for expected, pull in self._asked(labels, known):
+            if config.variable:
+                codes.append(encoder.variable(expected, pull, sweeps, config.price * config.code_bits))
+            else:
+                codes.append(encoder(expected, pull, sweeps))
+        return torch.cat(codes)
+
+    @torch.no_grad()
+    def prefix_losses(self, labels: Tensor, known: Known | None) -> Tensor:
+        """[n, m + 1] what the first j codes add to the loss of a label: `Encoder.prefix_losses`."""
+        encoder = self._encoder(self.config.slots)
+        losses = [encoder.prefix_losses(expected, pull) for expected, pull in self._asked(labels, known)]
+        return torch.cat([torch.zeros(0, self.config.slots + 1, device=labels.device), *losses])
+
+    def _encoder(self, slots: int) -> Encoder:
+        return Encoder(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
+
+    def _asked(self, labels: Tensor, known: Known | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """What an `Encoder` is called with, ENCODE_CHUNK labels at a time: logits without a code, and the labels' pull."""
+        config = self.config
         for at in range(0, len(labels), ENCODE_CHUNK):
             logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
             none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
-            expected = decoder(none, None if known is None else known.rows(slice(at, at + ENCODE_CHUNK)))
+            expected = self.decoder(none, None if known is None else known.rows(slice(at, at + ENCODE_CHUNK)))
             if config.head:
                 ids = logits.topk(config.head, 1).indices
                 logits, expected = hide(logits, ids), hide(expected, ids)
-            codes.append(encoder(expected, teacher_pull(logits, config.temperature), SWEEPS[self.effort]))
-        return torch.cat(codes)
+            yield expected, teacher_pull(logits, config.temperature)
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
-        slots, head = self.config.slots, self.config.head
+        slots, head = self.config.variable + self.config.slots, self.config.head
         logits = self.decoder.spread(codes[:, :slots], self.known(context))
         if head:
             logits = join(logits, codes[:, slots : slots + head].long(), codes[:, slots + head :], self.config.temperature)

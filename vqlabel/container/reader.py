@@ -68,6 +68,7 @@ class ContainerReader:
         self.header_area, self.header_text, header = self._read_header()
         self.metadata, self.sections = _check_header(header, self.header_area, self.size, str(self.path))
         self._check_seal()
+        self.requires: list[str] = _parse(self.metadata.get("vql.requires", "[]"), "vql.requires", str(self.path), list)
         self.sums = self.json_object("vql.sums")
         if set(self.sums) != set(self.sections) - {SEAL}:
             raise BadContainer(f"{self.path}: vql.sums names other tensors than the header; the file is damaged or forged")

@@ -80,10 +80,14 @@ class ContainerWriter:
         if isinstance(error, OSError):
             raise unwritable(self.path, error) from error
 
-    def begin(self, name: str, bits: Iterable[int], coding: str = "auto") -> None:
-        """Start a stream of rows whose fields have these widths. "auto" takes the coding that makes the first chunk smaller."""
+    def begin(self, name: str, bits: Iterable[int], coding: str = "auto", chunk_rows: int = _CHUNK_ROWS) -> None:
+        """Start a stream of rows whose fields have these widths. "auto" takes the coding that makes the first chunk smaller.
+
+        Args:
+            chunk_rows: at most, a multiple of 8: rows of a few bits in longer chunks make a smaller table.
+        """
         assert self._open is None and name not in self._tensors, name
-        self._open = _OpenStream(name, tuple(bits), coding)
+        self._open = _OpenStream(name, tuple(bits), coding, chunk_rows)
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
         """[n, fields] more rows of the stream that `begin` started."""
@@ -148,8 +152,12 @@ class ContainerWriter:
         self._sums[name] = digest
         self._end += size
 
-    def finish(self, metadata: Mapping[str, str]) -> int:
-        """Write header and seal, make them durable, and publish. Returns the file's size in bytes."""
+    def finish(self, metadata: Mapping[str, str], requires: Iterable[str] = ()) -> int:
+        """Write header and seal, make them durable, and publish. Returns the file's size in bytes.
+
+        Args:
+            requires: features without which a reader must refuse the file.
+        """
         assert self._open is None
         self._write_small()
         describe = {name: stream.to_json() for name, stream in self.streams.items()}
@@ -157,7 +165,7 @@ class ContainerWriter:
             **metadata,
             "format": FORMAT,
             "vql.version": ".".join(map(str, VERSION)),
-            "vql.requires": "[]",
+            "vql.requires": canonical(sorted(requires)),
             "vql.streams": canonical(describe),
             "vql.sums": canonical(self._sums),
         }
@@ -198,10 +206,10 @@ class ContainerWriter:
 class _OpenStream:
     """A stream while it is written."""
 
-    def __init__(self, name: str, bits: tuple[int, ...], coding: str) -> None:
+    def __init__(self, name: str, bits: tuple[int, ...], coding: str, chunk_rows: int) -> None:
         self.name, self.bits, self.coding = name, bits, coding
         row = sum(-(-width // 8) for width in bits)
-        self.chunk_rows = max(8, min(_CHUNK_ROWS, _CHUNK_BYTES // row // 8 * 8))
+        self.chunk_rows = max(8, min(chunk_rows, _CHUNK_BYTES // row // 8 * 8))
         self.waiting: list[NDArray[np.unsignedinteger]] = []
         self.table: list[tuple[int, ...]] = []
         self.rows = self.written = self.size = 0

@@ -8,8 +8,9 @@ import numpy as np
 from vqlabel.bitstream import Usage
 from vqlabel.columns import PREFIX
 from vqlabel.container.layout import CHUNKS
+from vqlabel.counts import CODES, COUNTS
 from vqlabel.report.published import break_even
-from vqlabel.vql import CODEC, CODES, VqlFile
+from vqlabel.vql import CODEC, VqlFile
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
 ORDER = ("image", "batch")  # columns that say which image a record belongs to; the others are augmentation
@@ -38,7 +39,7 @@ class Account:
     classes: int
     images: int | None  # None: the file does not say which image a label belongs to
     kind: str  # of the codec
-    code_bits: int  # per label, before any coding
+    code_bits: float  # per label, before any coding; of variable labels the mean, counts as they are stored
     rows: tuple[Row, ...]
     perplexity: tuple[float, ...] | None
     codebook_size: int | None
@@ -115,12 +116,14 @@ def account(file: VqlFile) -> Account:
     kind, config = file.codec["kind"], file.codec["config"]
     rows = list(_payloads(file))
     box = file.container
-    tables = _size(file, CODES + CHUNKS)
+    streams = [name for name in (CODES, COUNTS) if name in box.streams]
+    tables = sum(_size(file, name + CHUNKS) for name in streams)
+    padding = sum(_size(file, name) - box.stored(name) for name in streams)
     used = 8 + len(box.header_text)
     rows += [
         Row(part="chunk tables", group="container", bytes=tables, grows=PER_LABEL),
         Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
-        Row(part="padding", group="container", bytes=box.header_area - used + _size(file, CODES) - box.stored(CODES), grows=FIXED),
+        Row(part="padding", group="container", bytes=box.header_area - used + padding, grows=FIXED),
     ]
     image = file.columns.image(np.arange(file.records))
     usage = _usage(file) if kind == "vqae" and file.records else None
@@ -130,7 +133,7 @@ def account(file: VqlFile) -> Account:
         classes=file.classes,
         images=None if image is None else len(np.unique(image)),
         kind=kind,
-        code_bits=sum(file.code_bits),
+        code_bits=round(file.label_bits, 4) if file.counted else sum(file.code_bits),
         rows=tuple(rows),
         perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),
         codebook_size=config.get("codebook_size"),
@@ -142,8 +145,8 @@ def _payloads(file: VqlFile) -> list[Row]:
     rows, codec = [], {"codebook": 0, "decoder": 0}
     for name, section in file.container.sections.items():
         size = section.stop - section.start
-        if name == CODES:
-            rows.append(Row(part="codes", group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
+        if name in (CODES, COUNTS) and name in file.container.streams:
+            rows.append(Row(part=name, group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
         elif name.startswith(CODEC):
             part = "codebook" if ".codebook" in name else "image vectors" if ".prior.images" in name else "decoder"
             codec[part] = codec.get(part, 0) + size
@@ -167,5 +170,6 @@ def _usage(file: VqlFile) -> Usage:
     usage = Usage(slots, k)
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):
-        usage.add(file.codes(at, min(at + 4096, last))[:, :slots])
+        codes, counted = file.codes(at, min(at + 4096, last)), int(file.counted)
+        usage.add(codes[:, counted : counted + slots], codes[:, 0] if counted else None)
     return usage

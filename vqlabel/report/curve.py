@@ -13,7 +13,7 @@ from vqlabel.codecs.distortion import as_logits
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, require
-from vqlabel.fitting import measure, read_sample
+from vqlabel.fitting import code_bits, measure, read_sample
 from vqlabel.labels import Context, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.report.peers import HALF_MOST, PEERS, Faiss, Peer, Seen, import_faiss
@@ -213,11 +213,11 @@ class _Bench:
 
 def measure_codec(codec: LabelCodec, sample: LabelSample) -> Measured:
     """A fitted codec, through `fitting.measure`; its fixed bytes are those of the tensors that travel."""
-    bits = float(sum(codec.code_bits))
+    bits = {HELD: float(code_bits(codec, sample, ["held"])), ALL_IN: float(code_bits(codec, sample))}
     return Measured(
-        setting=f"{bits:g} bits",
+        setting=f"{bits[HELD]:g} bits",
         fixed_bytes=sum(tensor.nbytes for tensor in codec.decoder_tensors().values()),
-        code_bits=dict.fromkeys(PARTS, bits),
+        code_bits=bits,
         distortion=_by_part({part: measure(codec, sample, part) for part in ("seen", "held")}, sample),
     )
 
