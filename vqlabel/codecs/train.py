@@ -191,7 +191,7 @@ def _mean_pull(part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int], total: int) -> None:
+def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int], total: int = 0) -> None:
     """Of few bits a number, by the decoder as it will be stored: what they round away would mislead. Of more, by the decoder as trained."""
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
