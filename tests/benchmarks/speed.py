@@ -19,11 +19,12 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from dumps import random_dump
 
 import vqlabel
 from vqlabel.config import FitConfig
-from vqlabel.labels import LabelBatch, Place, open_labels
-from vqlabel.labels.sre2l import find_batches, write_batch, write_order
+from vqlabel.labels import open_labels
+from vqlabel.labels.sre2l import find_batches, write_order
 from vqlabel.labels.unpickle import unpickle
 from vqlabel.vql import VqlFile
 
@@ -137,20 +138,6 @@ def repeated(dump: Path, folder: Path) -> Path:
             many[number] = order[epoch]
     if many:
         write_order(folder, many)
-    return folder
-
-
-def random_dump(folder: Path, classes: int = 1000, images: int = 500, epochs: int = 16) -> Path:
-    rng = np.random.default_rng(0)
-    classes_of, views = rng.normal(size=(images, 32)), rng.normal(size=(32, classes))
-    order: dict[int, list[int]] = {}
-    for epoch in range(epochs):
-        image = rng.permutation(images)
-        order[epoch] = image.tolist()
-        for number, at in enumerate(np.split(image, images // 100)):
-            logits = (classes_of[at] + 0.5 * rng.normal(size=(100, 32))) @ views
-            write_batch(folder, LabelBatch(labels=logits.astype(np.float16), place=Place(epoch, number), image=at))
-    write_order(folder, order)
     return folder
 
 
