@@ -29,7 +29,8 @@ def draw_slots(sample: LabelSample, bits: int = 64) -> None:
     labels, context = sample.held[:512].float(), sample.held_context and sample.held_context.rows(slice(0, 512))
     known = codec.known(context)
     rates = [0, 1, 2, codec.config.slots]
-    said = [codec.decoder(codec.choose(labels, known, slots), known) for slots in rates]
+    parts = [codec.cut(0), codec.prefix(1), codec.prefix(2), codec]
+    said = [part.decoder(part.choose(labels, known), known) for part in parts]
     order = kl(labels, said[0], 1.0).argsort()
     figure = Figure(figsize=(10, 6), layout="constrained")
     for at, axes in zip(order[[80, 256, 430]].tolist(), figure.subplots(SHOWN, 1), strict=True):
