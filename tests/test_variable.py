@@ -220,11 +220,12 @@ def test_a_dump_without_labels_to_code_is_a_file_without_codes(fitted: tuple[Lab
 def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]) -> None:
     codec = fitted[0]
     assert cut(codec, FitConfig(bits=BITS)) is codec
-    for config in (FitConfig(bits=12), FitConfig(slots=3)):
-        with pytest.raises(
-            UsageError, match=r"slots is 3; it must be 12: every label has as many of them as pay, at a price found for 24"
-        ):
-            cut(codec, config)
+    with pytest.raises(UsageError, match=r"bits is 12; it must be left out: labels of this codec have 24 on average"):
+        cut(codec, FitConfig(bits=12))
+    with pytest.raises(
+        UsageError, match=r"slots is 3; it must be 12: every label has as many of them as pay, at a price found for 24"
+    ):
+        cut(codec, FitConfig(slots=3))
     same = cut(codec, FitConfig(slots=12))
     assert torch.equal(same.encode(torch.zeros(3, C)), codec.encode(torch.zeros(3, C)))
     with pytest.raises(UsageError, match="variable is True; it is for a fit, and this codec is fitted"):
@@ -232,7 +233,7 @@ def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]
 
 
 def test_more_bits_than_slots_have_are_refused(uneven: Path) -> None:
-    with pytest.raises(UsageError, match=r"rate is 24\.0; it must be above 0 and at most 20, the bits of all slots"):
+    with pytest.raises(UsageError, match=r"bits is 24; it must be at most 20, those of --slots 5: labels have them on average"):
         vqlabel.fit(uneven, replace(VARIABLE, slots=5))
 
 

@@ -64,6 +64,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
         require(isinstance(value, list | tuple) and len(value) <= 64, name, value, "must be a short list", BadContainer)
         return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
     if hint is float and type(value) is int:
+        require(abs(value) < 1 << 53, name, f"{str(value)[:20]}...", "must be below 2^53", BadContainer)
         value = float(value)
     if isinstance(hint, type) and issubclass(hint, _Json):
         return value if isinstance(value, hint) else hint.from_dict(value)

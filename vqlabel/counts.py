@@ -8,6 +8,7 @@ from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 
 COUNTS, CODES = "counts", "codes"
+COUNTS_MOST = 1 << 16  # of one chunk: each is added up where one of its labels is read
 VARIABLE_SLOTS = "variable_slots"  # in `vql.requires` of such a file
 
 Codes = NDArray[np.unsignedinteger]
@@ -27,6 +28,10 @@ class CountedCodes:
 
     def __init__(self, container: ContainerReader, slots: int) -> None:
         self._container, self._slots = container, slots
+        if COUNTS in container.streams and container.streams[COUNTS].chunk_rows > COUNTS_MOST:
+            raise BadContainer(
+                f"{container.path}: chunks of {container.streams[COUNTS].chunk_rows} counts, at most {COUNTS_MOST}; forged"
+            )
         for name in (COUNTS, CODES):
             if name not in container.streams or len(container.streams[name].bits) != 1:
                 raise BadContainer(f"{container.path}: stream {name!r} must have one field in a file of {VARIABLE_SLOTS}; forged")

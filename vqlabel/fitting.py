@@ -203,11 +203,13 @@ def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("s
         return sum(codec.code_bits)
     before, bits, count = codec.effort, 0.0, 0
     codec.set_effort("fast")  # how many codes a label has does not depend on it
-    with torch.inference_mode():
-        for part in parts:
-            for labels, context in sample.steps(part, COUNTED):
-                bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
-    codec.set_effort(before)
+    try:
+        with torch.inference_mode():
+            for part in parts:
+                for labels, context in sample.steps(part, COUNTED):
+                    bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
+    finally:
+        codec.set_effort(before)
     return round(bits / max(1, count), 4)
 
 

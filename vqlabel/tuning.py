@@ -163,7 +163,7 @@ class Search:
         """The better of `best` and what `options` make of it."""
         try:
             if self.config.variable:
-                options = self._on_average(options)
+                options = self._on_average(options, best.config)
             config = replace(best.config, **options)
             if not self.config.variable and (
                 "codebook_size" in options and "slots" not in options and best.resolved.slots
@@ -175,12 +175,12 @@ class Search:
             return best
         return trial if trial.loss < best.loss else best
 
-    def _on_average(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _on_average(self, options: dict[str, Any], near: FitConfig) -> dict[str, Any]:
         """A number of slots as the bits of the mean label, which is what names a rate where slots are variable."""
         others = {name: value for name, value in options.items() if name != "slots"}
         if "slots" not in options:
             return others
-        width = resolve(replace(self.config, bytes=None, ratio=None, bits=USUAL_LABEL_BITS, **others), self.facts).code_bits
+        width = resolve(replace(near, bytes=None, ratio=None, **{"bits": USUAL_LABEL_BITS, **others}), self.facts).code_bits
         return {**others, "bits": options["slots"] * width}
 
     def reach(self, kl: float) -> Trial:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vqlabel import FitConfig
-from vqlabel.codecs import FitHooks, LabelSample
+from vqlabel.codecs import FitHooks, LabelSample, build_codec
 from vqlabel.codecs.distortion import as_logits, mixed_kl
 from vqlabel.codecs.prior import WIDTHS, Known, Prior, describe_context, read_context
 from vqlabel.codecs.sizing import bits_of, resolve
@@ -250,6 +250,19 @@ def test_a_fit_without_its_prior_resumes_to_the_same_tensors() -> None:
     assert resumed.config == whole.config
     for name, tensor in whole.decoder_tensors().items():
         assert torch.equal(resumed.decoder_tensors()[name], tensor)
+
+
+@pytest.mark.parametrize("weight_bits", [4, 6])
+def test_a_cheaper_rate_has_the_prior_of_the_codec_file(weight_bits: int) -> None:
+    labels, context = mixed_labels(noise=0.2)
+    whole = fit(labels, context, weight_bits=weight_bits)
+    loaded = build_codec(whole.kind, whole.config.to_dict(), whole.file_tensors())
+    assert isinstance(loaded, VqaeCodec) and loaded.cheaper
+    for slots in whole.cheaper:
+        fitted, read = whole.prefix(slots), loaded.prefix(slots)
+        codes = fitted.encode(labels, context)
+        assert torch.equal(codes, read.encode(labels, context))
+        assert torch.equal(fitted.decode(codes, context), read.decode(codes, context))
 
 
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])

@@ -42,6 +42,35 @@ def test_a_budget_is_filled_to_3_percent_and_never_passed(ratio: float, changes:
     assert 0.97 * budget <= size <= budget
 
 
+@pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
+def test_a_budget_that_the_usual_share_of_codes_does_not_fit_gets_fewer_codes(variable: bool) -> None:
+    dump = facts(labels=2000, seen=1800, classes=100, images=0, fields=())
+    least = next(
+        size
+        for size in range(8300, 40_000, 20)
+        if _fits(FitConfig(bytes=size, bits=1, variable=True) if variable else FitConfig(bytes=size, slots=1), dump)
+    )
+    for size in range(least, 3 * least, 400):
+        config = resolve(FitConfig(bytes=size, variable=variable), dump)
+        assert file_bytes(config, dump.labels) <= size
+
+
+def _fits(config: FitConfig, dump: Facts) -> bool:
+    try:
+        resolve(config, dump)
+    except UsageError:
+        return False
+    return True
+
+
+def test_variable_bits_lie_within_the_slots_that_are_named() -> None:
+    for given in ({}, {"ratio": 50}):
+        assert resolve(FitConfig(slots=4, variable=True, **given), facts()).rate == 16
+        assert resolve(FitConfig(slots=4, bits=20, variable=True, **given), facts()).rate == 20
+        with pytest.raises(UsageError, match=r"bits is 40; it must be at most 32, those of --slots 4"):
+            resolve(FitConfig(slots=4, bits=40, variable=True, **given), facts())
+
+
 def test_a_ratio_is_the_budget_of_as_many_bytes() -> None:
     assert resolve(FitConfig(ratio=500), facts()) == resolve(FitConfig(bytes=320_000), facts())
 

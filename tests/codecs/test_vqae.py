@@ -133,6 +133,23 @@ def test_the_mean_over_classes_that_no_softmax_sees_comes_back_for_students_of_s
     assert figures.figures()["mse"] < 0.5 * float(moved.float().var(0).mean())
 
 
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_the_label(labels: Tensor, size: float) -> None:
+    level = size * (labels.float()[:, :3].mean(1) - labels.float()[:, :3].mean())
+    plain, moved = (fit(x, temperature=(1.0,), epochs=10) for x in (labels, labels + level[:, None]))
+    losses = [loss_of(codec, x[-HELD:], temperatures=(1.0,)) for codec, x in ((plain, labels), (moved, labels + level[:, None]))]
+    assert losses[1] < 1.1 * losses[0]
+
+
+def test_a_rate_keeps_the_effort_and_its_own_cheaper_rates(labels: Tensor) -> None:
+    nested = fit(labels, slots=8)
+    nested.set_effort("best")
+    for part in (nested.prefix(4), nested.prefix(3), nested.cut(2)):
+        assert part.effort == "best"
+    assert nested.prefix(4).prefix(2).decoder.out.equal(nested.prefix(2).decoder.out)
+    assert set(nested.prefix(8).cheaper) == {1, 2, 4}
+
+
 def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) -> None:
     masked = labels.clone()
     masked[:, 40:] = -1e4
@@ -325,6 +342,10 @@ def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_p
     assert not any(name.startswith("rate.") for name in nested.decoder_tensors())
     whole = build_codec(nested.kind, nested.config.to_dict(), nested.decoder_tensors())
     assert isinstance(whole, VqaeCodec) and not whole.cheaper
+    for slots in (0, 4, 9):
+        forged = {name.replace("rate.2.", f"rate.{slots}."): tensor for name, tensor in nested.file_tensors().items()}
+        with pytest.raises(BadContainer, match=rf"a rate of {slots} slots beside one of 4 \(residual\); damaged or forged"):
+            build_codec(nested.kind, nested.config.to_dict(), forged)
     broken = nested.file_tensors()
     del broken["rate.2.decoder.out"]
     with pytest.raises(BadContainer, match=r"the codec has no tensor 'decoder\.out'; the file is incomplete"):

@@ -70,7 +70,7 @@ class LabelCodec(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Any, tensors: Mapping[str, Tensor]) -> Self:
-        """From a resolved configuration and the tensors of `decoder_tensors`.
+        """From a resolved configuration and the tensors of `decoder_tensors`, or of `file_tensors`.
 
         Raises:
             BadContainer: a tensor is missing, of another shape or not finite.

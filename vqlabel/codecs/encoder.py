@@ -13,7 +13,9 @@ Choosing each slot in turn gives the loss of every prefix of the codes as well. 
 that is at a price per code, and `variable` chooses those.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +23,36 @@ from torch import Tensor
 
 from vqlabel.codecs.distortion import temperature_weight
 
-CLAMP = 40.0  # of the exponent that a code adds, so that one taken away and another added stay inside single precision
+CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
+KEPT_UP = 40.0  # the same where one code may be taken away and another put in, with no exponential made anew
+SMALLEST = 1e-30  # a probability below it may have lost its digits, and could never grow again
 FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on take the polynomial: the lowest one of a loss, the others
 STEPS = 30  # of a bisection
+
+Found = TypeVar("Found")
+
+
+@dataclass
+class _Reached:
+    """What the decoder says with the codes so far, changed in place."""
+
+    share: dict[float, Tensor]  # by temperature, [n, C] probabilities, up to a factor a label
+    slope: Tensor  # [n, d] of the loss in the latent
+    logits: Tensor | None  # [n, C], where probabilities are made anew from them after every code
+
+    def first(self, count: int) -> Self:
+        """Of the first `count` labels, on the same memory."""
+        logits = None if self.logits is None else self.logits[:count]
+        return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits)
+
+    def ordered(self, order: Tensor) -> Self:
+        """Of the labels in another order."""
+        logits = None if self.logits is None else self.logits[order]
+        return type(self)({t: share[order] for t, share in self.share.items()}, self.slope[order], logits)
+
+    def vanishes(self) -> bool:
+        """Whether a probability has come too near to 0 to be kept up by products."""
+        return any(share.numel() > 0 and float(share.amin()) < SMALLEST for share in self.share.values())
 
 
 class Encoder:
@@ -39,9 +68,11 @@ class Encoder:
         self.books, self.out = books, out
         self.near = [t for t in temperatures if t < (FLAT if t == min(temperatures) else FLAT_BESIDE)]
         self.far = [t for t in temperatures if t not in self.near]
+        self.moves = [book @ out for book in books] if self.near else []  # m of [k, C]: what each code adds to the logits
         self.grown: dict[float, list[Tensor]] = {}  # by temperature, m of [k, C]: what each code multiplies probabilities by
         for t in self.near:
-            self.grown[t] = [(book @ (out / t)).clamp_(-CLAMP, CLAMP).exp_() for book in books]
+            self.grown[t] = [(move / t).clamp_(-CLAMP, CLAMP).exp_() for move in self.moves]
+        self.kept_up = all(float(move.abs().amax()) <= KEPT_UP * t for t in self.near for move in self.moves)
         curvature = out.new_zeros(len(out), len(out))
         for t in self.far:
             usual = F.softmax(bias / t, 0)
@@ -58,18 +89,20 @@ class Encoder:
             pull: [n, C] from `teacher_pull`.
 
         Returns:
-            [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless codes take a logit further
+            [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless a code moves a logit by more
             than CLAMP * T.
         """
-        share = {t: F.softmax(logits / t, 1) for t in self.near}  # of the codes so far, up to a factor a label
-        slope = self._slope(logits, pull)
-        codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
-        for sweep in range(sweeps + 1):
-            for slot, code in enumerate(codes):
-                if sweep:
-                    self._take_away(slot, code, share, slope)
-                self._add_best(slot, code, share, slope)
-        return codes.T.contiguous()
+
+        def choose(reached: _Reached) -> Tensor:
+            codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
+            for sweep in range(sweeps + 1):
+                for slot, code in enumerate(codes):
+                    if sweep:
+                        self._move(slot, code, reached, -1)
+                    self._add_best(slot, code, reached)
+            return codes.T.contiguous()
+
+        return self._safely(choose, logits, pull)
 
     def variable(self, logits: Tensor, pull: Tensor, sweeps: int, price: float) -> Tensor:
         """As many codes as pay at `price` each, the fewest where several cost the same; a sweep goes over those only.
@@ -82,16 +115,20 @@ class Encoder:
         order = count.argsort(descending=True, stable=True)  # those that have a slot come first, and are a slice
         have = [int((count > slot).sum()) for slot in range(len(codes))]
         codes = codes[:, order]
+
+        def choose_again(reached: _Reached) -> Tensor:
+            reached, chosen = reached.ordered(order), codes.clone()
+            for slot, code in enumerate(chosen):
+                self._move(slot, code[: have[slot]], reached.first(have[slot]), 1)
+            for _ in range(sweeps):
+                for slot, code in enumerate(chosen):
+                    part = reached.first(have[slot])
+                    self._move(slot, code[: have[slot]], part, -1)
+                    self._add_best(slot, code[: have[slot]], part)
+            return chosen
+
         if sweeps:
-            share = {t: F.softmax(logits / t, 1)[order] for t in self.near}
-            slope = self._slope(logits, pull)[order]
-            for slot, code in enumerate(codes):
-                self._add(slot, code[: have[slot]], {t: s[: have[slot]] for t, s in share.items()}, slope[: have[slot]])
-        for _ in range(sweeps):
-            for slot, code in enumerate(codes):
-                part = code[: have[slot]], {t: s[: have[slot]] for t, s in share.items()}, slope[: have[slot]]
-                self._take_away(slot, *part)
-                self._add_best(slot, *part)
+            codes = self._safely(choose_again, logits, pull)
         for slot, code in enumerate(codes):
             code[have[slot] :] = 0
         out = torch.empty(len(logits), 1 + len(codes), dtype=torch.long, device=logits.device)
@@ -105,45 +142,58 @@ class Encoder:
 
     def _in_turn(self, logits: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """`prefix_losses`, and the codes [m, n]: shares add up to 1 as long as no code is taken away, so a slot's least loss is its change."""
-        share = {t: F.softmax(logits / t, 1) for t in self.near}
-        slope = self._slope(logits, pull)
-        codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
-        losses = torch.zeros(len(logits), len(self.books) + 1, device=logits.device)
-        for slot, code in enumerate(codes):
-            loss = self._add_best(slot, code, share, slope)
-            losses[:, slot + 1] = losses[:, slot] + loss.gather(1, code[:, None])[:, 0]
-        return losses, codes
 
-    def _add_best(self, slot: int, code: Tensor, share: dict[float, Tensor], slope: Tensor) -> Tensor:
-        """Set `code` [n] to those with the least loss beside what `share` and `slope` hold, and put them in, in place.
+        def choose(reached: _Reached) -> tuple[Tensor, Tensor]:
+            codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
+            losses = torch.zeros(len(logits), len(self.books) + 1, device=logits.device)
+            for slot, code in enumerate(codes):
+                loss = self._add_best(slot, code, reached)
+                losses[:, slot + 1] = losses[:, slot] + loss.gather(1, code[:, None])[:, 0]
+            return losses, codes
+
+        return self._safely(choose, logits, pull)
+
+    def _safely(self, choose: Callable[[_Reached], Found], logits: Tensor, pull: Tensor) -> Found:
+        """What `choose` finds with probabilities kept up by products, which take half the time of exponentials; where one of them vanished
+        or a code grows more than a product can say, with those.
+        """
+        share = {t: F.softmax(logits / t, 1) for t in self.near}
+        reached = _Reached(share, self._slope(logits, pull), None)
+        if self.kept_up and not reached.vanishes():
+            found = choose(reached)
+            if not reached.vanishes():
+                return found
+            share = {t: F.softmax(logits / t, 1) for t in self.near}
+        return choose(_Reached(share, self._slope(logits, pull), logits.clone() if self.near else None))
+
+    def _add_best(self, slot: int, code: Tensor, reached: _Reached) -> Tensor:
+        """Set `code` [n] to those with the least loss beside what was reached, and put them in.
 
         Returns:
             [n, k] by how much each code changes the loss, up to a constant a label: 0 where its shares add up to 1.
         """
-        loss, sums = torch.addmm(self.bend[slot], slope, self.books[slot].T), {}
+        loss = torch.addmm(self.bend[slot], reached.slope, self.books[slot].T)
         for t, grown in self.grown.items():
-            sums[t] = share[t] @ grown[slot].T  # [n, k]
-            loss.add_(sums[t].log(), alpha=temperature_weight(t) * t * t)
+            loss.add_((reached.share[t] @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
         torch.argmin(loss, 1, out=code)
-        for t, grown in self.grown.items():
-            share[t].mul_(grown[slot].index_select(0, code)).div_(sums[t].gather(1, code[:, None]))
-        if self.far:
-            slope.add_(self.turn[slot].index_select(0, code))
+        self._move(slot, code, reached, 1)
         return loss
 
-    def _add(self, slot: int, code: Tensor, share: dict[float, Tensor], slope: Tensor) -> None:
-        """Put codes [n] in, in place."""
+    def _move(self, slot: int, code: Tensor, reached: _Reached, sign: int) -> None:
+        """Put codes [n] in (1) or take them away (-1)."""
+        if reached.logits is not None:
+            reached.logits.add_(self.moves[slot].index_select(0, code), alpha=sign)
         for t, grown in self.grown.items():
-            share[t].mul_(grown[slot].index_select(0, code))
-            share[t].div_(share[t].sum(1, keepdim=True))
+            share = reached.share[t]
+            if reached.logits is not None:
+                share.copy_(F.softmax(reached.logits / t, 1))
+            elif sign > 0:
+                share.mul_(grown[slot].index_select(0, code))
+                share.div_(share.sum(1, keepdim=True))
+            else:
+                share.div_(grown[slot].index_select(0, code))
         if self.far:
-            slope.add_(self.turn[slot].index_select(0, code))
-
-    def _take_away(self, slot: int, code: Tensor, share: dict[float, Tensor], slope: Tensor) -> None:
-        for t, grown in self.grown.items():
-            share[t].div_(grown[slot].index_select(0, code))
-        if self.far:
-            slope.sub_(self.turn[slot].index_select(0, code))
+            reached.slope.add_(self.turn[slot].index_select(0, code), alpha=sign)
 
     def _slope(self, logits: Tensor, pull: Tensor) -> Tensor:
         """[n, d] of the loss in the latent: of what the teacher pulls, and of the partition functions of the high temperatures."""

@@ -94,7 +94,9 @@ def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
         return codec
     if not isinstance(codec, VqaeCodec):
         raise UsageError(f"a {codec.kind} codec has one rate; fit one with these bits or slots")
-    if codec.config.variable and config.slots is None and config.bits == codec.config.rate:
+    if codec.config.variable and config.slots is None:
+        rate = codec.config.rate
+        require(config.bits == rate, "bits", config.bits, f"must be left out: labels of this codec have {rate:g} on average")
         return codec
     slots = (
         config.slots if config.slots is not None else ((config.bits or 0) - sum(codec.config.head_bits)) // codec.config.code_bits

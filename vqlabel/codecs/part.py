@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
 
 CHUNK = 2048
+VARIES_MOST, FAR_MOST = 0.25, 32.0  # of a label's mean over classes, in the usual spread of a logit: a map of few bits can say that
 
 
 @dataclasses.dataclass
@@ -26,13 +27,12 @@ class Part:
     labels: Tensor  # [n, C] in the dump's domain
     halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
-    level: Tensor  # [n] mean over classes, which the loss's softmax ignores
+    level: Tensor  # [n] mean over classes, which softmax ignores; 0 where a decoder could not say it beside the rest
     known: Known | None
     head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
     weight: Tensor | None  # [n] probability of the others
-    codes: dict[
-        int, Tensor
-    ]  # by rate: [n, j] codes of the first j slots, chosen for a codec that has no more; or [n, 1 + m], variable
+    # By rate: [n, j] codes of the first j slots, chosen for a codec that has no more; or [n, 1 + m], variable.
+    codes: dict[int, Tensor]
 
     def pull(self, at: Tensor) -> Tensor:
         """[b, C] float32 `teacher_pull` of the labels `at`."""
@@ -68,4 +68,12 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
         halves.append((teacher_pull(logits, config.temperature) / unit).half())
     known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
     head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
-    return Part(labels, torch.cat(halves), unit, levels(labels, config.domain), known, head, weight, {})
+    return Part(labels, torch.cat(halves), unit, _level(labels, config.domain), known, head, weight, {})
+
+
+def _level(labels: Tensor, domain: str) -> Tensor:
+    """[n] `levels`, or 0 where they differ so much from label to label, or lie so far from 0, that the map's few bits would go into them."""
+    level = levels(labels, domain)
+    spread = as_logits(labels[:CHUNK], domain).std(0, correction=0).mean()
+    kept = bool((level.std(correction=0) < VARIES_MOST * spread) & (level.mean().abs() < FAR_MOST * spread))
+    return level if kept else torch.zeros_like(level)

@@ -9,20 +9,20 @@ from dataclasses import dataclass, replace
 from vqlabel.codecs.prior import WIDTHS
 from vqlabel.codecs.storage import stored_bytes
 from vqlabel.config import LEVEL_BITS, MIX, SLOTS_MOST, FitConfig, PriorConfig, VqaeConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import UsageError, require
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
 CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of their own, and whose counts have a payload
+ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
 MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
+RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
-HEAD_PAYS, HEAD_BELOW = (
-    (2, 8),
-    4.0,
-)  # --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where
+# --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where.
+HEAD_PAYS, HEAD_BELOW = (2, 8), 4.0
 FREE_BITS = 6  # of a stored number where nobody named a budget: the least that costs no distortion
 
 
@@ -69,7 +69,10 @@ def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
     codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // CHUNK_LABELS)
     if config.variable:
-        codes, chunks = codes + PADDING, chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES)
+        codes, chunks = (
+            codes + PADDING + ZSTD_MORE * chunks,
+            chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES),
+        )
     header = HEADER + MORE_HEADER * (config.prior is not None and (config.lift or config.variable))
     return codes + codec_bytes(config) + header + CHUNK_ROW * chunks
 
@@ -149,7 +152,11 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     k = _codebook_size(config, facts, bits)
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(LATENT_MOST, 16 * max(1, facts.seen // 1024), facts.classes - 1))
-    slots = config.slots if config.slots is not None else spread_slots(bits / width) if config.variable else bits // width
+    rate = 0.0
+    if config.variable:
+        rate, slots = _named_rate(config, width, bits)
+    else:
+        slots = config.slots if config.slots is not None else bits // width
     if not slots and prior is None:
         raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
     code_width, quantizer = latent, "residual"
@@ -159,7 +166,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
-        head=head, lift=_lifts(config, head), variable=config.variable, rate=float(bits) if config.variable else 0.0,
+        head=head, lift=_lifts(config, head), variable=config.variable, rate=rate,
     )  # fmt: skip
 
 
@@ -170,55 +177,74 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     each = max(0, each - head * _class_bits(facts))
     k = _codebook_size(config, facts, 8)
     width = (k - 1).bit_length()
-    rate = 0.0
-    if config.variable:
-        rate, slots = _rate(config, each, width)
-    else:
-        slots = _slots(config, prior, each, config.bits if config.bits is None else config.bits - head * _class_bits(facts), width)
-    for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
-        assert w is not None
-        best = largest(_sized(config, facts, prior, slots, k, w, head, budget, rate), facts, budget, config)
-        if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
-            break
-    if best is None and config.slots is None and config.bits is None:
-        if config.variable and rate > 2:
-            return _within(replace(config, bits=int(rate / 2)), facts, prior, budget)
-        if not config.variable and slots > (prior is None):
-            return _within(replace(config, slots=slots - 1), facts, prior, budget)
-    if best is None:
-        least = file_bytes(_scaled(_sized(config, facts, prior, slots, k, LEAST_BITS, head, budget, rate), 2, config), facts.labels)
-        raise UsageError(
-            f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
-            f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
-        )
-    return best
+    shapes = _rates(config, each, width) if config.variable else _slots(config, prior, each, head * _class_bits(facts), width)
+    for slots, rate in shapes:
+        for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
+            assert w is not None
+            shape = _sized(config, facts, prior, k, w, head, budget, slots=slots, rate=rate)
+            best = largest(shape, facts, budget, config)
+            if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
+                break
+        if best is not None:
+            return best
+    shape = _sized(config, facts, prior, k, LEAST_BITS, head, budget, slots=slots, rate=rate)
+    least = file_bytes(_scaled(shape, 2, config), facts.labels)
+    raise UsageError(
+        f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
+        f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
+    )
 
 
-def _slots(config: FitConfig, prior: PriorConfig | None, each: float, bits: int | None, width: int) -> int:
-    """As many as the user named, or as their `bits`, or a share of the `each` bits that a budget has for a label, are."""
-    if config.slots is not None or bits is not None:
-        return config.slots if config.slots is not None else max(0, bits or 0) // width
-    slots = max(0, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
-    return 1 if not slots and prior is None else slots
+def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, width: int) -> list[tuple[int, float]]:
+    """Numbers of slots: what the user named, or their bits; else a share of the `each` bits that a budget has for a label, and all that
+    are fewer, for budgets that this leaves too little of. Each with a rate of 0, as variable labels have one.
+    """
+    if config.slots is not None:
+        return [(config.slots, 0.0)]
+    if config.bits is not None:
+        return [(max(0, config.bits - head_bits) // width, 0.0)]
+    least = 1 if prior is None else 0
+    most = max(least, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
+    return [(slots, 0.0) for slots in range(most, least - 1, -1)]
 
 
-def _rate(config: FitConfig, each: float, width: int) -> tuple[float, int]:
-    """The same for labels with as many slots as pay: their bits on average, to which a count comes, and the most slots."""
-    most = SLOTS_MOST * width if config.slots is None else config.slots * width
-    rate = CODE_SHARE * each - spread_slots(CODE_SHARE * each / width).bit_length() if config.bits is None else config.bits
-    rate = min(float(most), max(1.0, round(rate, 2)))
-    return rate, spread_slots(rate / width) if config.slots is None else config.slots
+def _rates(config: FitConfig, each: float, width: int) -> list[tuple[int, float]]:
+    """The same for labels with as many slots as pay: the most slots, and code bits on average, to which a count comes."""
+    if config.bits is not None or config.slots is not None:
+        rate, slots = _named_rate(config, width, config.bits)
+        return [(slots, rate)]
+    rate = CODE_SHARE * each - spread_slots(CODE_SHARE * each / width).bit_length()
+    rates = [min(float(SLOTS_MOST * width), rate / 2**halved) for halved in range(RATES_TRIED)]
+    return [(spread_slots(rate / width), round(rate, 2)) for rate in [*(rate for rate in rates if rate > 1), 1.0]]
+
+
+def _named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float, int]:
+    """Bits on average and the most slots, of which the user named one or both."""
+    if config.slots is None:
+        assert bits is not None
+        return float(bits), spread_slots(bits / width)
+    most = config.slots * width
+    if config.bits is None:
+        return most / 2, config.slots
+    require(
+        config.bits <= most,
+        "bits",
+        config.bits,
+        f"must be at most {most}, those of --slots {config.slots}: labels have them on average",
+    )
+    return float(config.bits), config.slots
 
 
 def _sized(
     config: FitConfig,
     facts: Facts,
     prior: PriorConfig | None,
-    slots: int,
     k: int,
     weight_bits: int,
     head: int,
     budget: int,
+    *,
+    slots: int,
     rate: float,
 ) -> VqaeConfig:
     return VqaeConfig(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs.distortion import as_logits, hellinger_features, levels
+from vqlabel.codecs.distortion import as_logits, hellinger_features
 from vqlabel.codecs.part import CHUNK, Part
 from vqlabel.codecs.quantizer import fit_codebooks, quantize
 
@@ -34,7 +34,7 @@ def start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
     size, axes = (size[:width] / math.sqrt(len(logits))).clamp_min(1e-6), axes[:, :width]
     decoder.out.zero_()
     decoder.out[:width] = (axes * size).T
-    decoder.bias.copy_(mean + levels(some, config.domain).mean())
+    decoder.bias.copy_(mean + seen.level.mean())
     if decoder.prior is None or seen.known is None:
         return
     latents = torch.cat([(as_logits(x, config.domain) - mean) @ axes / size for x in seen.labels.split(CHUNK)])
@@ -72,13 +72,13 @@ def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) ->
     for at in seen.chunks():
         z = F.pad(decoder.latent(codes[at]), (0, 1), value=1.0)
         rest = as_logits(seen.labels[at], config.domain)
-        if seen.known is None:
-            rest += seen.level[at, None]
-        else:
+        if seen.known is not None:
             rest -= decoder(seen.none(at), seen.known.rows(at))
             rest -= rest.mean(1, keepdim=True)
         if seen.head is not None:
             rest = rest.scatter(1, seen.head[at], 0)
+        if seen.known is None:
+            rest = rest + seen.level[at, None]
         square += z.T @ z
         cross += z.T @ rest
     ridge = 1e-4 * square.diagonal().mean() * torch.eye(d + 1, device=square.device)

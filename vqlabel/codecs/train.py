@@ -117,13 +117,14 @@ def _fit_cheaper(
     done, part = state.setdefault("cheaper", {}), codec.cut(slots)
     if slots in done:
         part.load_state_dict(done[slots])
-        return part.cpu()
+        return part.cpu().eval()
+    part.shares_prior = True
     if part.decoder.prior is not None:
         part.decoder.prior.requires_grad_(False)
     some = tuple(dataclasses.replace(one, codes={}) for one in parts)
     _choose(part, (some[0], some[1]), [slots])
     quiet = FitHooks(progress=hooks.progress)  # a rate takes seconds: one that was interrupted begins again
-    title = f"{slots * part.config.code_bits} bits"
+    title = f"{sum(part.code_bits)} bits"
     _train(part, (some[0], some[1]), epochs, {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title)
     part.round()
     set_contrast(part, some[0], [slots], config.contrast)
@@ -227,7 +228,7 @@ def _train(
         optimizer.load_state_dict(resumed["optimizer"])
         schedule.load_state_dict(resumed["schedule"])
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
-    # No softmax sees a label's mean over classes, but squared error does; it costs no bit, as the output map is free to say it.
+    # No softmax sees a label's mean over classes, but squared error does; the output map is free to say it.
     level_weight = sum(map(temperature_weight, config.temperature))
     title = title or (f"decoder, round {stage}" if stage else "prior")
     for epoch in range(first, epochs):

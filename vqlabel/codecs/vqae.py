@@ -1,6 +1,7 @@
 """The vector-quantized autoencoder (arXiv 2603.03808): slots of k code vectors each, summed on a prior, through a low-rank output map."""
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Self
@@ -20,13 +21,13 @@ from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink
 from vqlabel.codecs.train import facts_of, fit_vqae
 from vqlabel.config import FitConfig, VqaeConfig
-from vqlabel.errors import BadLabels, require
+from vqlabel.errors import BadContainer, BadLabels, require
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 512  # labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 PRIOR = "decoder.prior."
-RATE = "rate.{}."  # before the names of a cheaper rate's tensors in a codec file
+RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
 
@@ -108,6 +109,7 @@ class VqaeCodec(LabelCodec):
 
     kind = "vqae"
     config: VqaeConfig
+    shares_prior = False  # whether its prior is the stored one of a codec of more slots
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
@@ -141,11 +143,10 @@ class VqaeCodec(LabelCodec):
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
         codec = cls._of(config, tensors, {})
         prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
-        for slots in range(0 if config.variable else config.slots):
-            start = RATE.format(slots)
-            own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            if own:
-                codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, prior).eval()
+        for slots, own in sorted(_by_rate(tensors).items()):
+            if config.quantizer != "residual" or config.variable or not 1 <= slots < config.slots:
+                raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
+            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, prior).eval()
         return codec
 
     @classmethod
@@ -188,9 +189,10 @@ class VqaeCodec(LabelCodec):
         )
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
-        if slots in self.cheaper:
-            return copy.deepcopy(self.cheaper[slots])
-        return self.cut(slots)
+        part = copy.deepcopy(self.cheaper[slots]) if slots in self.cheaper else self.cut(slots)
+        part.cheaper = {fewer: codec for fewer, codec in self.cheaper.items() if fewer < slots}
+        part.set_effort(self.effort)
+        return part.to(self.decoder.out.device)
 
     def cut(self, slots: int) -> Self:
         """This codec without all slots but the first."""
@@ -199,7 +201,8 @@ class VqaeCodec(LabelCodec):
         state["decoder.codebook"] = state["decoder.codebook"][:slots]
         state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]
         part.load_state_dict(state)
-        return part.eval()
+        part.set_effort(self.effort)
+        return part.to(self.decoder.out.device).eval()
 
     @property
     def contrast(self) -> float:
@@ -233,8 +236,13 @@ class VqaeCodec(LabelCodec):
         return int(counts.sum()) * self.config.code_bits + counted_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
-        """The decoder's weights as they will be after storage."""
-        return {name: rounded(weight, bits_of(name, self.config.weight_bits)) for name, weight in self.decoder.named_parameters()}
+        """The decoder's weights as they will be after storage. A prior that another codec stores is so already; rounded twice, it is another."""
+        return {
+            name: weight
+            if self.shares_prior and name.startswith("prior.")
+            else rounded(weight, bits_of(name, self.config.weight_bits))
+            for name, weight in self.decoder.named_parameters()
+        }
 
     def round(self) -> None:
         """Make the decoder's weights what they will be after storage."""
@@ -321,3 +329,12 @@ class VqaeCodec(LabelCodec):
             own = {name: tensor for name, tensor in codec.decoder_tensors().items() if not name.startswith(PRIOR)}
             tensors |= {RATE.format(slots) + name: tensor for name, tensor in own.items()}
         return tensors
+
+
+def _by_rate(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Slots of a cheaper rate -> its tensors by the names that they have in a codec of its own."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if rate := re.fullmatch(r"rate\.(\d{1,4})\.(.+)", name):
+            found.setdefault(int(rate[1]), {})[rate[2]] = tensor
+    return found
