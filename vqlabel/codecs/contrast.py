@@ -5,8 +5,8 @@ A student does not see the code but the view, and learns E[decoded | view]. That
 E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
 from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
 lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them:
-docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and an eighth of the way is gone: as far as KL at none
-of them rises by a hundredth.
+docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a sixteenth of the way is gone: KL at
+none of them rises by a hundredth.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HALF_MOST = torch.finfo(torch.float16).max
 LEAST, MOST = 0.5, 2.0  # codes that say less of a label than this restores are not made better by shouting
 LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
 LIFT_MOST = 2.0
-OF_SEVERAL = 0.125  # power of the factor that is taken where there are several temperatures
+OF_SEVERAL = 0.0625  # power of the factor that is taken where there are several temperatures
 NOTHING = 1e-10  # variance of labels that are all alike, as sums round it
 STEPS = 9  # of the bisection: to 0.003
 

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 BATCH = 512
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
 JUDGED = 4096  # held-out labels that every epoch is judged by
+LEVEL = 0.1  # weight of the error of a label's mean over classes, in that of its logits
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
-CHEAPER = 0.5  # share of the training steps that go to the rates below the codec's own
+CHEAPER = 0.25  # share of the training steps that go to the rates below the codec's own, which get some of theirs later
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
@@ -228,8 +229,8 @@ def _train(
         optimizer.load_state_dict(resumed["optimizer"])
         schedule.load_state_dict(resumed["schedule"])
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
-    # No softmax sees a label's mean over classes, but squared error does; the output map is free to say it.
-    level_weight = sum(map(temperature_weight, config.temperature))
+    # No softmax sees a label's mean over classes, but squared error does; the output map is free to say it, and little weight suffices.
+    level_weight = LEVEL * sum(map(temperature_weight, config.temperature))
     title = title or (f"decoder, round {stage}" if stage else "prior")
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
