@@ -43,6 +43,14 @@ def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Pa
     assert vqlabel.load_codec(tmp_path / "c.safetensors")[1]["budget"] == budget
 
 
+@pytest.mark.parametrize(("minutes", "passes"), [(1e-4, 3), (9, 10)])
+def test_the_last_fit_has_fewer_passes_where_one_trial_took_the_time_of_a_whole_one(
+    dump: Path, minutes: float, passes: int
+) -> None:
+    config = FitConfig(bytes=14_000, slots=2, weight_bits=4, prior=False, epochs=10, codebook_size=8)
+    assert tune(dump, config, minutes=minutes)[1]["fit"]["epochs"] == passes
+
+
 @pytest.mark.parametrize("temperature", ["1", "1,4,20", "16,15,14,13,12,11,10,9,8,7,6,5,4,3,2,1"])
 def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path, tmp_path: Path, temperature: str) -> None:
     budget, out = 90_000, tmp_path / "a.vql"

@@ -62,7 +62,8 @@ def tune(
         bits: the budget in bits per label, everything counted.
         kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature; who counts
             in KL gets the labels of the least, contrast 1, unless `config` names another.
-        minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells.
+        minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells, and has fewer passes where
+            one trial alone took too long for that.
         tried: called after every trial.
 
     Returns:
@@ -93,7 +94,7 @@ def tune(
         best = search.reach(kl)
     else:
         best = search.within(budget)
-    codec, report = fit_sample(sample, held_out, best.config, progress=progress)
+    codec, report = fit_sample(sample, held_out, search.in_time(best), progress=progress)
     size = file_bytes(codec.config, search.facts.labels)
     report |= {
         "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
@@ -221,7 +222,7 @@ class Search:
             if replace(trial.resolved, price=0.0) == resolved:
                 return trial
         began = time.monotonic()
-        passes = max(1, round(QUICK * (config.epochs or usual_epochs(self.sample))))
+        passes = self._quick_passes()
         codec = CODECS["vqae"][0].fit(self.sample, replace(quick, epochs=passes), FitHooks()).eval()
         found = measure(codec, self.sample, "held", codec.config.temperature)
         kl = {name: value for name, value in found.items() if name.startswith("kl_")}
@@ -233,6 +234,15 @@ class Search:
         self.trials.append(trial)
         self.tried(trial)
         return trial
+
+    def in_time(self, best: Trial) -> FitConfig:
+        """The winner's configuration; where even the first trial left too little time for a whole fit, with as many passes as fit in."""
+        whole = self.config.epochs or usual_epochs(self.sample)
+        passes = int(whole * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
+        return best.config if passes >= whole else replace(best.config, epochs=max(self._quick_passes(), passes))
+
+    def _quick_passes(self) -> int:
+        return max(1, round(QUICK * (self.config.epochs or usual_epochs(self.sample))))
 
     def _time_for_more(self) -> bool:
         """Whether another trial leaves time for the whole fit."""
