@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.bitstream import Usage
+from vqlabel.bitstream.counted import COUNTED_ROWS
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
@@ -24,7 +25,7 @@ from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
-CHUNK, COUNTED = 2048, 4096  # labels encoded at a time: where their codes are decoded, and where they are counted
+CHUNK = 2048  # labels encoded at a time
 
 
 def fit(
@@ -206,7 +207,7 @@ def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("s
     try:
         with torch.inference_mode():
             for part in parts:
-                for labels, context in sample.steps(part, COUNTED):
+                for labels, context in sample.steps(part, COUNTED_ROWS):
                     bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
     finally:
         codec.set_effort(before)

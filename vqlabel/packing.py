@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.sizing import CHUNK_CODES
 from vqlabel.columns import ColumnWriter, Spool
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
@@ -28,7 +29,6 @@ from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
-RUN_ROWS = 32_768  # codes in a chunk, where a row is one code: a chunk has 48 bytes of table
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
@@ -111,7 +111,7 @@ class _Counted:
     def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
         self._writer, self._bits = writer, bits
         self._counts = Spool(writer.path.parent, 1)
-        writer.begin(CODES, bits[1:2], chunk_rows=RUN_ROWS)
+        writer.begin(CODES, bits[1:2], chunk_rows=CHUNK_CODES)
 
     def append(self, codes: NDArray[np.unsignedinteger]) -> None:
         """[n, 1 + m]."""

@@ -45,11 +45,6 @@ class _Reached:
         logits = None if self.logits is None else self.logits[:count]
         return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits)
 
-    def ordered(self, order: Tensor) -> Self:
-        """Of the labels in another order."""
-        logits = None if self.logits is None else self.logits[order]
-        return type(self)({t: share[order] for t, share in self.share.items()}, self.slope[order], logits)
-
     def vanishes(self) -> bool:
         """Whether a probability has come too near to 0 to be kept up by products."""
         return any(share.numel() > 0 and float(share.amin()) < SMALLEST for share in self.share.values())
@@ -117,7 +112,7 @@ class Encoder:
         codes = codes[:, order]
 
         def choose_again(reached: _Reached) -> Tensor:
-            reached, chosen = reached.ordered(order), codes.clone()
+            chosen = codes.clone()
             for slot, code in enumerate(chosen):
                 self._move(slot, code[: have[slot]], reached.first(have[slot]), 1)
             for _ in range(sweeps):
@@ -128,7 +123,7 @@ class Encoder:
             return chosen
 
         if sweeps:
-            codes = self._safely(choose_again, logits, pull)
+            codes = self._safely(choose_again, logits[order], pull[order])
         for slot, code in enumerate(codes):
             code[have[slot] :] = 0
         out = torch.empty(len(logits), 1 + len(codes), dtype=torch.long, device=logits.device)

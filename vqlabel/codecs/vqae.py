@@ -35,7 +35,8 @@ class Decoder(nn.Module):
     """Codes, and what is known -> logits: out(prior + z) + bias; z is the sum (residual) or the join (grouped) of the code vectors.
 
     All codes add to the logits, so that a slot's best code can be found exactly (`Encoder`), and so that leaving the last slots out is
-    a decoder still. Of variable labels the first column is no code but their count, how many of those that follow it add up. Called, it gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
+    a decoder still. Of variable labels the first column is no code but their count, how many of those that follow it add up. Called, it
+    gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -99,12 +100,12 @@ class VqaeCodec(LabelCodec):
     """Residual or grouped codebooks, decoder, and a prior where the file knows more of a label than its place.
 
     Rate: m * ceil(log2 k) bits per label, and those of the head where it has one: codes of the slots, ids, levels. Where slots are
-        variable, a count, and as many codes as pay at `config.price`. It encodes by trying what its decoder makes of codes: no encoder is
-        trained or stored.
+    variable, a count, and as many codes as pay at `config.price`. It encodes by trying what its decoder makes of codes: no encoder is
+    trained or stored.
 
-        Attributes:
-            cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
-                file, never in a `.vql`.
+    Attributes:
+        cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
+            file, never in a `.vql`.
     """
 
     kind = "vqae"
