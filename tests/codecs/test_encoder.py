@@ -95,6 +95,31 @@ def test_a_class_whose_probability_vanished_comes_back(sweeps: int) -> None:
     assert float(far.mean()) == pytest.approx(float(near.mean()), rel=0.1)
 
 
+def test_a_class_that_codes_take_away_and_bring_back_is_noticed() -> None:
+    """Three slots take half of the classes down by 39 nats each, three bring them back: what products kept up would stay 0."""
+    teacher, moves, base = draw(6, 0.3)
+    down = torch.where(torch.arange(C) < C // 2, -39.0, 0.0)
+    bent = [move + (down if slot < 3 else -down) for slot, move in enumerate(moves)]
+    pull = teacher_pull(teacher, (1.0,))
+    for sweeps in (0, 2):
+        found = encode(base, pull, bent, (1.0,), sweeps)
+        last = decoded(base, bent[:5], found[:, :5])
+        tried = torch.stack([mixed_cross_entropy(last + bent[5][code], pull, (1.0,)) for code in range(K)], 1)
+        assert bool((tried.gather(1, found[:, 5:])[:, 0] <= tried.amin(1) + 1e-3).all())
+
+
+def test_a_class_that_vanished_comes_back_in_the_sweeps_of_variable_labels() -> None:
+    teacher, moves, base = draw(3)
+    down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
+    start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
+    encoder, pull = Encoder(torch.stack(lifted), torch.eye(C), start.mean(0), (1.0,)), teacher_pull(teacher, (1.0,))
+    once, again = (encoder.variable(start, pull, sweeps, 0.0) for sweeps in (0, 3))
+    whole = once[:, 0] == 3
+    assert int(whole.sum()) > N // 2
+    before, after = (mixed_cross_entropy(decoded(start, lifted, c[:, 1:]), pull, (1.0,))[whole] for c in (once, again))
+    assert bool((after <= before + 1e-4 * before.abs()).all()) and float(after.mean()) < float(before.mean())
+
+
 def test_the_logits_are_not_changed_in_place() -> None:
     teacher, moves, base = draw(2)
     kept = base.clone()
