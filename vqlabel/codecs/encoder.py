@@ -170,7 +170,7 @@ class Encoder:
         loss = torch.addmm(self.bend[slot], reached.slope, self.books[slot].T)
         for t, grown in self.grown.items():
             loss.add_((reached.share[t] @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
-        torch.argmin(loss, 1, out=code)
+        _least(loss, code)
         self._move(slot, code, reached, 1)
         return loss
 
@@ -196,6 +196,14 @@ class Encoder:
         for t in self.far:
             total.add_(F.softmax(logits / t, 1), alpha=temperature_weight(t) * t)
         return total @ self.out.T
+
+
+def _least(loss: Tensor, code: Tensor) -> None:
+    """Set `code` [n] to the first least of every row of `loss` [n, k]. On a CPU by NumPy, which takes a tenth of torch's time for it."""
+    if loss.device.type == "cpu":
+        code.copy_(torch.from_numpy(loss.detach().numpy().argmin(1)))
+    else:
+        torch.argmin(loss, 1, out=code)
 
 
 def used(losses: Tensor, price: float) -> Tensor:
