@@ -62,6 +62,15 @@ def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path,
     assert size["codes"] + size["codec"] + size["container"] <= budget
 
 
+def test_labels_of_no_code_stay_inside_their_budget_however_many_they_are(tmp_path: Path) -> None:
+    budget, out = 14_000, tmp_path / "a.vql"
+    np.save(tmp_path / "dump.npy", np.random.default_rng(0).normal(size=(90, 500, 20)).astype(np.float16))
+    config = FitConfig(bytes=budget, slots=0, prior=True, epochs=1)
+    vqlabel.pack(tmp_path / "dump.npy", out, codec=vqlabel.fit(tmp_path / "dump.npy", config)[0])
+    size = account(VqlFile(out)).bytes
+    assert 0.97 * budget < size["codes"] + size["codec"] + size["container"] <= budget
+
+
 def test_bits_per_label_count_everything(dump: Path) -> None:
     labels = 4 * 6 * 60
     report = tune(dump, FitConfig(**QUICK), bits=90, minutes=0.05)[1]

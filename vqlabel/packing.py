@@ -94,7 +94,10 @@ class _Plain:
 
     def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
         self._writer, self._none = writer, not bits
-        writer.begin(CODES, bits or NO_CODES)
+        if bits:
+            writer.begin(CODES, bits)
+        else:
+            writer.begin(CODES, NO_CODES, chunk_rows=CHUNK_CODES)
 
     def append(self, codes: NDArray[np.unsignedinteger]) -> None:
         """[n, m]."""

@@ -14,7 +14,7 @@ from vqlabel.errors import UsageError, require
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
 HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
-CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of their own, and whose counts have a payload
+CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of their own, and of labels without a code
 ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
 MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
@@ -68,7 +68,10 @@ def codec_bytes(config: VqaeConfig) -> int:
 def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
     codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // CHUNK_LABELS)
-    if config.variable:
+    if not config.label_bits:
+        chunks = -(-labels // CHUNK_CODES)
+        codes = PADDING * chunks  # zeros, compressed
+    elif config.variable:
         codes, chunks = (
             codes + PADDING + ZSTD_MORE * chunks,
             chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES),
