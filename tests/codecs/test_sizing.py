@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, FitHooks, LabelSample
-from vqlabel.codecs.sizing import Facts, codec_bytes, file_bytes, resolve
+from vqlabel.codecs.sizing import LATENT_LEAST, Facts, codec_bytes, file_bytes, resolve
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 from vqlabel.report import account
@@ -33,8 +33,7 @@ def facts(**changes: Any) -> Facts:
 def test_a_budget_is_filled_to_3_percent_and_never_passed(ratio: float, changes: dict[str, Any]) -> None:
     dump = facts(**changes)
     budget = 2 * dump.labels * dump.classes / ratio
-    least = 90_000 if not dump.images else 11_000
-    if budget < least:  # a slot's codes alone, or header and two numbers an image
+    if budget < 11_000:  # header and two numbers an image
         with pytest.raises(UsageError, match="do not fit into"):
             resolve(FitConfig(ratio=ratio), dump)
         return
@@ -69,6 +68,17 @@ def test_variable_bits_lie_within_the_slots_that_are_named() -> None:
         assert resolve(FitConfig(slots=4, bits=20, variable=True, **given), facts()).rate == 20
         with pytest.raises(UsageError, match=r"bits is 40; it must be at most 32, those of --slots 4"):
             resolve(FitConfig(slots=4, bits=40, variable=True, **given), facts())
+
+
+def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
+    few = facts(labels=20_000, seen=18_000)
+    sizes = [resolve(FitConfig(ratio=ratio), few) for ratio in (500, 1000, 1500)]
+    assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 16), (0, 256)]
+    assert min(size.latent for size in sizes) >= LATENT_LEAST
+    assert resolve(FitConfig(ratio=1000, codebook_size=64), few).codebook_size == 64
+    assert resolve(FitConfig(ratio=1000, slots=1), few).latent < LATENT_LEAST  # as the user says
+    assert resolve(FitConfig(ratio=2000), few).latent < LATENT_LEAST  # nothing left to give up
+    assert resolve(FitConfig(ratio=4), facts(labels=20_000, classes=8)).latent == 7
 
 
 def test_a_ratio_is_the_budget_of_as_many_bytes() -> None:

@@ -5,6 +5,7 @@ The rules below are plain guesses at what suits most dumps; `vqlabel tune` tries
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from vqlabel.codecs.prior import WIDTHS
 from vqlabel.codecs.storage import stored_bytes
@@ -20,6 +21,8 @@ MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows th
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
 RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
+LATENT_LEAST = 12  # directions in which labels differ: students of fewer lose more than codes bring (docs/how-it-works.md)
+SMALL_WIDTH = 4  # bits of a code of the small codebook, the last that is tried before none
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
 # --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where.
 HEAD_PAYS, HEAD_BELOW = (2, 8), 4.0
@@ -180,45 +183,70 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     each = max(0, each - head * _class_bits(facts))
     k = _codebook_size(config, facts, 8)
     width = (k - 1).bit_length()
-    shapes = _rates(config, each, width) if config.variable else _slots(config, prior, each, head * _class_bits(facts), width)
-    for slots, rate in shapes:
-        for w in [config.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
-            assert w is not None
-            shape = _sized(config, facts, prior, k, w, head, budget, slots=slots, rate=rate)
-            best = largest(shape, facts, budget, config)
-            if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
-                break
-        if best is not None:
+    shapes = _rates(config, each, k, width) if config.variable else _slots(config, prior, each, head * _class_bits(facts), k, width)
+    enough = 0 if config.latent else min(LATENT_LEAST, facts.classes - 1)
+    flat: VqaeConfig | None = None  # inside the budget, in fewer directions than that
+    for shape in shapes:
+        bare = VqaeConfig(
+            classes=facts.classes, domain=facts.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
+            quantizer="residual", weight_bits=config.weight_bits or USUAL_BITS, prior=prior, temperature=config.temperature or MIX,
+            head=head, lift=_lifts(config, head, budget), variable=config.variable, rate=shape.rate,
+        )  # fmt: skip
+        best = _widest(bare, facts, budget, config)
+        if best is not None and best.latent >= enough:
             return best
-    shape = _sized(config, facts, prior, k, LEAST_BITS, head, budget, slots=slots, rate=rate)
-    least = file_bytes(_scaled(shape, 2, config), facts.labels)
+        if best is not None and (flat is None or best.latent > flat.latent):
+            flat = best
+    if flat is not None:
+        return flat
+    least = file_bytes(_scaled(replace(bare, weight_bits=LEAST_BITS), 2, config), facts.labels)
     raise UsageError(
         f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
         f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
     )
 
 
-def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, width: int) -> list[tuple[int, float]]:
-    """Numbers of slots: what the user named, or their bits; else a share of the `each` bits that a budget has for a label, and all that
-    are fewer, for budgets that this leaves too little of. Each with a rate of 0, as variable labels have one.
+def _widest(bare: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> VqaeConfig | None:
+    """`largest`, of the fewest bits a number with which the latent is not as large as it may be."""
+    for bits in [bare.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
+        best = largest(replace(bare, weight_bits=bits), facts, budget, config)
+        if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
+            break
+    return best
+
+
+class _Shape(NamedTuple):
+    """How a label is coded."""
+
+    slots: int
+    k: int
+    rate: float = 0.0  # of variable labels: code bits on average
+
+
+def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, k: int, width: int) -> list[_Shape]:
+    """What the user named of slots and bits; else a share of the `each` bits that a budget has for a label, and all that is less, for
+    budgets that this leaves too little of: down to one slot, one with a small codebook, none.
     """
     if config.slots is not None:
-        return [(config.slots, 0.0)]
+        return [_Shape(config.slots, k)]
     if config.bits is not None:
-        return [(max(0, config.bits - head_bits) // width, 0.0)]
+        return [_Shape(max(0, config.bits - head_bits) // width, k)]
     least = 1 if prior is None else 0
     most = max(least, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
-    return [(slots, 0.0) for slots in range(most, least - 1, -1)]
+    found = [_Shape(slots, k) for slots in range(most, 0, -1)]
+    if config.codebook_size is None and most and k > 1 << SMALL_WIDTH:
+        found.append(_Shape(1, 1 << SMALL_WIDTH))
+    return [*found, *([] if least else [_Shape(0, k)])]
 
 
-def _rates(config: FitConfig, each: float, width: int) -> list[tuple[int, float]]:
+def _rates(config: FitConfig, each: float, k: int, width: int) -> list[_Shape]:
     """The same for labels with as many slots as pay: the most slots, and code bits on average, to which a count comes."""
     if config.bits is not None or config.slots is not None:
         rate, slots = _named_rate(config, width, config.bits)
-        return [(slots, rate)]
+        return [_Shape(slots, k, rate)]
     rate = CODE_SHARE * each - spread_slots(CODE_SHARE * each / width).bit_length()
     rates = [min(float(SLOTS_MOST * width), rate / 2**halved) for halved in range(RATES_TRIED)]
-    return [(spread_slots(rate / width), round(rate, 2)) for rate in [*(rate for rate in rates if rate > 1), 1.0]]
+    return [_Shape(spread_slots(rate / width), k, round(rate, 2)) for rate in [*(rate for rate in rates if rate > 1), 1.0]]
 
 
 def _named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float, int]:
@@ -236,25 +264,6 @@ def _named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float,
         f"must be at most {most}, those of --slots {config.slots}: labels have them on average",
     )
     return float(config.bits), config.slots
-
-
-def _sized(
-    config: FitConfig,
-    facts: Facts,
-    prior: PriorConfig | None,
-    k: int,
-    weight_bits: int,
-    head: int,
-    budget: int,
-    *,
-    slots: int,
-    rate: float,
-) -> VqaeConfig:
-    return VqaeConfig(
-        classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=2, code_width=2, quantizer="residual",
-        weight_bits=weight_bits, prior=prior, temperature=config.temperature or MIX, head=head,
-        lift=_lifts(config, head, budget), variable=config.variable, rate=rate,
-    )  # fmt: skip
 
 
 def largest(shape: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> VqaeConfig | None:
