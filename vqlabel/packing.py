@@ -48,7 +48,7 @@ def pack(
     Args:
         dump: a path for `open_labels`, or a source.
         codec: a fitted codec (`fit`, `load_codec`).
-        effort: "fast", "normal" or "best": how often a label's codes are chosen again (`vqae.SWEEPS`).
+        effort: "fast", "normal" or "best": how hard the best codes of a label are looked for (`vqae.SWEEPS`, `vqae.BEAM`).
 
     Returns:
         records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included.

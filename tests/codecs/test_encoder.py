@@ -1,4 +1,4 @@
-"""Codes by coordinate descent: the least loss that a slot has, never a larger one."""
+"""Codes by a beam and coordinate descent: the least loss that a slot has, never a larger one."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,9 +26,11 @@ def decoded(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
     return base + sum(move[codes[:, slot]] for slot, move in enumerate(moves))
 
 
-def encode(base: Tensor, pull: Tensor, moves: list[Tensor], temperatures: Sequence[float], sweeps: int = 0) -> Tensor:
+def encode(
+    base: Tensor, pull: Tensor, moves: list[Tensor], temperatures: Sequence[float], sweeps: int = 0, beam: int = 1
+) -> Tensor:
     """With a latent that is the logits themselves."""
-    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, pull, sweeps)
+    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, pull, sweeps, beam)
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
@@ -83,15 +85,38 @@ def test_no_labels_loss_grows_with_a_sweep(temperatures: tuple[float, ...], size
         assert float(losses[1].mean()) < float(losses[0].mean())
 
 
+@pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
+def test_a_beam_of_all_beginnings_finds_the_best_codes_of_all(temperatures: tuple[float, ...]) -> None:
+    teacher, moves, base = draw(3)
+    pull = teacher_pull(teacher, temperatures)
+    tried = torch.stack([
+        mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), pull, temperatures)
+        for code in itertools.product(range(K), repeat=3)
+    ])  # fmt: skip
+    losses = [
+        mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, temperatures, 0, beam)), pull, temperatures)
+        for beam in (1, 4, K * K)
+    ]
+    torch.testing.assert_close(losses[2], tried.amin(0), atol=1e-4, rtol=1e-5)
+    assert float(losses[2].mean()) < float(losses[1].mean()) < float(losses[0].mean())
+
+
+def test_a_beam_is_no_wider_than_the_codes_there_are() -> None:
+    teacher, moves, base = draw(1)
+    pull = teacher_pull(teacher, (1.0,))
+    assert torch.equal(encode(base, pull, moves, (1.0,), 0, 99), encode(base, pull, moves, (1.0,)))
+
+
+@pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("sweeps", [0, 2])
-def test_a_class_whose_probability_vanished_comes_back(sweeps: int) -> None:
+def test_a_class_whose_probability_vanished_comes_back(sweeps: int, beam: int) -> None:
     """The first code takes half of the classes down by 45 nats and, by what is left of them, 200: what products kept up would be 0."""
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
     start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
     pull = teacher_pull(teacher, (1.0,))
-    far = mixed_cross_entropy(decoded(start, lifted, encode(start, pull, lifted, (1.0,), sweeps)), pull, (1.0,))
-    near = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, (1.0,), sweeps)), pull, (1.0,))
+    far = mixed_cross_entropy(decoded(start, lifted, encode(start, pull, lifted, (1.0,), sweeps, beam)), pull, (1.0,))
+    near = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, (1.0,), sweeps, beam)), pull, (1.0,))
     assert float(far.mean()) == pytest.approx(float(near.mean()), rel=0.1)
 
 
@@ -101,8 +126,8 @@ def test_a_class_that_codes_take_away_and_bring_back_is_noticed() -> None:
     down = torch.where(torch.arange(C) < C // 2, -39.0, 0.0)
     bent = [move + (down if slot < 3 else -down) for slot, move in enumerate(moves)]
     pull = teacher_pull(teacher, (1.0,))
-    for sweeps in (0, 2):
-        found = encode(base, pull, bent, (1.0,), sweeps)
+    for sweeps, beam in ((0, 1), (2, 1), (0, 4)):
+        found = encode(base, pull, bent, (1.0,), sweeps, beam)
         last = decoded(base, bent[:5], found[:, :5])
         tried = torch.stack([mixed_cross_entropy(last + bent[5][code], pull, (1.0,)) for code in range(K)], 1)
         assert bool((tried.gather(1, found[:, 5:])[:, 0] <= tried.amin(1) + 1e-3).all())
@@ -123,7 +148,8 @@ def test_a_class_that_vanished_comes_back_in_the_sweeps_of_variable_labels() -> 
 def test_the_logits_are_not_changed_in_place() -> None:
     teacher, moves, base = draw(2)
     kept = base.clone()
-    encode(base, teacher_pull(teacher, (1.0, 20.0)), moves, (1.0, 20.0), 1)
+    for beam in (1, 4):
+        encode(base, teacher_pull(teacher, (1.0, 20.0)), moves, (1.0, 20.0), 1, beam)
     assert torch.equal(base, kept)
 
 

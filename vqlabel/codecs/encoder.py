@@ -45,6 +45,12 @@ class _Reached:
         logits = None if self.logits is None else self.logits[:count]
         return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits)
 
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows, any of them as often as it is named."""
+        self.share = {t: share.index_select(0, rows) for t, share in self.share.items()}
+        self.slope = self.slope.index_select(0, rows)
+        self.logits = None if self.logits is None else self.logits.index_select(0, rows)
+
     def vanishes(self) -> bool:
         """Whether a probability has come too near to 0 to be kept up by products."""
         return any(share.numel() > 0 and float(share.amin()) < SMALLEST for share in self.share.values())
@@ -76,12 +82,13 @@ class Encoder:
         self.turn = books @ curvature  # [m, k, d]: what each code adds to the slope
         self.bend = 0.5 * (self.turn * books).sum(2)  # [m, k]
 
-    def __call__(self, logits: Tensor, pull: Tensor, sweeps: int) -> Tensor:
+    def __call__(self, logits: Tensor, pull: Tensor, sweeps: int, beam: int = 1) -> Tensor:
         """The codes of every slot, chosen once in turn and then `sweeps` times again.
 
         Args:
             logits: [n, C] what the decoder says without a code.
             pull: [n, C] from `teacher_pull`.
+            beam: beginnings of a label's codes that every slot is tried after; time and memory grow with it.
 
         Returns:
             [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless a code moves a logit by more
@@ -89,11 +96,10 @@ class Encoder:
         """
 
         def choose(reached: _Reached) -> Tensor:
-            codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
-            for sweep in range(sweeps + 1):
+            codes = self._begin(reached, beam)
+            for _ in range(sweeps):
                 for slot, code in enumerate(codes):
-                    if sweep:
-                        self._move(slot, code, reached, -1)
+                    self._move(slot, code, reached, -1)
                     self._add_best(slot, code, reached)
             return codes.T.contiguous()
 
@@ -148,6 +154,27 @@ class Encoder:
 
         return self._safely(choose, logits, pull)
 
+    def _begin(self, reached: _Reached, beam: int) -> Tensor:
+        """[m, n] the codes of every slot in turn, of the `beam` best beginnings that each label has at any slot."""
+        count, device = len(reached.slope), reached.slope.device
+        if beam == 1:
+            codes = torch.empty(len(self.books), count, dtype=torch.long, device=device)
+            for slot, code in enumerate(codes):
+                self._add_best(slot, code, reached)
+            return codes
+        first = torch.arange(count, device=device)[:, None]  # of a label's rows, in units of how many it has
+        begun = torch.empty(count, 1, 0, dtype=torch.long, device=device)
+        total = torch.zeros(count, 1, device=device)
+        for slot, book in enumerate(self.books):
+            kept, k = total.shape[1], len(book)
+            losses = (self._losses(slot, reached) + total.view(-1, 1)).view(count, kept * k)
+            total, at = losses.topk(min(beam, kept * k) if slot + 1 < len(self.books) else 1, largest=False)
+            before, code = at // k, at % k
+            reached.keep((first * kept + before).flatten())
+            self._move(slot, code.flatten(), reached, 1)
+            begun = torch.cat([begun.gather(1, before[:, :, None].expand(-1, -1, slot)), code[:, :, None]], 2)
+        return begun[:, 0].T.contiguous()
+
     def _safely(self, choose: Callable[[_Reached], Found], logits: Tensor, pull: Tensor) -> Found:
         """What `choose` finds with probabilities kept up by products, which take half the time of exponentials; where one of them vanished
         or a code grows more than a product can say, with those.
@@ -167,11 +194,16 @@ class Encoder:
         Returns:
             [n, k] by how much each code changes the loss, up to a constant a label: 0 where its shares add up to 1.
         """
+        loss = self._losses(slot, reached)
+        _least(loss, code)
+        self._move(slot, code, reached, 1)
+        return loss
+
+    def _losses(self, slot: int, reached: _Reached) -> Tensor:
+        """[n, k] by how much each code changes the loss, up to a constant a label."""
         loss = torch.addmm(self.bend[slot], reached.slope, self.books[slot].T)
         for t, grown in self.grown.items():
             loss.add_((reached.share[t] @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
-        _least(loss, code)
-        self._move(slot, code, reached, 1)
         return loss
 
     def _move(self, slot: int, code: Tensor, reached: _Reached, sign: int) -> None:

@@ -24,8 +24,9 @@ from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, require
 from vqlabel.labels import Context
 
-ENCODE_CHUNK = 512  # labels encoded at a time: what one of them needs stays in the processor's cache
-SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
+ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
+SWEEPS = {"fast": 0, "normal": 1, "best": 1}  # times that every code is chosen again, given all others
+BEAM = {"fast": 1, "normal": 1, "best": 8}  # beginnings of a label's codes that are gone on with, before
 PRIOR = "decoder.prior."
 RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
@@ -258,7 +259,8 @@ class VqaeCodec(LabelCodec):
 
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """For every slot in turn the code with the least loss, then again as often as the effort says: see `Encoder`.
+        """For every slot in turn the code with the least loss, after as many beginnings and then again as often as the effort says: see
+        `Encoder`. Variable labels have no beam.
 
         Of variable labels [n, 1 + m]: the count first, then the codes, 0 beyond it.
 
@@ -279,13 +281,13 @@ class VqaeCodec(LabelCodec):
         slots = config.slots if slots is None else slots
         if not slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
-        encoder, sweeps = self._encoder(slots), SWEEPS[self.effort]
+        encoder, sweeps, beam = self._encoder(slots), SWEEPS[self.effort], 1 if config.variable else BEAM[self.effort]
         codes = [torch.empty(0, config.variable + slots, dtype=torch.long, device=labels.device)]
-        for expected, pull in self._asked(labels, known):
+        for expected, pull in self._asked(labels, known, ENCODE_CHUNK // beam):
             if config.variable:
                 codes.append(encoder.variable(expected, pull, sweeps, config.price * config.code_bits))
             else:
-                codes.append(encoder(expected, pull, sweeps))
+                codes.append(encoder(expected, pull, sweeps, beam))
         return torch.cat(codes)
 
     @torch.no_grad()
@@ -298,13 +300,13 @@ class VqaeCodec(LabelCodec):
     def _encoder(self, slots: int) -> Encoder:
         return Encoder(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
 
-    def _asked(self, labels: Tensor, known: Known | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """What an `Encoder` is called with, ENCODE_CHUNK labels at a time: logits without a code, and the labels' pull."""
+    def _asked(self, labels: Tensor, known: Known | None, chunk: int = ENCODE_CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
+        """What an `Encoder` is called with, `chunk` labels at a time: logits without a code, and the labels' pull."""
         config = self.config
-        for at in range(0, len(labels), ENCODE_CHUNK):
-            logits = as_logits(labels[at : at + ENCODE_CHUNK], config.domain)
+        for at in range(0, len(labels), chunk):
+            logits = as_logits(labels[at : at + chunk], config.domain)
             none = torch.empty(len(logits), 0, dtype=torch.long, device=logits.device)
-            expected = self.decoder(none, None if known is None else known.rows(slice(at, at + ENCODE_CHUNK)))
+            expected = self.decoder(none, None if known is None else known.rows(slice(at, at + chunk)))
             if config.head:
                 ids = logits.topk(config.head, 1).indices
                 logits, expected = hide(logits, ids), hide(expected, ids)
