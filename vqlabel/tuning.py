@@ -9,7 +9,7 @@ from typing import Any
 
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
-from vqlabel.codecs.sizing import HEADER, USUAL_BITS, Facts, budget_of, file_bytes, resolve
+from vqlabel.codecs.sizing import HEADER, LEAST_BITS, MOST_BITS, USUAL_BITS, Facts, budget_of, file_bytes, resolve
 from vqlabel.codecs.train import facts_of, usual_epochs
 from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
 from vqlabel.config import FitConfig, VqaeConfig
@@ -127,9 +127,9 @@ class Search:
         while moves:
             before = best
             for options in moves:
-                best = self._better(best, options)
                 if not self._time_for_more():
                     return best
+                best = self._better(best, options)
             moves = [] if best is before else self._neighbours(best)
         return best
 
@@ -147,13 +147,18 @@ class Search:
         return found
 
     def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
-        """One thing changed, of those that the user left open."""
+        """One thing changed, of those that the user left open; or slots and bits a number against each other, which share the budget."""
         given, at = self.config, best.resolved
         moves: list[dict[str, Any]] = []
         if given.weight_bits is None:
             moves += [{"weight_bits": bits} for bits in (USUAL_BITS, *WEIGHT_BITS)]
         if given.slots is None and given.bits is None:
             moves += [{"slots": slots} for slots in (_slots(at) + 1, _slots(at) - 1) if slots >= 0]
+        if given.slots is None and given.bits is None and given.weight_bits is None:
+            traded = [(_slots(at) - 1, at.weight_bits + 1), (_slots(at) + 1, at.weight_bits - 1)]
+            moves += [
+                {"slots": slots, "weight_bits": bits} for slots, bits in traded if slots >= 0 and LEAST_BITS <= bits <= MOST_BITS
+            ]
         if given.codebook_size is None and _slots(at) * at.code_bits <= FEW_BITS:  # of many, steps are small enough
             moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else None}]
         if given.prior is None and at.prior is not None:
