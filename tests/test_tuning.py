@@ -1,6 +1,7 @@
 """A budget -> a codec inside it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
 from vqlabel.cli.options import read_size
+from vqlabel.codecs.sizing import resolve
 from vqlabel.errors import TargetExists, UsageError
+from vqlabel.fitting import read_sample
+from vqlabel.labels import open_labels
 from vqlabel.report import account
-from vqlabel.tuning import Trial, tune
+from vqlabel.tuning import Search, Trial, tune
 from vqlabel.vql import VqlFile
 
 
@@ -49,6 +53,28 @@ def test_the_last_fit_has_fewer_passes_where_one_trial_took_the_time_of_a_whole_
 ) -> None:
     config = FitConfig(bytes=14_000, slots=2, weight_bits=4, prior=False, epochs=10, codebook_size=8)
     assert tune(dump, config, minutes=minutes)[1]["fit"]["epochs"] == passes
+
+
+def test_no_trial_is_begun_that_leaves_no_time_for_the_last_fit(dump: Path) -> None:
+    assert len(tune(dump, FitConfig(bytes=14_000, **QUICK), minutes=1e-4)[1]["trials"]) == 1
+
+
+def test_slots_are_traded_for_bits_a_number(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses that lie in a valley across both: no step along one of them goes down."""
+
+    def run(self: Search, config: FitConfig) -> Trial:
+        shape = resolve(config, self.facts)
+        start = self.trials[0].resolved if self.trials else shape
+        along, across = start.slots + 3 - shape.slots, start.slots + start.weight_bits - shape.slots - shape.weight_bits
+        trial = Trial(config=config, resolved=shape, bytes=0, loss=along**2 + 100 * across**2, kl={}, seconds=0)
+        self.trials.append(trial)
+        return trial
+
+    monkeypatch.setattr(Search, "run", run)
+    sample, _ = read_sample(open_labels(dump))
+    search = Search(sample, FitConfig(bytes=40_000, codebook_size=8), math.inf, lambda _: None)
+    assert search.within(40_000).loss == 0
+    assert search.trials[0].loss == 9
 
 
 @pytest.mark.parametrize("temperature", ["1", "1,4,20", "16,15,14,13,12,11,10,9,8,7,6,5,4,3,2,1"])
