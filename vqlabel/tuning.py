@@ -168,9 +168,12 @@ class Search:
     def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
         """The better of `best` and what `options` make of it."""
         try:
+            start = best.config
             if self.config.variable:
-                options = self._on_average(options, best.config)
-            config = replace(best.config, **options)
+                options = self._on_average(options, start)
+            elif start.slots is None and start.bits is None:  # the rule's own, which it would choose anew beside anything else
+                start = replace(start, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)
+            config = replace(start, **options)
             if not self.config.variable and (
                 "codebook_size" in options and "slots" not in options and best.resolved.slots
             ):  # as many bits in more, smaller steps, or the other way round

@@ -1,5 +1,6 @@
 """Sizes from budgets: what is promised before a fit is what the file weighs after it."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, FitHooks, LabelSample
 from vqlabel.codecs.sizing import LATENT_LEAST, Facts, codec_bytes, file_bytes, resolve
+from vqlabel.codecs.train import facts_of
+from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.errors import UsageError
-from vqlabel.labels import Context
+from vqlabel.fitting import read_sample
+from vqlabel.labels import Context, open_labels
 from vqlabel.report import account
 from vqlabel.vql import VqlFile
 
@@ -79,6 +83,45 @@ def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
     assert resolve(FitConfig(ratio=1000, slots=1), few).latent < LATENT_LEAST  # as the user says
     assert resolve(FitConfig(ratio=2000), few).latent < LATENT_LEAST  # nothing left to give up
     assert resolve(FitConfig(ratio=4), facts(labels=20_000, classes=8)).latent == 7
+
+
+def test_codes_are_kept_where_directions_are_few_anyway() -> None:
+    assert resolve(FitConfig(ratio=8), facts(labels=20_000, seen=18_000, classes=14)).slots == 2
+    alone = facts(labels=2000, seen=1800, classes=10_000, images=0, fields=())
+    slots = [resolve(FitConfig(ratio=ratio), alone).slots for ratio in (420, 460, 500)]
+    assert slots == sorted(slots, reverse=True) and slots[-1] > 20
+
+
+@pytest.mark.parametrize(("latent", "ratio", "classes"), [(99, 20, 100), (256, 60, 1000)])
+def test_a_named_latent_is_kept_inside_a_budget(latent: int, ratio: float, classes: int) -> None:
+    dump = facts(labels=20_000, seen=18_000, classes=classes)
+    config = resolve(FitConfig(latent=latent, ratio=ratio), dump)
+    assert config.latent == latent
+    assert file_bytes(config, dump.labels) <= 2 * dump.labels * classes / ratio
+
+
+def test_few_bits_are_a_small_codebook_inside_a_budget_too() -> None:
+    assert resolve(FitConfig(bits=3, ratio=100), facts(images=0, fields=())).codebook_size == 8
+
+
+@pytest.mark.parametrize("named", [{"slots": 0}, {"bits": 0}])
+def test_no_slots_and_no_prior_are_refused_inside_a_budget_too(named: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none"):
+        resolve(FitConfig(ratio=100, **named), facts(images=0, fields=()))
+
+
+def test_codes_come_back_where_the_prior_that_was_to_be_all_knows_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "dump.npy", np.random.default_rng(0).normal(size=(10, 100, 400)).astype(np.float16))
+    sample, _ = read_sample(open_labels(tmp_path / "dump.npy"))
+    config, states = FitConfig(ratio=70, epochs=1), list[dict[str, Any]]()
+    assert resolve(config, facts_of(sample)).slots == 0
+    codec = VqaeCodec.fit(sample, config, FitHooks(save=lambda state: states.append(copy.deepcopy(state))))
+    assert codec.config.prior is None and codec.config.slots
+    for state in states:
+        again = VqaeCodec.fit(sample, config, FitHooks(resumed=state))
+        assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in codec.state_dict().items())
+    with pytest.raises(UsageError, match="knows these labels no better than their mean does"):
+        VqaeCodec.fit(sample, FitConfig(ratio=70, epochs=1, slots=0), FitHooks())
 
 
 def test_a_ratio_is_the_budget_of_as_many_bytes() -> None:

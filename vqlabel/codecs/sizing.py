@@ -19,6 +19,7 @@ CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of
 ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
 MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
+NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices"
 RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LATENT_LEAST = 12  # directions in which labels differ: students of fewer lose more than codes bring (docs/how-it-works.md)
@@ -164,7 +165,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     else:
         slots = config.slots if config.slots is not None else bits // width
     if not slots and prior is None:
-        raise UsageError("0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices")
+        raise UsageError(NOTHING_LEFT)
     code_width, quantizer = latent, "residual"
     if config.code_width is not None:
         slots = config.slots or max(1, (config.latent or bits // width * config.code_width) // config.code_width)
@@ -181,10 +182,13 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     each = 8 * (budget - HEADER) / max(1, facts.labels)
     head = _head(config, facts, int(CODE_SHARE * each))
     each = max(0, each - head * _class_bits(facts))
-    k = _codebook_size(config, facts, 8)
+    named = config.bits is not None and not config.variable
+    k = _codebook_size(config, facts, max(1, config.bits - head * _class_bits(facts)) if named and config.bits else 8)
     width = (k - 1).bit_length()
     shapes = _rates(config, each, k, width) if config.variable else _slots(config, prior, each, head * _class_bits(facts), k, width)
-    enough = 0 if config.latent else min(LATENT_LEAST, facts.classes - 1)
+    if not shapes[0].slots and prior is None:
+        raise UsageError(NOTHING_LEFT)
+    enough = _enough(config, facts, prior, head)
     flat: VqaeConfig | None = None  # inside the budget, in fewer directions than that
     for shape in shapes:
         bare = VqaeConfig(
@@ -192,7 +196,7 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
             quantizer="residual", weight_bits=config.weight_bits or USUAL_BITS, prior=prior, temperature=config.temperature or MIX,
             head=head, lift=_lifts(config, head, budget), variable=config.variable, rate=shape.rate,
         )  # fmt: skip
-        best = _widest(bare, facts, budget, config)
+        best = _widest(bare, facts, budget, config, enough)
         if best is not None and best.latent >= enough:
             return best
         if best is not None and (flat is None or best.latent > flat.latent):
@@ -206,11 +210,24 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     )
 
 
-def _widest(bare: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> VqaeConfig | None:
-    """`largest`, of the fewest bits a number with which the latent is not as large as it may be."""
+def _enough(config: FitConfig, facts: Facts, prior: PriorConfig | None, head: int) -> int:
+    """Directions that are worth more than codes. Not to those who count in KL, by a head or by variable slots, and not without a prior,
+    where codes are all that a label has.
+    """
+    if config.latent or prior is None or config.variable or head:
+        return 0
+    return min(LATENT_LEAST, facts.classes // 2)
+
+
+def _widest(bare: VqaeConfig, facts: Facts, budget: int, config: FitConfig, enough: int) -> VqaeConfig | None:
+    """`largest`, of the fewest bits a number with which the latent is not as large as it may be, but for one that has `enough`."""
+    best = None
     for bits in [bare.weight_bits] if config.weight_bits else range(USUAL_BITS, MOST_BITS + 1):
-        best = largest(replace(bare, weight_bits=bits), facts, budget, config)
-        if best is None or best.latent < min(LATENT_MOST, facts.classes - 1):
+        finer = largest(replace(bare, weight_bits=bits), facts, budget, config)
+        if finer is None or (best is not None and finer.latent < enough):
+            break
+        best = finer
+        if best.latent < min(LATENT_MOST, facts.classes - 1):
             break
     return best
 
@@ -268,9 +285,9 @@ def _named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float,
 
 def largest(shape: VqaeConfig, facts: Facts, budget: int, config: FitConfig) -> VqaeConfig | None:
     """`shape` scaled up until the next latent would not fit; what is left goes to the prior's hidden layer. None: nothing fits."""
-    low, high = 1, min(2 * LATENT_MOST, max(2, facts.classes - 1)) if config.latent is None else config.latent
+    low, high = 1, min(2 * LATENT_MOST, max(2, facts.classes - 1))
     if config.latent is not None:
-        low = high - 1
+        low = high = config.latent
     while low < high:
         middle = -(-(low + high) // 2)
         if file_bytes(_scaled(shape, middle, config), facts.labels) <= budget:

@@ -41,6 +41,10 @@ CHEAPER = 0.25  # share of the training steps that go to the rates below the cod
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
+class NothingKnown(UsageError):
+    """A prior that was to be all of a label does not earn its bytes."""
+
+
 def facts_of(sample: LabelSample) -> Facts:
     """What a codec's sizes depend on."""
     fields, images, view = ((), 0, 1) if sample.seen_context is None else describe_context(sample.seen_context)
@@ -76,7 +80,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
             _train(codec, parts, epochs, state, hooks)
             if config.prior is None and not _earns(codec, parts):
                 if not codec.config.slots:
-                    raise UsageError(
+                    raise NothingKnown(
                         "0 slots leave nothing but a prior, and it knows these labels no better than their mean does; give --bits"
                     )
                 _forget_prior(codec, parts)

@@ -19,13 +19,13 @@ from vqlabel.codecs.head import hide, join, split
 from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink
-from vqlabel.codecs.train import facts_of, fit_vqae
+from vqlabel.codecs.train import NothingKnown, facts_of, fit_vqae
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, require
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
-SWEEPS = {"fast": 0, "normal": 1, "best": 1}  # times that every code is chosen again, given all others
+SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 BEAM = {"fast": 1, "normal": 1, "best": 8}  # beginnings of a label's codes that are gone on with, before
 PRIOR = "decoder.prior."
 RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
@@ -135,11 +135,27 @@ class VqaeCodec(LabelCodec):
                 f"a label holds {largest:.3g}; the decoder travels in halves, which end at 65504: clamp the labels "
                 "(a masked class needs no less than -100)"
             )
+        codec, without, resumed = cls._begun(sample, config), replace(config, prior=False), hooks.resumed
+        chosen = (
+            not codec.config.slots and config.slots is None and config.bits is None
+        )  # by the rule for budgets, that the prior be all
+        if not (chosen and resumed is not None and not resumed["has prior"]):
+            try:
+                fit_vqae(codec, sample, config, hooks)
+                return codec
+            except NothingKnown:
+                if not chosen:
+                    raise
+                resumed = None
+        codec = cls._begun(sample, without)
+        fit_vqae(codec, sample, without, replace(hooks, resumed=resumed))
+        return codec
+
+    @classmethod
+    def _begun(cls, sample: LabelSample, config: FitConfig) -> Self:
         with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
             torch.default_generator.manual_seed(config.seed)
-            codec = cls(resolve(config, facts_of(sample)))
-        fit_vqae(codec, sample, config, hooks)
-        return codec
+            return cls(resolve(config, facts_of(sample)))
 
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
