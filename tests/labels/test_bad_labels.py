@@ -318,7 +318,7 @@ class Exploit:
 
 
 def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
-    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
+    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, recwarn: pytest.WarningsRecorder
 ) -> None:
     marker = tmp_path / "ran"
     pickle.loads(pickle.dumps(Exploit(marker)))
@@ -333,10 +333,12 @@ def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
                 open_labels(tmp_path / "tree")
             assert not marker.exists()
     bare = tmp_path / "tree/epoch_0/batch_0.tar"
-    bare.write_bytes(pickle.dumps([*items, Exploit(marker)], 2))
-    with pytest.raises(BadLabels, match=r"batch_0\.tar: (the pickle wants more|damaged pickle|no readable)"):
-        open_labels(tmp_path / "tree")
-    assert not marker.exists()
+    for protocol in (2, 4):
+        bare.write_bytes(pickle.dumps([*items, Exploit(marker)], protocol))
+        with pytest.raises(BadLabels, match=r"batch_0\.tar: (the pickle wants more|damaged pickle|no readable)"):
+            open_labels(tmp_path / "tree")
+        assert not marker.exists()
+    assert not recwarn.list  # one line is enough
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """torch.save files -> plain objects, without running a byte of them: tensors, lists and numbers, NumPy's among them."""
 
 import pickle
+import warnings
 import zipfile
 from _codecs import encode
 from pathlib import Path
@@ -63,7 +64,10 @@ def unpickle(path: Path) -> Any:
 
     try:
         _refuse_bombs(path)
-        with torch.serialization.safe_globals(_safe_globals()):
+        with (
+            torch.serialization.safe_globals(_safe_globals()),
+            warnings.catch_warnings(action="ignore"),
+        ):  # of odd pickles, refused below
             return torch.load(path, map_location="cpu", weights_only=True)
     except BadLabels:
         raise
