@@ -9,6 +9,9 @@ At high temperatures, where a code changes no probability by much, the loss is i
 one curvature for all labels: no slot needs exponentials of its own. At T = 16 and above it finds as good codes, alone or not; at T = 4
 only beside a lower temperature, which is exact.
 
+A beam goes on with several beginnings of a label's codes instead of the best one, at as many times the cost: their losses compare,
+because shares that add up to 1 make a slot's loss its change.
+
 Choosing each slot in turn gives the loss of every prefix of the codes as well. Where a label may have as many as pay, `used` says how many
 that is at a price per code, and `variable` chooses those.
 """
@@ -57,7 +60,7 @@ class _Reached:
 
 
 class Encoder:
-    """Coordinate descent on `mixed_cross_entropy`: the slots in turn, each the best given those before; then again, given all others.
+    """Beam, then coordinate descent on `mixed_cross_entropy`: the slots in turn, given those before; then again, given all others.
 
     Args:
         books: [m, k, d] what each code adds to the latent.

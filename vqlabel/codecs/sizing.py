@@ -181,11 +181,11 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest."""
     each = 8 * (budget - HEADER) / max(1, facts.labels)
     head = _head(config, facts, int(CODE_SHARE * each))
-    each = max(0, each - head * _class_bits(facts))
-    named = config.bits is not None and not config.variable
-    k = _codebook_size(config, facts, max(1, config.bits - head * _class_bits(facts)) if named and config.bits else 8)
-    width = (k - 1).bit_length()
-    shapes = _rates(config, each, k, width) if config.variable else _slots(config, prior, each, head * _class_bits(facts), k, width)
+    head_bits = head * _class_bits(facts)
+    each = max(0, each - head_bits)
+    named = config.bits - head_bits if config.bits and not config.variable else 8  # a small codebook may spend few bits better
+    k = _codebook_size(config, facts, max(1, named))
+    shapes = _rates(config, each, k) if config.variable else _slots(config, prior, each, head_bits, k)
     if not shapes[0].slots and prior is None:
         raise UsageError(NOTHING_LEFT)
     enough = _enough(config, facts, prior, head)
@@ -240,10 +240,11 @@ class _Shape(NamedTuple):
     rate: float = 0.0  # of variable labels: code bits on average
 
 
-def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, k: int, width: int) -> list[_Shape]:
+def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, k: int) -> list[_Shape]:
     """What the user named of slots and bits; else a share of the `each` bits that a budget has for a label, and all that is less, for
     budgets that this leaves too little of: down to one slot, one with a small codebook, none.
     """
+    width = (k - 1).bit_length()
     if config.slots is not None:
         return [_Shape(config.slots, k)]
     if config.bits is not None:
@@ -256,8 +257,9 @@ def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits:
     return [*found, *([] if least else [_Shape(0, k)])]
 
 
-def _rates(config: FitConfig, each: float, k: int, width: int) -> list[_Shape]:
+def _rates(config: FitConfig, each: float, k: int) -> list[_Shape]:
     """The same for labels with as many slots as pay: the most slots, and code bits on average, to which a count comes."""
+    width = (k - 1).bit_length()
     if config.bits is not None or config.slots is not None:
         rate, slots = _named_rate(config, width, config.bits)
         return [_Shape(slots, k, rate)]

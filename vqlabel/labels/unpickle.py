@@ -64,10 +64,8 @@ def unpickle(path: Path) -> Any:
 
     try:
         _refuse_bombs(path)
-        with (
-            torch.serialization.safe_globals(_safe_globals()),
-            warnings.catch_warnings(action="ignore"),
-        ):  # of odd pickles, refused below
+        quiet = warnings.catch_warnings(action="ignore")  # torch's of odd pickles, which are refused below in one line
+        with torch.serialization.safe_globals(_safe_globals()), quiet:
             return torch.load(path, map_location="cpu", weights_only=True)
     except BadLabels:
         raise
