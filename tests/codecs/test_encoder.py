@@ -57,6 +57,13 @@ def test_at_high_temperatures_a_second_order_polynomial_finds_as_good_codes(temp
     assert (tried.mean(0) - found).mean() > 0.95 * (tried.mean(0) - tried.amin(0)).mean()
 
 
+def test_codes_that_move_logits_far_are_tried_exactly_at_high_temperatures_too() -> None:
+    teacher, moves, base = draw(1, size=60.0)
+    pull = teacher_pull(teacher, (20.0,))
+    losses = torch.stack([mixed_cross_entropy(base + move, pull, (20.0,)) for move in moves[0]], 1)
+    assert torch.equal(encode(base, pull, moves, (20.0,))[:, 0], losses.argmin(1))
+
+
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_no_code_of_one_slot_is_better_once_a_sweep_changes_nothing(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)

@@ -17,7 +17,7 @@ from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.train import facts_of
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
 
 IMAGES, EPOCHS, CLASSES, HELD = 30, 20, 25, 60
@@ -253,7 +253,7 @@ def test_a_fit_without_its_prior_resumes_to_the_same_tensors() -> None:
 
 
 @pytest.mark.parametrize("weight_bits", [4, 6])
-def test_a_cheaper_rate_has_the_prior_of_the_codec_file(weight_bits: int) -> None:
+def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of_its_own(weight_bits: int) -> None:
     labels, context = mixed_labels(noise=0.2)
     whole = fit(labels, context, weight_bits=weight_bits)
     loaded = build_codec(whole.kind, whole.config.to_dict(), whole.file_tensors())
@@ -263,6 +263,13 @@ def test_a_cheaper_rate_has_the_prior_of_the_codec_file(weight_bits: int) -> Non
         codes = fitted.encode(labels, context)
         assert torch.equal(codes, read.encode(labels, context))
         assert torch.equal(fitted.decode(codes, context), read.decode(codes, context))
+        assert torch.equal(fitted.decoder_tensors()["decoder.prior.images"], whole.decoder_tensors()["decoder.prior.images"])
+        assert f"rate.{slots}.decoder.prior.inside.weight" in whole.file_tensors()
+        assert f"rate.{slots}.decoder.prior.images" not in whole.file_tensors()
+    broken = whole.file_tensors()
+    del broken[f"rate.{slots}.decoder.prior.outside.bias"]
+    with pytest.raises(BadContainer, match=r"the codec has no tensor 'decoder\.prior\.outside\.bias'; the file is incomplete"):
+        build_codec(whole.kind, whole.config.to_dict(), broken)
 
 
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.bitstream import Usage
-from vqlabel.codecs.quantizer import fit_codebooks, grow_kmeans, nearest, quantize
+from vqlabel.codecs.quantizer import fit_codebooks, grow_kmeans, nearest, quantize, shrink_noise
 
 DIM = 16
 
@@ -181,3 +181,21 @@ def test_every_residual_slot_leaves_less() -> None:
     assert left == sorted(left, reverse=True)
     assert left[0] < 0.9 * float(points.square().sum(1).mean())
     assert left[-1] < 0.4 * left[0]
+
+
+def test_codes_of_few_points_say_nothing_of_dimensions_that_are_noise() -> None:
+    draw = generator()
+    size = torch.tensor([5.0, 1.0, 1.0, 1.0])
+
+    def points(count: int) -> Tensor:
+        return torch.randn(count, 4, generator=draw) * size + 3
+
+    seen, new = points(400), points(20_000)
+    codebook = grow_kmeans(seen[:, :1], 64, draw)
+    at = nearest(seen[:, :1], codebook)
+    means = torch.stack([seen[at == code].mean(0) for code in range(64) if (at == code).any()])
+    shrunk = shrink_noise(seen, means)
+    error = [(new - book[nearest(new[:, :1], book[:, :1])]).square().sum(1).mean() for book in (means, shrunk)]
+    assert error[1] < 0.97 * error[0]
+    assert torch.allclose(shrunk[:, 0], means[:, 0], atol=0.1), "what the codes do say is left to them"
+    assert torch.allclose(shrink_noise(means, means), means, atol=1e-4), "a code a point: nothing is known of noise"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, FitHooks, LabelSample
-from vqlabel.codecs.sizing import LATENT_LEAST, Facts, codec_bytes, file_bytes, resolve
+from vqlabel.codecs.sizing import LATENT_LEAST, LATENT_MOST, Facts, codec_bytes, file_bytes, resolve
 from vqlabel.codecs.train import facts_of
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.errors import UsageError
@@ -77,10 +77,10 @@ def test_variable_bits_lie_within_the_slots_that_are_named() -> None:
 def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
     few = facts(labels=20_000, seen=18_000)
     sizes = [resolve(FitConfig(ratio=ratio), few) for ratio in (500, 1000, 1500)]
-    assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 16), (0, 256)]
+    assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 32), (0, 256)]
     assert min(size.latent for size in sizes) >= LATENT_LEAST
     assert resolve(FitConfig(ratio=1000, codebook_size=64), few).codebook_size == 64
-    assert resolve(FitConfig(ratio=1000, slots=1), few).latent < LATENT_LEAST  # as the user says
+    assert resolve(FitConfig(ratio=1000, slots=2), few).latent < LATENT_LEAST  # as the user says
     assert resolve(FitConfig(ratio=2000), few).latent < LATENT_LEAST  # nothing left to give up
     assert resolve(FitConfig(ratio=4), facts(labels=20_000, classes=8)).latent == 7
 
@@ -88,8 +88,25 @@ def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
 def test_codes_are_kept_where_directions_are_few_anyway() -> None:
     assert resolve(FitConfig(ratio=8), facts(labels=20_000, seen=18_000, classes=14)).slots == 2
     alone = facts(labels=2000, seen=1800, classes=10_000, images=0, fields=())
-    slots = [resolve(FitConfig(ratio=ratio), alone).slots for ratio in (420, 460, 500)]
-    assert slots == sorted(slots, reverse=True) and slots[-1] > 20
+    bits = [resolve(FitConfig(ratio=ratio), alone).label_bits for ratio in (420, 460, 500)]
+    assert bits == sorted(bits, reverse=True) and bits[-1] > 64
+
+
+@pytest.mark.parametrize("changes", [{}, {"images": 0, "fields": ()}], ids=str)
+def test_codebooks_grow_with_the_labels_that_share_them(changes: dict[str, Any]) -> None:
+    sizes = []
+    for labels in (10_000, 80_000, 1_000_000):
+        config = resolve(FitConfig(ratio=125), facts(labels=labels, seen=labels * 9 // 10, **changes))
+        codes, books = labels * config.slots * config.code_bits / 8, config.slots * config.codebook_size * config.latent
+        assert books * config.weight_bits / 8 < 0.2 * codes or config.codebook_size == 16 or config.latent >= LATENT_MOST
+        sizes.append(config.codebook_size)
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 256
+    assert resolve(FitConfig(ratio=125, codebook_size=256), facts(labels=10_000, seen=9000, **changes)).codebook_size == 256
+
+
+def test_without_a_budget_codes_are_as_wide_as_labels_can_teach() -> None:
+    found = [resolve(FitConfig(), facts(labels=seen, seen=seen)) for seen in (200, 2000, 8000, 80_000)]
+    assert [(config.codebook_size, config.latent) for config in found] == [(16, 16), (256, 83), (256, 256), (256, 256)]
 
 
 @pytest.mark.parametrize(("latent", "ratio", "classes"), [(99, 20, 100), (256, 60, 1000)])

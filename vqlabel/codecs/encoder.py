@@ -30,6 +30,7 @@ CLAMP = 60.0  # a code that moves a logit by more would overflow single precisio
 KEPT_UP = 40.0  # the same where one code may be taken away and another put in, with no exponential made anew
 SMALLEST = 1e-30  # a probability below it may have lost its digits, and could never grow again
 FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on take the polynomial: the lowest one of a loss, the others
+BENT = 1.0  # variance of a code's logits over a temperature, the mean of a slot's codes, above which no polynomial holds
 STEPS = 30  # of a bisection
 
 Found = TypeVar("Found")
@@ -70,20 +71,28 @@ class Encoder:
 
     def __init__(self, books: Tensor, out: Tensor, bias: Tensor, temperatures: Sequence[float]) -> None:
         self.books, self.out = books, out
-        self.near = [t for t in temperatures if t < (FLAT if t == min(temperatures) else FLAT_BESIDE)]
-        self.far = [t for t in temperatures if t not in self.near]
+        self.near, self.far = [], []
+        self.turn = torch.zeros_like(books)  # [m, k, d]: what each code adds to the slope
+        for t in temperatures:
+            turn = books @ self._curvature(bias, t) if t >= (FLAT if t == min(temperatures) else FLAT_BESIDE) else None
+            if turn is None or float((turn * books).sum(2).mean(1).amax()) > BENT * temperature_weight(t) * t * t:
+                self.near.append(t)
+            else:
+                self.far.append(t)
+                self.turn += turn
+        self.bend = 0.5 * (self.turn * books).sum(2)  # [m, k]
         self.moves = [book @ out for book in books] if self.near else []  # m of [k, C]: what each code adds to the logits
         self.grown: dict[float, list[Tensor]] = {}  # by temperature, m of [k, C]: what each code multiplies probabilities by
         for t in self.near:
             self.grown[t] = [(move / t).clamp_(-CLAMP, CLAMP).exp_() for move in self.moves]
         self.kept_up = all(float(move.abs().amax()) <= KEPT_UP * t for t in self.near for move in self.moves)
-        curvature = out.new_zeros(len(out), len(out))
-        for t in self.far:
-            usual = F.softmax(bias / t, 0)
-            mean = out @ usual
-            curvature += temperature_weight(t) * ((out * usual) @ out.T - torch.outer(mean, mean))
-        self.turn = books @ curvature  # [m, k, d]: what each code adds to the slope
-        self.bend = 0.5 * (self.turn * books).sum(2)  # [m, k]
+
+    def _curvature(self, bias: Tensor, temperature: float) -> Tensor:
+        """[d, d] of the loss in the latent, at the usual label."""
+        usual = F.softmax(bias / temperature, 0)
+        mean = self.out @ usual
+        curvature: Tensor = temperature_weight(temperature) * ((self.out * usual) @ self.out.T - torch.outer(mean, mean))
+        return curvature
 
     def __call__(self, logits: Tensor, pull: Tensor, sweeps: int, beam: int = 1) -> Tensor:
         """The codes of every slot, chosen once in turn and then `sweeps` times again.

@@ -22,7 +22,7 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
         return torch.stack([grow_kmeans(part, codebook_size, generator) for part in latents.chunk(slots, 1)])
     codebooks, rest = [], latents
     for _ in range(slots):
-        codebook = grow_kmeans(rest, codebook_size, generator)
+        codebook = shrink_noise(rest, grow_kmeans(rest, codebook_size, generator))
         codebooks.append(codebook)
         rest = rest - codebook[nearest(rest, codebook)]
     return torch.stack(codebooks)
@@ -54,6 +54,19 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
         centroids = torch.cat([centroids, centroids.new_zeros(k, wide - centroids.shape[1])], 1)
         centroids = _lloyd(rotated[:, :wide].contiguous(), centroids, generator)
     return torch.addmm(mean, centroids, axes.T)
+
+
+def shrink_noise(points: Tensor, codebook: Tensor) -> Tensor:
+    """`codebook` [k, d], k-means of `points` [n, d], with every dimension drawn to its mean as far as it is noise.
+
+    A code of few points is their mean and an n-th of their variance. Where codes differ by no more than that, new points are nearer to the
+    mean of all: James and Stein's estimate, with one share for all codes of a dimension.
+    """
+    at = nearest(points, codebook)
+    count, mean = torch.bincount(at, minlength=len(codebook)).to(points), points.mean(0)
+    within = (points - codebook[at]).square().sum(0) / max(1, len(points) - len(codebook))
+    between = (count[:, None] * (codebook - mean).square()).sum(0) / max(1, len(codebook) - 1)
+    return torch.lerp(mean, codebook, (1 - within / between.clamp_min(1e-30)).clamp_min(0))
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The rules below are plain guesses at what suits most dumps; `vqlabel tune` tries
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,7 +24,12 @@ NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none;
 RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec
 CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LATENT_LEAST = 12  # directions in which labels differ: students of fewer lose more than codes bring (docs/how-it-works.md)
-SMALL_WIDTH = 4  # bits of a code of the small codebook, the last that is tried before none
+SMALL_WIDTH = 4  # bits of a code of the smallest codebook that is tried within a budget
+CODE_LABELS = 6  # labels that a code is seen in, at least: k-means makes no use of fewer
+BOOKS_SHARE = (
+    0.2  # bytes of codebooks in those of codes, at most, within a budget: a larger latent is worth more than larger codebooks
+)
+LATENT_LABELS = 24  # for each number of a latent whose bytes nobody limits
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
 # --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where.
 HEAD_PAYS, HEAD_BELOW = (2, 8), 4.0
@@ -139,16 +145,21 @@ def _lifts(config: FitConfig, head: int, budget: int | None = None) -> bool:
     return config.contrast is None and not head and config.temperature is not None and len(config.temperature) == 1
 
 
+def _widest_code(facts: Facts, bits: int) -> int:
+    """Bits of a code: 8, less where a code would be seen in hardly any label."""
+    return max(1, min(8, bits, int(math.log2(max(1, facts.seen / CODE_LABELS)))))
+
+
 def _codebook_size(config: FitConfig, facts: Facts, bits: int) -> int:
-    """256, less where a code would see fewer than 32 labels; of those within 2 bits of that, the one that spends the most bits."""
+    """The largest; of those within 2 bits of that, the one that spends the most of `bits`."""
     if config.codebook_size:
         return config.codebook_size
-    most = max(1, min(8, bits, int(math.log2(max(1, facts.seen / 32)))))
+    most = _widest_code(facts, bits)
     return 1 << max(range(max(1, most - 2), most + 1), key=lambda width: (bits // width * width, width))
 
 
 def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeConfig:
-    """Code bits are given; the latent is what the labels can pay for (one number of d_h per 64 of them)."""
+    """Code bits are given; the latent is what the labels can teach."""
     bits = config.wanted_bits
     head = _head(config, facts, bits)
     bits -= head * _class_bits(facts)
@@ -158,7 +169,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
         )
     k = _codebook_size(config, facts, bits)
     width = (k - 1).bit_length()
-    latent = config.latent or max(2, min(LATENT_MOST, 16 * max(1, facts.seen // 1024), facts.classes - 1))
+    latent = config.latent or max(2, min(LATENT_MOST, max(16, facts.seen // LATENT_LABELS), facts.classes - 1))
     rate = 0.0
     if config.variable:
         rate, slots = _named_rate(config, width, bits)
@@ -183,23 +194,26 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     head = _head(config, facts, int(CODE_SHARE * each))
     head_bits = head * _class_bits(facts)
     each = max(0, each - head_bits)
-    named = config.bits - head_bits if config.bits and not config.variable else 8  # a small codebook may spend few bits better
-    k = _codebook_size(config, facts, max(1, named))
-    shapes = _rates(config, each, k) if config.variable else _slots(config, prior, each, head_bits, k)
-    if not shapes[0].slots and prior is None:
-        raise UsageError(NOTHING_LEFT)
     enough = _enough(config, facts, prior, head)
     flat: VqaeConfig | None = None  # inside the budget, in fewer directions than that
-    for shape in shapes:
+    too_large = 0
+    for shape in _shapes(config, facts, prior, each, head_bits):
+        if shape.k == too_large:  # fewer slots would leave even more of the budget to the codebooks
+            continue
         bare = VqaeConfig(
             classes=facts.classes, domain=facts.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
             quantizer="residual", weight_bits=config.weight_bits or USUAL_BITS, prior=prior, temperature=config.temperature or MIX,
             head=head, lift=_lifts(config, head, budget), variable=config.variable, rate=shape.rate,
         )  # fmt: skip
         best = _widest(bare, facts, budget, config, enough)
-        if best is not None and best.latent >= enough:
+        if best is None:
+            continue
+        if shape.smaller and best.latent < LATENT_MOST and _codebooks_share(best, facts.labels) > BOOKS_SHARE:
+            too_large = shape.k
+            continue
+        if best.latent >= enough:
             return best
-        if best is not None and (flat is None or best.latent > flat.latent):
+        if flat is None or best.latent > flat.latent:
             flat = best
     if flat is not None:
         return flat
@@ -238,27 +252,43 @@ class _Shape(NamedTuple):
     slots: int
     k: int
     rate: float = 0.0  # of variable labels: code bits on average
+    smaller: bool = False  # whether smaller codebooks are tried as well
 
 
-def _slots(config: FitConfig, prior: PriorConfig | None, each: float, head_bits: int, k: int) -> list[_Shape]:
-    """What the user named of slots and bits; else a share of the `each` bits that a budget has for a label, and all that is less, for
-    budgets that this leaves too little of: down to one slot, one with a small codebook, none.
+def _shapes(config: FitConfig, facts: Facts, prior: PriorConfig | None, each: float, head_bits: int) -> Iterator[_Shape]:
+    """What is tried in turn: slots and bits that the user named; else a share of the `each` bits that a budget has for a label, in codes of
+    every width, and all that is less, for budgets that this leaves too little of: down to one slot of a small codebook, and none.
+
+    Raises:
+        UsageError: no slot is left, and there is no prior.
     """
-    width = (k - 1).bit_length()
-    if config.slots is not None:
-        return [_Shape(config.slots, k)]
-    if config.bits is not None:
-        return [_Shape(max(0, config.bits - head_bits) // width, k)]
-    least = 1 if prior is None else 0
-    most = max(least, min(SLOTS_MOST, round(CODE_SHARE * each / width)))
-    found = [_Shape(slots, k) for slots in range(most, 0, -1)]
-    if config.codebook_size is None and most and k > 1 << SMALL_WIDTH:
-        found.append(_Shape(1, 1 << SMALL_WIDTH))
-    return [*found, *([] if least else [_Shape(0, k)])]
+    named, least = config.bits is not None and not config.variable, 1 if prior is None else 0
+    if config.codebook_size or named:  # a smaller codebook may spend few bits better
+        widths = [(_codebook_size(config, facts, max(1, (config.bits or 0) - head_bits if named else 8)) - 1).bit_length()]
+    else:
+        most = _widest_code(facts, 8)
+        widths = list(range(most, min(most, SMALL_WIDTH) - 1, -1))
+        if not config.variable and config.slots is None and not least and not round(CODE_SHARE * each / most):
+            widths = [most]  # a budget for no code
+    for width in widths:
+        k = config.codebook_size or 1 << width
+        if config.variable:
+            found = _rates(config, each, k)
+        elif config.slots is not None:
+            found = [_Shape(config.slots, k)]
+        elif config.bits is not None:
+            found = [_Shape(max(0, config.bits - head_bits) // width, k)]
+        else:
+            found = [_Shape(slots, k) for slots in range(max(least, min(SLOTS_MOST, round(CODE_SHARE * each / width))), 0, -1)]
+        if any(not shape.slots for shape in found) and prior is None:
+            raise UsageError(NOTHING_LEFT)
+        yield from (shape._replace(smaller=width > widths[-1]) for shape in found)
+    if not least and not config.variable and config.slots is None and config.bits is None:
+        yield _Shape(0, 1 << widths[0])
 
 
 def _rates(config: FitConfig, each: float, k: int) -> list[_Shape]:
-    """The same for labels with as many slots as pay: the most slots, and code bits on average, to which a count comes."""
+    """Of labels with as many slots as pay: the most slots, and code bits on average, to which a count comes."""
     width = (k - 1).bit_length()
     if config.bits is not None or config.slots is not None:
         rate, slots = _named_rate(config, width, config.bits)
@@ -266,6 +296,13 @@ def _rates(config: FitConfig, each: float, k: int) -> list[_Shape]:
     rate = CODE_SHARE * each - spread_slots(CODE_SHARE * each / width).bit_length()
     rates = [min(float(SLOTS_MOST * width), rate / 2**halved) for halved in range(RATES_TRIED)]
     return [_Shape(spread_slots(rate / width), k, round(rate, 2)) for rate in [*(rate for rate in rates if rate > 1), 1.0]]
+
+
+def _codebooks_share(config: VqaeConfig, labels: int) -> float:
+    """Bytes of the codebooks in those of all codes."""
+    codes = labels * (config.rate or config.slots * config.code_bits) / 8
+    shape = (config.slots, config.codebook_size, config.code_width)
+    return stored_bytes(shape, bits_of("codebook", config.weight_bits)) / codes if config.slots else 0.0
 
 
 def _named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float, int]:

@@ -32,7 +32,7 @@ from vqlabel.errors import UsageError
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
 
-BATCH = 512
+BATCH, BATCHES = 256, 60  # labels a step, fewer where a pass would take fewer steps than that
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
 JUDGED = 4096  # held-out labels that every epoch is judged by
 LEVEL = 0.1  # weight of the error of a label's mean over classes, in that of its logits
@@ -114,18 +114,19 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
 def _fit_cheaper(
     codec: VqaeCodec, slots: int, parts: tuple[Part, Part], epochs: int, config: FitConfig, state: dict[str, Any], hooks: FitHooks
 ) -> VqaeCodec:
-    """The codec of the first slots with an output map, a bias and codebooks that need not serve the whole rate; the prior serves all.
+    """The codec of the first slots with an output map, codebooks and a prior's network that need not serve the whole rate; the image
+    vectors serve all.
 
-    The prior has said all it can without codes; a map shared by all rates costs the cheapest a tenth in KL, and a map of its own no byte
+    They have said all they can without codes; a map shared by all rates costs the cheapest a tenth in KL, and a map of its own no byte
     of a `.vql`.
     """
     done, part = state.setdefault("cheaper", {}), codec.cut(slots)
     if slots in done:
         part.load_state_dict(done[slots])
         return part.cpu().eval()
-    part.shares_prior = True
+    part.shares_images = True
     if part.decoder.prior is not None:
-        part.decoder.prior.requires_grad_(False)
+        part.decoder.prior.images.requires_grad_(False)
     some = tuple(dataclasses.replace(one, codes={}) for one in parts)
     _choose(part, (some[0], some[1]), [slots])
     quiet = FitHooks(progress=hooks.progress)  # a rate takes seconds: one that was interrupted begins again
@@ -221,7 +222,8 @@ def _train(
     groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
     optimizer = torch.optim.AdamW(groups, fused=True)
-    steps = max(1, epochs * -(-count // BATCH))
+    batch = max(32, min(BATCH, count // BATCHES))
+    steps = max(1, epochs * -(-count // batch))
     warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=warm)
     best, best_weights, first = math.inf, copy.deepcopy(decoder.state_dict()), 0
@@ -238,7 +240,7 @@ def _train(
     title = title or (f"decoder, round {stage}" if stage else "prior")
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
-        for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(BATCH):
+        for at in torch.randperm(count, generator=shuffle).to(seen.labels.device).split(batch):
             rough = config.weight_bits < 8 and epoch >= epochs // 2
             weights: dict[str, Tensor] = _as_stored(codec) if rough else dict(decoder.named_parameters())
             known = None if seen.known is None else seen.known.rows(at)

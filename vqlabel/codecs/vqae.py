@@ -27,7 +27,7 @@ from vqlabel.labels import Context
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 BEAM = {"fast": 1, "normal": 1, "best": 8}  # beginnings of a label's codes that are gone on with, before
-PRIOR = "decoder.prior."
+IMAGES = "decoder.prior.images"  # the vectors that all rates of a codec share
 RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
@@ -105,13 +105,13 @@ class VqaeCodec(LabelCodec):
     trained or stored.
 
     Attributes:
-        cheaper: number of slots -> the codec for that rate, which shares the prior and has all else of its own. They lie in the codec
-            file, never in a `.vql`.
+        cheaper: number of slots -> the codec for that rate, which shares the image vectors and has all else of its own. They lie in the
+            codec file, never in a `.vql`.
     """
 
     kind = "vqae"
     config: VqaeConfig
-    shares_prior = False  # whether its prior is the stored one of a codec of more slots
+    shares_images = False  # whether its image vectors are the stored ones of a codec of more slots
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__()
@@ -160,11 +160,11 @@ class VqaeCodec(LabelCodec):
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
         codec = cls._of(config, tensors, {})
-        prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
+        images = {name: weight for name, weight in codec.state_dict().items() if name == IMAGES}
         for slots, own in sorted(_by_rate(tensors).items()):
             if config.quantizer != "residual" or config.variable or not 1 <= slots < config.slots:
                 raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
-            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, prior).eval()
+            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, images).eval()
         return codec
 
     @classmethod
@@ -254,10 +254,10 @@ class VqaeCodec(LabelCodec):
         return int(counts.sum()) * self.config.code_bits + counted_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
-        """The decoder's weights as they will be after storage. A prior that another codec stores is so already; rounded twice, it is another."""
+        """The decoder's weights as they will be after storage. What another codec stores is so already; rounded twice, it is something else."""
         return {
             name: weight
-            if self.shares_prior and name.startswith("prior.")
+            if self.shares_images and name == "prior.images"
             else rounded(weight, bits_of(name, self.config.weight_bits))
             for name, weight in self.decoder.named_parameters()
         }
@@ -345,7 +345,7 @@ class VqaeCodec(LabelCodec):
     def file_tensors(self) -> dict[str, Tensor]:
         tensors = self.decoder_tensors()
         for slots, codec in self.cheaper.items():
-            own = {name: tensor for name, tensor in codec.decoder_tensors().items() if not name.startswith(PRIOR)}
+            own = {name: tensor for name, tensor in codec.decoder_tensors().items() if not name.startswith(IMAGES)}
             tensors |= {RATE.format(slots) + name: tensor for name, tensor in own.items()}
         return tensors
 
