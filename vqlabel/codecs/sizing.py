@@ -196,9 +196,9 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     each = max(0, each - head_bits)
     enough = _enough(config, facts, prior, head)
     flat: VqaeConfig | None = None  # inside the budget, in fewer directions than that
-    too_large = 0
+    too_large, few = 0, False
     for shape in _shapes(config, facts, prior, each, head_bits):
-        if shape.k == too_large:  # fewer slots would leave even more of the budget to the codebooks
+        if shape.k == too_large or (few and shape.smaller):
             continue
         bare = VqaeConfig(
             classes=facts.classes, domain=facts.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
@@ -209,10 +209,11 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
         if best is None:
             continue
         if shape.smaller and best.latent < LATENT_MOST and _codebooks_share(best, facts.labels) > BOOKS_SHARE:
-            too_large = shape.k
+            too_large = shape.k  # with fewer slots even more so
             continue
         if best.latent >= enough:
             return best
+        few = few or shape.slots == 1  # and the smallest codebook leaves room for the most
         if flat is None or best.latent > flat.latent:
             flat = best
     if flat is not None:
