@@ -25,6 +25,7 @@ from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
+STATE = 2  # of what an interrupted fit left; another where the same options make other steps, or sizes
 CHUNK = 2048  # labels encoded at a time
 
 
@@ -84,7 +85,7 @@ def fit_sample(
     hooks = FitHooks(progress=progress)
     if out is not None:
         state, labels = _state_of(out), np.ascontiguousarray(sample.seen.numpy()).data
-        mark = hashlib.sha256(config.to_json().encode())
+        mark = hashlib.sha256(f"{STATE} {config.to_json()}".encode())
         mark.update(labels)
         name = mark.hexdigest()
         hooks = FitHooks(

@@ -22,7 +22,7 @@ from vqlabel.progress import Progress, silent
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
 WEIGHT_BITS = (3, 5, 6, 8)  # of a stored number, besides the rule's
-SMALL, FEW_BITS = 16, 32  # the other codebook, and up to which rate it is tried
+SMALL, LARGE, FEW_BITS = 16, 256, 32  # codebooks that are tried, and up to which rate
 REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
 
 
@@ -160,7 +160,7 @@ class Search:
                 {"slots": slots, "weight_bits": bits} for slots, bits in traded if slots >= 0 and LEAST_BITS <= bits <= MOST_BITS
             ]
         if given.codebook_size is None and _slots(at) * at.code_bits <= FEW_BITS:  # of many, steps are small enough
-            moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else None}]
+            moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else LARGE}]
         if given.prior is None and at.prior is not None:
             moves += [{"prior": False}]
         return moves
@@ -170,6 +170,7 @@ class Search:
         try:
             start = best.config
             if self.config.variable:
+                start = replace(start, codebook_size=best.resolved.codebook_size)
                 options = self._on_average(options, start)
             elif start.slots is None and start.bits is None:  # the rule's own, which it would choose anew beside anything else
                 start = replace(start, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)

@@ -266,6 +266,11 @@ def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of
         assert torch.equal(fitted.decoder_tensors()["decoder.prior.images"], whole.decoder_tensors()["decoder.prior.images"])
         assert f"rate.{slots}.decoder.prior.inside.weight" in whole.file_tensors()
         assert f"rate.{slots}.decoder.prior.images" not in whole.file_tensors()
+    earlier = {name: tensor for name, tensor in whole.file_tensors().items() if not name.startswith("rate.1.decoder.prior.")}
+    shared = build_codec(whole.kind, whole.config.to_dict(), earlier)
+    assert isinstance(shared, VqaeCodec), "files whose rates share the whole prior are read"
+    found = shared.prefix(1).decoder_tensors()["decoder.prior.outside.bias"]
+    assert torch.equal(found, whole.decoder_tensors()["decoder.prior.outside.bias"])
     broken = whole.file_tensors()
     del broken[f"rate.{slots}.decoder.prior.outside.bias"]
     with pytest.raises(BadContainer, match=r"the codec has no tensor 'decoder\.prior\.outside\.bias'; the file is incomplete"):

@@ -80,7 +80,7 @@ def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
     assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 16), (0, 256)]
     assert min(size.latent for size in sizes) >= LATENT_LEAST
     assert resolve(FitConfig(ratio=1000, codebook_size=64), few).codebook_size == 64
-    assert resolve(FitConfig(ratio=1000, slots=2), few).latent < LATENT_LEAST  # as the user says
+    assert resolve(FitConfig(ratio=1000, slots=1), few).latent < LATENT_LEAST  # as the user says
     assert resolve(FitConfig(ratio=2000), few).latent < LATENT_LEAST  # nothing left to give up
     assert resolve(FitConfig(ratio=4), facts(labels=20_000, classes=8)).latent == 7
 
@@ -102,6 +102,28 @@ def test_codebooks_grow_with_the_labels_that_share_them(changes: dict[str, Any])
         sizes.append(config.codebook_size)
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 256
     assert resolve(FitConfig(ratio=125, codebook_size=256), facts(labels=10_000, seen=9000, **changes)).codebook_size == 256
+
+
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [({}, {"classes": 20, "images": 0, "fields": ()}), ({}, {"classes": 100, "labels": 50_000}), ({"latent": 64}, {})],
+    ids=["20 classes", "100 classes", "a named latent"],
+)  # fmt: skip
+def test_codebooks_are_no_smaller_where_the_latent_is_as_large_as_it_may_be(given: Any, changes: dict[str, Any]) -> None:
+    dump = facts(**{"labels": 5000, **changes}, seen=4500)
+    config = resolve(FitConfig(ratio=4 if changes else 30, **given), dump)
+    assert config.codebook_size == 256 and config.latent == given.get("latent", dump.classes - 1)
+
+
+def test_what_is_named_of_codes_is_kept_within_a_budget() -> None:
+    few = facts(labels=10_000, seen=9000)
+    for variable in (False, True):
+        assert resolve(FitConfig(slots=16, ratio=60, variable=variable), few).codebook_size == 256
+    for bits in (3, 60, 64, 100):
+        assert resolve(FitConfig(bits=bits, ratio=40), few).label_bits == bits
+    assert resolve(FitConfig(bits=64, ratio=100), few).codebook_size == 16, "the smaller codebooks hold as many bits"
+    assert resolve(FitConfig(bits=100, slots=16, ratio=60, variable=True), few).rate == 100
+    assert resolve(FitConfig(bits=5000, ratio=2, variable=True), few).rate == 5000
 
 
 def test_without_a_budget_codes_are_as_wide_as_labels_can_teach() -> None:
@@ -155,7 +177,7 @@ def test_what_the_user_names_inside_a_budget_is_kept() -> None:
     assert (config.slots, config.weight_bits) == (3, 5)
     assert config.prior is not None and (config.prior.image_width, config.prior.hidden) == (10, 33)
     assert resolve(FitConfig(bytes=400_000, latent=20), facts()).latent == 20
-    assert resolve(FitConfig(bytes=400_000, bits=8), facts()).slots == 1
+    assert resolve(FitConfig(bytes=400_000, bits=8), facts()).label_bits == 8
     assert resolve(FitConfig(bytes=400_000, prior=False), facts()).prior is None
 
 

@@ -7,7 +7,7 @@ all labels is two matrix products:
 
 At high temperatures, where a code changes no probability by much, the loss is its second-order Taylor polynomial in the latent, with
 one curvature for all labels: no slot needs exponentials of its own. At T = 16 and above it finds as good codes, alone or not; at T = 4
-only beside a lower temperature, which is exact.
+only beside a lower temperature, which is exact. Codes that move logits by more than their temperature are tried exactly at any.
 
 A beam goes on with several beginnings of a label's codes instead of the best one, at as many times the cost: their losses compare,
 because shares that add up to 1 make a slot's loss its change.
@@ -29,7 +29,7 @@ from vqlabel.codecs.distortion import temperature_weight
 CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
 KEPT_UP = 40.0  # the same where one code may be taken away and another put in, with no exponential made anew
 SMALLEST = 1e-30  # a probability below it may have lost its digits, and could never grow again
-FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on take the polynomial: the lowest one of a loss, the others
+FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on may take the polynomial: the lowest one of a loss, the others
 BENT = 1.0  # variance of a code's logits over a temperature, the mean of a slot's codes, above which no polynomial holds
 STEPS = 30  # of a bisection
 

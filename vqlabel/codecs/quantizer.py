@@ -13,7 +13,8 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
 
     Args:
         latents: [n, d_h] float32.
-        quantizer: "residual" (slot j codes what slots before it left) or "grouped" (slot j codes its own d_h / m numbers).
+        quantizer: "residual" (slot j codes what slots before it left) or "grouped" (slot j codes its own d_h / m numbers, so few that
+            there is no noise worth shrinking).
 
     Returns:
         [m, k, d_c] float32; d_c = d_h for residual slots, d_h / m for grouped ones.

@@ -189,16 +189,21 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
 
 
 def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: int) -> VqaeConfig:
-    """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest."""
+    """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest.
+
+    A shape is passed over where a smaller codebook serves better: where its codebooks take too much of what a larger latent could have
+    (with fewer slots even more so), or where not even one slot of it leaves enough directions.
+    """
     each = 8 * (budget - HEADER) / max(1, facts.labels)
     head = _head(config, facts, int(CODE_SHARE * each))
     head_bits = head * _class_bits(facts)
     each = max(0, each - head_bits)
     enough = _enough(config, facts, prior, head)
     flat: VqaeConfig | None = None  # inside the budget, in fewer directions than that
-    too_large, few = 0, False
+    widest = config.latent or min(LATENT_MOST, facts.classes - 1)
+    too_large, flat_at_one = 0, False
     for shape in _shapes(config, facts, prior, each, head_bits):
-        if shape.k == too_large or (few and shape.smaller):
+        if shape.k == too_large or (flat_at_one and shape.smaller):
             continue
         bare = VqaeConfig(
             classes=facts.classes, domain=facts.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
@@ -208,12 +213,12 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
         best = _widest(bare, facts, budget, config, enough)
         if best is None:
             continue
-        if shape.smaller and best.latent < LATENT_MOST and _codebooks_share(best, facts.labels) > BOOKS_SHARE:
-            too_large = shape.k  # with fewer slots even more so
+        if shape.smaller and best.latent < widest and _codebooks_share(best, facts.labels) > BOOKS_SHARE:
+            too_large = shape.k
             continue
         if best.latent >= enough:
             return best
-        few = few or shape.slots == 1  # and the smallest codebook leaves room for the most
+        flat_at_one = flat_at_one or shape.slots == 1
         if flat is None or best.latent > flat.latent:
             flat = best
     if flat is not None:
@@ -263,14 +268,16 @@ def _shapes(config: FitConfig, facts: Facts, prior: PriorConfig | None, each: fl
     Raises:
         UsageError: no slot is left, and there is no prior.
     """
-    named, least = config.bits is not None and not config.variable, 1 if prior is None else 0
-    if config.codebook_size or named:  # a smaller codebook may spend few bits better
-        widths = [(_codebook_size(config, facts, max(1, (config.bits or 0) - head_bits if named else 8)) - 1).bit_length()]
-    else:
-        most = _widest_code(facts, 8)
-        widths = list(range(most, min(most, SMALL_WIDTH) - 1, -1))
-        if not config.variable and config.slots is None and not least and not round(CODE_SHARE * each / most):
-            widths = [most]  # a budget for no code
+    least = 1 if prior is None else 0
+    widths = _code_widths(config, facts, head_bits)
+    if (
+        not least
+        and config.bits is None
+        and config.slots is None
+        and not config.variable
+        and not round(CODE_SHARE * each / widths[0])
+    ):
+        widths = widths[:1]  # a budget for no code
     for width in widths:
         k = config.codebook_size or 1 << width
         if config.variable:
@@ -286,6 +293,23 @@ def _shapes(config: FitConfig, facts: Facts, prior: PriorConfig | None, each: fl
         yield from (shape._replace(smaller=width > widths[-1]) for shape in found)
     if not least and not config.variable and config.slots is None and config.bits is None:
         yield _Shape(0, 1 << widths[0])
+
+
+def _code_widths(config: FitConfig, facts: Facts, head_bits: int) -> list[int]:
+    """Bits of a code, the most first, that a budget may choose from: those that spend the bits that the user named; one where slots are."""
+    if config.codebook_size is not None:
+        return [(config.codebook_size - 1).bit_length()]
+    named = max(1, config.bits - head_bits) if config.bits is not None and not config.variable else None
+    most = _widest_code(facts, named or 8)
+    widths = list(range(most, min(most, SMALL_WIDTH) - 1, -1))
+    if config.slots is not None:
+        return widths[:1]
+    if named is not None:
+        whole = [width for width in widths if named % width == 0]
+        return whole or [(_codebook_size(config, facts, named) - 1).bit_length()]
+    if config.bits is not None:  # so many, on average, that the most slots there are can hold them
+        widths = [width for width in widths if config.bits <= SLOTS_MOST * width] or widths[:1]
+    return widths
 
 
 def _rates(config: FitConfig, each: float, k: int) -> list[_Shape]:

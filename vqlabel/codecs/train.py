@@ -32,7 +32,7 @@ from vqlabel.errors import UsageError
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
 
-BATCH, BATCHES = 256, 60  # labels a step, fewer where a pass would take fewer steps than that
+BATCH, BATCH_LEAST, BATCHES = 256, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
 JUDGED = 4096  # held-out labels that every epoch is judged by
 LEVEL = 0.1  # weight of the error of a label's mean over classes, in that of its logits
@@ -222,7 +222,7 @@ def _train(
     groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
     optimizer = torch.optim.AdamW(groups, fused=True)
-    batch = max(32, min(BATCH, count // BATCHES))
+    batch = max(BATCH_LEAST, min(BATCH, count // BATCHES))
     steps = max(1, epochs * -(-count // batch))
     warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=warm)

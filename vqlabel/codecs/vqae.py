@@ -27,7 +27,7 @@ from vqlabel.labels import Context
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
 BEAM = {"fast": 1, "normal": 1, "best": 8}  # beginnings of a label's codes that are gone on with, before
-IMAGES = "decoder.prior.images"  # the vectors that all rates of a codec share
+PRIOR, IMAGES = "decoder.prior.", "decoder.prior.images"  # the vectors that all rates of a codec share
 RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
@@ -160,11 +160,15 @@ class VqaeCodec(LabelCodec):
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
         codec = cls._of(config, tensors, {})
-        images = {name: weight for name, weight in codec.state_dict().items() if name == IMAGES}
+        prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
         for slots, own in sorted(_by_rate(tensors).items()):
             if config.quantizer != "residual" or config.variable or not 1 <= slots < config.slots:
                 raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
-            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, images).eval()
+            networked = any(
+                name.startswith(PRIOR) for name in own
+            )  # files of before rates had networks of their own share all of it
+            shared = {name: weight for name, weight in prior.items() if name == IMAGES or not networked}
+            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, shared).eval()
         return codec
 
     @classmethod
