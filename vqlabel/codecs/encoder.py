@@ -30,7 +30,7 @@ CLAMP = 60.0  # a code that moves a logit by more would overflow single precisio
 KEPT_UP = 40.0  # the same where one code may be taken away and another put in, with no exponential made anew
 SMALLEST = 1e-30  # a probability below it may have lost its digits, and could never grow again
 FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on may take the polynomial: the lowest one of a loss, the others
-BENT = 1.0  # variance of a code's logits over a temperature, the mean of a slot's codes, above which no polynomial holds
+BENT = 0.25  # variance of a code's logits over a temperature, the mean of a slot's codes, above which no polynomial holds
 STEPS = 30  # of a bisection
 
 Found = TypeVar("Found")
