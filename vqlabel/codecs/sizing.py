@@ -26,9 +26,7 @@ CODE_SHARE = 0.5  # of a budget: what codes take, the rest is codec
 LATENT_LEAST = 12  # directions in which labels differ: students of fewer lose more than codes bring (docs/how-it-works.md)
 SMALL_WIDTH = 4  # bits of a code of the smallest codebook that is tried within a budget
 CODE_LABELS = 6  # labels that a code is seen in, at least: k-means makes no use of fewer
-BOOKS_SHARE = (
-    0.2  # bytes of codebooks in those of codes, at most, within a budget: a larger latent is worth more than larger codebooks
-)
+BOOKS_SHARE = 0.2  # bytes of codebooks in those of codes, at most, within a budget: a larger latent is worth more
 LATENT_LABELS = 24  # for each number of a latent whose bytes nobody limits
 LEAST_BITS, USUAL_BITS, MOST_BITS = 3, 4, 8  # of a stored number, under a budget
 # --head auto: code bits, in what a class takes, from which on one and two pay; temperatures where.
