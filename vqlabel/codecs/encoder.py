@@ -7,7 +7,7 @@ all labels is two matrix products:
 
 At high temperatures, where a code changes no probability by much, the loss is its second-order Taylor polynomial in the latent, with
 one curvature for all labels: no slot needs exponentials of its own. At T = 16 and above it finds as good codes, alone or not; at T = 4
-only beside a lower temperature, which is exact. Codes that move logits by more than their temperature are tried exactly at any.
+only beside a lower temperature, which is exact. Codes that move logits by more than half a temperature are tried exactly at any.
 
 A beam goes on with several beginnings of a label's codes instead of the best one, at as many times the cost: their losses compare,
 because shares that add up to 1 make a slot's loss its change.

@@ -266,15 +266,10 @@ def _shapes(config: FitConfig, facts: Facts, prior: PriorConfig | None, each: fl
     Raises:
         UsageError: no slot is left, and there is no prior.
     """
+    open_ended = config.bits is None and config.slots is None and not config.variable
     least = 1 if prior is None else 0
     widths = _code_widths(config, facts, head_bits)
-    if (
-        not least
-        and config.bits is None
-        and config.slots is None
-        and not config.variable
-        and not round(CODE_SHARE * each / widths[0])
-    ):
+    if open_ended and not least and not round(CODE_SHARE * each / widths[0]):
         widths = widths[:1]  # a budget for no code
     for width in widths:
         k = config.codebook_size or 1 << width
@@ -289,7 +284,7 @@ def _shapes(config: FitConfig, facts: Facts, prior: PriorConfig | None, each: fl
         if any(not shape.slots for shape in found) and prior is None:
             raise UsageError(NOTHING_LEFT)
         yield from (shape._replace(smaller=width > widths[-1]) for shape in found)
-    if not least and not config.variable and config.slots is None and config.bits is None:
+    if open_ended and not least:
         yield _Shape(0, 1 << widths[0])
 
 

@@ -164,9 +164,7 @@ class VqaeCodec(LabelCodec):
         for slots, own in sorted(_by_rate(tensors).items()):
             if config.quantizer != "residual" or config.variable or not 1 <= slots < config.slots:
                 raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
-            networked = any(
-                name.startswith(PRIOR) for name in own
-            )  # files of before rates had networks of their own share all of it
+            networked = any(name.startswith(PRIOR) for name in own)  # else it is a file whose rates share the whole prior
             shared = {name: weight for name, weight in prior.items() if name == IMAGES or not networked}
             codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, shared).eval()
         return codec
