@@ -277,6 +277,16 @@ def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of
         build_codec(whole.kind, whole.config.to_dict(), broken)
 
 
+def test_training_beside_a_prior_teaches_the_mean_over_classes_that_no_softmax_sees() -> None:
+    labels, context = mixed_labels(noise=0.2)
+    level = 5 + 0.3 * labels[:, :3].mean(1)
+    moved = labels - labels.mean(1, keepdim=True) + level[:, None]
+    codec = fit(moved, context, temperature=(1.0,))
+    assert codec.config.prior is not None
+    lost = codec.decode(codec.encode(moved, context), context).mean(1) - level
+    assert float(lost.square().mean()) < 0.4 * float(level.var())
+
+
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])
 def test_records_without_images_get_no_prior_and_cannot_ask_for_one(context: Context | None) -> None:
     labels, _ = mixed_labels(noise=0.2)
