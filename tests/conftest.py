@@ -1,7 +1,8 @@
 """A small teacher in its usual dresses: the same labels as arrays and as SRe2L's tree, a codec fitted to them, a `.vql` of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,7 @@ import vqlabel
 from vqlabel import FitConfig, LabelBatch, VqlDataset
 from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX
-from vqlabel.labels import Place
-from vqlabel.labels.sre2l import write_batch, write_order
+from vqlabel.labels import About, Place, writing
 
 EPOCHS, IMAGES, CLASSES, BATCH = 6, 60, 40, 16
 HEIGHT, WIDTH = 48, 64  # pixels of every image: crops are whole in them
@@ -90,21 +90,28 @@ def batches(logits: NDArray[np.float16]) -> list[LabelBatch]:
     return found
 
 
-def write_tree(folder: Path, batches: list[LabelBatch], *, as_bf16: bool = False) -> Path:
-    """SRe2L's tree with LPLD's order file."""
-    order: dict[int, list[int]] = {}
-    for batch in batches:
-        assert batch.image is not None
-        write_batch(folder, batch, as_bf16=as_bf16)
-        order.setdefault(batch.place.epoch, []).extend(batch.image.tolist())
-    write_order(folder, order)
-    return folder
+WriteDump = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
-def tree(batches: list[LabelBatch], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The batches on disk, as SRe2L has them."""
-    return write_tree(tmp_path_factory.mktemp("tree") / "dump", batches)
+def write_dump() -> WriteDump:
+    """Write batches in any layout; name in `about` what differs from fp16 logits of known images."""
+
+    def write(folder: Path, batches: Iterable[LabelBatch], layout: str = "lpld", **about: Any) -> Path:
+        batches = list(batches)
+        usual = {"classes": batches[0].labels.shape[1], "domain": "logits", "dtype": "F16", "order": "explicit"}
+        with writing(folder, About(layout=layout, **{**usual, **about}), layout) as writer:
+            for batch in batches:
+                writer.add(batch)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tree(batches: list[LabelBatch], write_dump: WriteDump, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The batches on disk, as LPLD has them."""
+    return write_dump(tmp_path_factory.mktemp("tree") / "dump", batches)
 
 
 @pytest.fixture(scope="session")

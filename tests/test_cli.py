@@ -23,7 +23,7 @@ from vqlabel.cli.show import INTERRUPTED
 from vqlabel.labels import open_labels
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("fit", "tune", "pack", "unpack", "stats", "compare", "info", "verify", "demo")
+COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
 
 
@@ -128,6 +128,7 @@ def test_squared_error_of_logits_is_a_high_temperature() -> None:
 
 def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
+    assert found.pop("augmentation_bits")["kept"] > 30
     assert found == {"path": str(tmp_path / "a.vql"), "records": 360, "bytes": vql.stat().st_size, "code_bits": 12}
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
@@ -276,7 +277,7 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("so nothing was interrupted; run without --resume", ("fit", dump, "-o", out, "--resume")),
         ("nothing: no such file; name a codec", ("pack", dump, "-o", out, "--codec", tmp_path / "nothing")),
         ("effort is 'most'; it must be one of", ("pack", dump, "-o", out, "--codec", codec_file, "--effort", "most")),
-        ("layout is 'fkd'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd")),
+        ("layout is 'fkd2'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd2")),
         ("domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
         ("--records '1:2:3': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "1:2:3")),
         ("--records 'x:': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "x:")),

@@ -17,9 +17,9 @@ LAYERS = (
     ("errors",),
     ("config", "files", "progress"),
     ("labels", "bitstream", "container"),
-    ("columns", "counts", "crops", "vql", "codecs"),
-    ("packing", "fitting", "unpacking", "verifying"),
-    ("tuning", "dataset", "report", "demo"),
+    ("augment", "columns", "counts", "crops", "seeded", "vql", "teachers", "codecs"),
+    ("packing", "fitting", "unpacking", "converting", "verifying", "pruning", "journal"),
+    ("tuning", "relabeling", "dataset", "training", "dropin", "losses", "report", "demo"),
     ("cli", "__main__"),
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

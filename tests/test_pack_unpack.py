@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from vqlabel.columns import ColumnWriter
 from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelSource, open_labels
-from vqlabel.labels.sre2l import write_batch, write_order
 from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
@@ -78,12 +78,10 @@ def test_raw_labels_return_bit_for_bit(
 
 
 @pytest.mark.parametrize("as_bf16", [False, True], ids=["fp16", "bf16"])
-def test_a_raw_tree_returns_item_for_item(as_bf16: bool, batches: list[LabelBatch], tmp_path: Path) -> None:
-    order: dict[int, list[int]] = {}
-    for batch in batches:
-        write_batch(tmp_path / "dump", batch, as_bf16=as_bf16)
-        order.setdefault(batch.place.epoch, []).extend(batch.image.tolist())
-    write_order(tmp_path / "dump", order)
+def test_a_raw_tree_returns_item_for_item(
+    as_bf16: bool, batches: list[LabelBatch], write_dump: Callable[..., Path], tmp_path: Path
+) -> None:
+    write_dump(tmp_path / "dump", batches, dtype="BF16" if as_bf16 else "F16")
     vqlabel.unpack(pack_raw(tmp_path / "dump", tmp_path / "a.vql"), tmp_path / "back")
     check_same_tree(tmp_path / "dump", tmp_path / "back", exact=True)
 
@@ -125,13 +123,15 @@ def test_an_array_can_become_a_tree_whose_order_is_that_of_its_rows(
     dump: Path, logits: NDArray[np.float16], tmp_path: Path
 ) -> None:
     pack_raw(dump, tmp_path / "a.vql")
-    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back", layout="sre2l")
+    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back", layout="lpld")
     trees = read_tree(tmp_path / "back")
     assert list(trees) == [f"epoch_{epoch}/batch_0.tar" for epoch in range(6)]
     assert all(torch.equal(items[5], torch.from_numpy(logits[epoch])) for epoch, items in enumerate(trees.values()))
     assert all(item is None for items in trees.values() for item in items[:5])
     assert open_labels(tmp_path / "back").read(3).image.tolist() == list(range(60))
-    with pytest.raises(UsageError, match=r"out is '.*'; it must end in \.npy or \.safetensors; for a tree pass --layout sre2l"):
+    with pytest.raises(
+        UsageError, match=r"out is '.*'; it must end in \.npy or \.safetensors; for a dump of another layout pass --layout sre2l"
+    ):
         vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back2")
 
 
@@ -169,9 +169,13 @@ def test_labels_are_written_in_the_type_asked_for(dtype: str, vql: Path, dataset
     [
         ("a.npy", {"dtype": "bf16"}, r"dtype is 'bf16'; it cannot be written to \.npy, .*; use \.safetensors or --dtype f32"),
         ("a.npy", {"dtype": "f8"}, "dtype is 'f8'; it must be f16, bf16 or f32"),
-        ("a.npy", {"layout": "sre2l"}, r"layout is 'sre2l'; it needs a folder, and .*a\.npy is a file name"),
-        ("a", {"layout": "fkd"}, "layout is 'fkd'; it must be sre2l"),
-        ("a", {"records": (0, 10)}, r"records is '0:10'; it needs a \.npy or \.safetensors target: a tree has whole batches"),
+        ("a.npy", {"layout": "sre2l"}, r"layout is 'sre2l'; it needs another target than .*a\.npy, which is one array"),
+        ("a", {"layout": "fkd2"}, "layout is 'fkd2'; it must be one of arrays, sre2l, lpld"),
+        (
+            "a",
+            {"records": (0, 10)},
+            r"records is '0:10'; it needs a \.npy or \.safetensors target: other layouts have whole batches",
+        ),
         ("no/a.npy", {}, "no: no such folder; make it first"),
     ],
 )
@@ -231,6 +235,7 @@ def test_a_harder_search_gives_better_labels_in_no_more_bytes(
     for effort in ("fast", "normal", "best"):
         out = tmp_path / f"{effort}.vql"
         found = vqlabel.pack(dump, out, codec=codec, effort=effort)
+        assert found.pop("augmentation_bits") == {"kept": 0.167}, "six batches of one array: 10 bits each"
         assert found == {"path": str(out), "records": 360, "bytes": out.stat().st_size, "code_bits": 12}
         decoded = vqlabel.open(out)[:]
         loss.append(float(mixed_kl(as_logits(raw, "logits"), as_logits(decoded, "logits"), (1.0, 4.0, 20.0)).mean()))
@@ -281,7 +286,7 @@ def test_a_file_names_the_labels_it_came_from(
 ) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
     assert VqlFile(tmp_path / "a.vql").source == {"layout": "arrays", "labels_sha256": hashlib.sha256(logits.tobytes()).hexdigest()}
-    assert VqlFile(vql).source["layout"] == "sre2l"
+    assert VqlFile(vql).source["layout"] == "lpld"
     assert VqlFile(vql).source["labels_sha256"] != VqlFile(tmp_path / "a.vql").source["labels_sha256"], "other records' order"
 
 

@@ -21,6 +21,11 @@ _HOME = {
     "unpack": "vqlabel.unpacking",
     "open": "vqlabel.dataset",
     "VqlDataset": "vqlabel.dataset",
+    "VqlViews": "vqlabel.training",
+    "StoredBatches": "vqlabel.training",
+    "PooledBatches": "vqlabel.training",
+    "convert": "vqlabel.converting",
+    "relabel": "vqlabel.relabeling",
     "verify": "vqlabel.verifying",
     "stats": "vqlabel.report",
 }
@@ -28,13 +33,18 @@ _HOME = {
 __all__ = [
     "FitConfig",
     "LabelBatch",
+    "PooledBatches",
+    "StoredBatches",
     "VqlDataset",
+    "VqlViews",
     "VqlabelError",
+    "convert",
     "fit",
     "load_codec",
     "open",
     "open_labels",
     "pack",
+    "relabel",
     "save_codec",
     "stats",
     "unpack",
@@ -44,12 +54,15 @@ __all__ = [
 if TYPE_CHECKING:
     from vqlabel.codecs import load_codec, save_codec
     from vqlabel.config import FitConfig
+    from vqlabel.converting import convert
     from vqlabel.dataset import VqlDataset, open
     from vqlabel.errors import VqlabelError
     from vqlabel.fitting import fit
     from vqlabel.labels import LabelBatch, open_labels
     from vqlabel.packing import pack
+    from vqlabel.relabeling import relabel
     from vqlabel.report import stats
+    from vqlabel.training import PooledBatches, StoredBatches, VqlViews
     from vqlabel.unpacking import unpack
     from vqlabel.verifying import verify
 

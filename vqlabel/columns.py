@@ -4,7 +4,7 @@ Source: docs/format.md, "Columns".
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,24 @@ IMAGES_MOST = 1 << 24
 BATCHES_MOST = 1 << 22  # a reader holds their places
 _SPOOL_ROWS = 1 << 16
 PREFIX = "columns."
+INTEGERS = ("image", "flip", "mix_index", "partner_image", "partner_flip", "patches", "seed")  # columns with a row a record
+FLOATS = ("crop", "partner_crop", "cutout", "ops")  # likewise, of float32
+CROPS = {"crop": "image", "partner_crop": "partner_image"}  # shares of an image's sides, and the image
+AUGMENTATION = (*(name for name in INTEGERS if name != "image"), *FLOATS, "mix_lam", "mix_box")
+FIELDS = {
+    "image": 1,
+    "flip": 1,
+    "mix_index": 1,
+    "partner_image": 1,
+    "partner_flip": 1,
+    "seed": 1,
+    "crop": 4,
+    "partner_crop": 4,
+    "cutout": 7,
+}
+NAMES_MOST = 1 << 28  # bytes of all images' names
+PARTS_MOST, OPS_MOST = 256, 64  # strips of a view along a side; operations of RandAugment
+ONE_SIZE = np.ones((1, 2), np.int64)
 
 
 class ColumnWriter:
@@ -32,6 +50,8 @@ class ColumnWriter:
         self._folder, self._order = folder, order
         self._spools: dict[str, Spool] = {}
         self._sizes = SizeFinder()
+        self._says: dict[str, str] = {}  # how numbers of a column are stored
+        self._halves: dict[str, bool] = {}  # whether all numbers of a column are halves
         self._batches = 0
         self._present: dict[str, bool] | None = None
 
@@ -41,10 +61,9 @@ class ColumnWriter:
         Raises:
             BadLabels: a column is missing that the first batch had, or the other way round.
         """
-        fields = ("crop", "flip", "mix_index", "mix_lam", "mix_box")
-        present = {name: getattr(batch, name) is not None for name in fields}
+        present = {name: getattr(batch, name) is not None for name in AUGMENTATION}
         self._present = self._present or present
-        for name in fields:
+        for name in AUGMENTATION:
             if present[name] != self._present[name]:
                 have = "has" if present[name] else "lacks"
                 raise BadLabels(
@@ -54,57 +73,95 @@ class ColumnWriter:
         if self._batches > BATCHES_MOST:
             raise BadLabels(f"the dump has more than {BATCHES_MOST} batches; the format allows no more: use larger batches")
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
-        if self._order == "explicit" and batch.image is not None:
-            if len(batch) and int(batch.image.max()) >= IMAGES_MOST:
-                raise BadLabels(f"image index {int(batch.image.max())} is above {IMAGES_MOST - 1}; number the images from 0")
-            self._put("image", batch.image[:, None])
+        for name in INTEGERS:
+            value = getattr(batch, name)
+            if value is not None and (name != "image" or self._order == "explicit"):
+                if name in ("image", "partner_image") and len(batch) and int(value.max()) >= IMAGES_MOST:
+                    raise BadLabels(f"image index {int(value.max())} is above {IMAGES_MOST - 1}; number the images from 0")
+                self._put(name, value.reshape(len(batch), -1).astype(np.int64))
+        for name in FLOATS:
+            value = getattr(batch, name)
+            if value is not None:
+                self._put_floats(name, value.reshape(len(batch), -1))
         if batch.crop is not None:
-            self._put("crop", np.ascontiguousarray(batch.crop, np.float32).view(np.uint32))
             self._sizes.add(batch.crop, batch.image if self._order == "explicit" else None)
-        if batch.flip is not None:
-            self._put("flip", batch.flip[:, None])
-        if batch.mix_index is not None:
-            self._put("mix_index", batch.mix_index[:, None])
+        if batch.partner_crop is not None:
+            self._sizes.add(batch.partner_crop, batch.partner_image if self._order == "explicit" else None)
         if batch.mix_lam is not None:
             self._put("mix_lam", np.array([batch.mix_lam], "<f8").view("<u4")[None])
         if batch.mix_box is not None:
             self._put("mix_box", np.array([batch.mix_box]))
 
+    def _put_floats(self, name: str, values: NDArray[np.floating]) -> None:
+        """As the bits of float32; whether halves would do is seen on the way."""
+        wide = np.ascontiguousarray(values, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            back = wide.astype(np.float16).astype(np.float32)
+        self._halves[name] = self._halves.get(name, True) and bool((back.view(np.uint32) == wide.view(np.uint32)).all())
+        self._put(name, wide.view(np.uint32))
+
     def _put(self, name: str, rows: NDArray[Any]) -> None:
         if name not in self._spools:
             self._spools[name] = Spool(self._folder, rows.shape[1])
-        self._spools[name].add(rows.astype(np.uint32))
+        spool = self._spools[name]
+        if rows.shape[1] != spool.fields:
+            raise BadLabels(f"{name} has {rows.shape[1]} numbers a record, the dump began with {spool.fields}: mix no recipes")
+        spool.add(rows.astype(np.uint32))
 
-    def write(self, writer: ContainerWriter) -> dict[str, str]:
-        """Write every column as a stream. Returns what `vql.columns` says of them."""
-        says = {"order": self._order}
+    def write(self, writer: ContainerWriter, names: Sequence[str] | None = None) -> dict[str, str]:
+        """Write every column as a stream, and the names of images. Returns what `vql.columns` says of them."""
+        for name, parts, most in self._streams():
+            writer.begin(PREFIX + name, _widths(most))
+            for rows in parts:
+                writer.append(rows)
+            writer.end()
+        if names is not None:
+            text = np.frombuffer("\n".join(names).encode(), np.uint8)
+            writer.begin(PREFIX + "names", [8])
+            writer.append(text[:, None].astype(np.uint32))
+            writer.end()
+        return {"order": self._order, **self._says}
+
+    def bits(self) -> int:
+        """What the columns take before any coding, chunk tables and names apart."""
+        return sum(sum(_widths(most)) * sum(map(len, parts)) for _, parts, most in self._streams())
+
+    def _streams(self) -> Iterator[tuple[str, Iterable[NDArray[np.uint32]], NDArray[Any]]]:
+        """(name, rows, the largest value of every field) of each column."""
+        sizes = self._sizes.found() if "crop" in self._spools else None
         for name in sorted(self._spools):
             spool = self._spools[name]
-            if name == "crop":
-                sizes = self._sizes.found()
-                says["crop"] = "float32" if sizes is None else "integers"
-                if sizes is not None:
-                    images = self._spools.get("image")
-                    spool = self._whole(spool, images if len(sizes) > 1 else None, sizes)
-                    _write_stream(writer, PREFIX + "image_size", iter([sizes.astype(np.uint32)]), sizes.max(0))
-            _write_stream(writer, PREFIX + name, iter(spool), spool.most)
-        return says
+            if name in FLOATS:
+                self._says[name] = "float16" if self._halves[name] else "float32"
+                if name in CROPS and sizes is not None:
+                    self._says[name] = "integers"
+                    images = self._spools.get(CROPS[name]) if len(sizes) > 1 else None
+                    spool = self._changed(spool, lambda shares, size: to_pixels(shares.view(np.float32), size), images, sizes)
+                    if name == "crop":
+                        yield "image_size", [sizes.astype(np.uint32)], sizes.max(0)
+                elif self._says[name] == "float16":
+                    spool = self._changed(spool, lambda bits, _: bits.view(np.float32).astype(np.float16).view(np.uint16))
+            yield name, spool, spool.most
 
-    def _whole(self, spool: "Spool", images: "Spool | None", sizes: NDArray[np.int64]) -> "Spool":
-        """The crops in pixels."""
-        out = Spool(self._folder, 4)
+    def _changed(
+        self,
+        spool: "Spool",
+        change: Callable[..., NDArray[Any]],
+        images: "Spool | None" = None,
+        sizes: NDArray[np.int64] = ONE_SIZE,
+    ) -> "Spool":
+        """Rows as `change` makes them of the bits of float32 and of the size of each row's image."""
+        out = Spool(self._folder, spool.fields)
         which: Iterator[NDArray[np.uint32]] | None = iter(images) if images is not None else None
-        for shares in spool:
-            image = np.zeros(len(shares), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
-            out.add(to_pixels(shares.view(np.float32), sizes[image]))
+        for rows in spool:
+            image = np.zeros(len(rows), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
+            out.add(change(rows, sizes[image]).astype(np.uint32))
         return out
 
 
-def _write_stream(writer: ContainerWriter, name: str, parts: Iterator[NDArray[np.uint32]], most: NDArray[Any]) -> None:
-    writer.begin(name, [max(1, int(top).bit_length()) for top in most])
-    for rows in parts:
-        writer.append(rows)
-    writer.end()
+def _widths(most: NDArray[Any]) -> list[int]:
+    """Bits of every field, by its largest value."""
+    return [max(1, int(top).bit_length()) for top in most]
 
 
 class Spool:
@@ -135,12 +192,12 @@ class ColumnReader:
 
     def __init__(self, reader: ContainerReader, says: dict[str, Any], records: int) -> None:
         self._reader = reader
-        self.order = says.get("order")
-        self._crop = says.get("crop")
+        self.order, self._floats = str(says.get("order")), {name: says[name] for name in FLOATS if name in says}
         where = reader.path
-        if self.order not in ("explicit", "rows", "none") or self._crop not in (None, "integers", "float32"):
+        kinds = {name: ("integers", "float16", "float32") if name in CROPS else ("float16", "float32") for name in FLOATS}
+        if self.order not in ("explicit", "rows", "none") or any(kind not in kinds[name] for name, kind in self._floats.items()):
             raise BadContainer(f"{where}: vql.columns is {says}; damaged or from a newer version")
-        for name, most in (("batch", BATCHES_MOST), ("image_size", IMAGES_MOST)):
+        for name, most in (("batch", BATCHES_MOST), ("image_size", IMAGES_MOST), ("names", NAMES_MOST)):
             stream = reader.streams.get(PREFIX + name)
             if stream is not None and stream.rows > most:
                 raise BadContainer(f"{where}: column {name!r} has {stream.rows} rows; the format allows {most}")
@@ -151,15 +208,22 @@ class ColumnReader:
         self.starts = np.concatenate([[0], np.cumsum(table[:, 2])])
         first = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
         self._epoch_start = np.repeat(self.starts[first], np.diff(np.append(first, len(table)))) if len(table) else self.starts
-        fields = {"image": 1, "crop": 4, "flip": 1, "mix_index": 1}
-        for name, width in {**fields, "mix_lam": 2, "mix_box": 4}.items():
+        for name, width in {**FIELDS, "mix_lam": 2, "mix_box": 4}.items():
             stream = reader.streams.get(PREFIX + name)
-            rows = records if name in fields else len(table)
+            rows = records if name in FIELDS else len(table)
             if stream is not None and (stream.rows, len(stream.bits)) != (rows, width):
                 raise BadContainer(
                     f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {rows} of {width} belong"
                 )
-        self._sizes = reader.rows(PREFIX + "image_size").astype(np.int64) if self._crop == "integers" else None
+        for name, each, count in (("patches", 2, PARTS_MOST), ("ops", 3, OPS_MOST)):
+            stream = reader.streams.get(PREFIX + name)
+            if stream is not None and (stream.rows != records or len(stream.bits) % each or len(stream.bits) > each * count):
+                raise BadContainer(
+                    f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {records} of {each} times 1..{count} "
+                    "belong"
+                )
+        integers = "integers" in self._floats.values()
+        self._sizes = reader.rows(PREFIX + "image_size").astype(np.int64) if integers else None
         if self._sizes is not None and (self._sizes.shape[1:] != (2,) or not len(self._sizes) or not self._sizes.all()):
             raise BadContainer(f"{where}: its image sizes are {self._sizes.shape}, or hold a zero; damaged or forged")
 
@@ -179,61 +243,96 @@ class ColumnReader:
         index = self._column("mix_index", record)
         if index is not None and len(index) and int(index.max()) >= len(record):
             raise BadContainer(f"{self._reader.path}: mix_index {int(index.max())} in batch {at} leaves its {len(record)} slots")
+        patches, ops, seed = self._column("patches", record), self._float("ops", record), self._column("seed", record)
         return LabelBatch(
             labels=labels,
             place=self.places[at],
             image=self.image(record),
             crop=self.crop(record),
-            flip=self._flip(record),
+            flip=self._flip("flip", record),
             mix_index=None if index is None else index.astype(np.int64)[:, 0],
             mix_lam=None if lam is None else float(lam.astype("<u4").view("<f8")[0]),
             mix_box=None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
+            partner_image=self._integer("partner_image", record),
+            partner_crop=self.crop(record, "partner_crop"),
+            partner_flip=self._flip("partner_flip", record),
+            cutout=self._float("cutout", record),
+            patches=None if patches is None else patches.astype(np.int64).reshape(len(record), 2, -1),
+            ops=None if ops is None else ops.reshape(len(record), -1, 3),
+            seed=None if seed is None else seed.astype(np.uint32).view(np.int32).astype(np.int64)[:, 0],
         )
 
     def image(self, record: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """[n] image of each record."""
-        if self.order == "rows":
-            return np.asarray(record - self._epoch_start[self.batch_of(record)])
-        image = self._column("image", record)
-        return None if image is None else image.astype(np.int64)[:, 0]
+        return (
+            np.asarray(record - self._epoch_start[self.batch_of(record)])
+            if self.order == "rows"
+            else self._integer("image", record)
+        )
 
-    def crop(self, record: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """[n, 4] shares, the very floats of the dump."""
-        crop = self._column("crop", record)
+    def crop(self, record: NDArray[np.int64], name: str = "crop") -> NDArray[np.float32] | None:
+        """[n, 4] shares, the very floats of the dump: the record's own, or of its "partner_crop"."""
+        if self._floats.get(name) != "integers":
+            return self._float(name, record)
+        crop = self._column(name, record)
         if crop is None or self._sizes is None:
-            return None if crop is None else crop.astype(np.uint32).view(np.float32)
+            return None
         at = np.zeros(len(record), np.int64)
         if len(self._sizes) > 1:
-            image = self.image(record)
+            image = self.image(record) if name == "crop" else self._integer("partner_image", record)
             if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
                 raise BadContainer(f"{self._reader.path}: an image has no size; damaged or forged")
             at = image
         return to_shares(crop, self._sizes[at])
+
+    @property
+    def names(self) -> list[str] | None:
+        """The names of the images, by index, where the dump found its images by name."""
+        if PREFIX + "names" not in self._reader.streams:
+            return None
+        text = self._reader.rows(PREFIX + "names").astype(np.uint8).tobytes()
+        try:
+            return text.decode().split("\n")
+        except UnicodeDecodeError as error:
+            raise BadContainer(f"{self._reader.path}: the images' names are no UTF-8 ({error}); damaged or forged") from None
 
     def context(self, record: NDArray[np.int64]) -> Context:
         """What a codec may know of these records: their whole batches are looked at for the partners."""
         batch = self.batch_of(record)
         image = self.image(record)
         index, lam, box = (self._column(n, r) for n, r in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
-        other = None
+        partner = self._integer("partner_image", record), self.crop(record, "partner_crop"), self._flip("partner_flip", record)
         if index is not None:
             other = self.starts[batch] + index[:, 0].astype(np.int64)
             if len(other) and (other >= self.starts[batch + 1]).any():
                 raise BadContainer(f"{self._reader.path}: a mix_index leaves its batch; damaged or forged")
+            partner = self.image(other), self.crop(other), self._flip("flip", other)
         return Context(
             image=image,
-            partner=None if other is None else self.image(other),
-            partner_crop=None if other is None else self.crop(other),
-            partner_flip=None if other is None else self._flip(other),
+            partner=partner[0],
+            partner_crop=partner[1],
+            partner_flip=partner[2],
             mix=None if lam is None else np.ascontiguousarray(lam.astype("<u4")).view("<f8")[:, 0].astype(np.float32),
             crop=self.crop(record),
-            flip=self._flip(record),
+            flip=self._flip("flip", record),
             box=None if box is None else box.astype(np.int64),
         )
 
-    def _flip(self, record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        flip = self._column("flip", record)
+    def _flip(self, name: str, record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        flip = self._column(name, record)
         return None if flip is None else flip.astype(bool)[:, 0]
+
+    def _integer(self, name: str, record: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        value = self._column(name, record)
+        return None if value is None else value.astype(np.int64)[:, 0]
+
+    def _float(self, name: str, record: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        bits = self._column(name, record)
+        if bits is None:
+            return None
+        if self._floats.get(name, "float32") == "float16":
+            return bits.astype(np.uint16).view(np.float16).astype(np.float32)
+        return bits.astype(np.uint32).view(np.float32)
 
     def _column(self, name: str, row: NDArray[np.int64]) -> NDArray[np.unsignedinteger] | None:
         return self._reader.take(PREFIX + name, row) if PREFIX + name in self._reader.streams else None

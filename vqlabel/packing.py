@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import fields
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 import vqlabel
+from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.sizing import CHUNK_CODES
@@ -26,10 +27,12 @@ from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
+from vqlabel.seeded import SEEDED_VIEWS, check_drawn, drawn_bits, write_drawn
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
+Codes = NDArray[np.unsignedinteger]  # [n, m]
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
 
@@ -39,6 +42,7 @@ def pack(
     *,
     codec: LabelCodec,
     effort: str = "normal",
+    drawn: DrawnColumns | None = None,
     overwrite: bool = False,
     device: str = "cpu",
     progress: Progress = silent,
@@ -49,9 +53,12 @@ def pack(
         dump: a path for `open_labels`, or a source.
         codec: a fitted codec (`fit`, `load_codec`).
         effort: "fast", "normal" or "best": how hard the best codes of a label are looked for (`vqae.SWEEPS`, `vqae.BEAM`).
+        drawn: how the views were drawn (`seeded.read_recipe`): its seed is stored in the place of their augmentation, after every batch was
+            compared with what it draws.
 
     Returns:
-        records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included.
+        records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included; bits per
+        label that augmentation and order take if they are kept and, where the recipe is known, if they are drawn again.
 
     Raises:
         UsageError: the codec is for another number of classes, domain or type.
@@ -61,32 +68,71 @@ def pack(
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_codec(codec, source)
     fingerprint = hashlib.sha256()
-    with _lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
+    with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
-        store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits)
-        with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
+
+        def parts(encoded: Iterable[tuple[int, list[LabelBatch], Codes]]) -> Iterator[Codes]:
             for done, batches, codes in encoded:
                 for batch in batches:
                     columns.add(batch)
+                    if drawn is not None:
+                        check_drawn(batch, drawn, _number_of(batch, drawn, source), source.path)
                     fingerprint.update(batch.label_bytes())
-                store.append(codes)
+                yield codes
                 progress("packing", done, len(source), {})
-        records = store.end()
-        says = columns.write(writer)
-        for name, tensor in codec.decoder_tensors().items():
-            writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
-        size = writer.finish(
-            {
-                "vql.label": canonical(describe_label(codec, source)),
-                "vql.codec": canonical({"kind": codec.kind, "config": codec.config.to_dict()}),
-                "vql.columns": canonical(says),
-                "vql.source": canonical({"layout": source.layout, "labels_sha256": fingerprint.hexdigest()}),
-                "vql.writer": f"vqlabel {vqlabel.__version__}",
-            },
-            [VARIABLE_SLOTS] if codec.counted else [],
-        )
+
+        with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
+            records = store_codes(writer, codec, parts(encoded))
+        prices = {"kept": columns.bits()} | ({"seeded": drawn_bits(drawn)} if drawn is not None else {})
+        says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
+        size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()})
     bits = round(VqlFile(writer.path).label_bits, 4) if codec.counted else sum(codec.code_bits)
-    return {"path": str(writer.path), "records": records, "bytes": size, "code_bits": bits}
+    return {
+        "path": str(writer.path),
+        "records": records,
+        "bytes": size,
+        "code_bits": bits,
+        "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
+    }
+
+
+def _number_of(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
+    """Of a batch among those that a recipe draws."""
+    at = batch.place.epoch * drawn.recipe.batches + batch.place.batch
+    if not (0 <= at < len(drawn.places) and drawn.places[at] == batch.place):
+        raise UsageError(
+            f"{source.path}: batch {batch.place.batch} of epoch {batch.place.epoch} is none of its recipe's; pack with --augmentation keep"
+        )
+    return at
+
+
+def store_codes(writer: ContainerWriter, codec: LabelCodec, parts: Iterable[Codes]) -> int:
+    """Write the codes of all records, [n, m] at a time. Returns the number of records."""
+    store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits)
+    for codes in parts:
+        store.append(codes)
+    return store.end()
+
+
+def finish(writer: ContainerWriter, codec: LabelCodec, source: LabelSource, says: dict[str, Any], more: dict[str, Any]) -> int:
+    """Write the decoder and the header, after codes and columns. Returns the size of the file.
+
+    Args:
+        says: of the columns, for `vql.columns`.
+        more: for `vql.source`, besides what the dump says of itself.
+    """
+    for name, tensor in codec.decoder_tensors().items():
+        writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
+    return writer.finish(
+        {
+            "vql.label": canonical(describe_label(codec, source)),
+            "vql.codec": canonical({"kind": codec.kind, "config": codec.config.to_dict()}),
+            "vql.columns": canonical(says),
+            "vql.source": canonical({**describe_source(source), **more}),
+            "vql.writer": f"vqlabel {vqlabel.__version__}",
+        },
+        [VARIABLE_SLOTS] * codec.counted + [SEEDED_VIEWS] * (says["order"] == "seeded"),
+    )
 
 
 class _Plain:
@@ -132,7 +178,7 @@ class _Counted:
 
 
 @contextmanager
-def _lent(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
+def lent(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
     """The codec on `device`, with `effort`; it is its owner's, so it goes back as it came."""
     before, weight = codec.effort, next(itertools.chain(codec.parameters(), codec.buffers()), None)
     home = "cpu" if weight is None else weight.device
@@ -161,7 +207,14 @@ def check_codec(codec: LabelCodec, source: LabelSource) -> None:
 
 def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:
     """What `vql.label` says. Only `raw` keeps the level of the logits, which MSE students need; KL students never see it."""
-    return {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": codec.kind == "raw"}
+    said = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": codec.kind == "raw"}
+    return said if source.support is None else {**said, "support": {"k": source.support.k, "rest": source.support.rest}}
+
+
+def describe_source(source: LabelSource) -> dict[str, Any]:
+    """What `vql.source` says besides a fingerprint."""
+    said = {"layout": source.layout, "temperature": source.temperature, "details": dict(source.details)}
+    return {name: value for name, value in said.items() if value}
 
 
 def _encoded(

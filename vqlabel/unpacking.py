@@ -1,11 +1,10 @@
 """`.vql` -> labels: batches on any device, or a file or tree in a layout that others read."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs import LabelCodec, build_codec
-from vqlabel.errors import BadContainer, TargetExists, UsageError, require
-from vqlabel.files import appearing
-from vqlabel.labels.sre2l import is_tree, write_batch, write_order
+from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.labels import LabelBatch, LabelSource, Place, writing
+from vqlabel.labels.arrays import ArrayWriter
+from vqlabel.labels.detect import written_as
 from vqlabel.progress import Progress, silent
 from vqlabel.vql import CODEC, VqlFile
 
@@ -98,79 +98,72 @@ def unpack(
     """Decode a `.vql` into a file or a tree; it appears whole or not at all.
 
     Args:
-        out: `.npy` or `.safetensors` (tensor "logits" or "probs", [n, C]), or a folder: SRe2L's tree.
-        layout: "sre2l" for a folder; a folder has no other.
+        out: `.npy` or `.safetensors` (tensor "logits" or "probs", [n, C]), or what `layout` writes.
+        layout: one that `vqlabel.labels.WRITERS` names, with its form after a colon, such as "lpqld:10"; None: as `out` ends, or the layout
+            that the labels came in.
         records: first record and the one after the last; None: from the start, to the end. Files only.
         dtype: "f16", "bf16" or "f32"; None: the dump's.
 
     Raises:
-        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold.
+        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold, a layout that cannot
+            hold these labels or their augmentation.
         TargetExists: `out` is there and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """
-    file, target = VqlFile(path), Path(out)
-    codec = read_codec(file).to(device)
-    name = (dtype or file.label["dtype"]).upper()
-    require(name in DTYPES, "dtype", dtype, "must be f16, bf16 or f32")
-    start, stop, _ = slice(*records).indices(file.records)
+    target = Path(out)
+    source = VqlSource(path, dtype=dtype, device=device)
+    file, (start, stop, _) = source.file, slice(*records).indices(source.file.records)
     if any(r is not None and not -file.records <= r <= file.records for r in records) or start > stop:
         raise UsageError(f"records {records[0]}:{records[1]} leave 0:{file.records}")
-    tree = target.suffix not in (".npy", ".safetensors")
-    require(layout in (None, "sre2l"), "layout", layout, "must be sre2l, or left out for a .npy or .safetensors file")
-    require(tree or layout is None, "layout", layout, f"needs a folder, and {target} is a file name")
-    require(
-        not tree or layout or file.source.get("layout") == "sre2l",
-        "out",
-        str(out),
-        "must end in .npy or .safetensors; for a tree pass --layout sre2l",
-    )
-    if tree:
+    layout = written_as(target, layout, source.layout)
+    if not layout.startswith("arrays:"):
         whole = (start, stop) == (0, file.records)
-        require(whole, "records", f"{start}:{stop}", "needs a .npy or .safetensors target: a tree has whole batches")
-        if target.is_dir() and not is_tree(target):
-            raise TargetExists(
-                f"{target} is a folder with other things in it; name a new one, or one that holds such a tree and nothing else"
-            )
-    with appearing(target, overwrite=overwrite) as partial:
-        if tree:
-            _write_tree(file, codec, partial, DTYPES[name], device, progress)
+        require(whole, "records", f"{start}:{stop}", "needs a .npy or .safetensors target: other layouts have whole batches")
+    with writing(target, source.about, layout, overwrite=overwrite) as writer:
+        if isinstance(writer, ArrayWriter):
+            for labels in decode_steps(file, source.codec, start, stop, device):
+                writer.append(to_bytes(narrow(labels, source.torch_dtype, file, start + writer.rows)))
+                progress("unpacking", writer.rows, stop - start, {})
         else:
-            with partial.open("wb") as handle:
-                _write_file(file, codec, handle, target.suffix, (start, stop), name, device, progress)
-    return {"path": str(target), "records": stop - start, "classes": file.classes, "dtype": name.lower()}
+            for at, batch in enumerate(source):
+                writer.add(batch)
+                progress("unpacking", at + 1, len(source), {})
+    return {"path": str(target), "records": stop - start, "classes": file.classes, "dtype": source.dtype.lower()}
 
 
-def _write_file(
-    file: VqlFile,
-    codec: LabelCodec,
-    out: IO[bytes],
-    suffix: str,
-    span: tuple[int, int],
-    dtype: str,
-    device: str,
-    progress: Progress,
-) -> None:
-    """Header, then labels as they are decoded: memory stays that of a step."""
-    shape = (span[1] - span[0], file.classes)
-    if suffix == ".npy":
-        require(
-            dtype != "BF16", "dtype", "bf16", "cannot be written to .npy, which has no such type; use .safetensors or --dtype f32"
-        )
-        kind = np.dtype("<f2" if dtype == "F16" else "<f4")
-        np.lib.format.write_array_header_1_0(
-            out, {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
-        )
-    else:
-        size = shape[0] * shape[1] * (4 if dtype == "F32" else 2)
-        tensor = {"dtype": dtype, "shape": list(shape), "data_offsets": [0, size]}
-        text = json.dumps({"__metadata__": {"domain": file.label["domain"]}, file.label["domain"]: tensor}).encode()
-        text = text.ljust(-(-len(text) // 8) * 8)
-        out.write(len(text).to_bytes(8, "little") + text)
-    done = 0
-    for labels in decode_steps(file, codec, *span, device):
-        out.write(to_bytes(narrow(labels, DTYPES[dtype], file, span[0] + done)))
-        done += len(labels)
-        progress("unpacking", done, shape[0], {})
+class VqlSource(LabelSource):
+    """The labels of a `.vql` as a dump: its stored batches, decoded when they are read.
+
+    Args:
+        dtype: "f16", "bf16" or "f32"; None: the dump's.
+
+    Raises:
+        UsageError: no such file, no such dtype.
+        BadContainer: the `.vql` is damaged.
+    """
+
+    def __init__(self, path: str | PathLike[str], *, dtype: str | None = None, device: str = "cpu") -> None:
+        self.file, self._device = VqlFile(path), device
+        self.path = Path(path)
+        self.codec = read_codec(self.file).to(device)
+        self.dtype = (dtype or self.file.label["dtype"]).upper()
+        require(self.dtype in DTYPES, "dtype", dtype, "must be f16, bf16 or f32")
+        self.torch_dtype = DTYPES[self.dtype]
+        about = self.file.about
+        for name in ("layout", "classes", "domain", "order", "temperature", "support", "names", "details"):
+            setattr(self, name, getattr(about, name))
+
+    @property
+    def places(self) -> list[Place]:  # type: ignore[override]
+        return self.file.columns.places
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        columns = self.file.columns
+        start, stop = int(columns.starts[at]), int(columns.starts[at + 1])
+        parts = list(decode_steps(self.file, self.codec, start, stop, self._device))
+        whole = torch.cat(parts) if parts else torch.empty(0, self.classes)
+        labels = narrow(whole, self.torch_dtype, self.file, start).cpu()
+        return columns.batch(at, (labels.float() if self.dtype == "BF16" else labels).numpy()), f"{self.path}, record {start}"
 
 
 def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Tensor:
@@ -196,20 +189,3 @@ def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Ten
 def to_bytes(labels: Tensor) -> memoryview:
     """[n, C] -> its bytes, little-endian."""
     return labels.cpu().contiguous().view(torch.uint8).numpy().data.cast("B")
-
-
-def _write_tree(file: VqlFile, codec: LabelCodec, folder: Path, dtype: torch.dtype, device: str, progress: Progress) -> None:
-    """SRe2L's tree, with LPLD's order file where the order is known."""
-    columns, order = file.columns, dict[int, list[int]]()
-    folder.mkdir()
-    for at, place in enumerate(columns.places):
-        parts = list(decode_steps(file, codec, int(columns.starts[at]), int(columns.starts[at + 1]), device))
-        whole = torch.cat(parts) if parts else torch.empty(0, file.classes)
-        labels = narrow(whole, dtype, file, int(columns.starts[at])).cpu()
-        batch = columns.batch(at, labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy())
-        write_batch(folder, batch, as_bf16=dtype == torch.bfloat16)
-        if batch.image is not None:
-            order.setdefault(place.epoch, []).extend(batch.image.tolist())
-        progress("unpacking", at + 1, len(columns.places), {})
-    if order:
-        write_order(folder, order)

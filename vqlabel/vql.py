@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.columns import ColumnReader
 from vqlabel.config import SLOTS_MOST
 from vqlabel.container import ContainerReader
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
 from vqlabel.errors import BadContainer
+from vqlabel.labels import About, Support
+from vqlabel.seeded import read_columns
 
 CODEC = "codec."
 NOTHING = [(slice(None), 1)]  # as `VqlFile` checks codes: 0 and nothing else, in all fields
@@ -48,7 +49,7 @@ class VqlFile:
         self._counted = self._variable()
         self.records = self.container.streams[COUNTS if self._counted else CODES].rows
         self._tables = self._indexed()
-        self.columns = ColumnReader(self.container, self._json("vql.columns", {}), self.records)
+        self.columns = read_columns(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
 
     def _json(self, key: str, want: dict[str, type]) -> dict[str, Any]:
@@ -56,6 +57,42 @@ class VqlFile:
         if any(type(value.get(name)) is not kind for name, kind in want.items()):
             raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
         return value
+
+    @property
+    def about(self) -> About:
+        """What the file says of the dump as a whole."""
+        support, layout, details = self.label.get("support"), str(self.source.get("layout")), self.source.get("details", {})
+        temperature = self.source.get("temperature")
+        good = (
+            isinstance(details, dict)
+            and type(temperature) in (type(None), int, float)
+            and (
+                support is None
+                or (
+                    isinstance(support, dict)
+                    and set(support) == {"k", "rest"}
+                    and type(support["k"]) is int
+                    and 1 <= support["k"] <= self.label["classes"]
+                    and support["rest"] in ("zero", "uniform")
+                )
+            )
+        )
+        if not good:
+            raise BadContainer(
+                f"{self.container.path}: vql.source is {str(self.source)[:200]}, the label's support {support!r}; damaged or forged"
+            )
+        old_tree = layout == "sre2l" and self.columns.order == "explicit"  # before 0.2 both trees had one name
+        return About(
+            layout="lpld" if old_tree else layout,
+            classes=self.classes,
+            domain=self.label["domain"],
+            dtype=self.label["dtype"],
+            order=self.columns.order,
+            temperature=temperature,
+            support=None if support is None else Support(**support),
+            names=self.columns.names,
+            details=details,
+        )
 
     @property
     def classes(self) -> int:

@@ -24,7 +24,7 @@ from dumps import random_dump
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.labels import open_labels
-from vqlabel.labels.sre2l import find_batches, write_order
+from vqlabel.labels.tree import ORDER_FILE, find_batches, write_order
 from vqlabel.labels.unpickle import unpickle
 from vqlabel.vql import VqlFile
 
@@ -137,7 +137,7 @@ def repeated(dump: Path, folder: Path) -> Path:
         if order:
             many[number] = order[epoch]
     if many:
-        write_order(folder, many)
+        write_order(folder / ORDER_FILE, many)
     return folder
 
 

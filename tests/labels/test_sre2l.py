@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vqlabel.labels import LabelBatch, Place, open_labels
-from vqlabel.labels.sre2l import ORDER_FILE, write_batch, write_order
+from vqlabel.labels import LabelBatch, Place, open_labels, writing
+from vqlabel.labels.tree import ORDER_FILE, write_order
 
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]
@@ -137,10 +137,11 @@ def test_what_is_written_is_read_again_bit_for_bit(
     items = [sre2l_items(draw(n, 5, dtype=dtype, seed=n), mix, seed=n) for n in (6, 4)]
     for number, six in enumerate(items):
         write_sre2l(tmp_path / "theirs", six, 0, number)
-    write_order(tmp_path / "theirs", {0: list(range(10))})
-    for batch in open_labels(tmp_path / "theirs"):
-        write_batch(tmp_path / "ours", batch, as_bf16=dtype == torch.bfloat16)
-    write_order(tmp_path / "ours", {0: list(range(10))})
+    write_order(tmp_path / "theirs" / ORDER_FILE, {0: list(range(10))})
+    theirs = open_labels(tmp_path / "theirs")
+    with writing(tmp_path / "ours", theirs.about, "lpld") as writer:
+        for batch in theirs:
+            writer.add(batch)
     again = open_labels(tmp_path / "ours")
     assert (again.dtype, again.order, list(again.places)) == (NAMES[dtype], "explicit", [Place(0, 0), Place(0, 1)])
     assert all(holds(batch, six) for batch, six in zip(again, items, strict=True))
@@ -151,7 +152,10 @@ def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Dr
     theirs = write_sre2l(tmp_path, items)
     with pytest.raises(Exception, match="weights_only"):  # SRe2L's own file is refused for its numpy.int64
         torch.load(theirs, weights_only=True)
-    write_batch(tmp_path / "ours", open_labels(tmp_path).read(0))
+    source = open_labels(tmp_path)
+    with writing(tmp_path / "ours", source.about, "sre2l") as writer:
+        writer.add(source.read(0))
+    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == ["epoch_0"]  # SRe2L's reader counts whatever lies there
     ours = torch.load(tmp_path / "ours" / "epoch_0" / "batch_0.tar", weights_only=True)
     assert type(ours) is list and len(ours) == 6 and [type(v) for v in ours[4]] == [int] * 4 and type(ours[3]) is float
     assert [ours[4], ours[3]] == [[int(v) for v in items[4]], float(items[3])]
@@ -160,7 +164,7 @@ def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Dr
 
 
 def test_an_order_is_written_as_lpld_has_it(tmp_path: Path) -> None:
-    write_order(tmp_path, {10: [3, 1], 2: [0]})
+    write_order(tmp_path / ORDER_FILE, {10: [3, 1], 2: [0]})
     assert (tmp_path / "sampler_indices_epoch.json").read_text() == '{"2": [0], "10": [3, 1]}'
 
 
@@ -193,7 +197,7 @@ def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_
 @pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump does not lie in ../shared")
 def test_a_real_dump_says_its_images_once_an_epoch() -> None:
     source = open_labels(DUMP)
-    assert (source.layout, source.classes, source.order) == ("sre2l", 1000, "explicit")
+    assert (source.layout, source.classes, source.order) == ("lpld", 1000, "explicit")
     epoch = [source.read(at) for at, place in enumerate(source.places) if place.epoch == source.places[-1].epoch]
     images = np.concatenate([batch.image for batch in epoch if batch.image is not None])
     assert sorted(images.tolist()) == list(range(len(images))) and all(batch.mix_box and batch.crop is not None for batch in epoch)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vqlabel.cli import show
-from vqlabel.cli.options import BitsCommand, Temperature, fit_options, read_temperature
+from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
@@ -26,7 +26,20 @@ Vql = Annotated[Path, typer.Argument(help="a .vql file")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
-Layout = Annotated[str | None, typer.Option(help="arrays or sre2l; detected by default")]
+Layout = Annotated[str | None, typer.Option(help=f"of the dump: {LAYOUTS}; detected by default")]
+Classes = Annotated[
+    int | None, typer.Option(help="C, where a dump of the k largest numbers does not say it; by default its largest class, and one")
+]
+Images = Annotated[
+    Path | None,
+    typer.Option(
+        help="the dump's images: finds out which of them each label is of where SRe2L's tree does not say it, and how sure that is"
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option("--layout", help=f"{LAYOUTS}; with a form where there are several: lpqld:10, fkd:ms-k5, tinyvit:10"),
+]
 Kl = Annotated[
     float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
 ]
@@ -44,6 +57,8 @@ def fit(
     kl: Kl = None,
     layout: Layout = None,
     domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -54,7 +69,7 @@ def fit(
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
     with show.progress_bar() as progress:
-        source = open_labels(dump, layout, domain)
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
         options = {} if kl is not None else {"resume": resume}
         report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
     show.emit({**report, "path": str(out)}, json, show.show_fit)
@@ -82,6 +97,8 @@ def tune(
     minutes: Annotated[float, typer.Option(help="time for trials and the last fit")] = 10,
     layout: Layout = None,
     domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -90,7 +107,7 @@ def tune(
     from vqlabel.tuning import tune as run
 
     with show.progress_bar() as progress:
-        source = open_labels(dump, layout, domain)
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
         found = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
             tried=show.show_trial,
@@ -108,8 +125,15 @@ def pack(
     codec: Annotated[str, typer.Option(help="codec file; or vqae, topk or raw, which are fitted first")] = "vqae",
     kl: Kl = None,
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
+    augmentation: Annotated[
+        str, typer.Option(help="keep it as the dump has it, or seeded: draw it again, at 0 bits a label")
+    ] = "keep",
+    keep: Annotated[float | None, typer.Option(help="share of the dump to keep, chosen by --seed: label pruning")] = None,
+    by: Annotated[str, typer.Option(help="with --keep: epoch, batch or view, which are kept or dropped as a whole")] = "epoch",
     layout: Layout = None,
     domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -119,30 +143,36 @@ def pack(
     from vqlabel.files import check_target
     from vqlabel.labels import open_labels
     from vqlabel.packing import pack as run
+    from vqlabel.pruning import Pruned
+    from vqlabel.seeded import read_recipe, recipe_file
 
+    if augmentation not in ("keep", "seeded"):
+        raise UsageError(f"--augmentation {augmentation!r}: must be keep or seeded")
+    drawn = read_recipe(recipe_file(dump)) if augmentation == "seeded" else None
     if kl is not None and not named:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
     with show.progress_bar() as progress:
-        source = open_labels(dump, layout, domain)
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
+        source = source if keep is None else Pruned(source, keep, by, config.seed)
         if named:
             fitted = _fitter(kl)(source, replace(config, codec=codec), progress=progress)[0]
         else:
             fitted = cut(load_codec(codec)[0], config)
-        found = run(source, out, codec=fitted, effort=effort, overwrite=overwrite, device=config.device, progress=progress)
-    show.emit(
-        found,
-        json,
-        lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels in {show.size(f['bytes'])}, {f['code_bits']} code bits each"),
-    )
+        found = run(
+            source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
+        )
+    show.emit(found, json, show.show_pack)
 
 
 @app.command()
 @show.refusing
 def unpack(
     path: Vql,
-    out: Annotated[Path, typer.Option("-o", "--out", help=".npy, .safetensors, or a folder with --layout sre2l")],
-    layout: Annotated[str | None, typer.Option(help="sre2l: write the tree back")] = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help=".npy, .safetensors, or a folder; by default in the layout that the labels came in")
+    ],
+    layout: Target = None,
     records: Annotated[str | None, typer.Option(help="first:stop, as in Python")] = None,
     dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32; the dump's by default")] = None,
     device: Device = "cpu",
@@ -156,6 +186,86 @@ def unpack(
     with show.progress_bar() as progress:
         found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
     show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}"))
+
+
+@app.command()
+@show.refusing
+def convert(
+    source: Annotated[Path, typer.Argument(help="a dump, or a .vql file")],
+    out: Annotated[Path, typer.Argument(help="what to write: .npy, .safetensors, .pt, or a folder with --layout")],
+    layout: Target = None,
+    source_layout: Annotated[str | None, typer.Option("--from", help=f"of the dump: {LAYOUTS}; detected by default")] = None,
+    domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
+    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
+    from vqlabel.converting import convert as run
+    from vqlabel.converting import open_any
+
+    with show.progress_bar() as progress:
+        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype))
+        found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
+    show.emit(
+        found,
+        json,
+        lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['layout']}, {f['dtype']}"),
+    )
+
+
+@app.command()
+@show.refusing
+def relabel(
+    images: Annotated[Path, typer.Argument(help="a folder of images; image i is the i-th of its sorted files")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="a .vql, or a dump with --layout")],
+    teacher: Annotated[
+        str,
+        typer.Option(
+            help="module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME, transformers:NAME; it is run"
+        ),
+    ],
+    codec: Annotated[str | None, typer.Option(help="codec file for a .vql; by default labels are stored as they are")] = None,
+    layout: Target = None,
+    epochs: Annotated[int, typer.Option(help="views of every image")] = 300,
+    batch: Annotated[int, typer.Option(help="images of a batch, among which views are mixed")] = 128,
+    view: Annotated[int, typer.Option(help="side of a view in pixels")] = 224,
+    mix: Annotated[str, typer.Option(help="cutmix, mixup or none")] = "cutmix",
+    scale: Annotated[tuple[float, float], typer.Option(help="a crop's share of the image, at least and at most")] = (0.08, 1.0),
+    flip: Annotated[float, typer.Option(help="probability of a flip")] = 0.5,
+    mean: Annotated[
+        str | None, typer.Option(help="of pixels in 0..1, such as 0.5 or 0.485,0.456,0.406; ImageNet's by default")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="likewise")] = None,
+    seed: Annotated[int, typer.Option(help="of the views: with it the file needs no bits for them")] = 0,
+    dtype: Annotated[str, typer.Option(help="f16 or f32")] = "f16",
+    effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Label seeded views of images with a teacher; interrupted, the same command goes on where it was."""
+    from vqlabel.augment.pictures import Pictures
+    from vqlabel.augment.recipe import Recipe
+    from vqlabel.codecs import load_codec
+    from vqlabel.files import check_target
+    from vqlabel.relabeling import TeacherSource
+    from vqlabel.relabeling import relabel as run
+    from vqlabel.teachers import load_teacher
+
+    check_target(out, overwrite)
+    pictures = Pictures(images)
+    recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
+    looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
+    with show.progress_bar() as progress:
+        source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device)
+        found = run(
+            source, out, codec=None if codec is None else load_codec(codec)[0], layout=layout, effort=effort, device=device,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes"))
 
 
 def _span(text: str | None) -> tuple[int | None, int | None]:
@@ -239,6 +349,8 @@ def compare(
     seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
     layout: Layout = None,
     domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -262,7 +374,7 @@ def compare(
     from vqlabel.report.student import Lesson
 
     with show.progress_bar() as progress:
-        source, lesson = open_labels(dump, layout, domain), None
+        source, lesson = show.sure(open_labels(dump, layout, domain, classes=classes, images=images)), None
         if student is not None and val is not None:
             lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)
         found = run(

@@ -62,6 +62,7 @@ OPTIONS: dict[str, Any] = {
 }
 SCHEDULE = 4  # temperatures that stand for a schedule
 SQUARED = 100.0  # temperature at which T^2 * KL is squared error of logits, and single precision still tells labels apart
+LAYOUTS = "arrays, sre2l, lpld, lpqld, gvbsm, edc, fkd, tinyvit or tensor"  # not asked of labels/: help loads no NumPy
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -142,6 +143,20 @@ def read_temperature(text: str | None) -> tuple[float, ...] | None:
     except (ValueError, ZeroDivisionError, TypeError):
         raise UsageError(
             f"--temperature {text!r}: must be numbers with commas between them, such as 1,4,20, a schedule such as 20:2, or mse"
+        ) from None
+
+
+def read_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """ "0.5" or "0.485,0.456,0.406" -> its numbers.
+
+    Raises:
+        UsageError: something else.
+    """
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{option} {text!r}: must be one number or three with commas between them, such as 0.485,0.456,0.406"
         ) from None
 
 

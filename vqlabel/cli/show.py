@@ -52,6 +52,13 @@ def note(message: str) -> None:
     typer.echo(f"vqlabel: {message}", err=True)
 
 
+def sure(source: Any) -> Any:
+    """A dump, after a line on how sure its order of images is, where that had to be found out."""
+    if source.evidence is not None:
+        note(source.evidence)
+    return source
+
+
 def _fail(message: str, code: int) -> NoReturn:
     note(message)
     raise typer.Exit(code)
@@ -119,6 +126,14 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     raise AssertionError
+
+
+def show_pack(found: dict[str, Any]) -> None:
+    """Size, rate, and what views cost beside the labels."""
+    typer.echo(f"{found['path']}: {found['records']:,} labels in {size(found['bytes'])}, {found['code_bits']} code bits each")
+    prices = found["augmentation_bits"]
+    seeded = f", {prices['seeded']:.2f} as they are here, drawn by their seed" if "seeded" in prices else ""
+    typer.echo(f"augmentation and order: {prices['kept']:.2f} bits per label kept{seeded}")
 
 
 def show_fit(report: dict[str, Any]) -> None:

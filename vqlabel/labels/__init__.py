@@ -1,6 +1,18 @@
 """Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
 
-from vqlabel.labels.detect import LAYOUTS, open_labels
-from vqlabel.labels.source import Context, LabelBatch, LabelSource, Place
+from vqlabel.labels.detect import LAYOUTS, WRITERS, open_labels, writing
+from vqlabel.labels.source import About, Context, LabelBatch, LabelSource, LabelWriter, Place, Support
 
-__all__ = ["LAYOUTS", "Context", "LabelBatch", "LabelSource", "Place", "open_labels"]
+__all__ = [
+    "LAYOUTS",
+    "WRITERS",
+    "About",
+    "Context",
+    "LabelBatch",
+    "LabelSource",
+    "LabelWriter",
+    "Place",
+    "Support",
+    "open_labels",
+    "writing",
+]

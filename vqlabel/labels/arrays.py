@@ -17,10 +17,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import BadLabels
-from vqlabel.labels.source import LabelBatch, LabelSource, Place
+from vqlabel.errors import BadLabels, require
+from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
+FORMS = ("npy", "safetensors")  # that are written
+HEADER = 256  # bytes of a written file's header: labels are streamed behind it before their number is known
 NAMES = {"logits": "logits", "labels": None, "soft_labels": None, "probs": "probs", "probabilities": "probs"}
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20
 SKIP_BYTES = 1 << 20
@@ -235,6 +237,59 @@ class ArraySource(LabelSource):
         image = np.arange(start % shard.each, start % shard.each + stop - start, dtype=np.int64) if shard.by_image else None
         name = f"{shard.name}, rows from {start}" if start else shard.name
         return LabelBatch(labels=shard.read(start, stop), place=self.places[at], image=image), name
+
+
+class ArrayWriter(LabelWriter):
+    """Labels [n, C] alone, in record order, into one .npy or .safetensors ("logits" or "probs"); the header is written last.
+
+    Attributes:
+        rows: labels written so far.
+    """
+
+    def __init__(self, out: Path, about: About, form: str | None = None) -> None:
+        require(form in FORMS, "layout", f"arrays:{form or ''}", f"must be arrays:{' or arrays:'.join(FORMS)}")
+        require(
+            form != "npy" or about.dtype != "BF16",
+            "dtype", "bf16", "cannot be written to .npy, which has no such type; use .safetensors or --dtype f32",
+        )  # fmt: skip
+        self._about, self._form, self.rows = about, form, 0
+        self._width = about.classes * (4 if about.dtype == "F32" else 2)
+        self._file = out.open("wb")
+        self._file.write(bytes(HEADER))
+
+    def add(self, batch: LabelBatch) -> None:
+        labels = np.ascontiguousarray(batch.labels)
+        if self._about.dtype == "BF16":
+            labels = (labels.view(np.uint32) >> 16).astype(np.uint16)
+        self.append(labels.data.cast("B"))
+
+    def append(self, data: memoryview) -> None:
+        """Whole labels, as the bytes that they will have."""
+        self._file.write(data)
+        self.rows += len(data) // self._width
+
+    def finish(self) -> None:
+        self._file.seek(0)
+        self._file.write(self._header())
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _header(self) -> bytes:
+        shape, about = (self.rows, self._about.classes), self._about
+        if self._form == "npy":
+            descr = "<f2" if about.dtype == "F16" else "<f4"
+            text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(HEADER - 11) + "\n"
+            return np.lib.format.magic(1, 0) + (HEADER - 10).to_bytes(2, "little") + text.encode()
+        tensor = {"dtype": about.dtype, "shape": list(shape), "data_offsets": [0, self.rows * self._width]}
+        text = json.dumps({"__metadata__": {"domain": about.domain}, about.domain: tensor}).ljust(HEADER - 8)
+        return (HEADER - 8).to_bytes(8, "little") + text.encode()
+
+
+def array_form(path: Path) -> str | None:
+    """The form of "arrays" that a file of this name takes, or None."""
+    return path.suffix[1:] if path.suffix[1:] in FORMS else None
 
 
 def in_numeric_order(path: Path) -> list[tuple[int, int | str]]:

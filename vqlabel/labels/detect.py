@@ -1,30 +1,84 @@
-"""A path -> its label source: the layout is detected, or named."""
+"""A path -> its label source; a layout's name -> its writer. The layout is detected, or named."""
 
 import os.path
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 from vqlabel.config import DOMAINS
-from vqlabel.errors import BadLabels, UsageError, require
-from vqlabel.labels.arrays import SUFFIXES, ArraySource
-from vqlabel.labels.source import LabelSource
-from vqlabel.labels.sre2l import Sre2lSource, find_batches
+from vqlabel.errors import BadLabels, TargetExists, UsageError, require
+from vqlabel.files import appearing
+from vqlabel.labels.arrays import SUFFIXES, ArraySource, ArrayWriter, array_form
+from vqlabel.labels.edc import EdcSource, EdcWriter
+from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
+from vqlabel.labels.gvbsm import GvbsmSource, GvbsmWriter
+from vqlabel.labels.items import list_length
+from vqlabel.labels.lpld import LpldSource, LpldWriter
+from vqlabel.labels.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat
+from vqlabel.labels.order import with_images
+from vqlabel.labels.source import About, LabelSource, LabelWriter
+from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter
+from vqlabel.labels.tensor import SUFFIXES as TENSOR_SUFFIXES
+from vqlabel.labels.tensor import TensorSource, TensorWriter
+from vqlabel.labels.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
+from vqlabel.labels.tree import ORDER_FILE, find_batches
 
-LAYOUTS: dict[str, Callable[[Path, str | None], LabelSource]] = {"arrays": ArraySource, "sre2l": Sre2lSource}
+LAYOUTS: dict[str, Callable[[Path, str | None], LabelSource]] = {
+    "arrays": ArraySource,
+    "sre2l": Sre2lSource,
+    "lpld": LpldSource,
+    "lpqld": LpqldSource,
+    "gvbsm": GvbsmSource,
+    "edc": EdcSource,
+    "fkd": FkdSource,
+    "tinyvit": TinyVitSource,
+    "tensor": TensorSource,
+}
+SPARSE: dict[str, Callable[[Path, str | None, int], LabelSource]] = {
+    "lpqld": LpqldSource,
+    "fkd": FkdSource,
+    "tinyvit": TinyVitSource,
+}
+WRITERS: dict[str, type[LabelWriter]] = {
+    "arrays": ArrayWriter,
+    "sre2l": Sre2lWriter,
+    "lpld": LpldWriter,
+    "lpqld": LpqldWriter,
+    "gvbsm": GvbsmWriter,
+    "edc": EdcWriter,
+    "fkd": FkdWriter,
+    "tinyvit": TinyVitWriter,
+    "tensor": TensorWriter,
+}
+_OF_LENGTH = {7: "gvbsm", 8: "edc"}  # of the list in a tree's files
 
 
-def open_labels(path: str | PathLike[str], layout: str | None = None, domain: str | None = None) -> LabelSource:
+def open_labels(
+    path: str | PathLike[str],
+    layout: str | None = None,
+    domain: str | None = None,
+    *,
+    classes: int | None = None,
+    images: str | PathLike[str] | None = None,
+    columns: str | PathLike[str] | None = None,
+) -> LabelSource:
     """Open a dump of teacher labels.
 
     Args:
-        path: a .npy, .npz or .safetensors file ([n, C] or [epochs, n, C]), a directory of such shards, or SRe2L's tree.
-        layout: "arrays" or "sre2l"; None: detected.
+        path: a .npy, .npz or .safetensors file ([n, C] or [epochs, n, C]), a directory of such shards, labels.pt, or the folder of another
+            layout (docs/layouts.md).
+        layout: one of LAYOUTS; None: detected.
         domain: "logits" or "probs"; None: as the file declares it, else logits. Every batch is checked against it.
+        classes: C, where the layout stores the k largest numbers alone and so does not say it; None: the largest class in it, and one.
+        images: folder of the images that were labelled, in one folder a class. A dump that does not say which image a label is of gets
+            the order in which SRe2L shuffles them, if its labels agree with it; one that does is held against them.
+        columns: JSON, folder of `images` -> the teacher's class; None: class i is the i-th folder.
 
     Raises:
-        UsageError: no such path, or no such layout or domain.
-        BadLabels: the dump is empty or malformed.
+        UsageError: no such path, or no such layout or domain; other images.
+        BadLabels: the dump is empty or malformed, or its labels do not agree with the images.
     """
     path = Path(path)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
@@ -33,20 +87,83 @@ def open_labels(path: str | PathLike[str], layout: str | None = None, domain: st
         raise UsageError(
             f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or SRe2L's tree)"
         )
-    return LAYOUTS[layout or _detect(path)](path, domain)
+    if layout == "sre2l" and (path / ORDER_FILE).exists():
+        layout = "lpld"  # the same tree, which says more: nobody wants to lose it
+    layout = layout or _detect(path)
+    require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
+    source = LAYOUTS[layout](path, domain) if classes is None else SPARSE[layout](path, domain, classes)
+    return source if images is None else with_images(source, Path(images), columns)
 
 
 def _detect(path: Path) -> str:
     if path.is_file():
         if path.suffix in SUFFIXES:
             return "arrays"
-        raise BadLabels(f"{path}: {path.suffix or 'no suffix'} is no label format; use {', '.join(SUFFIXES)}, or name a folder")
+        if path.suffix in TENSOR_SUFFIXES:
+            return "tensor"
+        known = ", ".join((*SUFFIXES, *TENSOR_SUFFIXES))
+        raise BadLabels(f"{path}: {path.suffix or 'no suffix'} is no label format; use {known}, or name a folder")
     if not path.is_dir():
         raise BadLabels(f"{path}: neither a file nor a folder; name a dump of labels")
     if not any(path.iterdir()):
         raise BadLabels(f"{path}: the folder is empty; a dump has at least one batch or shard")
-    if find_batches(path):
-        return "sre2l"
+    if batches := find_batches(path):
+        six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
+        return _OF_LENGTH.get(list_length(next(iter(batches.values()))), six)
+    if find_flat(path):
+        return "lpqld"
     if any(f.suffix in SUFFIXES for f in path.iterdir()):
         return "arrays"
+    if any(re.fullmatch(FOLDER, f.name) for f in path.iterdir()):
+        return "tinyvit"
+    if any(path.rglob("*.tar")):
+        return "fkd"
     raise BadLabels(f"{path}: neither epoch_E/batch_B.tar nor {', '.join(SUFFIXES)} in it; a layout can be named with --layout")
+
+
+def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
+    """The layout that a target is written in: the one that was named, or as the target ends, or the usual one.
+
+    Raises:
+        UsageError: the target is one array and the layout is not, or the other way round.
+    """
+    form = array_form(out)
+    found = layout or (f"arrays:{form}" if form else "tensor" if out.suffix == ".pt" else usual or "arrays")
+    if not found.startswith("arrays:"):
+        require(form is None, "layout", found, f"needs another target than {out}, which is one array")
+        require(
+            found != "arrays",
+            "out",
+            str(out),
+            "must end in .npy or .safetensors; for a dump of another layout pass --layout sre2l, lpld ...",
+        )
+    return found
+
+
+@contextmanager
+def writing(out: str | PathLike[str], about: About, layout: str, *, overwrite: bool = False) -> Iterator[LabelWriter]:
+    """A writer of `layout`, "name" or "name:form"; what it wrote appears at `out` when the block ends, whole or not at all.
+
+    Raises:
+        UsageError: no such layout, or it cannot hold such labels.
+        TargetExists: `out` is there and `overwrite` is false; or it is a folder with other things in it than such a dump.
+    """
+    target, (name, _, form) = Path(out), layout.partition(":")
+    require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
+    if target.is_dir() and any(target.iterdir()) and not _is_dump(target):
+        raise TargetExists(
+            f"{target} is a folder with other things in it; name a new one, or one that holds a dump of labels and nothing else"
+        )
+    with appearing(target, overwrite=overwrite) as partial:
+        writer = WRITERS[name](partial, about, form or None)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def _is_dump(path: Path) -> bool:
+    """Whether a folder holds nothing but a dump of batches, so that replacing it loses nothing else."""
+    orders, parts = (ORDER_FILE, BATCH_ORDER_FILE), rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}"
+    return all(entry.name in orders or re.fullmatch(parts, entry.name) for entry in path.iterdir()) or holds_images(path)

@@ -1,9 +1,10 @@
 """What every dump becomes: batches of labels with their place and their augmentation, checked before anybody uses them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from vqlabel.errors import BadLabels
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
+NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
 
 
 class Place(NamedTuple):
@@ -19,6 +21,45 @@ class Place(NamedTuple):
 
     epoch: int
     batch: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Support:
+    """Labels of which only the k largest numbers were stored, and what stands for the others.
+
+    `rest` is "zero" (probability 0: logits of NOWHERE; probabilities may then sum to less than 1, who uses them re-normalises) or
+    "uniform" (what is left of 1, in equal parts; probabilities only).
+    """
+
+    k: int
+    rest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class About:
+    """What holds for a whole dump.
+
+    Attributes:
+        layout: name of the dump's layout.
+        classes: C.
+        domain: "logits" or "probs".
+        dtype: type of the stored labels: "F16", "BF16" or "F32".
+        order: "explicit" (batches carry image indices), "rows" (record i of an epoch is image i) or "none".
+        temperature: of the students that this layout's scripts train; None where they leave it open.
+        support: which numbers of a label are known; None: all.
+        names: of the images, by index, where the dump finds its images by name.
+        details: what only a writer of the same layout needs, to write the very items again; JSON.
+    """
+
+    layout: str
+    classes: int
+    domain: str
+    dtype: str
+    order: str
+    temperature: float | None = None
+    support: Support | None = None
+    names: Sequence[str] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +80,7 @@ class Context:
 
     def rows(self, at: slice) -> "Context":
         """Of the records `at`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         return Context(**{name: None if value is None else value[at] for name, value in values.items()})
 
 
@@ -58,6 +99,15 @@ class LabelBatch:
     mix_index: NDArray[np.int64] | None = None  # [n] slot, in this batch, of the view mixed in
     mix_lam: float | None = None  # lambda, as the dump has it
     mix_box: tuple[int, int, int, int] | None = None  # row0, col0, row1, col1 in pixels of the view; None for mixup
+    partner_image: NDArray[np.int64] | None = None  # [n] the view mixed in, where it is no record of the batch: its image,
+    partner_crop: NDArray[np.float32] | None = None  # [n, 4] its crop
+    partner_flip: NDArray[np.bool_] | None = None  # [n] and whether it was flipped
+    cutout: NDArray[np.float32] | None = None  # [n, 7] centre row/h, column/w, height/h, width/w, r, g, b
+    patches: NDArray[np.int64] | None = (
+        None  # [n, 2, parts] order of the strips that the image was cut in, before the crop: columns, then rows
+    )
+    ops: NDArray[np.float32] | None = None  # [n, ops, 3] RandAugment: operation, decision, level; as the dump has them
+    seed: NDArray[np.int64] | None = None  # [n] in -2^31 .. 2^31 - 1: of the view, for the pipeline that the dump was made with
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -70,14 +120,14 @@ class LabelBatch:
         """What a codec may condition on."""
         n, index = len(self), self.mix_index
 
-        def of_partner(field: NDArray[Any] | None) -> NDArray[Any] | None:
-            return None if field is None or index is None else field[index]
+        def of_partner(column: NDArray[Any] | None, named: NDArray[Any] | None) -> NDArray[Any] | None:
+            return named if column is None or index is None else column[index]
 
         return Context(
             image=self.image,
-            partner=of_partner(self.image),
-            partner_crop=of_partner(self.crop),
-            partner_flip=of_partner(self.flip),
+            partner=of_partner(self.image, self.partner_image),
+            partner_crop=of_partner(self.crop, self.partner_crop),
+            partner_flip=of_partner(self.flip, self.partner_flip),
             mix=None if self.mix_lam is None else np.full(n, self.mix_lam, np.float32),
             crop=self.crop,
             flip=self.flip,
@@ -89,23 +139,29 @@ class LabelSource(ABC):
     """A dump: its places in order, and a batch at each. Never more than the batch asked for is in memory.
 
     Attributes:
-        layout: name of the dump's layout.
-        classes: C.
-        domain: "logits" or "probs".
-        dtype: type of the stored labels: "F16", "BF16" or "F32".
+        path: where it lies, for messages.
         places: (epoch, batch) of every batch, in order.
-        order: "explicit" (batches carry image indices), "rows" (record i of an epoch is image i) or "none".
-        temperature: of the students that this layout's scripts train; None where they leave it open.
+        layout, classes, domain, dtype, order, temperature, support, names, details: see `About`.
+        evidence: how well labels agree with their images, where somebody looked; a sentence.
     """
 
     path: Path
+    places: Sequence[Place]
     layout: str
     classes: int
     domain: str
     dtype: str
-    places: Sequence[Place]
     order: str
     temperature: float | None = None
+    support: Support | None = None
+    names: Sequence[str] | None = None
+    details: Mapping[str, Any] = MappingProxyType({})
+    evidence: str | None = None
+
+    @property
+    def about(self) -> About:
+        """What holds for all of it."""
+        return About(**{one.name: getattr(self, one.name) for one in fields(About)})
 
     def __len__(self) -> int:
         """Batches."""
@@ -127,7 +183,7 @@ class LabelSource(ABC):
                 f"{name}: {batch.labels.shape[1]} classes; the dump began with {self.classes}: one dump has one teacher"
             )
         check_finite(batch.labels, name)
-        check_domain(batch.labels, self.domain, name)
+        check_domain(batch.labels, self.domain, name, self.support)
         return batch
 
     @abstractmethod
@@ -148,13 +204,17 @@ def check_finite(labels: NDArray[np.floating], name: str) -> None:
         )
 
 
-def check_domain(labels: NDArray[np.floating], domain: str, name: str) -> None:
-    """Raises BadLabels where probabilities were called logits, or the other way round: rows that sum to 1 decide."""
+def check_domain(labels: NDArray[np.floating], domain: str, name: str, support: Support | None = None) -> None:
+    """Raises BadLabels where probabilities were called logits, or the other way round: rows that sum to 1 decide.
+
+    The k largest probabilities alone may sum to less.
+    """
     negative = bool(np.signbit(labels).any())
     if domain == "logits" and (negative or not len(labels)):
         return
     total = labels.sum(1, dtype=np.float32)
-    ones = np.abs(total - 1) <= SUM_TOLERANCE
+    least = 1e-6 if support is not None and support.rest == "zero" else 1 - SUM_TOLERANCE
+    ones = (total >= least) & (total <= 1 + SUM_TOLERANCE)
     if domain == "logits" and ones.all():
         raise BadLabels(f"{name}: every row is non-negative and sums to 1, so these are probabilities; pass --domain probs")
     if domain == "probs" and (negative or not ones.all()):
@@ -163,3 +223,31 @@ def check_domain(labels: NDArray[np.floating], domain: str, name: str) -> None:
             f"{name}, row {row}: sums to {total[row]:.4g} with smallest value {labels[row].min():.4g}, so these are no probabilities; "
             "pass --domain logits"
         )
+
+
+class LabelWriter(ABC):
+    """A dump in the making: batches in order, then `finish`. Where a layout cannot hold what it is given, it refuses.
+
+    Args:
+        out: the file or folder to write, which is not there yet.
+        about: of what will be written.
+        form: what follows the colon in a layout's name, such as the "10" of "lpqld:10".
+
+    Raises:
+        UsageError: the layout cannot hold such labels (in the constructor), or such a batch (in `add`); says what and why.
+    """
+
+    @abstractmethod
+    def __init__(self, out: Path, about: About, form: str | None = None) -> None: ...
+
+    @abstractmethod
+    def add(self, batch: LabelBatch) -> None:
+        """Write one batch; its labels are float16, or float32 where `about.dtype` is BF16 or F32."""
+
+    def finish(self) -> None:
+        """Write what is known only at the end."""
+        return None
+
+    def close(self) -> None:
+        """Let go of what is open, after `finish` or instead of it."""
+        return None

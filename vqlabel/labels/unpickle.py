@@ -1,4 +1,4 @@
-"""torch.save files -> plain objects, without running a byte of them: tensors, lists and numbers, NumPy's among them."""
+"""torch.save files -> plain objects, without running a byte of them: tensors, lists, numbers and arrays of them."""
 
 import pickle
 import warnings
@@ -17,7 +17,7 @@ class _Dtype:
 
     def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
         if code not in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"):
-            raise ValueError(f"a NumPy scalar of type {str(code)[:20]!r}, which no label needs")
+            raise ValueError(f"NumPy numbers of type {str(code)[:20]!r}, which no label needs")
         self.code = "|" + code
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -32,10 +32,36 @@ def _scalar(dtype: _Dtype, data: bytes) -> bool | int | float:
     return value  # type: ignore[no-any-return]
 
 
+class _Array:
+    """Stands in for numpy.ndarray, whose own __setstate__ believes whatever shape and type it is told."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, data = state
+        if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or not all(type(n) is int and n > 0 for n in shape):
+            raise ValueError("a NumPy array without a shape or a type, or an empty one")
+        flat = np.frombuffer(data, dtype.code)
+        self.array = flat.astype(flat.dtype.newbyteorder("=")).reshape(shape, order="F" if by_columns else "C")
+
+
+def _reconstruct(kind: type[_Array], shape: Any, code: Any) -> _Array:
+    """Stands in for NumPy's: an array whose state is still to come."""
+    if kind is not _Array:
+        raise ValueError("a NumPy object that is no array")
+    return kind()
+
+
 def _safe_globals() -> list[Any]:
-    """What a NumPy scalar is rebuilt from; old dumps name numpy.core, new ones numpy._core."""
-    scalars = [(_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [encode, (_Dtype, "numpy.dtype"), *scalars]
+    """What NumPy's numbers and arrays are rebuilt from; old dumps name numpy.core, new ones numpy._core."""
+    both = {"scalar": _scalar, "_reconstruct": _reconstruct}
+    rebuild = [(stand_in, f"numpy.{core}.multiarray.{name}") for name, stand_in in both.items() for core in ("core", "_core")]
+    return [encode, (_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray"), *rebuild]
+
+
+def _arrays(loaded: Any) -> Any:
+    """NumPy's arrays in the place of those that stand in for them: of the object itself and of a list's items."""
+    if isinstance(loaded, list):
+        return [item.array if isinstance(item, _Array) else item for item in loaded]
+    return loaded.array if isinstance(loaded, _Array) else loaded
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -55,7 +81,7 @@ def _refuse_bombs(path: Path) -> None:
 
 
 def unpickle(path: Path) -> Any:
-    """Load a torch.save file of tensors, lists, numbers and NumPy scalars.
+    """Load a torch.save file of tensors, lists, numbers and NumPy's scalars and arrays, the latter writable and of this machine's byte order.
 
     Raises:
         BadLabels: the file is damaged, of another kind, or asks for anything else (which is never run).
@@ -66,7 +92,7 @@ def unpickle(path: Path) -> Any:
         _refuse_bombs(path)
         quiet = warnings.catch_warnings(action="ignore")  # torch's of odd pickles, which are refused below in one line
         with torch.serialization.safe_globals(_safe_globals()), quiet:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return _arrays(torch.load(path, map_location="cpu", weights_only=True))
     except BadLabels:
         raise
     except pickle.UnpicklingError as error:

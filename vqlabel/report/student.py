@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vqlabel.augment.pictures import Pictures, pillow
 from vqlabel.codecs.distortion import as_logits
-from vqlabel.errors import BadLabels, MissingExtra, UsageError, require
+from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.progress import Progress, silent
 
@@ -26,7 +27,6 @@ SCALES = np.geomspace(
     0.3, 4, 27
 )  # of a student's logits: it is judged at the best, or a student of hard labels would be judged by its scale
 HALF_MOST = torch.finfo(torch.float16).max
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 Recode = Callable[[Tensor, Context | None], Tensor]  # [n, C] labels of the dump, what is known of them -> logits in their place
 
@@ -65,9 +65,9 @@ class Lesson:
     ) -> None:
         require(1 <= view <= 1 << 16, "view", view, "must be 1..65536 pixels")
         self._read_new_images(Path(val), source.classes, val_labels, columns)
-        files, views, raw = _files_of(Path(images)), list[Tensor](), list[Tensor]()
+        pictures, views, raw = Pictures(images), list[Tensor](), list[Tensor]()
         for done, batch in enumerate(source):
-            views.append(_replay(batch, files, Path(images), view, str(source.path)))
+            views.append(_replay(batch, pictures, view, str(source.path)))
             raw.append(as_logits(torch.from_numpy(batch.labels), source.domain).half())
             progress("views", done + 1, len(source), {})
         self.source, self.views, self.raw = source, torch.cat(views), torch.cat(raw)
@@ -75,12 +75,11 @@ class Lesson:
     def _read_new_images(
         self, val: Path, classes: int, labels: str | PathLike[str] | None, columns: str | PathLike[str] | None
     ) -> None:
-        files = _files_of(val)
-        folders = sorted({file.parent.name for file in files})
-        self.truth = torch.tensor([folders.index(file.parent.name) for file in files])
-        self.columns = torch.tensor(_columns_of(folders, columns, classes))
-        self.teacher = None if labels is None else torch.from_numpy(_read_logits(Path(labels), len(files), classes))
-        self.new = torch.stack([_picture(file, None) for file in files])
+        pictures = Pictures(val)
+        self.truth = torch.from_numpy(pictures.targets)
+        self.columns = torch.tensor(_columns_of(pictures.classes, columns, classes))
+        self.teacher = None if labels is None else torch.from_numpy(_read_logits(Path(labels), len(pictures), classes))
+        self.new = torch.stack([_small(picture, None) for picture in pictures])
 
     def learn(
         self,
@@ -146,13 +145,6 @@ class Lesson:
         return found
 
 
-def _files_of(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
-    if not files:
-        raise UsageError(f"{folder}: no folder with images in it ({', '.join(PICTURES)})")
-    return files
-
-
 def _columns_of(folders: list[str], columns: str | PathLike[str] | None, classes: int) -> list[int]:
     """The teacher's class of each folder."""
     if columns is None:
@@ -184,34 +176,25 @@ def _read_logits(path: Path, images: int, classes: int) -> NDArray[np.float32]:
     return np.array(found, np.float32)
 
 
-def _picture(file: Path, crop: Any) -> Tensor:
-    """[32, 32, 3] uint8: the image, or what a crop (top, left, height, width, as shares) shows of it."""
-    try:
-        from PIL import Image
-    except ImportError:
-        raise MissingExtra("pillow", extra="student") from None
-    try:
-        with Image.open(file) as found:
-            image = found.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{file}: no readable image ({error})") from None
+def _small(image: Any, crop: Any) -> Tensor:
+    """[32, 32, 3] uint8: an RGB image, or what a crop (top, left, height, width, as shares) shows of it."""
     top, left, height, width = (0, 0, 1, 1) if crop is None else crop
     box = np.clip([left, top, left + width, top + height], 0, 1) * np.array([image.width, image.height] * 2)
-    return torch.from_numpy(np.array(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box=tuple(box))))
+    return torch.from_numpy(np.array(image.resize((SIZE, SIZE), pillow().Resampling.BILINEAR, box=tuple(box))))
 
 
-def _replay(batch: LabelBatch, files: list[Path], folder: Path, view: int, dump: str) -> Tensor:
+def _replay(batch: LabelBatch, pictures: Pictures, view: int, dump: str) -> Tensor:
     """[n, 32, 32, 3] uint8: the views that the labels of this batch were made of, small."""
     if batch.image is None or batch.crop is None or batch.flip is None:
         raise BadLabels(
             f"{dump}: its records do not say which image they are of and how it was cropped, so no student can see their views"
         )
     last = int(batch.image.max())
-    if last >= len(files):
+    if last >= len(pictures):
         raise UsageError(
-            f"{folder}: {len(files)} images; the dump's labels are of {last + 1} or more: name the images they were made of"
+            f"{pictures.folder}: {len(pictures)} images; the dump's labels are of {last + 1} or more: name the images they were made of"
         )
-    views = torch.stack([_picture(files[i], crop) for i, crop in zip(batch.image, batch.crop, strict=True)])
+    views = torch.stack([_small(pictures[i], crop) for i, crop in zip(batch.image, batch.crop, strict=True)])
     views = torch.where(torch.from_numpy(np.array(batch.flip, bool))[:, None, None, None], views.flip(2), views)
     if batch.mix_index is None:
         return views

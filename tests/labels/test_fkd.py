@@ -1,0 +1,419 @@
+"""FKD's files -> label batches and back: every form, as arrays and as tensors, an image's crops together again wherever they came from."""
+
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.errors import BadLabels, TargetExists, UsageError
+from vqlabel.labels import About, LabelBatch, Place, Support, open_labels, writing
+from vqlabel.labels.fkd import FkdSource
+
+Write = Callable[..., Path]
+Items = list[Any]
+
+CLASSES, CROPS = 12, 6
+NAMES = ["train/n01/n01_1", "train/n01/n01_10", "train/n01/n01_9", "train/n02/n02_3"]  # as paths sort
+FORMS = ["hard", "smoothing", "ms-k5", "ms-k1", "full"]
+
+
+def draw_probs(seed: int, crops: int = CROPS, classes: int = CLASSES, scale: float = 2.0) -> NDArray[np.float32]:
+    logits = np.random.default_rng(seed).normal(size=(crops, classes)) * scale
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return (raised / raised.sum(1, keepdims=True)).astype(np.float32)
+
+
+def items_of(probs: NDArray[np.float32], form: str, dtype: str = "float32", seed: int = 0) -> Items:
+    """The three arrays of FKD's generate_soft_label.py for these probabilities."""
+    rng, n = np.random.default_rng(seed), len(probs)
+    coords, flip = rng.random((n, 4), np.float32).astype(dtype), rng.random(n) < 0.5
+    if form == "full":
+        return [coords, flip, probs.astype(dtype)]
+    if form == "hard":
+        return [coords, flip, probs.argmax(1)]
+    k = 1 if form == "smoothing" else int(form[4:])
+    ids = np.argsort(-probs, axis=1, kind="stable")[:, :k]
+    pairs = np.stack([ids.astype(np.float32), np.take_along_axis(probs, ids, 1)], 1).astype(dtype)
+    return [coords, flip, pairs[:, :, 0] if form == "smoothing" else pairs]
+
+
+def as_tensors(items: Items) -> Items:
+    return [torch.tensor(item) for item in items]
+
+
+def recovered(labels: NDArray[Any], classes: int = CLASSES) -> NDArray[np.float64]:
+    """What FKD's reader makes of labels, marginal smoothing."""
+    if labels.ndim == 1:
+        return np.eye(classes)[labels]
+    if labels.ndim == 2 and labels.shape[1] > 2:
+        return labels.astype(np.float64)
+    pairs = labels[:, :, None] if labels.ndim == 2 else labels
+    ids, values = pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.float64)
+    full = np.repeat((1 - values.sum(1, keepdims=True)) / (classes - ids.shape[1]), classes, 1)
+    np.put_along_axis(full, ids, values, 1)
+    return full
+
+
+def write_dump(folder: Path, dump: dict[str, Items]) -> Path:
+    for name, items in dump.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(items, folder / f"{name}.tar")
+    return folder
+
+
+def dump_of(form: str, dtype: str = "float32") -> dict[str, Items]:
+    return {name: items_of(draw_probs(i), form, dtype, seed=i) for i, name in enumerate(NAMES)}
+
+
+def check_written(folder: Path, dump: dict[str, Items]) -> None:
+    """The very numbers, as tensors that torch loads without unpickling, classes and probabilities fp32."""
+    found = {file.relative_to(folder).as_posix().removesuffix(".tar") for file in folder.rglob("*.tar")}
+    assert found == set(dump) and all(entry.suffix == ".tar" for entry in folder.rglob("*") if entry.is_file())
+    for name, (coords, flip, labels) in dump.items():
+        ours = torch.load(folder / f"{name}.tar", weights_only=True)
+        assert type(ours) is list and all(type(item) is torch.Tensor for item in ours)
+        assert [item.numpy().dtype for item in ours] == [coords.dtype, bool, np.int64 if labels.ndim == 1 else np.float32]
+        for theirs, item in zip((coords, flip, labels), ours, strict=True):
+            assert item.shape == theirs.shape and item.numpy().tobytes() == theirs.astype(item.numpy().dtype).tobytes()
+
+
+def write(out: Path, batches: list[LabelBatch], target: str = "fkd", overwrite: bool = False, **about: Any) -> None:
+    usual = {"layout": "sre2l", "classes": CLASSES, "domain": "probs", "dtype": "F32", "order": "explicit", "names": NAMES}
+    with writing(out, About(**{**usual, **about}), target, overwrite=overwrite) as writer:
+        for batch in batches:
+            writer.add(batch)
+
+
+def batch_of(probs: NDArray[np.floating], image: list[int], number: int = 0, **columns: Any) -> LabelBatch:
+    coords, flip, _ = items_of(probs, "full", seed=number)
+    usual = {"labels": probs, "place": Place(0, number), "image": np.array(image), "crop": coords, "flip": flip}
+    return LabelBatch(**{**usual, **columns})
+
+
+# --- what is read ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_is_read_as_fkd_wrote_it(form: str, dtype: str, kind: str, tmp_path: Path) -> None:
+    dump = dump_of(form, dtype)
+    write_dump(tmp_path, {name: as_tensors(items) if kind == "torch" else items for name, items in dump.items()})
+    source = FkdSource(tmp_path, None, classes=CLASSES)
+    width, k = np.dtype(np.float16 if form == "hard" else dtype), 5 if form == "ms-k5" else 1
+    support = None if form == "full" else Support(k=k, rest="zero" if form == "hard" else "uniform")
+    assert (source.layout, source.domain, source.order, source.classes) == ("fkd", "probs", "explicit", CLASSES)
+    assert (source.dtype, source.support) == ("F16" if width == np.float16 else "F32", support)
+    assert source.names == NAMES and source.details == {"form": form, "coords": dtype} and source.temperature == 1.0
+    assert list(source.places) == [Place(0, i) for i in range(4)]
+    for i, (batch, (coords, flip, labels)) in enumerate(zip(source, dump.values(), strict=True)):
+        assert batch.image is not None and batch.crop is not None and batch.flip is not None and batch.mix_index is None
+        assert batch.image.tolist() == [i] * CROPS and batch.place == source.places[i]
+        assert batch.crop.dtype == np.float32 and (batch.crop == coords).all() and (batch.flip == flip).all()
+        assert batch.labels.dtype == width
+        np.testing.assert_allclose(batch.labels, recovered(labels), rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-7)
+        if labels.ndim == 3:
+            stored = np.take_along_axis(batch.labels, labels[:, 0].astype(np.int64), 1)
+            assert (stored == labels[:, 1]).all()
+
+
+def test_a_dump_is_found_at_any_depth_and_its_classes_are_counted(tmp_path: Path) -> None:
+    for depth, folder in enumerate((tmp_path, tmp_path / "train")):
+        write_dump(tmp_path / "b", dump_of("ms-k5"))
+        source = open_labels(tmp_path / "b" if folder == tmp_path else tmp_path / "b" / "train")
+        assert source.layout == "fkd" and source.names == [name.split("/", depth)[depth] for name in NAMES]
+    ids = [items[2][:, 0].max() for items in dump_of("ms-k5").values()]
+    assert source.classes == max(ids) + 1 and len(list(source)) == 4
+
+
+def test_a_label_names_its_largest_classes_even_where_rounding_leaves_the_others_more(tmp_path: Path) -> None:
+    pairs = np.array(
+        [[[3, 1, 2], [0.999, 1e-7, 6e-8]], [[0, 1, 2], [1.0, 0.0, 0.0]]], np.float32
+    )  # 0.999: what fp16 made of 0.99999
+    coords, flip = np.zeros((2, 4), np.float32), np.zeros(2, bool)
+    for dtype in (np.float16, np.float32):
+        write_dump(tmp_path, {"a/x": [coords, flip, pairs.astype(dtype)]})
+        (batch,) = FkdSource(tmp_path, None, classes=1000)
+        assert (np.sort(batch.labels[0])[::-1][:3] == pairs[0, 1].astype(dtype)).all() and batch.labels[0].argmax() == 3
+        assert batch.labels[0, 1] > batch.labels[0, 2] > batch.labels[0, 4] >= 0 and batch.labels[0, 4] == batch.labels[0, 999]
+        assert batch.labels[1].tolist() == [1.0] + [0.0] * 999
+
+
+# --- what returns ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_dump_returns_from_a_vql_with_the_very_numbers(form: str, dtype: str, tmp_path: Path) -> None:
+    dump = dump_of(form, dtype)
+    source = open_labels(write_dump(tmp_path / "dump", dump))
+    vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
+    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back")
+    check_written(tmp_path / "back", dump)
+    again = open_labels(tmp_path / "back")
+    assert again.names == source.names and again.details == source.details
+    for ours, theirs in zip(again, source, strict=True):  # what the rest of a label has is rounded to its type
+        np.testing.assert_allclose(ours.labels, theirs.labels, rtol=1e-3 if dtype == "float16" else 0)
+
+
+@pytest.mark.parametrize("form", ["hard", "smoothing", "ms-k5", "mr-k5", "ms-k10", "ms-k12", "full"])
+def test_labels_of_mixed_batches_come_together_by_image(form: str, tmp_path: Path) -> None:
+    theirs = [draw_probs(i, 4) for i in range(3)]
+    images = [[3, 0, 3, 1], [0, 3, 1, 1], [1, 0, 0, 3]]
+    batches = [batch_of(probs, image, i) for i, (probs, image) in enumerate(zip(theirs, images, strict=True))]
+    write(tmp_path / "out", batches, f"fkd:{form}")
+    coords, flips = (np.concatenate([getattr(b, name) for b in batches]) for name in ("crop", "flip"))
+    want = {}
+    for image in (0, 1, 3):
+        rows = np.flatnonzero(np.concatenate(images) == image)
+        labels = items_of(np.concatenate(theirs)[rows], form.replace("mr", "ms"))[2]
+        want[NAMES[image]] = [coords[rows], flips[rows], labels]
+    check_written(tmp_path / "out", want)
+
+
+def test_logits_become_probabilities_at_temperature_1(tmp_path: Path) -> None:
+    probs = draw_probs(0, 3)
+    for dtype, kind in (("F32", np.float32), ("F16", np.float16)):
+        logits = (np.log(probs) + 7).astype(kind)
+        write(tmp_path / dtype, [batch_of(logits, [0, 0, 1])], "fkd:full", domain="logits", dtype=dtype)
+        ours = torch.load(tmp_path / dtype / f"{NAMES[0]}.tar", weights_only=True)[2].numpy()
+        np.testing.assert_allclose(ours, probs[:2], rtol=1e-6 if dtype == "F32" else 0.01, atol=1e-9)
+        np.testing.assert_allclose(ours.sum(1), 1, rtol=1e-6)
+
+
+def test_probabilities_without_their_rest_are_made_to_sum_to_1(tmp_path: Path) -> None:
+    some = np.zeros((1, CLASSES), np.float32)
+    some[0, [4, 7]] = 0.5, 0.25
+    write(tmp_path / "out", [batch_of(some, [0])], "fkd:ms-k2", support=Support(k=2, rest="zero"))
+    pairs = torch.load(tmp_path / "out" / f"{NAMES[0]}.tar", weights_only=True)[2]
+    np.testing.assert_allclose(pairs.numpy(), [[[4, 7], [2 / 3, 1 / 3]]], rtol=1e-6)
+
+
+def test_five_probabilities_are_stored_unless_the_form_says_otherwise(tmp_path: Path) -> None:
+    write(tmp_path / "out", [batch_of(draw_probs(0), [0] * CROPS)])
+    assert torch.load(tmp_path / "out" / f"{NAMES[0]}.tar", weights_only=True)[2].shape == (CROPS, 2, 5)
+    write(tmp_path / "other", [batch_of(draw_probs(0), [0] * CROPS)], details={"form": "hard"})  # of another layout
+    assert torch.load(tmp_path / "other" / f"{NAMES[0]}.tar", weights_only=True)[2].shape == (CROPS, 2, 5)
+
+
+def test_equal_probabilities_come_in_the_order_of_their_classes(tmp_path: Path) -> None:
+    probs = np.full((2, CLASSES), 1 / CLASSES, np.float32)
+    write(tmp_path / "out", [batch_of(probs, [0, 0])], "fkd:ms-k3")
+    assert torch.load(tmp_path / "out" / f"{NAMES[0]}.tar", weights_only=True)[2][:, 0].tolist() == [[0.0, 1.0, 2.0]] * 2
+
+
+def test_a_name_ends_at_its_first_dot_as_fkds_do(tmp_path: Path) -> None:
+    write(tmp_path / "out", [batch_of(draw_probs(0, 2), [0, 1])], names=["n01.d/a.b.JPEG", "c.JPEG"])
+    assert {f.relative_to(tmp_path / "out").as_posix() for f in (tmp_path / "out").rglob("*.tar")} == {"n01.d/a.tar", "c.tar"}
+    with pytest.raises(
+        UsageError, match=r"fkd names files up to the first dot, and two images would be a\.tar: rename one of them"
+    ):
+        write(tmp_path / "two", [batch_of(draw_probs(0, 2), [0, 1])], names=["n01/a.b.JPEG", "n01/a.JPEG"])
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_dump_is_overwritten_and_a_folder_of_archives_is_not(tmp_path: Path) -> None:
+    batches = [batch_of(draw_probs(0, 1), [0])]
+    write(tmp_path / "out", [batch_of(draw_probs(0, 1), [1])])
+    write(tmp_path / "out", batches, overwrite=True)
+    assert [f.name for f in (tmp_path / "out").rglob("*.tar")] == ["n01_1.tar"]
+    write(tmp_path / "out", [batch_of(draw_probs(0, 4), [0, 1, 2, 3])], overwrite=True)
+    notes = [tmp_path / "out/train" / name / "notes.txt" for name in ("n01", "n02")]  # a listing begins with either
+    archive = tmp_path / "archives/n01/a.tar"
+    archive.parent.mkdir(parents=True)
+    for stray in (*notes, archive):
+        with tarfile.open(stray, "w"):
+            pass
+        with pytest.raises(TargetExists, match="is a folder with other things in it"):
+            write(tmp_path / ("archives" if stray == archive else "out"), batches, overwrite=True)
+        assert stray.exists()
+        stray.unlink()
+
+
+# --- what cannot be written -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "about", "message"),
+    [
+        ("fkd:ms", {}, r"layout is 'fkd:ms'; it must have one of the forms hard, smoothing, ms-k5 \(or any other k\), mr-k5, full"),
+        ("fkd:ms-k0", {}, "layout is 'fkd:ms-k0'; it must have one of the forms"),
+        ("fkd:ms-k13", {}, "layout is 'fkd:ms-k13'; it must store no more than the 12 classes that there are"),
+        ("fkd", {"layout": "fkd", "details": {"form": ["x"]}}, r"layout is \"fkd:\['x'\]\"; it must have one of the forms"),
+        ("fkd", {"names": None}, "fkd finds labels by the path of their image, and these records do not say it: pass --images"),
+        ("fkd", {"order": "none"}, "fkd finds labels by the path of their image, and these records do not say it: pass --images"),
+        ("fkd", {"names": NAMES[:1]}, "image 1 has none: 1 are named"),
+        *(
+            (
+                "fkd",
+                {"names": [NAMES[0], name]},
+                rf"image 1 is named {re.escape(repr(name))}, which is no path in a folder; rename it",
+            )
+            for name in ("", "/etc/x", "../x", "a/../../x", "a//x", "./x", "..", "a/.x", "a\\..\\x", "a\0x", "a/")
+        ),
+    ],
+    ids=str,
+)
+def test_what_has_no_place_is_refused(layout: str, about: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        write(tmp_path / "out", [batch_of(draw_probs(0, 2), [0, 1])], layout, **about)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"mix_index": np.array([1, 0])}, "fkd has no place for mix_index, .*of one image each, which its trainer mixes itself"),
+        ({"mix_lam": 0.5}, "fkd has no place for mix_lam"),
+        ({"mix_box": (0, 0, 1, 1)}, "fkd has no place for mix_box"),
+        ({"partner_image": np.array([1, 0])}, "fkd has no place for partner_image"),
+        ({"seed": np.array([1, 0])}, "fkd has no place for seed"),
+        ({"cutout": np.zeros((2, 7), np.float32)}, "fkd has no place for cutout"),
+        ({"crop": None}, "fkd repeats the crop and the flip of every label, and these records have none; write tinyvit or"),
+        ({"flip": None}, "fkd repeats the crop and the flip of every label, and these records have none"),
+    ],
+    ids=str,
+)
+def test_a_batch_that_has_no_place_is_refused(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        write(tmp_path / "out", [batch_of(draw_probs(0, 2), [0, 1], **columns)])
+    assert not list(tmp_path.iterdir())
+
+
+# --- what cannot be read --------------------------------------------------------------------------------------------------------
+
+
+COORDS, FLIP, PAIRS = items_of(draw_probs(0), "ms-k5")
+
+
+def changed(array: NDArray[Any], at: Any, value: float) -> NDArray[Any]:
+    array = array.copy()
+    array[at] = value
+    return array
+
+
+BAD_ITEMS: list[tuple[Items, str]] = [
+    ([COORDS, FLIP], "holds a list of 2; FKD's batch is a list of 3 \\(coords, flip, labels\\)"),
+    ([COORDS[:5], FLIP, PAIRS], r"item 0 is torch\.float32 \[5, 4\]; it must be torch\.float32 or float16 \[6, 4\]"),
+    ([COORDS.astype("f8"), FLIP, PAIRS], r"item 0 is torch\.float64 \[6, 4\]"),
+    ([COORDS, FLIP.astype("u1"), PAIRS], r"item 1 is torch\.uint8 \[6\]; it must be torch\.bool \[6\]"),
+    ([None, FLIP, PAIRS], "has labels without coords or flip, so nobody knows the crops"),
+    ([COORDS, None, PAIRS], "has labels without coords or flip, so nobody knows the crops"),
+    *(
+        ([COORDS, FLIP, labels], r"item 2 is .*; it must be labels int64 \[n\], or fp16 or fp32 \[n, 2\], \[n, 2, k\] or \[n, C\]")
+        for labels in (None, 1, [1] * 6, PAIRS.astype("f8"), PAIRS.astype("i8"), PAIRS[:, :1], PAIRS[:, 0, :1], PAIRS[0, 0], PAIRS[None])
+    ),
+    ([COORDS, FLIP, np.zeros(6, "i4")], r"item 2 is torch\.int32 \[6\]; it must be labels int64"),
+    ([COORDS, FLIP, torch.zeros(0, 2, 5)], r"item 2 is torch\.float32 \[0, 2, 5\]; .*and not empty"),
+    ([COORDS, FLIP, torch.zeros(6, 2, 0)], r"item 2 is torch\.float32 \[6, 2, 0\]; .*and not empty"),
+    ([COORDS, FLIP, torch.zeros(1, 2, 1).expand(1 << 40, 2, 5)], "item 2 spans 43980465111040 bytes in a file of"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0, 1), 0.5)], r"row 3: class 0\.5 with probability .*; classes are integers in 0\.\.1048575"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0, 1), -1)], "row 3: class -1.0 with probability"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0, 1), np.nan)], "row 3: class nan with probability"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0, 1), 1 << 20)], "row 3: class 1048576.0 with probability"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 1, 1), np.nan)], "row 3: class .* with probability nan"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 1, 1), -0.1)], "row 3: class .* with probability -0.1"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 1, 1), 2)], "row 3: class .* with probability 2"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 1), 0.9)], r"row 3: its probabilities sum to 4\.5, which is more than 1"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0), 7)], "row 3: names a class twice; the k largest are of k classes"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 1), 0.0)], r"row 3: its 5 probabilities leave 1 to \d+ other classes, of which none can have more than 0"),
+    ([COORDS, FLIP, np.array([0, 1, 2, -3, 1, 0])], "row 3: class -3 with probability 1"),
+    ([COORDS, FLIP, changed(draw_probs(0), 3, 0.5)], r"row 3: sums to 6 with smallest value 0\.5, so these are no probabilities"),
+    ([COORDS, FLIP, changed(draw_probs(0), (3, 2), np.nan)], "row 3: class 2 is nan; labels must be finite"),
+    ([COORDS, FLIP, changed(PAIRS, (3, 0, 4), 2048).astype("f2")], "names class 2048 in fp16, which rounds classes from 2048 on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("items", "message"), BAD_ITEMS, ids=range(len(BAD_ITEMS)))
+def test_a_file_that_holds_anything_else_is_refused(items: Items, message: str, tmp_path: Path) -> None:
+    write_dump(tmp_path, {"n01/a": items})
+    with pytest.raises(BadLabels, match=rf"a\.tar(: |, ){message}"):
+        list(open_labels(tmp_path))
+
+
+def test_files_of_different_kinds_are_refused(tmp_path: Path) -> None:
+    for other, kind in (
+        (items_of(draw_probs(1), "ms-k1"), "ms-k1, float32, coords float32"),
+        (items_of(draw_probs(1), "hard"), "hard, float16, coords float32"),
+        (items_of(draw_probs(1), "ms-k5", "float16"), "ms-k5, float16, coords float16"),
+    ):
+        write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS], "n01/b": other})
+        with pytest.raises(BadLabels, match=rf"b\.tar: labels are {kind}; the dump began with ms-k5, float32, coords float32"):
+            open_labels(tmp_path)
+    write_dump(tmp_path, {"n01/a": items_of(draw_probs(0), "full"), "n01/b": items_of(draw_probs(1, classes=9), "full")})
+    with pytest.raises(BadLabels, match=r"b\.tar: 9 classes; the dump began with 12"):
+        list(open_labels(tmp_path))
+
+
+def test_more_classes_than_were_named_or_told_are_refused(tmp_path: Path) -> None:
+    probs = np.full((2, 1000), 1 / 1000, np.float32)
+    write_dump(tmp_path, {"n01/a": items_of(probs, "ms-k5")})
+    source = open_labels(tmp_path)
+    assert source.classes == 5
+    with pytest.raises(
+        BadLabels, match=r"a\.tar, row 0: its 5 probabilities leave 0\.995 to 5 other classes, of which none .* 0\.001; "
+    ):
+        list(FkdSource(tmp_path, None, classes=10))
+    with pytest.raises(BadLabels, match=r"a\.tar: names class 4, and the dump has 4 classes; name them with --classes"):
+        list(FkdSource(tmp_path, None, classes=4))
+    np.testing.assert_allclose(open_labels(tmp_path, classes=1000).read(0).labels, probs, rtol=1e-5)
+    write_dump(tmp_path, {"n01/a": items_of(probs, "full")})
+    with pytest.raises(UsageError, match="classes is 999; it must be 1000, as the files have, or left out"):
+        open_labels(tmp_path, classes=999)
+
+
+def test_a_class_does_not_ask_for_more_memory_than_a_batch_may_take(tmp_path: Path) -> None:
+    ids = np.zeros(5000, np.int64)
+    ids[-1] = (1 << 20) - 1
+    write_dump(tmp_path, {"n01/a": [np.zeros((5000, 4), np.float32), np.zeros(5000, bool), ids]})
+    with pytest.raises(BadLabels, match=r"a\.tar: 5000 labels of 1048576 classes are 10485760000 bytes; 268435456 is the most"):
+        open_labels(tmp_path).read(0)
+
+
+def test_other_folders_files_and_domains_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1")
+    with pytest.raises(BadLabels, match="is no folder; fkd's dump is one"):
+        open_labels(tmp_path / "a.csv", layout="fkd")
+    with pytest.raises(BadLabels, match=r"no \.tar file in it; a dump has at least one image"):
+        open_labels(tmp_path, layout="fkd")
+    write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS]})
+    with pytest.raises(UsageError, match="domain is 'logits'; it must be probs, which is what fkd stores"):
+        open_labels(tmp_path, domain="logits")
+    os.link(tmp_path / "n01/a.tar", tmp_path / "n01/b\nc.tar")
+    with pytest.raises(BadLabels, match=r"an image is named 'n01/b\\nc'; names are one line of UTF-8"):
+        open_labels(tmp_path)
+
+
+class Exploit:
+    """What unpickles to a run of os.system."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch '{self.marker}'",)
+
+
+def test_a_file_that_runs_commands_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+    write_dump(tmp_path / "dump", {"n01/a": [COORDS, FLIP, Exploit(tmp_path / "ran")]})
+    with pytest.raises(BadLabels, match="the pickle wants more than tensors"):
+        open_labels(tmp_path / "dump")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
+    file = write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS]}) / "n01" / "a.tar"
+    data = file.read_bytes()
+    for size in range(0, len(data), 37):
+        file.write_bytes(data[:size])
+        with pytest.raises(BadLabels, match=r"a\.tar: (no readable torch\.save file|damaged pickle)"):
+            open_labels(tmp_path)

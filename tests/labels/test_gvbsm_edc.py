@@ -1,0 +1,219 @@
+"""G-VBSM's and EDC's trees -> label batches and back: their seven and eight items, bit for bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels import LabelBatch, LabelSource, Place, open_labels, writing
+from vqlabel.labels.tree import ORDER_FILE
+
+Draw = Callable[..., torch.Tensor]
+Items = Callable[..., list[Any]]
+Write = Callable[..., Path]
+
+LENGTHS = (4, 4, 3)
+LAYOUTS = {"gvbsm": 7, "edc": 8}
+
+
+@pytest.fixture
+def items(draw: Draw, sre2l_items: Items) -> Items:
+    """What both generators save: SRe2L's six, then the sampler's indices, then EDC's two shuffles of `factor` strips a view."""
+
+    def make(
+        layout: str, b: int = 4, seed: int = 0, dtype: torch.dtype = torch.float16, factor: int = 2, first: int = 0
+    ) -> list[Any]:
+        six = sre2l_items(draw(b, 7, dtype=dtype, seed=seed), seed=seed)
+        rng = np.random.default_rng(seed)
+        index = torch.from_numpy(first + rng.permutation(b))
+        patches = torch.stack([torch.stack([torch.from_numpy(rng.permutation(factor)) for _ in range(2)]) for _ in range(b)])
+        return [*six, index, patches][: LAYOUTS[layout]]
+
+    return make
+
+
+@pytest.fixture
+def tree(tmp_path: Path, items: Items, write_sre2l: Write) -> Callable[..., tuple[Path, dict[Place, list[Any]]]]:
+    """2 epochs of 11 images in batches of 4."""
+
+    def write(layout: str, **how: Any) -> tuple[Path, dict[Place, list[Any]]]:
+        found = {}
+        for epoch in range(2):
+            for batch, b in enumerate(LENGTHS):
+                found[Place(epoch, batch)] = items(layout, b, 3 * epoch + batch, first=4 * batch, **how)
+                write_sre2l(tmp_path / layout, found[Place(epoch, batch)], epoch, batch)
+        return tmp_path / layout, found
+
+    return write
+
+
+def bits(tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...], bytes]:
+    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def check_file(file: Path, want: list[Any]) -> None:
+    """It holds these items, type for type, and the box as plain integers, which default_collate takes."""
+    found = torch.load(file, weights_only=True)
+    assert type(found) is list and len(found) == len(want)
+    for number, (item, wanted) in enumerate(zip(found, want, strict=True)):
+        if number == 3:
+            assert type(item) is float and item == float(wanted)
+        elif number == 4:
+            assert [type(edge) for edge in item] == [int] * 4 and item == [int(edge) for edge in wanted]
+        else:
+            assert bits(item) == bits(wanted), number
+
+
+def write_all(source: LabelSource, out: Path, layout: str) -> Path:
+    with writing(out, source.about, layout) as writer:
+        for batch in source:
+            writer.add(batch)
+    return out
+
+
+# --- what returns ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_says_its_images_and_strips(layout: str, tree: Callable[..., Any]) -> None:
+    folder, want = tree(layout, factor=3)
+    source = open_labels(folder)
+    assert (source.layout, source.classes, source.dtype, source.order, source.domain) == (layout, 7, "F16", "explicit", "logits")
+    assert source.temperature is None and source.support is None and list(source.places) == list(want)
+    for batch in source:
+        six = want[batch.place]
+        assert bits(torch.from_numpy(batch.labels)) == bits(six[5]) and bits(torch.from_numpy(batch.crop)) == bits(six[0])
+        assert batch.flip.tolist() == six[1].tolist() and batch.mix_index.tolist() == six[2].tolist()
+        assert (batch.mix_lam, batch.mix_box) == (six[3], tuple(six[4]))
+        assert batch.image.dtype == np.int64 and batch.image.tolist() == six[6].tolist()
+        assert (batch.patches is None) == (layout == "gvbsm")
+        assert batch.patches is None or bits(torch.from_numpy(batch.patches)) == bits(six[7])
+
+
+def test_its_own_images_count_where_an_order_file_lies_beside_them(tree: Callable[..., Any]) -> None:
+    folder, want = tree("gvbsm")
+    (folder / ORDER_FILE).write_text(json.dumps({"0": list(range(11)), "1": list(range(11))}))
+    assert open_labels(folder).layout == "gvbsm"
+    assert open_labels(folder).read(1).image.tolist() == want[Place(0, 1)][6].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_packed_dump_returns_item_for_item(layout: str, dtype: torch.dtype, tree: Callable[..., Any], tmp_path: Path) -> None:
+    folder, want = tree(layout, dtype=dtype)
+    source = open_labels(folder)
+    vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
+    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back")
+    for place, items in want.items():
+        check_file(tmp_path / "back" / f"epoch_{place.epoch}" / f"batch_{place.batch}.tar", items)
+    assert sorted(entry.name for entry in (tmp_path / "back").iterdir()) == ["epoch_0", "epoch_1"]  # the reader counts entries
+
+
+def test_views_that_were_not_cut_have_their_strips_in_order(tree: Callable[..., Any], tmp_path: Path) -> None:
+    folder, want = tree("gvbsm")
+    write_all(open_labels(folder), tmp_path / "ours", "edc")
+    in_order = torch.tensor([[[0, 1], [0, 1]]])
+    for place, items in want.items():
+        file = tmp_path / "ours" / f"epoch_{place.epoch}" / f"batch_{place.batch}.tar"
+        check_file(file, [*items, in_order.expand(len(items[6]), 2, 2)])
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_records_without_images_are_refused(
+    layout: str, draw: Draw, sre2l_items: Items, write_sre2l: Write, tmp_path: Path
+) -> None:
+    write_sre2l(tmp_path / "dump", sre2l_items(draw(4, 7)))
+    source = open_labels(tmp_path / "dump")
+    with pytest.raises(UsageError, match=f"{layout} writes which image every label is of, and these records do not say it"):
+        write_all(source, tmp_path / "ours", layout)
+
+
+@pytest.mark.parametrize(
+    ("places", "lengths", "says"),
+    [
+        ([(0, 0), (0, 2)], [4, 4], "batch i // 4, and batch 2 of epoch 0 has 4 records after 4"),
+        ([(0, 0), (0, 1), (0, 2)], [4, 3, 4], "batch i // 4, and batch 2 of epoch 0 has 4 records after 7"),
+        ([(0, 0), (0, 1)], [3, 4], "batch i // 3, and batch 1 of epoch 0 has 4 records after 3"),
+        ([(0, 0), (3, 1)], [4, 4], "batch i // 4, and batch 1 of epoch 3 has 4 records after 0"),
+    ],
+    ids=["a gap", "a short batch inside", "a longer batch", "an epoch that begins late"],
+)
+def test_batches_that_the_reader_would_misplace_are_refused(
+    places: list[tuple[int, int]], lengths: list[int], says: str, items: Items, write_sre2l: Write, tmp_path: Path
+) -> None:
+    for place, b in zip(places, lengths, strict=True):
+        write_sre2l(tmp_path / "dump", items("gvbsm", b), *place)
+    with pytest.raises(UsageError, match=f"gvbsm finds row i of an epoch in {says}.*: write lpqld"):
+        write_all(open_labels(tmp_path / "dump"), tmp_path / "ours", "gvbsm")
+    assert not (tmp_path / "ours").exists()
+
+
+def test_strips_probabilities_and_forms_have_no_place_in_gvbsm(tree: Callable[..., Any], tmp_path: Path) -> None:
+    source = open_labels(tree("edc")[0])
+    with pytest.raises(UsageError, match="gvbsm has no place for patches, which these records have"):
+        write_all(source, tmp_path / "ours", "gvbsm")
+    with pytest.raises(UsageError, match="edc has no forms; write --layout edc"):
+        write_all(source, tmp_path / "ours", "edc:8")
+    source.domain = "probs"
+    with pytest.raises(UsageError, match="gvbsm holds logits, these are probabilities"):
+        write_all(source, tmp_path / "ours", "gvbsm")
+
+
+@pytest.mark.parametrize(
+    ("layout", "number", "item", "says"),
+    [
+        ("gvbsm", 6, None, "item 6 is NoneType; it must be image indices"),
+        ("gvbsm", 6, torch.arange(4).int(), r"item 6 is torch.int32 \[4\]; it must be torch.int64 \[4\]"),
+        ("gvbsm", 6, torch.arange(5), r"item 6 is torch.int64 \[5\]"),
+        ("gvbsm", 6, torch.tensor([0, 1, 2, -1]), r"it must be image indices in 0..2\^31-1, int64 \[4\]"),
+        ("gvbsm", 6, torch.tensor([0, 1, 2, 1 << 31]), "it must be image indices"),
+        ("edc", 6, torch.tensor([0, 1, 2, -1]), "it must be image indices"),
+        ("edc", 7, None, "item 7 is NoneType; it must be two orders"),
+        ("edc", 7, torch.arange(4), r"item 7 is torch.int64 \[4\]; it must be torch.int64 \[4, 2, 2\]"),
+        ("edc", 7, torch.tensor(0), r"item 7 is torch.int64 \[\]"),
+        ("edc", 7, torch.zeros(4, 2, 0, dtype=torch.int64), "it must be two orders of 1 to 256 strips"),
+        ("edc", 7, torch.zeros(4, 2, 2, dtype=torch.int64), "it must be two orders"),
+        ("edc", 7, torch.arange(1, 3).expand(4, 2, 2).clone(), "it must be two orders"),
+        ("edc", 7, torch.arange(257).expand(4, 2, 257).clone(), "it must be two orders of 1 to 256 strips"),
+        ("edc", 7, torch.arange(2.0).expand(4, 2, 2).clone(), r"item 7 is torch.float32 \[4, 2, 2\]; it must be torch.int64"),
+    ],
+)
+def test_a_bad_item_is_refused(
+    layout: str, number: int, item: Any, says: str, items: Items, write_sre2l: Write, tmp_path: Path
+) -> None:
+    bad = items(layout)
+    bad[number] = item
+    write_sre2l(tmp_path, bad)
+    with pytest.raises(BadLabels, match=f"batch_0.tar: .*{says}"):
+        open_labels(tmp_path)
+
+
+def test_another_number_of_strips_and_another_length_are_refused(items: Items, write_sre2l: Write, tmp_path: Path) -> None:
+    write_sre2l(tmp_path, items("edc"))
+    write_sre2l(tmp_path, items("edc", factor=3), batch=1)
+    write_sre2l(tmp_path, items("gvbsm"), batch=2)
+    source = open_labels(tmp_path)
+    assert len(source.read(0)) == 4
+    with pytest.raises(BadLabels, match=r"batch_1.tar: item 7 is torch.int64 \[4, 2, 3\]; it must be torch.int64 \[4, 2, 2\]"):
+        source.read(1)
+    with pytest.raises(BadLabels, match=r"batch_2.tar: holds a list of 7; EDC's batch is a list of 8 .*, index, patches"):
+        source.read(2)
+    with pytest.raises(BadLabels, match=r"batch_0.tar: holds a list of 8; G-VBSM's batch is a list of 7 .*, index"):
+        open_labels(tmp_path, layout="gvbsm")
+
+
+def test_a_context_names_images_and_partners(tree: Callable[..., Any]) -> None:
+    batch: LabelBatch = open_labels(tree("edc")[0]).read(0)
+    context = batch.context()
+    assert context.image.tolist() == batch.image.tolist()
+    assert context.partner.tolist() == batch.image[batch.mix_index].tolist()

@@ -1,0 +1,341 @@
+"""Images and a teacher -> labels: nothing dense but a batch, the same bytes after any interruption, views that a seed draws again."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import vqlabel
+from vqlabel.augment.pictures import Pictures
+from vqlabel.augment.recipe import Recipe
+from vqlabel.augment.views import views
+from vqlabel.cli import app
+from vqlabel.codecs.topk import TopkCodec
+from vqlabel.config import TopkConfig
+from vqlabel.errors import BadContainer, BadLabels, UsageError
+from vqlabel.journal import Journal
+from vqlabel.labels import LabelBatch, open_labels
+from vqlabel.pruning import Pruned
+from vqlabel.relabeling import TeacherSource, relabel
+from vqlabel.seeded import read_recipe, recipe_file
+from vqlabel.teachers import load_teacher
+from vqlabel.vql import VqlFile
+
+IMAGES, EPOCHS, BATCH, VIEW, CLASSES = 13, 4, 5, 16, 7
+TEACHER = """
+import torch
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 7))
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of noise, of two sizes."""
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): no view can be drawn")
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+    for at in range(IMAGES):
+        (folder / f"class{at % 3}").mkdir(exist_ok=True)
+        image.fromarray(rng.integers(0, 256, (20 + at % 2, 26, 3), dtype=np.uint8)).save(folder / f"class{at % 3}" / f"{at:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a teacher in it, which is the present one meanwhile."""
+    folder, before = tmp_path_factory.mktemp("work"), Path.cwd()
+    (folder / "teachers_of_tests.py").write_text(TEACHER)
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+@pytest.fixture
+def source(images: Path, work: Path) -> TeacherSource:
+    return make_source(images)
+
+
+def make_source(images: Path, mix: str = "cutmix", seed: int = 3) -> TeacherSource:
+    recipe = Recipe(seed=seed, images=IMAGES, epochs=EPOCHS, batch=BATCH, view=VIEW, mix=mix)
+    return TeacherSource(Pictures(images), load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,)), recipe)
+
+
+def raw(images: Path, out: Path, **how: Any) -> Path:
+    relabel(make_source(images, **how), out)
+    return out
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_labels_are_what_the_teacher_says_of_the_views_that_the_file_replays(
+    mix: str, images: Path, work: Path, tmp_path: Path
+) -> None:
+    path = raw(images, tmp_path / "a.vql", mix=mix)
+    file, pictures = VqlFile(path), Pictures(images)
+    teacher = load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,))
+    labels = vqlabel.open(path)
+    assert (len(labels), file.columns.order, file.container.requires) == (IMAGES * EPOCHS, "explicit", ["seeded_views"])
+    for at, place in enumerate(file.columns.places):
+        batch = file.columns.batch(at, np.empty((0, CLASSES), np.float32))
+        seen = torch.from_numpy(views(pictures, batch, VIEW)).permute(0, 3, 1, 2)
+        want = teacher(seen / 255 if seen.dtype == torch.uint8 else seen)
+        assert torch.equal(labels.batch(*place).labels, want.half().float())
+
+
+def test_views_that_are_drawn_again_take_no_bits_per_label(images: Path, work: Path, tmp_path: Path) -> None:
+    rows = vqlabel.stats(raw(images, tmp_path / "a.vql"))["rows"]
+    assert {row["part"]: row["bytes"] for row in rows if row["group"] in ("augmentation", "order")} == {"image_size": 64 + 48}
+
+
+def test_the_teacher_never_sees_more_than_a_batch_and_no_dense_label_is_kept(
+    source: TeacherSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    made = TeacherSource._labelled
+
+    def counted(self: TeacherSource, at: int, seen: torch.Tensor) -> LabelBatch:
+        batch = made(self, at, seen)
+        alive.append(len(batch))
+        return batch
+
+    monkeypatch.setattr(TeacherSource, "_labelled", counted)
+    codec = TopkCodec.build(TopkConfig(classes=CLASSES, domain="logits", k=2), {})
+    relabel(source, tmp_path / "a.vql", codec=codec)
+    assert max(alive) == BATCH and sum(alive) == IMAGES * EPOCHS
+
+
+class Stop(Exception):
+    """The machine goes down."""
+
+
+@pytest.mark.parametrize("after", [0, 1, 5, EPOCHS * 3 - 1])
+def test_an_interrupted_run_goes_on_to_the_same_bytes(after: int, images: Path, work: Path, tmp_path: Path) -> None:
+    want = raw(images, tmp_path / "whole.vql").read_bytes()
+
+    def stop(_stage: str, done: int, _total: int, _figures: object) -> None:
+        if done > after:
+            raise Stop
+
+    with pytest.raises(Stop):
+        relabel(make_source(images), tmp_path / "a.vql", progress=stop)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("a.")] == ["a.vql.journal"]
+    made: list[int] = []
+    relabel(make_source(images), tmp_path / "a.vql", progress=lambda _s, done, _t, _f: made.append(done))
+    assert (tmp_path / "a.vql").read_bytes() == want
+    assert made == list(range(after + 2, 3 * EPOCHS + 1)), "what was labelled is not labelled again"
+    assert not (tmp_path / "a.vql.journal").exists()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(images: Path, work: Path, tmp_path: Path) -> None:
+    want = raw(images, tmp_path / "whole.vql").read_bytes()
+    command = [sys.executable, "-m", "vqlabel", "relabel", images, "-o", tmp_path / "a.vql", "--teacher", "slow_teacher:slow"]
+    command += ["--mean", "0.5", "--std", "0.5", "--epochs", EPOCHS, "--batch", BATCH, "--view", VIEW, "--seed", 3]
+    slow = "import time\nfrom teachers_of_tests import small\nclass Slow(__import__('torch').nn.Sequential):\n"
+    slow += "    def forward(self, x):\n        time.sleep(0.2)\n        return super().forward(x)\ndef slow():\n    return Slow(*small())\n"
+    (work / "slow_teacher.py").write_text(slow)
+    with subprocess.Popen([str(word) for word in command], cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+        journal = tmp_path / "a.vql.journal"
+        while not journal.exists() or journal.stat().st_size < 4096 + 3 * (BATCH * CLASSES * 2):
+            assert run.poll() is None, "it ended before it could be killed"
+            time.sleep(0.01)
+        run.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "a.vql").exists()
+    subprocess.run([str(word) for word in command], cwd=work, check=True, capture_output=True)
+    assert labels_of(tmp_path / "a.vql") == labels_of(tmp_path / "whole.vql") and len(want) > 4096
+    first = (tmp_path / "a.vql").read_bytes()
+    subprocess.run([str(word) for word in [*command, "--overwrite"]], cwd=work, check=True, capture_output=True)
+    assert (tmp_path / "a.vql").read_bytes() == first, "uninterrupted"
+
+
+def labels_of(path: Path) -> list[Any]:
+    return vqlabel.open(path)[:].tolist()  # type: ignore[no-any-return]
+
+
+def test_a_journal_of_other_settings_is_refused_and_damage_is_made_again(images: Path, work: Path, tmp_path: Path) -> None:
+    want = raw(images, tmp_path / "whole.vql").read_bytes()
+
+    def stop(_stage: str, done: int, _total: int, _figures: object) -> None:
+        if done == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        relabel(make_source(images), tmp_path / "a.vql", progress=stop)
+    with pytest.raises(UsageError, match=r"a\.vql\.journal: is left of an interrupted run with other settings; repeat those"):
+        relabel(make_source(images, seed=4), tmp_path / "a.vql")
+    data = bytearray((tmp_path / "a.vql.journal").read_bytes())
+    data[4096 + 2 * (BATCH * CLASSES * 2 + 4) + 3] ^= 1  # in the third batch
+    (tmp_path / "a.vql.journal").write_bytes(data)
+    made: list[int] = []
+    relabel(make_source(images), tmp_path / "a.vql", progress=lambda _s, done, _t, _f: made.append(done))
+    assert made[0] == 3 and (tmp_path / "a.vql").read_bytes() == want
+
+
+def test_a_journal_returns_the_rows_of_every_batch(tmp_path: Path) -> None:
+    rows = [np.arange(6, dtype=np.uint32).reshape(3, 2), np.array([[65535, 1]], np.uint32)]
+    with Journal(tmp_path / "j", {"a": 1}, [3, 1], 2, "uint16") as journal:
+        assert journal.done == 0
+        for batch in rows:
+            journal.append(batch)
+    with Journal(tmp_path / "j", {"a": 1}, [3, 1], 2, "uint16") as journal:
+        assert journal.done == 2
+        assert all(np.array_equal(found, want) for found, want in zip(journal, rows, strict=True))
+
+
+@pytest.mark.parametrize("layout", ["lpld", "lpqld", "gvbsm"])
+def test_a_dump_has_the_labels_of_the_file_and_its_recipe_beside_it(layout: str, images: Path, work: Path, tmp_path: Path) -> None:
+    path = raw(images, tmp_path / "a.vql")
+    found = relabel(make_source(images), tmp_path / "dump", layout=layout)
+    assert (found["records"], found["layout"]) == (IMAGES * EPOCHS, layout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.vql", "dump", "dump.recipe.json"]
+    labels = np.concatenate([batch.labels for batch in open_labels(tmp_path / "dump")])
+    assert np.array_equal(labels, vqlabel.open(path)[:].numpy())
+
+
+def seeded(images: Path, folder: Path, name: str = "b.vql", **how: Any) -> Path:
+    """A dump, packed with the seed in the place of its views."""
+    dump = folder / "dump"
+    if not dump.exists():
+        relabel(make_source(images), dump, layout="lpld")
+    source: Any = open_labels(dump)
+    source = Pruned(source, **how) if how else source
+    codec, _ = vqlabel.fit(source, vqlabel.FitConfig(codec="raw"))
+    vqlabel.pack(source, folder / name, codec=codec, drawn=read_recipe(recipe_file(dump)))
+    return folder / name
+
+
+def test_a_dump_packs_to_the_same_labels_and_views_kept_or_seeded(images: Path, work: Path, tmp_path: Path) -> None:
+    path = seeded(images, tmp_path)
+    codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
+    found = vqlabel.pack(tmp_path / "dump", tmp_path / "kept.vql", codec=codec)
+    one, other = VqlFile(path), VqlFile(tmp_path / "kept.vql")
+    assert one.columns.places == other.columns.places
+    some = np.array([40, 3, 3, 17])
+    for at in range(len(one.columns.places)):
+        empty = np.empty((0, CLASSES), np.float32)
+        check_same(one.columns.batch(at, empty), other.columns.batch(at, empty))
+    for name in ("image", "partner", "mix", "crop", "flip", "partner_crop", "partner_flip", "box"):
+        assert np.array_equal(getattr(one.columns.context(some), name), getattr(other.columns.context(some), name)), name
+    assert labels_of(path) == labels_of(tmp_path / "kept.vql")
+    assert found["augmentation_bits"]["kept"] > 20 and path.stat().st_size < (tmp_path / "kept.vql").stat().st_size
+
+
+def check_same(one: LabelBatch, other: LabelBatch) -> None:
+    for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box"):
+        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("by", ["epoch", "batch"])
+def test_a_pruned_dump_draws_the_views_of_the_batches_that_are_left(by: str, images: Path, work: Path, tmp_path: Path) -> None:
+    path = seeded(images, tmp_path, keep=0.5, by=by, seed=1)
+    kept = Pruned(open_labels(tmp_path / "dump"), 0.5, by, 1)
+    file = VqlFile(path)
+    assert list(file.columns.places) == list(kept.places) and len(kept.places) == 6
+    for at, batch in enumerate(kept):
+        check_same(file.columns.batch(at, batch.labels), batch)
+    record = np.arange(file.records)[::-3]
+    assert np.array_equal(
+        file.columns.context(record).partner_crop, np.concatenate([b.context().partner_crop for b in kept])[record]
+    )
+
+
+def test_views_of_another_seed_are_not_taken_for_the_dumps(images: Path, work: Path, tmp_path: Path) -> None:
+    seeded(images, tmp_path)
+    said = json.loads(recipe_file(tmp_path / "dump").read_text())
+    said["recipe"]["seed"] += 1
+    recipe_file(tmp_path / "dump").write_text(json.dumps(said))
+    with pytest.raises(
+        BadLabels, match=r"image of epoch 0, batch 0 is not what the recipe draws; .* pack with --augmentation keep"
+    ):
+        seeded(images, tmp_path, "c.vql")
+    recipe_file(tmp_path / "dump").write_text('{"recipe": {"seed": 1}, "sizes": [[1, 2]]}')
+    with pytest.raises(BadLabels, match=r"no recipe .*must have the fields"):
+        seeded(images, tmp_path, "c.vql")
+    recipe_file(tmp_path / "dump").unlink()
+    with pytest.raises(UsageError, match="no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it"):
+        seeded(images, tmp_path, "c.vql")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"digest": "0" * 64}, "its recipe draws other views here than where the labels were made"),
+        ({"recipe": None}, "must have the fields"),
+        ({"order": "explicit"}, "vql.requires is .*seeded_views.*; damaged or forged"),
+    ],
+)
+def test_a_forged_recipe_is_refused(changes: dict[str, Any], message: str, images: Path, work: Path, tmp_path: Path) -> None:
+    path = raw(images, tmp_path / "a.vql")
+    says = VqlFile(path).container.json_object("vql.columns")
+    data = path.read_bytes()
+    area = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:area])
+    header["__metadata__"]["vql.columns"] = json.dumps({**says, **changes})
+    front = data[:8] + json.dumps(header).encode().ljust(area - 8)
+    path.write_bytes(front + data[area:-32] + hashlib.sha256(front).digest())
+    with pytest.raises(BadContainer, match=message):
+        VqlFile(path)
+
+
+# --- teachers -------------------------------------------------------------------------------------------------------------------
+
+
+def scripted(folder: Path) -> str:
+    torch.jit.script(nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 7))).save(str(folder / "t.pt"))
+    return str(folder / "t.pt")
+
+
+def exported(folder: Path) -> str:
+    network = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 7)).eval()
+    free = {0: torch.export.Dim("n")}
+    torch.export.save(torch.export.export(network, (torch.zeros(2, 3, VIEW, VIEW),), dynamic_shapes=(free,)), str(folder / "t.pt2"))
+    return str(folder / "t.pt2")
+
+
+@pytest.mark.parametrize("make", [scripted, exported])
+def test_a_network_in_a_file_is_a_teacher(make: Callable[[Path], str], tmp_path: Path) -> None:
+    teacher = load_teacher(make(tmp_path))
+    assert teacher(torch.rand(3, 3, VIEW, VIEW)).shape == (3, 7)
+    assert torch.equal(teacher.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing.pt", "no such file; name module:function, a TorchScript"),
+        ("no_such_module:f", "No module named 'no_such_module'"),
+        ("teachers_of_tests:large", "has no attribute 'large'"),
+        ("teachers_of_tests:torch", "must give a torch.nn.Module"),
+        ("junk.pt", "junk.pt: neither TorchScript nor"),
+    ],
+)
+def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> None:
+    (work / "junk.pt").write_bytes(b"junk")
+    with pytest.raises(UsageError, match=message):
+        load_teacher(name)
+
+
+def test_the_command_line_labels_images_and_says_what_it_made(images: Path, work: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 2, "--batch", 5]
+    words += ["--view", VIEW, "--mean", "0.5", "--std", "0.5", "--json"]
+    run = CliRunner().invoke(app, [str(word) for word in words])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout) == {
+        "path": str(tmp_path / "a.vql"), "records": 26, "classes": 7, "bytes": (tmp_path / "a.vql").stat().st_size, "code_bits": 112
+    }  # fmt: skip
+    again = CliRunner().invoke(app, [str(word) for word in words])
+    assert again.exit_code == 4
+    bad = CliRunner().invoke(app, [str(word) for word in [*words, "--overwrite", "--mean", "grey"]])
+    assert (bad.exit_code, "--mean 'grey': must be one number or three" in bad.stderr) == (2, True)

@@ -1,0 +1,94 @@
+"""A folder of images -> images in a fixed order, decoded when they are asked for. Needs pillow (extra `student`)."""
+
+import os
+from collections.abc import Callable, Iterator
+from os import PathLike
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.errors import MissingExtra, UsageError
+from vqlabel.labels.order import PICTURES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Seen = TypeVar("Seen")
+
+
+class Pictures:
+    """The images of a folder and its subfolders in ImageFolder's order: index i is image i of a dump whose teacher read the same folder.
+
+    Folders are sorted, then the files in each; symbolic links are followed.
+
+    Args:
+        cache: keep decoded images in memory.
+
+    Attributes:
+        files: [N] paths.
+        classes: sorted names of the folders that images lie in.
+        targets: [N] which of `classes` each image lies in.
+
+    Raises:
+        UsageError: there is no image in it; when one is asked for, it cannot be read.
+        MissingExtra: pillow is not installed; when an image is asked for.
+    """
+
+    def __init__(self, folder: str | PathLike[str], *, cache: bool = False) -> None:
+        self.folder = Path(folder)
+        found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
+        pictures = (file for file in found if file.name.lower().endswith(PICTURES))
+        self.files = sorted(pictures, key=lambda file: (file.parent.parts, file.name))
+        if not self.files:
+            raise UsageError(f"{folder}: no folder with images in it ({', '.join(PICTURES)})")
+        names = [file.parent.name for file in self.files]
+        self.classes = sorted(set(names))
+        at = {name: number for number, name in enumerate(self.classes)}
+        self.targets: NDArray[np.int64] = np.array([at[name] for name in names], np.int64)
+        self._kept: dict[int, Image] | None = {} if cache else None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __iter__(self) -> "Iterator[Image]":
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, at: int) -> "Image":
+        """RGB; not turned as EXIF says, which torchvision's loader does not do either."""
+        if self._kept is None:
+            return self._read(at)
+        if at not in self._kept:
+            self._kept[at] = self._read(at)
+        return self._kept[at]
+
+    def sizes(self) -> NDArray[np.int64]:
+        """[N, 2] height and width, as the files' headers have them."""
+        return np.array([self._open(file, lambda image: (image.height, image.width)) for file in self.files], np.int64)
+
+    def _read(self, at: int) -> "Image":
+        return self._open(self.files[at], lambda image: image.convert("RGB"))
+
+    @staticmethod
+    def _open(file: Path, look: "Callable[[Image], Seen]") -> "Seen":
+        image = pillow()
+        try:
+            with image.open(file) as found:
+                return look(found)
+        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
+            raise UsageError(f"{file}: no readable image ({error})") from None
+
+
+def pillow() -> ModuleType:
+    """PIL.Image.
+
+    Raises:
+        MissingExtra: pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError:
+        raise MissingExtra("pillow", extra="student") from None
+    return Image

@@ -1,0 +1,48 @@
+"""EDC's tree <-> label batches: G-VBSM's items, and the order of the strips that every view was cut in.
+
+epoch_E/batch_B.tar          torch.save list of 8: as in labels/gvbsm.py, then patches i64 [b, 2, parts]: of columns, then of rows
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqlabel.errors import BadLabels
+from vqlabel.labels.gvbsm import SEVEN, GvbsmSource, GvbsmWriter, parse_seven
+from vqlabel.labels.items import array_item, describe, read_items, to_tensor
+from vqlabel.labels.source import LabelBatch, Place
+
+PARTS = 2  # strips along a side of EDC's views
+PARTS_MOST = 256
+
+
+class EdcSource(GvbsmSource):
+    """The tree whose files say their images and strips."""
+
+    layout = "edc"
+    _parts = 0  # of the first file
+
+    def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
+        items = read_items(file, (8,), "EDC", f"{SEVEN}, patches")
+        batch, dtype = parse_seven(file, place, items)
+        shape = tuple(getattr(items[7], "shape", ()))
+        parts = self._parts or (shape[2] if len(shape) == 3 else PARTS)
+        patches = array_item(file, 7, items[7], (len(batch), 2, parts), "int64")
+        if patches is None or not 1 <= parts <= PARTS_MOST or (np.sort(patches) != np.arange(parts)).any():
+            raise BadLabels(
+                f"{file}: item 7 is {describe(items[7])}; it must be two orders of 1 to {PARTS_MOST} strips for every record, from 0 on"
+            )
+        self._parts = parts
+        return replace(batch, patches=patches), dtype
+
+
+class EdcWriter(GvbsmWriter):
+    """The tree; views that were not cut in strips have theirs in order."""
+
+    layout, extras = "edc", ("patches",)
+
+    def items(self, batch: LabelBatch) -> list[Any]:
+        patches = np.tile(np.arange(PARTS), (len(batch), 2, 1)) if batch.patches is None else batch.patches
+        return [*super().items(batch), to_tensor(patches)]

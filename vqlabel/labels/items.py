@@ -1,0 +1,135 @@
+"""The items of one torch.save file <-> arrays, each checked before it is used: kinds, shapes, ranges."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.errors import BadLabels
+from vqlabel.labels.unpickle import unpickle
+
+TYPES = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32"}
+
+
+def read_items(file: Path, counts: Sequence[int], layout: str, names: str) -> list[Any]:
+    """The list in a file; tensors among its items are dense, on the CPU, and no larger than the file.
+
+    Raises:
+        BadLabels: it holds something else, or a list of a length that is not in `counts`; `names` says what belongs there.
+    """
+    items = unpickle(file)
+    if not isinstance(items, list) or len(items) not in counts:
+        kind = f"a list of {len(items)}" if isinstance(items, list) else type(items).__name__
+        raise BadLabels(f"{file}: holds {kind}; {layout}'s batch is a list of {counts[0]} ({names})")
+    return [plain(file, number, item) for number, item in enumerate(items)]
+
+
+def list_length(file: Path) -> int:
+    """How long the list in a file is; 0 where it holds something else, and for a file that nobody can read."""
+    try:
+        items = unpickle(file)
+    except BadLabels:
+        return 0
+    return len(items) if isinstance(items, list) else 0
+
+
+def plain(file: Path, number: int, item: Any) -> Any:
+    """A tensor that `.numpy()` takes, no larger than its file; anything but a tensor as it is."""
+    import torch
+
+    if not isinstance(item, torch.Tensor):
+        return item
+    if item.layout != torch.strided or item.is_nested or item.device.type != "cpu":
+        raise BadLabels(
+            f"{file}: item {number} is a {item.layout} tensor on {item.device}; it must be dense and stored in the file"
+        )
+    size = item.numel() * item.element_size()
+    if size > file.stat().st_size:
+        raise BadLabels(f"{file}: item {number} spans {size} bytes in a file of {file.stat().st_size}; save it with .contiguous()")
+    return item.detach().resolve_neg()
+
+
+def label_item(file: Path, number: int, item: Any, what: str = "logits [b, C]") -> tuple[NDArray[np.floating], str]:
+    """Labels [b, C], bf16 widened to float32, and their type: "F16", "BF16" or "F32"."""
+    import torch
+
+    if not isinstance(item, torch.Tensor) or str(item.dtype) not in TYPES or item.dim() != 2 or not len(item) or item.shape[1] < 2:
+        raise BadLabels(f"{file}: item {number} is {describe(item)}; it must be {what}, fp16, bf16 or fp32")
+    kind = TYPES[str(item.dtype)]
+    return np.array((item.float() if kind == "BF16" else item).numpy()), kind
+
+
+def array_item(file: Path, number: int, item: Any, shape: tuple[int, ...], *types: str) -> NDArray[Any] | None:
+    """A tensor of this shape and of one of these types ("float32", "bool", ...), or None where it is None."""
+    import torch
+
+    if item is None:
+        return None
+    if not isinstance(item, torch.Tensor) or tuple(item.shape) != shape or str(item.dtype).removeprefix("torch.") not in types:
+        raise BadLabels(f"{file}: item {number} is {describe(item)}; it must be torch.{' or '.join(types)} {list(shape)} or None")
+    return np.array(item.numpy())
+
+
+def index_item(file: Path, number: int, item: Any, records: int, *types: str) -> NDArray[np.int64] | None:
+    """mix_index: a slot of this batch for every record."""
+    index = array_item(file, number, item, (records,), *types)
+    if index is not None and not ((index >= 0) & (index < records)).all():
+        raise BadLabels(f"{file}: mix_index leaves 0..{records - 1}, the slots of this batch")
+    return None if index is None else index.astype(np.int64)
+
+
+def lam_item(file: Path, item: Any) -> float | None:
+    """mix_lam: a number in 0..1."""
+    if item is not None and not (isinstance(item, int | float) and 0 <= item <= 1):
+        raise BadLabels(f"{file}: mix_lam is {describe(item)}; it must be a number in 0..1 or None")
+    return None if item is None else float(item)
+
+
+def box_item(file: Path, item: Any) -> tuple[int, int, int, int] | None:
+    """mix_bbox: four edges, as integers or as tensors of one integer."""
+    import torch
+
+    if item is None:
+        return None
+    if isinstance(item, list | tuple):
+        item = [_number(v) if isinstance(v, torch.Tensor) else v for v in item]
+    whole = isinstance(item, list) and len(item) == 4 and all(isinstance(v, int) and 0 <= v < 1 << 31 for v in item)
+    if not whole:
+        raise BadLabels(f"{file}: mix_bbox is {describe(item)}; it must be 4 non-negative integers or None")
+    return int(item[0]), int(item[1]), int(item[2]), int(item[3])
+
+
+def _number(tensor: Any) -> Any:
+    """The integer of a dense tensor that has one, else the tensor."""
+    import torch
+
+    one = tensor.layout == torch.strided and tensor.numel() == 1 and not tensor.dtype.is_floating_point
+    return int(tensor) if one and not tensor.dtype.is_complex else tensor
+
+
+def describe(item: Any, depth: int = 1) -> str:
+    """What it is, in a few words; never the repr of a foreign object, which may be of any size and depth."""
+    if hasattr(item, "dtype") and hasattr(item, "shape"):
+        return f"{item.dtype} {list(item.shape)}"
+    if isinstance(item, list | tuple) and depth:
+        return f"{type(item).__name__} [{', '.join(describe(v, depth - 1) for v in item[:5])}]"
+    return repr(item) if isinstance(item, float) or (isinstance(item, int) and abs(item) < 1 << 63) else type(item).__name__
+
+
+def to_tensor(array: NDArray[Any] | None, kind: str | None = None) -> Any:
+    """A tensor of its own, of the type `kind` names ("float16", "uint8", ...) or of the array's; None for None."""
+    import torch
+
+    if array is None:
+        return None
+    tensor = torch.tensor(np.ascontiguousarray(array))
+    return tensor if kind is None else tensor.to(getattr(torch, kind))
+
+
+def write_items(file: Path, items: list[Any]) -> None:
+    """torch.save tensors, floats, ints and lists, and nothing else, so that torch.load(weights_only=True) takes it."""
+    import torch
+
+    torch.save(items, file)

@@ -1,0 +1,56 @@
+"""LPLD's tree <-> label batches: SRe2L's, and which images every epoch's batches are of.
+
+epoch_E/batch_B.tar          as in labels/sre2l.py
+sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in order], ...}
+"""
+
+from pathlib import Path
+
+from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.source import About, LabelBatch
+from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter, require_images
+from vqlabel.labels.tree import ORDER_FILE, EpochOrder, find_batches, read_order, write_order
+
+
+class LpldSource(Sre2lSource):
+    """The tree with its order file. A pruned dump holds its first batches, and the order of all."""
+
+    layout, title = "lpld", "LPLD"
+
+    def __init__(self, path: Path, domain: str | None) -> None:
+        file = path / ORDER_FILE
+        if not file.exists():
+            raise BadLabels(f"{path}: has no {ORDER_FILE}; LPLD's tree does, SRe2L's does not (--layout sre2l)")
+        self._order = EpochOrder(file, find_batches(path), read_order(file))
+        super().__init__(path, domain)
+        self.order = "explicit"
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        batch, name = super()._load(at)
+        return self._order.of(batch, self), name
+
+
+class LpldWriter(Sre2lWriter):
+    """The tree, then its order file."""
+
+    layout = "lpld"
+
+    def __init__(self, out: Path, about: About, form: str | None = None) -> None:
+        require_images(self.layout, about)
+        super().__init__(out, about, form)
+        self._order: dict[int, list[int]] = {}
+        self._next: dict[int, int] = {}
+
+    def add(self, batch: LabelBatch) -> None:
+        epoch, at = batch.place
+        if at != self._next.get(epoch, 0):
+            raise UsageError(
+                f"lpld finds a batch's images by its number, and batch {self._next.get(epoch, 0)} of epoch {epoch} is missing: write lpqld"
+            )
+        super().add(batch)
+        assert batch.image is not None
+        self._next[epoch] = at + 1
+        self._order.setdefault(epoch, []).extend(batch.image.tolist())
+
+    def finish(self) -> None:
+        write_order(self.out / ORDER_FILE, self._order)

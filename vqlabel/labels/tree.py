@@ -1,0 +1,130 @@
+"""epoch_E/batch_B.tar, the tree that SRe2L began with: its files in order, and the order of images that LPLD writes beside them."""
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.errors import BadLabels
+from vqlabel.labels.source import LabelBatch, LabelSource, Place
+
+ORDER_FILE = "sampler_indices_epoch.json"
+Indices = NDArray[np.int64]
+
+
+class TreeSource(LabelSource):
+    """A tree. Counts come from the files; epochs and batches are sorted as numbers; other entries are ignored."""
+
+    title: str  # of the system, for messages
+    temperature: float | None = 20.0  # of the students of SRe2L, CDA and LPLD
+
+    def __init__(self, path: Path, domain: str | None) -> None:
+        self.path, self.domain = path, domain or "logits"
+        if not path.is_dir():
+            raise BadLabels(f"{path}: is no folder; {self.title}'s tree is one, with epoch_E/batch_B.tar in it")
+        self.files = find_batches(path)
+        if not self.files:
+            raise BadLabels(f"{path}: no epoch_E/batch_B.tar in it; a dump has at least one batch")
+        self.places = list(self.files)
+        first, self.dtype = self.parse(self.files[self.places[0]], self.places[0])
+        self.classes = first.labels.shape[1]
+        self.order = "none" if first.image is None else "explicit"
+
+    @abstractmethod
+    def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
+        """One file's batch, checked, and the type of its labels."""
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        place = self.places[at]
+        file = self.files[place]
+        batch, dtype = self.parse(file, place)
+        if dtype != self.dtype:
+            raise BadLabels(f"{file}: labels are {dtype}; the dump began with {self.dtype}: regenerate one of them")
+        return batch, str(file)
+
+
+class EpochOrder:
+    """Which image each record of a tree is of, where a list for every epoch says so."""
+
+    def __init__(self, path: Path, files: dict[Place, Path], epochs: dict[int, Indices]) -> None:
+        self._path, self._files, self._epochs = path, files, epochs
+        self._starts: dict[Place, int] = {}
+
+    def of(self, batch: LabelBatch, source: TreeSource) -> LabelBatch:
+        """The batch with its images: those of its epoch's order that follow the ones of the epoch's earlier batches."""
+        place, records = batch.place, len(batch)
+        order = self._epochs.get(place.epoch)
+        if order is None:
+            raise BadLabels(f"{self._path}: no order for epoch {place.epoch}, whose labels are there")
+        start = self._start(place, source)
+        if start + records > len(order):
+            raise BadLabels(
+                f"{self._files[place]}: its records end at {start + records}, the order of epoch {place.epoch} has {len(order)} images"
+            )
+        self._starts[Place(place.epoch, place.batch + 1)] = start + records
+        return replace(batch, image=order[start : start + records])
+
+    def _start(self, place: Place, source: TreeSource) -> int:
+        known = place.batch
+        while known and Place(place.epoch, known) not in self._starts:
+            known -= 1
+            if Place(place.epoch, known) not in self._files:
+                raise BadLabels(
+                    f"{self._files[place]}: batch {known} of epoch {place.epoch} is missing, so the order cannot be placed"
+                )
+        start = self._starts[Place(place.epoch, known)] if known else 0
+        for batch in range(known, place.batch):
+            at = Place(place.epoch, batch)
+            start += len(source.parse(self._files[at], at)[0])
+            self._starts[Place(place.epoch, batch + 1)] = start
+        return start
+
+
+def find_batches(path: Path) -> dict[Place, Path]:
+    """Every epoch_E/batch_B.tar below `path`, in numeric order."""
+    found: dict[Place, Path] = {}
+    for folder in path.iterdir():
+        epoch = re.fullmatch(r"epoch_(\d{1,9})", folder.name)
+        for file in folder.iterdir() if epoch and folder.is_dir() else ():
+            batch = re.fullmatch(r"batch_(\d{1,9})\.tar", file.name)
+            if epoch and batch:
+                place = Place(int(epoch[1]), int(batch[1]))
+                if place in found:
+                    raise BadLabels(f"{file}: is the same batch as {found[place]}; remove one of them")
+                found[place] = file
+    return dict(sorted(found.items()))
+
+
+def batch_file(folder: Path, place: Place) -> Path:
+    """Where a batch is written; its epoch's folder is made."""
+    epoch = folder / f"epoch_{place.epoch}"
+    epoch.mkdir(parents=True, exist_ok=True)
+    return epoch / f"batch_{place.batch}.tar"
+
+
+def read_order(file: Path) -> dict[int, Indices]:
+    """An order file: {"0": [image indices of group 0, in order], ...}."""
+    try:
+        order = json.loads(file.read_text())
+        return {int(group): _indices(ids) for group, ids in order.items()}
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
+        raise BadLabels(f"{file}: not an order file ({error}); it maps epochs to lists of image indices") from None
+
+
+def _indices(ids: Any) -> Indices:
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu" or array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= 1 << 31)):
+        raise ValueError("image indices must be integers in 0..2^31-1")
+    return array.astype(np.int64)
+
+
+def write_order(file: Path, order: dict[int, list[int]]) -> None:
+    """Inverse of `read_order`."""
+    groups: Iterable[tuple[int, list[int]]] = sorted(order.items())
+    file.write_text(json.dumps({str(group): ids for group, ids in groups}))

@@ -1,0 +1,168 @@
+"""A recipe and its seed <-> the columns of a `.vql`: places and augmentation that are drawn again instead of stored.
+
+Source: docs/format.md, "Seeded columns".
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.augment.recipe import DrawnColumns, Recipe
+from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader
+from vqlabel.container import ContainerReader, ContainerWriter
+from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
+from vqlabel.labels import Context, LabelBatch, Place
+
+SEEDED_VIEWS = "seeded_views"  # in `vql.requires`
+RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
+COMPARED = ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box")
+
+
+class DrawnPart:
+    """Some batches of what a recipe draws, with the records of a file that has no others; like `ColumnReader`."""
+
+    order, names = "explicit", None
+
+    def __init__(self, drawn: DrawnColumns, at: Sequence[int]) -> None:
+        self.drawn, self._at = drawn, np.asarray(at, np.int64)
+        self.places = [drawn.places[i] for i in at]
+        self._first = drawn.starts[self._at]
+        self.starts = np.append(0, np.cumsum(drawn.starts[self._at + 1] - self._first))
+
+    def has(self, name: str) -> bool:
+        return self.drawn.has(name)
+
+    def batch_of(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self.starts, record, side="right") - 1
+
+    def batch(self, at: int, labels: NDArray[np.floating]) -> LabelBatch:
+        return self.drawn.batch(int(self._at[at]), labels)
+
+    def image(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.drawn.image(self._of_all(record))
+
+    def crop(self, record: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self.drawn.crop(self._of_all(record))
+
+    def context(self, record: NDArray[np.int64]) -> Context:
+        return self.drawn.context(self._of_all(record))
+
+    def _of_all(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers among all records that the recipe draws."""
+        batch = self.batch_of(record)
+        return np.asarray(self._first[batch] + record - self.starts[batch])
+
+
+Columns = ColumnReader | DrawnColumns | DrawnPart
+
+
+def write_drawn(writer: ContainerWriter, drawn: DrawnColumns, places: Sequence[Place]) -> dict[str, Any]:
+    """Write the sizes of the images, and which batches there are where some are missing. Returns what `vql.columns` says."""
+    sizes = drawn.sizes.astype(np.uint32)
+    _write(writer, "image_size", sizes)
+    if list(places) != drawn.places:
+        at = {place: i for i, place in enumerate(drawn.places)}
+        _write(writer, "drawn", np.array([[at[place]] for place in places], np.uint32))
+    return {"order": "seeded", "recipe": drawn.recipe.to_dict(), "digest": digest(drawn)}
+
+
+def drawn_bits(drawn: DrawnColumns) -> int:
+    """What `write_drawn` stores of a whole dump besides the header."""
+    return int(sum(max(1, int(top).bit_length()) for top in drawn.sizes.max(0)) * len(drawn.sizes))
+
+
+def _write(writer: ContainerWriter, name: str, rows: NDArray[np.uint32]) -> None:
+    writer.begin(PREFIX + name, [max(1, int(top).bit_length()) for top in rows.max(0)])
+    writer.append(rows)
+    writer.end()
+
+
+def read_columns(reader: ContainerReader, says: dict[str, Any], records: int) -> Columns:
+    """The places and the augmentation of a `.vql`, stored or drawn.
+
+    Raises:
+        BadContainer: they contradict each other, or this program draws other views than those that the labels are of.
+    """
+    if (says.get("order") == "seeded") != (SEEDED_VIEWS in reader.requires):
+        raise BadContainer(f"{reader.path}: vql.requires is {reader.requires}, vql.columns {str(says)[:120]}; damaged or forged")
+    if says.get("order") != "seeded":
+        return ColumnReader(reader, says, records)
+    for name, most in (("image_size", IMAGES_MOST), ("drawn", BATCHES_MOST)):
+        stream = reader.streams.get(PREFIX + name)
+        if stream is not None and stream.rows > most:
+            raise BadContainer(f"{reader.path}: column {name!r} has {stream.rows} rows; the format allows {most}")
+    try:
+        drawn = DrawnColumns(Recipe.from_dict(says.get("recipe")), reader.rows(PREFIX + "image_size").astype(np.int64))
+    except UsageError as error:
+        raise BadContainer(f"{reader.path}: {error}; damaged, forged or from a newer version") from None
+    if digest(drawn) != says.get("digest"):
+        raise BadContainer(
+            f"{reader.path}: its recipe draws other views here than where the labels were made; report this, it must not be"
+        )
+    columns: DrawnColumns | DrawnPart = drawn
+    if PREFIX + "drawn" in reader.streams:
+        at = reader.rows(PREFIX + "drawn").astype(np.int64)
+        if at.shape[1:] != (1,) or (at >= len(drawn.places)).any() or (np.diff(at[:, 0]) <= 0).any():
+            raise BadContainer(f"{reader.path}: names batches that its recipe does not draw; damaged or forged")
+        columns = DrawnPart(drawn, at[:, 0].tolist())
+    if int(columns.starts[-1]) != records:
+        raise BadContainer(f"{reader.path}: its recipe draws {int(columns.starts[-1])} records, the header says {records}")
+    return columns
+
+
+def digest(drawn: DrawnColumns) -> str:
+    """sha256 of the first and the last batch's columns, so that views that are drawn again are known to be the same."""
+    total = hashlib.sha256()
+    for at in (0, len(drawn.places) - 1):
+        batch = drawn.batch(at, np.empty((0, 0), np.float32))
+        for name in COMPARED:
+            value = getattr(batch, name)
+            if value is not None:
+                total.update(np.ascontiguousarray(value).tobytes())
+    return total.hexdigest()
+
+
+def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) -> None:
+    """Raises BadLabels where a batch of a dump is not the one that the recipe draws."""
+    want = drawn.batch(at, batch.labels)
+    for name in COMPARED:
+        found, wanted = getattr(batch, name), getattr(want, name)
+        same = found is None and wanted is None
+        if not same and (found is None or wanted is None or not np.array_equal(found, wanted)):
+            raise BadLabels(
+                f"{where}: {name} of epoch {batch.place.epoch}, batch {batch.place.batch} is not what the recipe draws; the labels are of "
+                "other views: pack with --augmentation keep"
+            )
+
+
+def recipe_file(dump: Path) -> Path:
+    """Where the recipe of a dump lies: beside it, for readers take anything in its folder for labels."""
+    return dump.with_name(dump.name + RECIPE)
+
+
+def write_recipe(file: Path, drawn: DrawnColumns) -> None:
+    """Recipe and image sizes, as JSON."""
+    file.write_text(json.dumps({"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}) + "\n")
+
+
+def read_recipe(file: Path) -> DrawnColumns:
+    """Inverse of `write_recipe`.
+
+    Raises:
+        UsageError: there is no such file.
+        BadLabels: it is malformed.
+    """
+    try:
+        said = json.loads(file.read_text())
+        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, VqlabelError) as error:
+        raise BadLabels(f"{file}: no recipe ({error}); it has a recipe and the sizes of the images") from None

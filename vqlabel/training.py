@@ -1,0 +1,280 @@
+"""A `.vql` and its images -> the views that the teacher saw, with their labels, batch by batch through an ordinary DataLoader."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from vqlabel.augment.geometry import check_batch
+from vqlabel.augment.philox import below, bits
+from vqlabel.augment.pictures import Pictures
+from vqlabel.augment.views import Images, views
+from vqlabel.dataset import VqlDataset
+from vqlabel.errors import UsageError, require
+from vqlabel.labels import LabelBatch
+from vqlabel.seeded import Columns
+from vqlabel.vql import VqlFile
+
+POOL = 5  # purpose of random bits; recipes have 1 to 4
+OF_RECORDS = (
+    "image", "crop", "flip", "partner_image", "partner_crop", "partner_flip", "cutout", "patches", "ops", "seed"
+)  # fmt: skip
+
+
+class ViewBatch(NamedTuple):
+    """Views and their labels, row by row."""
+
+    views: Tensor  # [n, 3, size, size] float32 in 0..1, channels last in memory; or what `transform` made of them
+    labels: Tensor  # [n, C] float32, logits or probabilities as the file has them
+    image: Tensor  # [n] int64, index of the image
+    record: Tensor  # [n] int64, number of the label in the file
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A batch that is one already: DataLoader's own collate takes it as it is."""
+
+    batch: Any
+
+
+# the way that PyTorch documents for types of one's own
+default_collate_fn_map[Whole] = lambda found, *, collate_fn_map=None: found[0].batch
+
+
+class VqlViews(Dataset[ViewBatch]):
+    """The views that the labels of a `.vql` are of, cropped, flipped and mixed as recorded, with those labels: `ds[i]` is one record.
+
+        ds = VqlViews("labels.vql", "images/train", 224, transform=Normalize(mean, std))
+        loader = DataLoader(ds, batch_sampler=StoredBatches(ds), num_workers=4)
+        for views, labels, image, record in loader: ...
+
+    Any sampler of record numbers will do; stored batches are fastest, for all that is mixed into a view is in its batch. Works under
+    workers of any start method: it pickles to its paths. Workers decode on the CPU; to decode on a GPU instead, in the loop:
+
+        logits = decoder(ds.labels.codes(record).to("cuda"), ds.labels.context(record))     # decoder = ds.labels.decoder.to("cuda")
+
+    Args:
+        images: folder whose sorted files are the images that were labelled, or the images themselves, RGB, by index.
+        size: pixels along a view, the unit of CutMix boxes; None: as the file's recipe says.
+        transform: called with the views [n, 3, size, size] of a batch; under spawned workers it must pickle.
+        device: where labels are decoded.
+
+    Attributes:
+        labels: the `VqlDataset`.
+
+    Raises:
+        BadLabels: the records do not say which image they are of.
+        UsageError: these are not the file's images, or its views cannot be made again.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        images: str | PathLike[str] | Images,
+        size: int | None = None,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._given = {"path": path, "images": images, "size": size, "transform": transform, "device": str(device)}
+        self.labels, self.transform = VqlDataset(path, device), transform
+        if isinstance(images, str | PathLike):
+            _refuse_names(self.labels.file)
+            images = Pictures(images)
+        self.images: Images = images
+        self.size = _check(self.labels.file, images, size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._given
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, record: int) -> ViewBatch:
+        return ViewBatch(*(part[0] for part in self._batch([record])))
+
+    def __getitems__(self, records: list[int]) -> list[Whole]:
+        """What DataLoader asks for: all records of a batch at one go."""
+        return [Whole(self._batch(records))]
+
+    def _batch(self, records: Sequence[int]) -> ViewBatch:
+        record, columns = self.labels._index(records), self.labels.file.columns
+        shown = torch.empty(len(record), 3, self.size, self.size).to(memory_format=torch.channels_last)
+        image, of = np.empty(len(record), np.int64), columns.batch_of(record)
+        for at in np.unique(of).tolist():
+            rows = np.flatnonzero(of == at)
+            batch, slots = said(self.labels.file, at), record[rows] - columns.starts[at]
+            assert batch.image is not None  # `_check` saw to it
+            image[rows] = batch.image[slots]
+            shown[torch.from_numpy(rows)] = _to_floats(some_views(self.images, batch, slots, self.size))
+        return ViewBatch(
+            views=shown if self.transform is None else self.transform(shown),
+            labels=self.labels[record],
+            image=torch.from_numpy(image),
+            record=torch.from_numpy(record),
+        )
+
+
+def _refuse_names(file: VqlFile) -> None:
+    if file.columns.names is not None:
+        raise UsageError(
+            f"{file.container.path}: finds its images by name, not by their place in a folder; pass a list of them, in the order of its names"
+        )
+
+
+def _check(file: VqlFile, images: Images, size: int | None) -> int:
+    """Pixels along a view, where these are the images of the file as far as can be told at once."""
+    says = file.container.json_object("vql.columns")
+    recipe = says["recipe"] if says.get("order") == "seeded" else {}
+    side, count = int(recipe.get("view", size or 0)), recipe.get("images", len(images))
+    require(side, "size", size, "must be named: the file does not say how large the teacher's views were")
+    require(size in (None, side), "size", size, f"must be {side}, as the recipe in the file says; resize in `transform`")
+    require(count == len(images), "number of images", len(images), f"must be {count}, as many as the recipe in the file draws from")
+    if file.columns.places:
+        check_batch(said(file, 0), len(images), side)
+    return side
+
+
+def said(file: VqlFile, at: int) -> LabelBatch:
+    """Batch number `at` without its labels. EDC stores an order of patches by which it shuffled nothing."""
+    columns = file.columns
+    batch = columns.batch(at, np.empty((int(columns.starts[at + 1] - columns.starts[at]), 0), np.float32))
+    return replace(batch, patches=None) if file.source.get("layout") == "edc" else batch
+
+
+def some_views(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size: int) -> NDArray[Any]:
+    """[n, size, size, 3] views of some slots of a batch; what is mixed into them is rendered too, and no more."""
+    index = batch.mix_index
+    shown = np.unique(slots if index is None else np.append(slots, index[slots]))
+    columns = {name: getattr(batch, name) for name in OF_RECORDS}
+    chosen: dict[str, Any] = {name: None if column is None else column[shown] for name, column in columns.items()}
+    part = replace(batch, labels=batch.labels[shown], **chosen)
+    if index is not None:  # what is mixed into a view that is only there to be mixed in, nobody sees
+        part = replace(part, mix_index=np.searchsorted(shown, index[shown]).clip(max=len(shown) - 1))
+    return views(images, part, size)[np.searchsorted(shown, slots)]
+
+
+def _to_floats(pixels: NDArray[Any]) -> Tensor:
+    """[n, 3, size, size] float32 in 0..1."""
+    found = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return found.float() / 255 if found.dtype == torch.uint8 else found
+
+
+class StoredBatches(Sampler[list[int]]):
+    """A batch sampler over stored batches, in their order: the record numbers of each batch of one stored epoch.
+
+    Every iteration goes on with the next epoch, or with the one that `set_epoch` named; after the last stored epoch comes the first again.
+    It lives in the main process, so persistent workers never see a stale epoch.
+
+    Of several ranks each gets every world-th batch. All get as many: where batches run out, those that an epoch began with are given
+    again.
+
+    Args:
+        rank, world: None: as torch.distributed says where it is initialised, else 0 of 1.
+
+    Raises:
+        UsageError: no stored batch, or rank and world that contradict each other.
+    """
+
+    def __init__(self, dataset: VqlDataset | VqlViews, *, rank: int | None = None, world: int | None = None) -> None:
+        file = (dataset.labels if isinstance(dataset, VqlViews) else dataset).file
+        require(file.columns.places, "number of batches", 0, "must be 1 or more: the file has no labels")
+        self._starts, self._epochs = file.columns.starts, stored_epochs(file.columns)
+        self.rank, self.world = _place_among_ranks(rank, world)
+        self.epoch, self._begun, self._skip = 0, False, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch comes next."""
+        require(epoch >= 0, "epoch", epoch, "must be 0 or more")
+        self._skip = self._skip if epoch == self.epoch else 0  # left by `load_state_dict`
+        self.epoch, self._begun = epoch, False
+
+    def state_dict(self, done: int) -> dict[str, int]:
+        """Where training stands: after `done` batches of the current epoch. The loop must count them, for workers draw batches ahead."""
+        return {"epoch": self.epoch, "done": done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on there: the next iteration has what is left of that epoch. With the same number of ranks."""
+        self.set_epoch(state["epoch"])
+        require(0 <= state["done"] <= len(self), "done", state["done"], f"must be 0..{len(self)}, batches of this epoch and rank")
+        self._skip = state["done"]
+
+    def __len__(self) -> int:
+        return -(-len(self._drawn()) // self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.epoch += self._begun  # when a batch is first drawn: DataLoader makes two iterators and draws from one
+        skip, self._skip, self._begun = self._skip, 0, True
+        mine = np.resize(self._drawn(), len(self) * self.world)[self.rank :: self.world]
+        for at in mine[skip:].tolist():
+            yield list(range(self._starts[at], self._starts[at + 1]))
+
+    def _drawn(self) -> NDArray[np.int64]:
+        """Numbers of the batches of the current epoch, of all ranks."""
+        return self._epochs[self.epoch % len(self._epochs)]
+
+
+class PooledBatches(StoredBatches):
+    """All stored batches as one pool: every epoch draws some of them anew. So LPLD (with replacement) and LPQLD (without) train from what
+    pruning left.
+
+    Args:
+        per_epoch: batches drawn an epoch, of all ranks together.
+        seed: the same batches in the same epochs, with every version of every library.
+
+    Raises:
+        UsageError: also where fewer batches are stored than an epoch draws without replacement.
+    """
+
+    def __init__(
+        self,
+        dataset: VqlDataset | VqlViews,
+        per_epoch: int,
+        *,
+        replacement: bool = True,
+        seed: int = 0,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> None:
+        super().__init__(dataset, rank=rank, world=world)
+        stored = len(self._starts) - 1
+        require(per_epoch > 0, "per_epoch", per_epoch, "must be 1 or more")
+        require(0 <= seed < 1 << 64, "seed", seed, "must be 0..2^64-1")
+        enough = replacement or per_epoch <= stored
+        require(enough, "per_epoch", per_epoch, f"must be at most {stored}, the batches of the file; or draw with replacement")
+        self.per_epoch, self.replacement, self.seed = per_epoch, replacement, seed
+
+    def _drawn(self) -> NDArray[np.int64]:
+        stored = len(self._starts) - 1
+        number, _ = bits(self.seed, POOL, self.epoch, np.arange(max(stored, self.per_epoch)), 0)
+        if self.replacement:
+            return below(number[: self.per_epoch], stored)
+        return np.argsort(number, kind="stable")[: self.per_epoch]
+
+
+def stored_epochs(columns: Columns) -> list[NDArray[np.int64]]:
+    """Numbers of the batches of every epoch that the file has, in order."""
+    epoch = np.array([place.epoch for place in columns.places], np.int64)
+    order = np.argsort(epoch, kind="stable")
+    return np.split(order, np.flatnonzero(np.diff(epoch[order])) + 1)
+
+
+def _place_among_ranks(rank: int | None, world: int | None) -> tuple[int, int]:
+    if rank is None and world is None:
+        group = torch.distributed
+        ready = group.is_available() and group.is_initialized()
+        return (group.get_rank(), group.get_world_size()) if ready else (0, 1)
+    good = rank is not None and world is not None and 0 <= rank < world
+    require(good, "rank", rank, f"must be one of the {world} ranks, 0 the first; name both rank and world, or neither")
+    assert rank is not None and world is not None
+    return rank, world
