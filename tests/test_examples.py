@@ -13,11 +13,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 
 
-def run(script: str, *arguments: object) -> list[str]:
+def run(script: str, *arguments: object, folder: Path = ROOT) -> list[str]:
     """The lines that an example prints."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
@@ -52,6 +52,37 @@ def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path
     assert 0.9 * 320 < float(rows[1][1]) <= 320
     assert rows[0][3] == "+0.0 %"
     assert all(float(row[2].split()[0]) > 0 for row in rows)
+
+
+TEACHER = """
+import torch
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 40))
+"""
+
+
+def test_the_example_from_images_to_students_makes_files_within_their_budgets(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for folder in ("ant", "bee"):
+            (tmp_path / part / folder).mkdir(parents=True)
+            for at in range(20):
+                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(tmp_path / part / folder / f"{at:02}.png")
+    (tmp_path / "teachers.py").write_text(TEACHER)
+    lines = run(
+        "train_a_student.py", "train", "--teacher", "teachers:small", "--val", "val", "--work", "work", "--view", 32, "--epochs", 12,
+        "--batch", 10, "--passes", 1, "--ratio", 3, "--seeds", 0, 1, "--minutes", 0.05, folder=tmp_path,
+    )  # fmt: skip
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    assert [row[0] for row in rows] == [
+        "raw", "raw, 1/10 of the batches", "top-10", "vqlabel, 1/3", "vqlabel, 1/3, 1/10 of the batches"
+    ]  # fmt: skip
+    whole = 40 * 12 * (2 * 40 + 25)
+    sizes = {row[0]: int(row[1].replace(",", "")) for row in rows}
+    assert 0.8 * whole / 3 < sizes["vqlabel, 1/3"] <= whole / 3
+    assert all(len(row) == 7 and float(row[3].split()[0]) > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 
 import vqlabel
 from vqlabel.config import MIX
-from vqlabel.labels.sre2l import ORDER_FILE, find_batches
+from vqlabel.labels.tree import ORDER_FILE, find_batches
 from vqlabel.labels.unpickle import unpickle
 
 DUMP = Path(__file__).parents[1].parent / "shared" / "data" / "in1k-ipc1" / "dump"
@@ -33,7 +33,7 @@ def link(folder: Path, epochs: range) -> Path:
 def test_a_raw_tree_comes_back_bit_for_bit_with_every_item_beside_the_labels(part: Path, tmp_path: Path) -> None:
     codec, _ = vqlabel.fit(part, vqlabel.FitConfig(codec="raw"))
     vqlabel.pack(part, tmp_path / "raw.vql", codec=codec)
-    vqlabel.unpack(tmp_path / "raw.vql", tmp_path / "tree", layout="sre2l")
+    vqlabel.unpack(tmp_path / "raw.vql", tmp_path / "tree", layout="lpld")
     for place, file in find_batches(part).items():
         there = unpickle(file)
         back = torch.load(tmp_path / "tree" / f"epoch_{place.epoch}" / f"batch_{place.batch}.tar", weights_only=True)

@@ -130,6 +130,7 @@ def test_any_records_in_any_order_have_the_views_of_their_batches(mix: str, fold
         assert torch.equal(batch.labels, labels[record])
         assert batch.image.tolist() == image[record].tolist()
         assert batch.record.tolist() == [i % len(seen) for i in record]
+    assert torch.equal(seen[[3, 1, 4]].views, torch.stack([seen[i].views for i in (3, 1, 4)]))
     shuffled = list(DataLoader(seen, batch_size=8, shuffle=True))
     assert sorted(torch.cat([batch.record for batch in shuffled]).tolist()) == list(range(len(seen)))
     assert all(torch.equal(batch.views, shown[batch.record]) for batch in shuffled)

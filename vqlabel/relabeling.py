@@ -46,7 +46,8 @@ class TeacherSource(LabelSource):
     def __init__(self, pictures: Pictures, teacher: Teacher, recipe: Recipe, *, dtype: str = "F16", device: str = "cpu") -> None:
         require(dtype in DTYPES, "dtype", dtype.lower(), "must be f16 or f32")
         self.path, self.dtype = pictures.folder, dtype
-        self.drawn = DrawnColumns(recipe, pictures.sizes())
+        sizes = pictures.sizes()
+        self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
         self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]

@@ -100,14 +100,16 @@ class VqlViews(Dataset[ViewBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, record: int) -> ViewBatch:
-        return ViewBatch(*(part[0] for part in self._batch([record])))
+    def __getitem__(self, record: int | Sequence[int]) -> ViewBatch:
+        """One record, or a batch of them."""
+        found = self._batch(np.atleast_1d(np.asarray(record)))
+        return ViewBatch(*(part[0] for part in found)) if np.ndim(record) == 0 else found
 
     def __getitems__(self, records: list[int]) -> list[Whole]:
         """What DataLoader asks for: all records of a batch at one go."""
         return [Whole(self._batch(records))]
 
-    def _batch(self, records: Sequence[int]) -> ViewBatch:
+    def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = self.labels._index(records), self.labels.file.columns
         shown = torch.empty(len(record), 3, self.size, self.size).to(memory_format=torch.channels_last)
         image, of = np.empty(len(record), np.int64), columns.batch_of(record)
