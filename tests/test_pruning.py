@@ -1,5 +1,7 @@
 """A part of a dump: as much as was asked for, the same for a seed, every record with its own image, crop and partner."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 import vqlabel
 from vqlabel.errors import UsageError
-from vqlabel.labels import open_labels
+from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.pruning import Pruned, draw
 from vqlabel.vql import VqlFile
 
@@ -100,3 +102,10 @@ def test_views_without_an_image_cannot_be_kept_alone(tmp_path: Path) -> None:
 def test_what_is_drawn_is_the_same_for_ever() -> None:
     assert draw(7, 3, 10).tolist() == [2, 5, 9, 7, 3, 0, 6, 8, 4, 1]
     assert draw(0, 0, 6).tolist() == [0, 2, 1, 5, 4, 3]
+
+
+def test_what_was_done_to_a_partner_is_not_lost(batches: list[LabelBatch], write_dump: Callable[..., Path], tmp_path: Path) -> None:
+    patched = [replace(batch, patches=np.tile([1, 0], (len(batch), 2, 1))) for batch in batches]
+    kept = Pruned(open_labels(write_dump(tmp_path / "dump", patched, "edc")), 0.5, "view")
+    with pytest.raises(UsageError, match=r"dump: has patches of views that are mixed into others, .*: use --by batch"):
+        kept.read(0)

@@ -1,8 +1,5 @@
 """A dump -> a part of it: some epochs, batches or views, chosen by a seed, every one with its own place, image and augmentation."""
 
-from dataclasses import replace
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,20 +57,12 @@ class Pruned(LabelSource):
         n, place = len(batch), batch.place
         many = max(1, round(self._keep * n))
         rows = np.sort(draw(self._seed, 1 + place.epoch * (1 << 32) + place.batch, n)[:many])
-        context = batch.context()
-        return replace(
-            batch,
-            labels=batch.labels[rows],
-            mix_index=None,
-            partner_image=_of(context.partner, rows),
-            partner_crop=_of(context.partner_crop, rows),
-            partner_flip=_of(context.partner_flip, rows),
-            **{name: _of(getattr(batch, name), rows) for name in ("image", "crop", "flip", "cutout", "patches", "ops", "seed")},
-        )
-
-
-def _of(column: NDArray[Any] | None, rows: NDArray[np.int64]) -> Any:
-    return None if column is None else column[rows]
+        of_partner = [name for name in ("cutout", "patches", "ops", "seed") if getattr(batch, name) is not None]
+        if batch.mix_index is not None and of_partner:
+            raise UsageError(
+                f"{self.path}: has {of_partner[0]} of views that are mixed into others, which would be lost with them: use --by batch"
+            )
+        return batch.rows(rows)
 
 
 def draw(seed: int, stream: int, count: int) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +14,9 @@ from vqlabel.errors import BadLabels
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
+
+
+OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record, partners apart
 
 
 class Place(NamedTuple):
@@ -111,6 +114,14 @@ class LabelBatch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def rows(self, at: NDArray[np.int64]) -> "LabelBatch":
+        """Of the records `at`, whose partners are then no records of the batch."""
+        context = self.context()
+        own = {name: getattr(self, name) for name in OF_RECORDS}
+        partners = {"partner_image": context.partner, "partner_crop": context.partner_crop, "partner_flip": context.partner_flip}
+        chosen: dict[str, Any] = {name: None if value is None else value[at] for name, value in {**own, **partners}.items()}
+        return replace(self, labels=self.labels[at], mix_index=None, **chosen)
 
     def label_bytes(self) -> memoryview:
         """The labels as they are hashed: one after the other, so that `labels_sha256` does not depend on how a dump is cut in batches."""

@@ -1,0 +1,67 @@
+"""What `relabel` takes from a teacher's speed: labels per second straight into a `.vql`, beside the teacher alone on the same views.
+
+    python tests/benchmarks/relabel.py IMAGES --teacher module:function --view 224 [--codec codec.safetensors] [--epochs 2] [--batch 100]
+        [--mean 0.5] [--std 0.5] [--times 3]
+
+Alternating, best of --times. "teacher alone" is the network over views that are in memory already; "views and teacher" draws them first, as any
+labelling must, in the same thread. Peak memory is of the whole run.
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from vqlabel.augment import Pictures, Recipe
+from vqlabel.codecs import load_codec
+from vqlabel.relabeling import TeacherSource, relabel
+from vqlabel.teachers import load_teacher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", type=Path)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--codec", type=Path)
+    for name, usual in (("view", 224), ("epochs", 2), ("batch", 100), ("times", 3)):
+        parser.add_argument(f"--{name}", type=int, default=usual)
+    for name in ("mean", "std"):
+        parser.add_argument(f"--{name}", type=float, nargs="+")
+    options = parser.parse_args()
+    pictures = Pictures(options.images, cache=True)
+    recipe = Recipe(seed=0, images=len(pictures), epochs=options.epochs, batch=options.batch, view=options.view, mix="cutmix")
+    source = TeacherSource(pictures, load_teacher(options.teacher, mean=options.mean, deviation=options.std), recipe)
+    codec = None if options.codec is None else load_codec(options.codec)[0]
+    count = int(source.drawn.starts[-1])
+    some = [source._views(at) for at in range(min(4, len(source)))]  # also decodes some images
+    list(pictures)
+
+    def alone() -> None:
+        for at in range(len(source)):
+            source.teacher(some[at % len(some)][: len(source.drawn.batch(at, np.empty((0, 0))).flip)])
+
+    def both() -> None:
+        for at in range(len(source)):
+            source.teacher(source._views(at))
+
+    def whole() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            relabel(source, Path(folder) / "a.vql", codec=codec)
+
+    seconds: dict[str, float] = {}
+    for _ in range(options.times):
+        for name, run in (("teacher alone", alone), ("views and teacher", both), ("relabel", whole)):
+            began = time.perf_counter()
+            run()
+            seconds[name] = min(seconds.get(name, np.inf), time.perf_counter() - began)
+    print("| | labels per second | of the teacher alone |\n| --- | --- | --- |")
+    for name, took in seconds.items():
+        print(f"| {name} | {count / took:.1f} | {100 * seconds['teacher alone'] / took:.1f} % |")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
