@@ -55,6 +55,9 @@ def test_a_pruned_file_has_the_records_and_the_context_of_what_was_kept(by: str,
     vqlabel.pack(kept, tmp_path / "a.vql", codec=codec)
     file, labels = VqlFile(tmp_path / "a.vql"), vqlabel.open(tmp_path / "a.vql")
     assert file.source["details"] == {"pruned": {"keep": 0.4, "by": by, "seed": 2, "batches": 24}}
+    found = vqlabel.stats(tmp_path / "a.vql")
+    before = found["pruned"]["bits_per_label_before"]["all_in"]
+    assert before == pytest.approx(0.4 * found["bits_per_label"]["all_in"])
     start = 0
     for batch in kept:
         record = np.arange(start, start := start + len(batch))

@@ -208,6 +208,11 @@ def show_stats(found: dict[str, Any]) -> None:
         for name, bits in found["bits_per_label"].items()
     ]
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
+    if "pruned" in found:
+        before = found["pruned"]["bits_per_label_before"]["all_in"]
+        typer.echo(
+            f"{100 * found['pruned']['kept']:g} % of a dump; the whole file by the labels that there were before: {before:.2f} bits each"
+        )
     if found["perplexity"]:
         typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in found['perplexity'])} of {found['codebook_size']}")
     if "teacher" in found:

@@ -13,7 +13,7 @@ from vqlabel.report.published import break_even
 from vqlabel.vql import CODEC, VqlFile
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
-ORDER = ("image", "batch")  # columns that say which image a record belongs to; the others are augmentation
+ORDER = ("image", "batch", "drawn", "names")  # columns that say which image a record belongs to; the others are augmentation
 GROUPS = ("codes", "codec", "augmentation", "order", "container")
 USAGE_RECORDS = 65_536
 FIXED = "fixed"
@@ -43,6 +43,7 @@ class Account:
     rows: tuple[Row, ...]
     perplexity: tuple[float, ...] | None
     codebook_size: int | None
+    kept: float | None  # share of a dump that the file has, where it was pruned
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -102,6 +103,9 @@ class Account:
             "perplexity": None if self.perplexity is None else list(self.perplexity),
             "codebook_size": self.codebook_size,
         }
+        if self.kept is not None:  # what LPLD and LPQLD report: bytes of the file by the labels that there were before
+            bits = self.bits_per_label()
+            found["pruned"] = {"kept": self.kept, "bits_per_label_before": {name: each * self.kept for name, each in bits.items()}}
         if teacher_bytes is not None:
             found["teacher"] = self.teacher(teacher_bytes)
         return found
@@ -137,7 +141,14 @@ def account(file: VqlFile) -> Account:
         rows=tuple(rows),
         perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),
         codebook_size=config.get("codebook_size"),
+        kept=_kept(file),
     )
+
+
+def _kept(file: VqlFile) -> float | None:
+    pruned = file.about.details.get("pruned")
+    keep = pruned.get("keep") if isinstance(pruned, dict) else None
+    return keep if isinstance(keep, int | float) and 0 < keep <= 1 else None
 
 
 def _payloads(file: VqlFile) -> list[Row]:
@@ -152,7 +163,7 @@ def _payloads(file: VqlFile) -> list[Row]:
             codec[part] = codec.get(part, 0) + size
         elif name.startswith(PREFIX) and not name.endswith(CHUNKS):
             part = name.removeprefix(PREFIX)
-            grows = FIXED if part == "image_size" else PER_LABEL
+            grows = FIXED if part in ("image_size", "names") else PER_LABEL
             size += _size(file, name + CHUNKS)
             rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=size, grows=grows))
     rows += [Row(part=part, group="codec", bytes=size, grows=FIXED) for part, size in codec.items()]
