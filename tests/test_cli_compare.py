@@ -97,7 +97,7 @@ def test_refusals(dump: Path, tmp_path: Path) -> None:
     refused(2, "nothing: no such file; name the teacher's weights", dump, "--teacher", tmp_path / "nothing")
     refused(2, "--temperature '1,x': must be numbers", dump, "--temperature", "1,x")
     refused(2, "nothing.npy: no such file or directory", tmp_path / "nothing.npy")
-    refused(2, "layout is 'fkd'", dump, "--layout", "fkd")
+    refused(2, "layout is 'fkd2'", dump, "--layout", "fkd2")
     (tmp_path / "a.npy").write_bytes(b"no array")
     refused(3, "a.npy: no readable .npy file", tmp_path / "a.npy")
 
