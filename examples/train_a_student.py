@@ -2,7 +2,7 @@
 
     python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 [--mean 0.5 ...]
 
-IMAGES   a folder of images; the teacher labels --epochs views of each, --view pixels wide, into --work, once
+IMAGES   a folder of images; the teacher labels --epochs views of each, --view pixels wide, into --work, which is for one set of options
 --val    new images, a folder a class; --columns: JSON, folder -> the teacher's class, where that is not the folder's number
 --ratio  whole files so many times smaller than the raw dump, its augmentation included; `tune` looks --minutes for the codec of each
 
@@ -67,7 +67,7 @@ def main() -> None:
         shown = " | ".join(f"{mean:.3f} ± {std:.3f}" for one in found for mean, std in zip(one.mean(0), one.std(0), strict=True))
         print(f"| {name} | {size:,} | 1/{a.bytes / size:.0f} | {shown} |", flush=True)
         for one, marker in zip(found, "ox", strict=True):  # x: with DKR and CA
-            axes.errorbar(size, one[:, 1].mean(), one[:, 1].std(), fmt=marker, label=name)
+            axes.errorbar(size, one[:, 1].mean(), one[:, 1].std(), fmt=marker, label=name if marker == "o" else None)
     axes.legend(fontsize="xx-small")
     figure.savefig(a.plot or a.work / "students.png")
 
@@ -87,7 +87,7 @@ def packed(a, name, ratio=None, keep=1, **config):
     """A `.vql` `ratio` times smaller than the dump, with the seed of its views in it; made once."""
     path, source, drawn = a.work / f"{name}.vql", Pruned(open_labels(a.dump), keep, "batch"), read_recipe(recipe_file(a.dump))
     if not path.exists():
-        if ratio:  # what a budget does not count: the recipe, the images' sizes, which batches were kept
+        if ratio:  # a budget does not count 700 bytes of recipe and tables, sizes, which batches were kept
             config["bytes"] = int(a.bytes / ratio) - 700 - 3 * len(drawn.sizes) - 2 * len(source) * (keep < 1)
         fit = (lambda *of: tune(*of, minutes=a.minutes)) if ratio else vqlabel.fit
         vqlabel.pack(source, path, codec=fit(source, vqlabel.FitConfig(**config))[0], drawn=drawn)

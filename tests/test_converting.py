@@ -14,6 +14,7 @@ from vqlabel.converting import convert, open_any
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import WRITERS, LabelBatch, open_labels
 from vqlabel.labels.source import Support
+from vqlabel.labels.tree import simulated
 
 WriteDump = Callable[..., Path]
 COLUMNS = ("labels", "image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "cutout", "patches", "ops", "seed")
@@ -146,3 +147,31 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(tree: Path, tmp_path: 
     with pytest.raises(TargetExists, match="is a folder with other things in it"):
         convert(tree, tmp_path / "out", layout="lpld", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
+
+
+def test_a_tree_of_sre2l_says_its_order_where_its_reader_would_repeat_another(
+    batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    start = write_dump(tmp_path / "start", batches)
+    convert(start, tmp_path / "there", layout="sre2l")
+    same(start, tmp_path / "there")
+    n = sum(len(batch) for batch in batches if batch.place.epoch == 0)
+    for draws in (1, 2):
+        orders = list(simulated(n, 6, draws))
+        images = [
+            np.split(order, range(16, n, 16))[batch.place.batch] for batch in batches for order in (orders[batch.place.epoch],)
+        ]
+        shuffled = [replace(batch, image=image) for batch, image in zip(batches, images, strict=True)]
+        convert(write_dump(tmp_path / f"start{draws}", shuffled), tmp_path / f"there{draws}", layout="sre2l")
+        assert sorted(p.name for p in (tmp_path / f"there{draws}").iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]
+
+
+def test_a_place_that_comes_twice_loses_no_label(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch is 0; it stands twice in epoch 0"):
+        write_dump(tmp_path / "start", [batches[0], batches[0]], "sre2l")
+
+
+@pytest.mark.parametrize(("name", "layout"), [("a.npy", "arrays:safetensors"), ("a.txt", "arrays:npy")])
+def test_an_array_is_not_written_under_another_ending(name: str, layout: str, tree: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a target that ends in"):
+        convert(tree, tmp_path / name, layout=layout)

@@ -112,3 +112,30 @@ def test_what_was_done_to_a_partner_is_not_lost(batches: list[LabelBatch], write
     kept = Pruned(open_labels(write_dump(tmp_path / "dump", patched, "edc")), 0.5, "view")
     with pytest.raises(UsageError, match=r"dump: has patches of views that are mixed into others, .*: use --by batch"):
         kept.read(0)
+
+
+@pytest.mark.parametrize("by", ["epoch", "batch", "view"])
+def test_rows_of_an_array_keep_their_images(by: str, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).normal(size=(2, 9000, 2)).astype(np.float16)  # three batches an epoch
+    np.save(tmp_path / "a.npy", labels)
+    kept = Pruned(open_labels(tmp_path / "a.npy"), 0.5, by, 3)
+    vqlabel.pack(kept, tmp_path / "a.vql", codec=vqlabel.fit(kept, vqlabel.FitConfig(codec="raw"))[0])
+    file = vqlabel.open(tmp_path / "a.vql")
+    for batch in file.batches():
+        assert batch.image is not None
+        assert np.array_equal(batch.labels.numpy(), labels[batch.place.epoch, batch.image.numpy()].astype(np.float32))
+
+
+def test_a_pruned_file_is_compared_with_what_was_kept(tree: Path, tmp_path: Path) -> None:
+    kept = Pruned(open_labels(tree), 0.5, "batch", 1)
+    vqlabel.pack(kept, tmp_path / "a.vql", codec=vqlabel.fit(kept, vqlabel.FitConfig(codec="raw"))[0])
+    found = vqlabel.stats(tmp_path / "a.vql", against=tree)
+    assert found["same_dump"] is True and found["distortion"]["mse"] == 0
+
+
+def test_a_training_loop_is_told_the_partner_of_a_view_that_was_kept(tree: Path, tmp_path: Path) -> None:
+    kept = Pruned(open_labels(tree), 0.5, "view", 1)
+    vqlabel.pack(kept, tmp_path / "a.vql", codec=vqlabel.fit(kept, vqlabel.FitConfig(codec="raw"))[0])
+    assert VqlFile(tmp_path / "a.vql").container.requires == ["view_columns"]
+    for batch, want in zip(vqlabel.open(tmp_path / "a.vql").batches(), kept, strict=True):
+        assert batch.partner_image.tolist() == want.partner_image.tolist() and batch.mix_index is None

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from vqlabel.augment.views import views
 from vqlabel.cli import app
 from vqlabel.codecs.topk import TopkCodec
 from vqlabel.config import TopkConfig
-from vqlabel.errors import BadContainer, BadLabels, UsageError
+from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
 from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.pruning import Pruned
@@ -287,6 +288,95 @@ def test_a_forged_recipe_is_refused(changes: dict[str, Any], message: str, image
         VqlFile(path)
 
 
+def stopped(images: Path, out: Path) -> None:
+    def stop(_stage: str, done: int, _total: int, _figures: object) -> None:
+        if done == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        relabel(make_source(images), out, progress=stop)
+
+
+@pytest.mark.parametrize("what", ["mean", "images", "dtype"])
+def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: Path, work: Path, tmp_path: Path) -> None:
+    stopped(images, tmp_path / "a.vql")
+    source = make_source(images)
+    if what == "mean":
+        source = TeacherSource(Pictures(images), load_teacher("teachers_of_tests:small", mean=(0.4,)), source.drawn.recipe)
+    elif what == "dtype":
+        source = TeacherSource(Pictures(images), source.teacher, source.drawn.recipe, dtype="F32")
+    else:
+        other = tmp_path / "other"
+        shutil.copytree(images, other)
+        (other / "class0" / "00.png").rename(other / "class0" / "000.png")
+        source = TeacherSource(Pictures(other), source.teacher, source.drawn.recipe)
+    with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):
+        relabel(source, tmp_path / "a.vql")
+
+
+def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: TeacherSource, tmp_path: Path) -> None:
+    (tmp_path / "d.recipe.json").write_text("precious")
+    for out, how, message in (
+        ("a", {"layout": "pixie"}, "layout is 'pixie'"),
+        ("a", {"layout": "tinyvit:3"}, "seed|must"),
+        ("a", {}, "must end in"),
+        ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            relabel(source, tmp_path / out, **how)
+    with pytest.raises(TargetExists, match=r"d\.recipe\.json exists"):
+        relabel(source, tmp_path / "d", layout="lpld")
+    assert [p.name for p in tmp_path.iterdir()] == ["d.recipe.json"]
+
+
+def test_a_run_that_was_killed_when_its_file_was_there_only_removes_its_journal(images: Path, work: Path, tmp_path: Path) -> None:
+    kept: list[bytes] = []
+    journal = tmp_path / "a.vql.journal"
+
+    def look(_stage: str, done: int, total: int, _figures: object) -> None:
+        if done == total:
+            kept.append(journal.read_bytes())
+
+    found = relabel(make_source(images), tmp_path / "a.vql", progress=look)
+    journal.write_bytes(kept[0])
+    assert relabel(make_source(images), tmp_path / "a.vql") == found
+    assert not journal.exists()
+    with pytest.raises(TargetExists):
+        relabel(make_source(images), tmp_path / "a.vql")
+
+
+def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
+    (tmp_path / "a.vql.journal").write_text("my lab journal")
+    with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):
+        relabel(source, tmp_path / "a.vql")
+    assert (tmp_path / "a.vql.journal").read_text() == "my lab journal"
+
+
+def test_probabilities_are_not_stored_as_logits(images: Path, work: Path, tmp_path: Path) -> None:
+    (work / "soft.py").write_text(
+        "import torch\nfrom teachers_of_tests import small\ndef soft(): return torch.nn.Sequential(*small(), torch.nn.Softmax(1))\n"
+    )
+    source = TeacherSource(Pictures(images), load_teacher("soft:soft"), make_source(images).drawn.recipe)
+    with pytest.raises(UsageError, match="gives probabilities; labels are logits"):
+        relabel(source, tmp_path / "a.vql")
+
+
+def test_columns_that_no_recipe_draws_are_not_dropped(
+    images: Path, work: Path, write_dump: Callable[..., Path], tmp_path: Path
+) -> None:
+    relabel(make_source(images), tmp_path / "dump", layout="edc")
+    codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
+    with pytest.raises(BadLabels, match="has patches, which no recipe draws; pack with --augmentation keep"):
+        vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=read_recipe(recipe_file(tmp_path / "dump")))
+
+
+def test_crops_that_lpqld_halved_are_still_those_of_the_recipe(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(make_source(images), tmp_path / "dump", layout="lpqld")
+    codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
+    vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=read_recipe(recipe_file(tmp_path / "dump")))
+    assert labels_of(tmp_path / "a.vql") == labels_of(raw(images, tmp_path / "b.vql"))
+
+
 # --- teachers -------------------------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +407,8 @@ def test_a_network_in_a_file_is_a_teacher(make: Callable[[Path], str], tmp_path:
         ("teachers_of_tests:large", "has no attribute 'large'"),
         ("teachers_of_tests:torch", "must give a torch.nn.Module"),
         ("junk.pt", "junk.pt: neither TorchScript nor"),
+        (":small", "Empty module name"),
+        ("teachers_of_tests:torch.nn", "has no attribute 'torch.nn'"),
     ],
 )
 def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> None:

@@ -3,6 +3,8 @@
 Source: docs/format.md, "Columns".
 """
 
+import math
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -78,11 +80,11 @@ class ColumnWriter:
             if value is not None and (name != "image" or self._order == "explicit"):
                 if name in ("image", "partner_image") and len(batch) and int(value.max()) >= IMAGES_MOST:
                     raise BadLabels(f"image index {int(value.max())} is above {IMAGES_MOST - 1}; number the images from 0")
-                self._put(name, value.reshape(len(batch), -1).astype(np.int64))
+                self._put(name, flat(value).astype(np.int64))
         for name in FLOATS:
             value = getattr(batch, name)
             if value is not None:
-                self._put_floats(name, value.reshape(len(batch), -1))
+                self._put_floats(name, flat(value))
         if batch.crop is not None:
             self._sizes.add(batch.crop, batch.image if self._order == "explicit" else None)
         if batch.partner_crop is not None:
@@ -116,7 +118,7 @@ class ColumnWriter:
                 writer.append(rows)
             writer.end()
         if names is not None:
-            text = np.frombuffer("\n".join(names).encode(), np.uint8)
+            text = np.frombuffer(_joined(names), np.uint8)
             writer.begin(PREFIX + "names", [8])
             writer.append(text[:, None].astype(np.uint32))
             writer.end()
@@ -157,6 +159,21 @@ class ColumnWriter:
             image = np.zeros(len(rows), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
             out.add(change(rows, sizes[image]).astype(np.uint32))
         return out
+
+
+def _joined(names: Sequence[str]) -> bytes:
+    odd = next((name for name in names if re.search("[\n\ud800-\udfff]", name)), None)
+    if odd is not None:
+        raise BadLabels(f"an image is named {odd!r}; names are one line of UTF-8: rename it")
+    text = "\n".join(names).encode()
+    if len(text) > NAMES_MOST:
+        raise BadLabels(f"the names of the images are {len(text)} bytes; the format allows {NAMES_MOST}: use numbers")
+    return text
+
+
+def flat(value: NDArray[Any]) -> NDArray[Any]:
+    """[n, ...] -> [n, numbers of a record], also where n is 0."""
+    return value.reshape(len(value), math.prod(value.shape[1:]))
 
 
 def _widths(most: NDArray[Any]) -> list[int]:
@@ -222,10 +239,17 @@ class ColumnReader:
                     f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {records} of {each} times 1..{count} "
                     "belong"
                 )
+        wide = [name for name, kind in self._floats.items() if kind == "float16" and max(self._bits(name), default=0) > 16]
+        if wide or self._bits("names") not in ((), (8,)):
+            raise BadContainer(f"{where}: column {[*wide, 'names'][0]!r} has wider fields than its numbers; damaged or forged")
         integers = "integers" in self._floats.values()
         self._sizes = reader.rows(PREFIX + "image_size").astype(np.int64) if integers else None
         if self._sizes is not None and (self._sizes.shape[1:] != (2,) or not len(self._sizes) or not self._sizes.all()):
             raise BadContainer(f"{where}: its image sizes are {self._sizes.shape}, or hold a zero; damaged or forged")
+
+    def _bits(self, name: str) -> tuple[int, ...]:
+        stream = self._reader.streams.get(PREFIX + name)
+        return () if stream is None else stream.bits
 
     def has(self, name: str) -> bool:
         """Whether the file has the column."""
@@ -257,8 +281,8 @@ class ColumnReader:
             partner_crop=self.crop(record, "partner_crop"),
             partner_flip=self._flip("partner_flip", record),
             cutout=self._float("cutout", record),
-            patches=None if patches is None else patches.astype(np.int64).reshape(len(record), 2, -1),
-            ops=None if ops is None else ops.reshape(len(record), -1, 3),
+            patches=None if patches is None else patches.astype(np.int64).reshape(len(record), 2, patches.shape[1] // 2),
+            ops=None if ops is None else ops.reshape(len(record), ops.shape[1] // 3, 3),
             seed=None if seed is None else seed.astype(np.uint32).view(np.int32).astype(np.int64)[:, 0],
         )
 

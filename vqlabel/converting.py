@@ -59,4 +59,6 @@ def convert(
             writer.add(batch)
             records += len(batch)
             progress("converting", at + 1, len(source), {})
+        if not records:
+            raise UsageError(f"{source.path}: has no labels, so there is nothing to write")
     return {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}

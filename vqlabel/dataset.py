@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
+from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.unpacking import as_tensor, decode, read_codec
 from vqlabel.vql import VqlFile
 
@@ -29,6 +30,13 @@ class TrainingBatch:
     mix_index: Tensor | None  # [n] int64, slot in this batch
     mix_lam: float | None
     mix_box: tuple[int, int, int, int] | None  # row0, col0, row1, col1 in pixels of the view
+    partner_image: Tensor | None = None  # [n] int64: the view mixed in, where it is no record of the batch
+    partner_crop: Tensor | None = None  # [n, 4] float32
+    partner_flip: Tensor | None = None  # [n] bool
+    cutout: Tensor | None = None  # [n, 7] float32: centre row/h, column/w, height/h, width/w, r, g, b
+    patches: Tensor | None = None  # [n, 2, parts] int64: order of columns, then of rows
+    ops: Tensor | None = None  # [n, ops, 3] float32: RandAugment's operation, decision, level
+    seed: Tensor | None = None  # [n] int64: of the dump's own pipeline
 
 
 class VqlDataset(Dataset[Tensor]):
@@ -148,16 +156,8 @@ class VqlDataset(Dataset[Tensor]):
         def tensor(array: np.ndarray[Any, Any] | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
 
-        return TrainingBatch(
-            labels=self._decode(record),
-            place=said.place,
-            image=tensor(said.image),
-            crop=tensor(said.crop),
-            flip=tensor(said.flip),
-            mix_index=tensor(said.mix_index),
-            mix_lam=said.mix_lam,
-            mix_box=said.mix_box,
-        )
+        arrays = {name: tensor(getattr(said, name)) for name in (*OF_RECORDS, *OF_PARTNERS, "mix_index")}
+        return TrainingBatch(labels=self._decode(record), place=said.place, mix_lam=said.mix_lam, mix_box=said.mix_box, **arrays)
 
 
 def open(path: str | PathLike[str], device: str | torch.device = "cpu") -> VqlDataset:

@@ -34,7 +34,7 @@ class Journal:
         self.path, self._sizes, self._width, self._type = path, sizes, width, np.dtype(dtype).newbyteorder("<")
         said = json.dumps({**key, "width": width, "type": dtype}, sort_keys=True).encode()
         head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
-        fresh = not path.exists() or path.stat().st_size < HEADER
+        fresh = not path.exists() or not path.stat().st_size
         self._file: IO[bytes] = path.open("w+b" if fresh else "r+b")
         if fresh:
             self._file.write(head)

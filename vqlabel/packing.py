@@ -21,13 +21,13 @@ from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.sizing import CHUNK_CODES
-from vqlabel.columns import ColumnWriter, Spool
+from vqlabel.columns import PREFIX, ColumnWriter, Spool
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
-from vqlabel.seeded import SEEDED_VIEWS, check_drawn, drawn_bits, write_drawn
+from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, write_drawn
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
@@ -58,7 +58,7 @@ def pack(
 
     Returns:
         records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included; bits per
-        label that augmentation and order take if they are kept and, where the recipe is known, if they are drawn again.
+        label of augmentation and order: as they are stored, and with `drawn` about what they would take if they were kept.
 
     Raises:
         UsageError: the codec is for another number of classes, domain or type.
@@ -67,6 +67,8 @@ def pack(
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_codec(codec, source)
+    if drawn is not None:
+        check_recipe(source, drawn)
     fingerprint = hashlib.sha256()
     with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
@@ -83,10 +85,13 @@ def pack(
 
         with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
             records = store_codes(writer, codec, parts(encoded))
-        prices = {"kept": columns.bits()} | ({"seeded": drawn_bits(drawn)} if drawn is not None else {})
+        kept = columns.bits()
         says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
         size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()})
-    bits = round(VqlFile(writer.path).label_bits, 4) if codec.counted else sum(codec.code_bits)
+    file = VqlFile(writer.path)
+    bits = round(file.label_bits, 4) if codec.counted else sum(codec.code_bits)
+    stored = 8 * sum(one.stop - one.start for name, one in file.container.sections.items() if name.startswith(PREFIX))
+    prices = {"kept": stored} if drawn is None else {"kept": kept, "seeded": stored}
     return {
         "path": str(writer.path),
         "records": records,
@@ -94,6 +99,22 @@ def pack(
         "code_bits": bits,
         "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
     }
+
+
+def check_recipe(source: LabelSource, drawn: DrawnColumns) -> None:
+    """Refuse a recipe that is not this dump's before anything is fitted to it, as far as its first batch tells.
+
+    Raises:
+        UsageError: single views were pruned out of batches, which a recipe draws as a whole.
+        BadLabels: the dump's views are not those of the recipe.
+    """
+    if source.details.get("pruned", {}).get("by") == "view":
+        raise UsageError(
+            f"{source.path}: single views were dropped, and a recipe draws whole batches; use --by batch, or --augmentation keep"
+        )
+    if len(source):
+        batch = source.read(0)
+        check_drawn(batch, drawn, _number_of(batch, drawn, source), source.path)
 
 
 def _number_of(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
@@ -131,7 +152,9 @@ def finish(writer: ContainerWriter, codec: LabelCodec, source: LabelSource, says
             "vql.source": canonical({**describe_source(source), **more}),
             "vql.writer": f"vqlabel {vqlabel.__version__}",
         },
-        [VARIABLE_SLOTS] * codec.counted + [SEEDED_VIEWS] * (says["order"] == "seeded"),
+        [VARIABLE_SLOTS] * codec.counted
+        + [SEEDED_VIEWS] * (says["order"] == "seeded")
+        + [VIEW_COLUMNS] * any(PREFIX + name in writer.streams for name in NEVER_DRAWN),
     )
 
 

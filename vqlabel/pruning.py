@@ -31,7 +31,8 @@ class Pruned(LabelSource):
         self.path, self._source, self._keep, self._by, self._seed = source.path, source, keep, by, seed
         for name in ("layout", "classes", "domain", "dtype", "order", "temperature", "support", "names"):
             setattr(self, name, getattr(source, name))
-        self.order = "explicit" if by == "view" else source.order
+        renumbered = by == "view" or (by == "batch" and source.order == "rows")  # rows of an epoch are counted from its first
+        self.order = "explicit" if renumbered else source.order
         self.details = {**source.details, "pruned": {"keep": keep, "by": by, "seed": seed, "batches": len(source)}}
         places = source.places
         if by == "epoch":

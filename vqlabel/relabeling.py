@@ -1,6 +1,7 @@
 """Images and a teacher -> the labels of every view that a recipe draws, as codes, never more of them dense than a batch."""
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from os import PathLike
@@ -18,15 +19,18 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
 from vqlabel.container import ContainerWriter
-from vqlabel.converting import convert
-from vqlabel.errors import UsageError, VqlabelError, require
+from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
 from vqlabel.files import check_target
 from vqlabel.journal import Journal
-from vqlabel.labels import LabelBatch, LabelSource
+from vqlabel.labels import LabelBatch, LabelSource, writing
+from vqlabel.labels.detect import check_writer, written_as
+from vqlabel.labels.source import check_domain
 from vqlabel.packing import check_codec, finish, lent, store_codes
 from vqlabel.progress import Progress, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher
+from vqlabel.unpacking import as_tensor
+from vqlabel.vql import VqlFile
 
 DTYPES = {"F16": np.float16, "F32": np.float32}
 
@@ -50,7 +54,22 @@ class TeacherSource(LabelSource):
         self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
-        self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+        try:
+            self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(
+                f"teacher {teacher.name}: cannot look at views of {recipe.view} pixels ({reason}); name its own with --view"
+            ) from None
+
+    def made_by(self) -> dict[str, str]:
+        """By which a file says whose labels it has: weights, mean and deviation."""
+        return {"teacher": self.teacher.name, "teacher_sha256": sha256_of(self.teacher.state_dict())}
+
+    def key(self) -> dict[str, Any]:
+        """What labels depend on."""
+        views = {"recipe": self.drawn.recipe.to_dict(), "digest": digest(self.drawn), "images": self._pictures.digest()}
+        return {**self.made_by(), **views, "dtype": self.dtype}
 
     def read_from(self, first: int) -> Iterator[LabelBatch]:
         """The batches from number `first` on; views of the next one are drawn while the teacher looks at these."""
@@ -71,9 +90,19 @@ class TeacherSource(LabelSource):
         return seen.permute(0, 3, 1, 2) / 255 if seen.dtype == torch.uint8 else seen.permute(0, 3, 1, 2)
 
     def _labelled(self, at: int, seen: torch.Tensor) -> LabelBatch:
-        labels = self.teacher(seen.to(self._device)).cpu().numpy().astype(DTYPES[self.dtype])
+        with np.errstate(over="ignore"):
+            labels = self.teacher(seen.to(self._device)).cpu().numpy().astype(DTYPES[self.dtype])
+        name = f"teacher {self.teacher.name}, batch {at}"
         if not np.isfinite(labels).all():
-            raise VqlabelError(f"teacher {self.teacher.name}: gives a logit that {self.dtype.lower()} cannot hold; try --dtype f32")
+            raise VqlabelError(
+                f"{name}: gives NaN, or a logit that {self.dtype.lower()} cannot hold; look at --mean and --std, or try --dtype f32"
+            )
+        try:
+            check_domain(labels, "logits", name)
+        except BadLabels:
+            raise UsageError(
+                f"{name}: gives probabilities; labels are logits, which no softmax has gone over: name the network without it"
+            ) from None
         return self.drawn.batch(at, labels)
 
 
@@ -98,61 +127,86 @@ def relabel(
         UsageError: the codec is for other labels; an interrupted run left something of other settings.
         TargetExists: `out` is there and `overwrite` is false.
     """
-    target = Path(out)
-    check_target(target, overwrite)
-    whole = codec or RawCodec(RawConfig(classes=source.classes, domain="logits", dtype=source.dtype))
-    if target.suffix == ".vql":
-        return _into_vql(source, target, whole, effort, device, overwrite, progress)
-    if codec is not None:
-        raise UsageError(f"{out}: codes go into a .vql file; name one, or leave the codec out to write a dump")
-    dense = target.with_name(target.name + ".raw.vql")
-    if not dense.exists():
-        _into_vql(source, dense, whole, effort, device, False, progress)
-    found = convert(dense, target, layout=layout, overwrite=overwrite, progress=progress)
-    write_recipe(recipe_file(target), source.drawn)
-    dense.unlink()
-    return found
-
-
-def _into_vql(
-    source: TeacherSource,
-    target: Path,
-    codec: LabelCodec,
-    effort: str,
-    device: str,
-    overwrite: bool,
-    progress: Progress,
-) -> dict[str, Any]:
-    check_codec(codec, source)
-    made_by = {"teacher": source.teacher.name, "teacher_sha256": sha256_of(source.teacher.network.state_dict())}
-    coded_by = {
-        "kind": codec.kind,
-        "config": codec.config.to_dict(),
-        "tensors": sha256_of(codec.decoder_tensors()),
-        "effort": effort,
-    }
-    views_of = {"recipe": source.drawn.recipe.to_dict(), "digest": digest(source.drawn)}
-    sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(codec.code_bits).name
-    path, key = target.with_name(target.name + ".journal"), {**made_by, **coded_by, **views_of}
-    with lent(codec, effort, device), Journal(path, key, sizes, max(1, len(codec.code_bits)), kind) as journal:
-        for batch in source.read_from(journal.done):
-            with torch.inference_mode():
-                codes = codec.encode(torch.from_numpy(batch.labels).to(device), batch.context() if codec.uses_context else None)
-            rows = codes.cpu().numpy().view(np.uint32)
-            journal.append(rows if rows.shape[1] else np.zeros((len(rows), 1), np.uint32))
-            progress("labelling", journal.done, len(source), {})
-        with ContainerWriter(target, overwrite=overwrite) as writer:
-            records = store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
-            says = write_drawn(writer, source.drawn, source.places)
-            size = finish(writer, codec, source, says, made_by)
+    target, dense = Path(out), RawCodec(RawConfig(classes=source.classes, domain="logits", dtype=source.dtype))
+    into_vql, whole = target.suffix == ".vql", codec or dense
+    if not into_vql:
+        require(codec is None, "codec", "a fitted one", f"makes codes, which go into a .vql file; {out} is none")
+        layout = written_as(target, layout)
+        check_writer(
+            source.about,
+            layout,
+            source.drawn.batch(0, np.zeros((int(source.drawn.starts[1]), source.classes), DTYPES[source.dtype])),
+        )
+        check_target(recipe_file(target), overwrite)
+    else:
+        require(layout is None, "layout", layout, f"is for a dump; {out} is a .vql file")
+    check_codec(whole, source)
+    sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(whole.code_bits).name
+    path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
+    if not path.exists():
+        check_target(target, overwrite)
+    with lent(whole, effort, device), Journal(path, key, sizes, max(1, len(whole.code_bits)), kind) as journal:
+        if not (target.exists() and journal.done == len(source)):  # else only the journal was left to be removed
+            check_target(target, overwrite)
+        _label(source, whole, journal, device, progress)
+        if into_vql:
+            found = _write_vql(source, target, whole, journal, overwrite)
+        else:
+            assert layout is not None
+            found = _write_dump(source, target, layout, dense, journal, overwrite, progress)
         journal.remove()
-    return {"path": str(target), "records": records, "classes": source.classes, "bytes": size, "code_bits": sum(codec.code_bits)}
+    return {"path": str(target), "records": int(source.drawn.starts[-1]), "classes": source.classes, **found}
 
 
-def sha256_of(tensors: Mapping[str, torch.Tensor]) -> str:
+def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
+    """What is not in the journal yet."""
+    for batch in source.read_from(journal.done):
+        with torch.inference_mode():
+            codes = codec.encode(torch.from_numpy(batch.labels).to(device), batch.context() if codec.uses_context else None)
+        rows = codes.cpu().numpy().view(np.uint32)
+        journal.append(rows if rows.shape[1] else np.zeros((len(rows), 1), np.uint32))
+        progress("labelling", journal.done, len(source), {})
+
+
+def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: Journal, overwrite: bool) -> dict[str, Any]:
+    complete = target.exists() and not overwrite
+    if not complete:
+        with ContainerWriter(target, overwrite=overwrite) as writer:
+            store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
+            says = write_drawn(writer, source.drawn, source.places)
+            finish(writer, codec, source, says, source.made_by())
+    file = VqlFile(target)
+    return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
+
+
+def _write_dump(
+    source: TeacherSource, target: Path, layout: str, raw: LabelCodec, journal: Journal, overwrite: bool, progress: Progress
+) -> dict[str, Any]:
+    """The recipe first: a dump that is there is a whole one."""
+    write_recipe(recipe_file(target), source.drawn, overwrite=True)
+    if not target.exists() or overwrite:
+        with writing(target, source.about, layout, overwrite=overwrite) as writer:
+            for at, codes in enumerate(journal):
+                labels = raw.decode(as_tensor(codes.astype(np.uint32))).numpy().astype(DTYPES[source.dtype])
+                writer.add(source.drawn.batch(at, labels))
+                progress("writing", at + 1, len(source), {})
+    return {"layout": layout, "dtype": source.dtype.lower()}
+
+
+def _key_of(codec: LabelCodec, effort: str) -> dict[str, Any]:
+    """What codes depend on besides labels."""
+    tensors = sha256_of(codec.decoder_tensors())
+    return {"kind": codec.kind, "config": codec.config.to_dict(), "tensors": tensors, "effort": effort}
+
+
+def sha256_of(tensors: Mapping[str, Any]) -> str:
     """Of names and bytes, by which a file says whose labels it has."""
     total = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         total.update(name.encode())
-        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if isinstance(tensor, torch.Tensor) and not tensor.is_quantized:
+            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:  # a quantised network's weights, a module's extra state
+            torch.save(tensor, kept := io.BytesIO())
+            total.update(kept.getvalue())
     return total.hexdigest()

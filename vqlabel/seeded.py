@@ -16,11 +16,16 @@ from vqlabel.augment.recipe import DrawnColumns, Recipe
 from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
+from vqlabel.files import appearing
 from vqlabel.labels import Context, LabelBatch, Place
 
-SEEDED_VIEWS = "seeded_views"  # in `vql.requires`
+SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
+KEPT_LEAST = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
 COMPARED = ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box")
+
+
+NEVER_DRAWN = ("partner_image", "cutout", "patches", "ops", "seed")
 
 
 class DrawnPart:
@@ -67,7 +72,10 @@ def write_drawn(writer: ContainerWriter, drawn: DrawnColumns, places: Sequence[P
     _write(writer, "image_size", sizes)
     if list(places) != drawn.places:
         at = {place: i for i, place in enumerate(drawn.places)}
-        _write(writer, "drawn", np.array([[at[place]] for place in places], np.uint32))
+        numbers = np.array([[at[place]] for place in places], np.uint32)
+        if (np.diff(numbers[:, 0].astype(np.int64)) <= 0).any():
+            raise UsageError("the batches are not in the order in which their recipe draws them; pack with --augmentation keep")
+        _write(writer, "drawn", numbers)
     return {"order": "seeded", "recipe": drawn.recipe.to_dict(), "digest": digest(drawn)}
 
 
@@ -97,7 +105,11 @@ def read_columns(reader: ContainerReader, says: dict[str, Any], records: int) ->
         if stream is not None and stream.rows > most:
             raise BadContainer(f"{reader.path}: column {name!r} has {stream.rows} rows; the format allows {most}")
     try:
-        drawn = DrawnColumns(Recipe.from_dict(says.get("recipe")), reader.rows(PREFIX + "image_size").astype(np.int64))
+        recipe = Recipe.from_dict(says.get("recipe"))
+        whole = recipe.images * recipe.epochs
+        if whole != records and (PREFIX + "drawn" not in reader.streams or whole > KEPT_LEAST * max(1, records)):
+            raise BadContainer(f"{reader.path}: its recipe draws {whole} records, the file has {records}; damaged or forged")
+        drawn = DrawnColumns(recipe, reader.rows(PREFIX + "image_size").astype(np.int64))
     except UsageError as error:
         raise BadContainer(f"{reader.path}: {error}; damaged, forged or from a newer version") from None
     if digest(drawn) != says.get("digest"):
@@ -129,10 +141,15 @@ def digest(drawn: DrawnColumns) -> str:
 
 def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) -> None:
     """Raises BadLabels where a batch of a dump is not the one that the recipe draws."""
+    for name in NEVER_DRAWN:
+        if getattr(batch, name) is not None:
+            raise BadLabels(f"{where}: has {name}, which no recipe draws; pack with --augmentation keep")
     want = drawn.batch(at, batch.labels)
     for name in COMPARED:
         found, wanted = getattr(batch, name), getattr(want, name)
         same = found is None and wanted is None
+        if name == "crop" and found is not None and wanted is not None:  # LPQLD writes halves
+            same = np.array_equal(found, wanted.astype(np.float16).astype(np.float32))
         if not same and (found is None or wanted is None or not np.array_equal(found, wanted)):
             raise BadLabels(
                 f"{where}: {name} of epoch {batch.place.epoch}, batch {batch.place.batch} is not what the recipe draws; the labels are of "
@@ -142,12 +159,14 @@ def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) ->
 
 def recipe_file(dump: Path) -> Path:
     """Where the recipe of a dump lies: beside it, for readers take anything in its folder for labels."""
-    return dump.with_name(dump.name + RECIPE)
+    whole = dump.resolve()  # of ".", too
+    return whole.with_name(whole.name + RECIPE)
 
 
-def write_recipe(file: Path, drawn: DrawnColumns) -> None:
+def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) -> None:
     """Recipe and image sizes, as JSON."""
-    file.write_text(json.dumps({"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}) + "\n")
+    with appearing(file, overwrite=overwrite) as partial:
+        partial.write_text(json.dumps({"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}) + "\n")
 
 
 def read_recipe(file: Path) -> DrawnColumns:
@@ -164,5 +183,5 @@ def read_recipe(file: Path) -> DrawnColumns:
         raise UsageError(
             f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, VqlabelError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, VqlabelError) as error:
         raise BadLabels(f"{file}: no recipe ({error}); it has a recipe and the sizes of the images") from None

@@ -84,6 +84,7 @@ def load_teacher(
     ):  # an exported graph is in eval mode, and cannot change
         network.eval()
     mean, deviation = _three("mean", mean or own[0] or IMAGENET[0]), _three("deviation", deviation or own[1] or IMAGENET[1])
+    require(all(v > 0 for v in deviation), "std", deviation, "must be above 0")
     return Teacher(network, name, mean, deviation).to(device)
 
 
@@ -103,9 +104,9 @@ def _from_module(module: str, function: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         made = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"--teacher {module}:{function}: {error}; name {FORMS}") from None
-    network = made() if callable(made) and not isinstance(made, nn.Module) else made
+        network = made() if callable(made) and not isinstance(made, nn.Module) else made
+    except Exception as error:  # it is the user's code, which raises what it likes
+        raise UsageError(f"--teacher {module}:{function}: {type(error).__name__}: {str(error)[:300]}; name {FORMS}") from error
     require(
         isinstance(network, nn.Module),
         "teacher",

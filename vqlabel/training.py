@@ -19,7 +19,7 @@ from vqlabel.augment.views import Images, views
 from vqlabel.dataset import VqlDataset
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelBatch
-from vqlabel.labels.source import OF_RECORDS
+from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.seeded import Columns
 from vqlabel.vql import VqlFile
 
@@ -156,7 +156,7 @@ def some_views(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size
     """[n, size, size, 3] views of some slots of a batch; what is mixed into them is rendered too, and no more."""
     index = batch.mix_index
     shown = np.unique(slots if index is None else np.append(slots, index[slots]))
-    columns = {name: getattr(batch, name) for name in (*OF_RECORDS, "partner_image", "partner_crop", "partner_flip")}
+    columns = {name: getattr(batch, name) for name in (*OF_RECORDS, *OF_PARTNERS)}
     chosen: dict[str, Any] = {name: None if column is None else column[shown] for name, column in columns.items()}
     part = replace(batch, labels=batch.labels[shown], **chosen)
     if index is not None:  # what is mixed into a view that is only there to be mixed in, nobody sees

@@ -81,9 +81,8 @@ class VqlFile:
             raise BadContainer(
                 f"{self.container.path}: vql.source is {str(self.source)[:200]}, the label's support {support!r}; damaged or forged"
             )
-        old_tree = layout == "sre2l" and self.columns.order == "explicit"  # before 0.2 both trees had one name
         return About(
-            layout="lpld" if old_tree else layout,
+            layout=layout,
             classes=self.classes,
             domain=self.label["domain"],
             dtype=self.label["dtype"],

@@ -1,5 +1,6 @@
 """A folder of images -> images in a fixed order, decoded when they are asked for. Needs pillow (extra `student`)."""
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from os import PathLike
@@ -63,6 +64,11 @@ class Pictures:
         if at not in self._kept:
             self._kept[at] = self._read(at)
         return self._kept[at]
+
+    def digest(self) -> str:
+        """sha256 of the names and lengths of all files, by which another folder is known for another."""
+        said = [f"{file.relative_to(self.folder).as_posix()} {file.stat().st_size}" for file in self.files]
+        return hashlib.sha256("\n".join(said).encode("utf-8", "surrogateescape")).hexdigest()
 
     def sizes(self) -> NDArray[np.int64]:
         """[N, 2] height and width, as the files' headers have them."""

@@ -21,7 +21,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Dump = Annotated[Path, typer.Argument(help=".npy, .npz, .safetensors, a folder of them, or SRe2L's tree epoch_E/batch_B.tar")]
+Dump = Annotated[
+    Path, typer.Argument(help=f"a dump of labels: .npy, .npz, .safetensors, a folder of them, or of another layout: {LAYOUTS}")
+]
 Vql = Annotated[Path, typer.Argument(help="a .vql file")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
@@ -129,7 +131,9 @@ def pack(
         str, typer.Option(help="keep it as the dump has it, or seeded: draw it again, at 0 bits a label")
     ] = "keep",
     keep: Annotated[float | None, typer.Option(help="share of the dump to keep, chosen by --seed: label pruning")] = None,
-    by: Annotated[str, typer.Option(help="with --keep: epoch, batch or view, which are kept or dropped as a whole")] = "epoch",
+    by: Annotated[
+        str | None, typer.Option(help="with --keep: epoch (the default), batch or view, which are kept or dropped whole")
+    ] = None,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -142,19 +146,25 @@ def pack(
     from vqlabel.codecs import cut, load_codec
     from vqlabel.files import check_target
     from vqlabel.labels import open_labels
+    from vqlabel.packing import check_recipe
     from vqlabel.packing import pack as run
     from vqlabel.pruning import Pruned
-    from vqlabel.seeded import read_recipe, recipe_file
+    from vqlabel.seeded import drawn_bits, read_recipe, recipe_file
 
     if augmentation not in ("keep", "seeded"):
         raise UsageError(f"--augmentation {augmentation!r}: must be keep or seeded")
-    drawn = read_recipe(recipe_file(dump)) if augmentation == "seeded" else None
+    if by is not None and keep is None:
+        raise UsageError(f"--by {by}: says what --keep keeps; name a share to keep")
+    recipe = read_recipe(recipe_file(dump)) if augmentation == "seeded" or recipe_file(dump).exists() else None
+    drawn = recipe if augmentation == "seeded" else None
     if kl is not None and not named:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
     with show.progress_bar() as progress:
         source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
-        source = source if keep is None else Pruned(source, keep, by, config.seed)
+        source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
+        if drawn is not None:
+            check_recipe(source, drawn)
         if named:
             fitted = _fitter(kl)(source, replace(config, codec=codec), progress=progress)[0]
         else:
@@ -162,6 +172,8 @@ def pack(
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )
+    if recipe is not None and drawn is None:  # the other price
+        found["augmentation_bits"]["seeded"] = round(drawn_bits(recipe) / max(1, found["records"]), 3)
     show.emit(found, json, show.show_pack)
 
 
@@ -313,7 +325,9 @@ def stats(
         if picture is not None:
             pictures.check_picture(picture, overwrite=overwrite)
     with show.progress_bar() as progress:
-        source = None if against is None else open_labels(against, layout, VqlFile(path).label["domain"])
+        file = VqlFile(path)
+        classes = None if file.about.support is None else file.classes
+        source = None if against is None else open_labels(against, layout, file.label["domain"], classes=classes)
         found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
         pictures.plot_bits(found, plot, overwrite=overwrite)
@@ -401,7 +415,8 @@ def _rates(values: list[str] | None) -> list[int] | None:
 @app.command()
 @show.refusing
 def info(path: Vql, json: Json = False) -> None:
-    """Say what a .vql file holds, from its header alone."""
+    """Say what a .vql file holds, without a label of it."""
+    from vqlabel.labels.source import OF_BATCHES, OF_PARTNERS, OF_RECORDS
     from vqlabel.vql import VqlFile
 
     file = VqlFile(path)
@@ -414,7 +429,8 @@ def info(path: Vql, json: Json = False) -> None:
         "codec": file.codec,
         "batches": len(file.columns.places),
         "order": file.columns.order,
-        "columns": [name for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box") if file.columns.has(name)],
+        "columns": [name for name in (*OF_RECORDS, *OF_PARTNERS, *OF_BATCHES) if file.columns.has(name)],
+        "recipe": file.container.json_object("vql.columns").get("recipe"),
         "source": file.source,
         "writer": file.container.metadata.get("vql.writer"),
     }

@@ -14,7 +14,7 @@ import typer
 from vqlabel.errors import VqlabelError
 from vqlabel.progress import Progress, silent
 
-INTERRUPTED = "interrupted; nothing half-written was left. An interrupted fit continues with --resume"
+INTERRUPTED = "interrupted; nothing half-written was left. A fit goes on with --resume, relabel with the same command"
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,7 @@ from vqlabel.errors import BadContainer
 
 FORMAT = "vql"
 VERSION = (1, 0)
-FEATURES = frozenset({"variable_slots", "seeded_views"})  # what this reader knows of `vql.requires`
+FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns"})  # what this reader knows of `vql.requires`
 SUPPORTED_CODINGS = ("fixed", "zstd")
 
 HEADER_STEP = 4096  # the header area is a multiple of it

@@ -261,7 +261,8 @@ class ArrayWriter(LabelWriter):
         labels = np.ascontiguousarray(batch.labels)
         if self._about.dtype == "BF16":
             labels = (labels.view(np.uint32) >> 16).astype(np.uint16)
-        self.append(labels.data.cast("B"))
+        if len(labels):  # a view of nothing cannot be cast
+            self.append(labels.data.cast("B"))
 
     def append(self, data: memoryview) -> None:
         """Whole labels, as the bytes that they will have."""

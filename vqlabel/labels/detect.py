@@ -2,6 +2,7 @@
 
 import os.path
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -18,7 +19,7 @@ from vqlabel.labels.items import list_length
 from vqlabel.labels.lpld import LpldSource, LpldWriter
 from vqlabel.labels.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat
 from vqlabel.labels.order import with_images
-from vqlabel.labels.source import About, LabelSource, LabelWriter
+from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
 from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter
 from vqlabel.labels.tensor import SUFFIXES as TENSOR_SUFFIXES
 from vqlabel.labels.tensor import TensorSource, TensorWriter
@@ -85,11 +86,12 @@ def open_labels(
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
         raise UsageError(
-            f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or SRe2L's tree)"
+            f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or of another layout)"
         )
     if layout == "sre2l" and (path / ORDER_FILE).exists():
         layout = "lpld"  # the same tree, which says more: nobody wants to lose it
     layout = layout or _detect(path)
+    require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
     require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
     source = LAYOUTS[layout](path, domain) if classes is None else SPARSE[layout](path, domain, classes)
     return source if images is None else with_images(source, Path(images), columns)
@@ -118,7 +120,9 @@ def _detect(path: Path) -> str:
         return "tinyvit"
     if any(path.rglob("*.tar")):
         return "fkd"
-    raise BadLabels(f"{path}: neither epoch_E/batch_B.tar nor {', '.join(SUFFIXES)} in it; a layout can be named with --layout")
+    raise BadLabels(
+        f"{path}: neither epoch_E/batch_B.tar nor {', '.join(SUFFIXES)} in it, nor another layout's files; see docs/layouts.md"
+    )
 
 
 def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
@@ -128,7 +132,11 @@ def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
         UsageError: the target is one array and the layout is not, or the other way round.
     """
     form = array_form(out)
-    found = layout or (f"arrays:{form}" if form else "tensor" if out.suffix == ".pt" else usual or "arrays")
+    usual = "arrays" if usual in (None, "relabel") else usual
+    found = layout or (f"arrays:{form}" if form else "tensor" if out.suffix == ".pt" else usual)
+    assert found is not None
+    fits = not found.startswith("arrays:") or found == f"arrays:{form}"
+    require(fits, "layout", found, f"needs a target that ends in .{found.partition(':')[2]}, which {out} does not")
     if not found.startswith("arrays:"):
         require(form is None, "layout", found, f"needs another target than {out}, which is one array")
         require(
@@ -140,9 +148,20 @@ def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
     return found
 
 
+def check_writer(about: About, layout: str, batch: LabelBatch) -> None:
+    """Refuse a layout that cannot hold such labels, or such a batch, before they are made."""
+    with tempfile.TemporaryDirectory() as folder, writing(Path(folder) / "dump", about, layout, whole=False) as writer:
+        writer.add(batch)
+
+
 @contextmanager
-def writing(out: str | PathLike[str], about: About, layout: str, *, overwrite: bool = False) -> Iterator[LabelWriter]:
+def writing(
+    out: str | PathLike[str], about: About, layout: str, *, overwrite: bool = False, whole: bool = True
+) -> Iterator[LabelWriter]:
     """A writer of `layout`, "name" or "name:form"; what it wrote appears at `out` when the block ends, whole or not at all.
+
+    Args:
+        whole: whether all batches will have been added.
 
     Raises:
         UsageError: no such layout, or it cannot hold such labels.
@@ -158,7 +177,8 @@ def writing(out: str | PathLike[str], about: About, layout: str, *, overwrite: b
         writer = WRITERS[name](partial, about, form or None)
         try:
             yield writer
-            writer.finish()
+            if whole:
+                writer.finish()
         finally:
             writer.close()
 

@@ -13,7 +13,7 @@ from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.source import About, LabelBatch, Place
 from vqlabel.labels.sre2l import ITEMS, Sre2lWriter, parse_six, require_images
-from vqlabel.labels.tree import TreeSource
+from vqlabel.labels.tree import Indices, TreeSource
 
 SEVEN = f"{ITEMS}, index"
 
@@ -49,6 +49,9 @@ class GvbsmWriter(Sre2lWriter):
             )
         super().add(batch)
         self._rows[epoch] = rows + len(batch)
+
+    def repeated(self, order: dict[int, Indices]) -> bool:
+        return True  # the files say their images
 
     def items(self, batch: LabelBatch) -> list[Any]:
         return [*super().items(batch), to_tensor(batch.image)]

@@ -105,7 +105,7 @@ def _number(tensor: Any) -> Any:
     """The integer of a dense tensor that has one, else the tensor."""
     import torch
 
-    one = tensor.layout == torch.strided and tensor.numel() == 1 and not tensor.dtype.is_floating_point
+    one = tensor.layout == torch.strided and tensor.numel() == 1 and not tensor.dtype.is_floating_point and not tensor.is_meta
     return int(tensor) if one and not tensor.dtype.is_complex else tensor
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.source import About, LabelBatch
 from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter, require_images
-from vqlabel.labels.tree import ORDER_FILE, EpochOrder, find_batches, read_order, write_order
+from vqlabel.labels.tree import ORDER_FILE, EpochOrder, Indices, find_batches, read_order
 
 
 class LpldSource(Sre2lSource):
@@ -38,7 +38,6 @@ class LpldWriter(Sre2lWriter):
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
         require_images(self.layout, about)
         super().__init__(out, about, form)
-        self._order: dict[int, list[int]] = {}
         self._next: dict[int, int] = {}
 
     def add(self, batch: LabelBatch) -> None:
@@ -48,9 +47,7 @@ class LpldWriter(Sre2lWriter):
                 f"lpld finds a batch's images by its number, and batch {self._next.get(epoch, 0)} of epoch {epoch} is missing: write lpqld"
             )
         super().add(batch)
-        assert batch.image is not None
         self._next[epoch] = at + 1
-        self._order.setdefault(epoch, []).extend(batch.image.tolist())
 
-    def finish(self) -> None:
-        write_order(self.out / ORDER_FILE, self._order)
+    def repeated(self, order: dict[int, Indices]) -> bool:
+        return False  # LPLD's reader wants the file

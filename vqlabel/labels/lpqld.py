@@ -119,7 +119,7 @@ class LpqldWriter(LabelWriter):
         again = about.layout == "lpqld"
         self._coords = "float32" if again and about.details.get("coords") == "float32" else "float16"
         self._dtype = np.dtype(np.float32 if again and about.dtype == "F32" else np.float16)
-        self._order: dict[int, list[int]] = {}
+        self._order: dict[int, Indices] = {}
         self._begins: dict[tuple[int, ...], int] = {}
         out.mkdir()
 
@@ -127,12 +127,12 @@ class LpqldWriter(LabelWriter):
         refuse_columns(batch, "lpqld", ("cutout", "ops"))
         number, items = len(self._order), self._items(batch)
         assert batch.image is not None
-        self._order[number] = batch.image.tolist()
-        twin = self._begins.setdefault(tuple(self._order[number][:3]), number)
+        self._order[number] = batch.image.astype(np.int32)
+        twin = self._begins.setdefault(tuple(self._order[number][:3].tolist()), number)
         if twin != number:
             raise UsageError(
                 f"lpqld finds a batch by its first three images, and batches {twin} and {number} both begin with "
-                f"{self._order[number][:3]}: write gvbsm"
+                f"{self._order[number][:3].tolist()}: write gvbsm"
             )
         write_items(self._out / f"batch_{number}.tar", items)
 

@@ -8,7 +8,7 @@ They cannot tell images of one class apart: as many others of the same classes w
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.source import About, LabelBatch, LabelSource
+from vqlabel.labels.tree import SEED, Indices, simulated
 
-SEED = 42  # SRe2L's reader knows no other
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
 LOOK_LABELS, LOOK_BATCHES = 5000, 250  # at most so many labels, of so many batches, are held against their images
 CLEAR, AT_CHANCE = 6.0, 3.0  # standard deviations above chance: an order that was guessed needs more; one that was said needs this
 PART_HITS = 64  # a part of the sample in which so many labels should agree is also judged alone
 EPOCHS_MOST = 10_000  # a folder's name asks for every shuffle before its own
 _DRAWN = {1: "one permutation an epoch (PyTorch before 1.11)", 2: "two permutations an epoch (PyTorch 1.11 or later)"}
-
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,16 +72,6 @@ class Evidence:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterator[Indices]:
-    """The order [images] of every epoch, as RandomSampler has it where it draws so many permutations an epoch."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order, *_ = [torch.randperm(images, generator=generator) for _ in range(draws)]
-        yield order.numpy()
 
 
 class Shuffle:

@@ -16,7 +16,9 @@ SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
 
 
-OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record, partners apart
+OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record
+OF_PARTNERS = ("partner_image", "partner_crop", "partner_flip")  # likewise, of what is mixed in
+OF_BATCHES = ("mix_index", "mix_lam", "mix_box")
 
 
 class Place(NamedTuple):

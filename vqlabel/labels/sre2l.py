@@ -10,10 +10,12 @@ shuffle, and `labels/order.py` does.
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vqlabel.errors import UsageError
 from vqlabel.labels.items import array_item, box_item, index_item, label_item, lam_item, read_items, to_tensor, write_items
 from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place
-from vqlabel.labels.tree import TreeSource, batch_file
+from vqlabel.labels.tree import ORDER_FILE, Indices, TreeSource, batch_file, is_shuffled, write_order
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
 EXTRAS = ("partner_image", "cutout", "patches", "ops", "seed")  # columns that only some layouts have
@@ -29,13 +31,14 @@ class Sre2lSource(TreeSource):
 
 
 class Sre2lWriter(LabelWriter):
-    """The tree and nothing beside it: SRe2L's reader takes any other entry for an epoch."""
+    """The tree and nothing beside it, for SRe2L's reader takes any other entry for an epoch; unless images come in another order than that
+    reader repeats: then it could not use the tree, and the order stands beside it, as LPLD has it."""
 
     layout = "sre2l"
     extras: tuple[str, ...] = ("cutout",)
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
-        self.out, self.about = out, about
+        self.out, self.about, self.order = out, about, dict[int, list[Indices]]()
         refuse_form(self.layout, form)
         require_logits(self.layout, about)
         out.mkdir()
@@ -43,6 +46,17 @@ class Sre2lWriter(LabelWriter):
     def add(self, batch: LabelBatch) -> None:
         refuse_columns(batch, self.layout, self.extras)
         write_items(batch_file(self.out, batch.place), self.items(batch))
+        if batch.image is not None and self.about.order != "none":
+            self.order.setdefault(batch.place.epoch, []).append(batch.image.astype(np.int32))
+
+    def finish(self) -> None:
+        order = {epoch: np.concatenate(parts) for epoch, parts in self.order.items()}
+        if order and not self.repeated(order):
+            write_order(self.out / ORDER_FILE, order)
+
+    def repeated(self, order: dict[int, Indices]) -> bool:
+        """Whether a reader that repeats SRe2L's shuffle has these images, and needs no file that says so."""
+        return is_shuffled(order)
 
     def items(self, batch: LabelBatch) -> list[Any]:
         return six_items(batch, self.about)

@@ -3,7 +3,7 @@
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, require
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
+SEED = 42  # of SRe2L's shuffle: its reader knows no other
 ORDER_FILE = "sampler_indices_epoch.json"
 Indices = NDArray[np.int64]
 
@@ -102,10 +103,36 @@ def find_batches(path: Path) -> dict[Place, Path]:
 
 
 def batch_file(folder: Path, place: Place) -> Path:
-    """Where a batch is written; its epoch's folder is made."""
+    """Where a batch is written; its epoch's folder is made.
+
+    Raises:
+        UsageError: it was written already.
+    """
     epoch = folder / f"epoch_{place.epoch}"
     epoch.mkdir(parents=True, exist_ok=True)
-    return epoch / f"batch_{place.batch}.tar"
+    file = epoch / f"batch_{place.batch}.tar"
+    require(not file.exists(), "batch", place.batch, f"stands twice in epoch {place.epoch}; a tree has one file for it")
+    return file
+
+
+def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterator[Indices]:
+    """The order [images] of every epoch, as RandomSampler has it where it draws so many permutations an epoch."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        order, *_ = [torch.randperm(images, generator=generator) for _ in range(draws)]
+        yield order.numpy()
+
+
+def is_shuffled(order: dict[int, Indices], seed: int = SEED) -> bool:
+    """Whether the images of all epochs, 0 to the last, stand as SRe2L's reader shuffles them, with one permutation an epoch or two."""
+    epochs, images = len(order), len(next(iter(order.values())))
+    if sorted(order) != list(range(epochs)):
+        return False
+    return any(
+        all(np.array_equal(order[at], want) for at, want in enumerate(simulated(images, epochs, draws, seed))) for draws in (2, 1)
+    )
 
 
 def read_order(file: Path) -> dict[int, Indices]:
@@ -124,7 +151,9 @@ def _indices(ids: Any) -> Indices:
     return array.astype(np.int64)
 
 
-def write_order(file: Path, order: dict[int, list[int]]) -> None:
-    """Inverse of `read_order`."""
-    groups: Iterable[tuple[int, list[int]]] = sorted(order.items())
-    file.write_text(json.dumps({str(group): ids for group, ids in groups}))
+def write_order(file: Path, order: Mapping[int, Sequence[int] | Indices]) -> None:
+    """Inverse of `read_order`; never more than a group as text."""
+    with file.open("w") as out:
+        for at, (group, ids) in enumerate(sorted(order.items())):
+            out.write(("{" if at == 0 else ", ") + f'"{group}": ' + json.dumps(np.asarray(ids).tolist()))
+        out.write("}" if order else "{}")

@@ -146,7 +146,7 @@ def account(file: VqlFile) -> Account:
 
 
 def _kept(file: VqlFile) -> float | None:
-    pruned = file.about.details.get("pruned")
+    pruned = file.source.get("details", {}).get("pruned")
     keep = pruned.get("keep") if isinstance(pruned, dict) else None
     return keep if isinstance(keep, int | float) and 0 < keep <= 1 else None
 

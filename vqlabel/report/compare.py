@@ -11,6 +11,7 @@ from vqlabel.codecs import Calibration, Distortion
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
+from vqlabel.pruning import Pruned
 from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
@@ -29,6 +30,9 @@ def compare(
         UsageError: the dump has another number of classes, records or another domain.
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump, domain=file.label["domain"])
+    pruned = file.source.get("details", {}).get("pruned")
+    if isinstance(pruned, dict) and "pruned" not in source.details:  # what was kept of it
+        source = Pruned(source, pruned["keep"], pruned["by"], pruned["seed"])
     where = file.container.path
     if source.classes != file.classes:
         raise UsageError(f"{source.path} has {source.classes} classes, {where} has {file.classes}: not the dump it was packed from")
