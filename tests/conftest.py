@@ -168,3 +168,19 @@ def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempP
 def dataset(vql: Path) -> VqlDataset:
     """The packed labels, opened."""
     return vqlabel.open(vql)
+
+
+@pytest.fixture(scope="session")
+def draw_images() -> Callable[..., Path]:
+    """Images of noise, image i in the folder that `folder_of(i)` names, as PNG: nothing is lost."""
+    image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): there are no images")
+
+    def draw(root: Path, count: int, height: int, width: int, folder_of: Callable[[int], str]) -> Path:
+        rng = np.random.default_rng(0)
+        for at in range(count):
+            file = root / folder_of(at) / f"{at:02}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(file)
+        return root
+
+    return draw

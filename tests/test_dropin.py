@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_co
 import vqlabel
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
-from vqlabel.dropin import ImageFolder_FKD_MIX, list_images
+from vqlabel.dropin import ImageFolder_FKD_MIX, samples_of
 from vqlabel.errors import UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.pruning import Pruned
@@ -29,14 +29,9 @@ Pack = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(draw_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images in three classes."""
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("train")
-    for at in range(IMAGES):
-        file = root / f"n{at % CLASSES}" / f"{at:02}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(file)
-    return root
+    return draw_images(tmp_path_factory.mktemp("train"), IMAGES, HEIGHT, WIDTH, lambda at: f"n{at % CLASSES}")
 
 
 def shuffled(seed: int = 42) -> Iterator[list[list[int]]]:
@@ -283,7 +278,7 @@ def test_images_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.JPEG", "b/notes.txt", "a/z.tif", "a/sub/0.png", "a/sub.a/0.png", "a/a.webp", "top.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    classes, samples = list_images(tmp_path)
+    classes, samples = samples_of(tmp_path)
     assert classes == ["a", "b"]
     found = [(str(Path(file).relative_to(tmp_path)), target) for file, target in samples]
     assert found == [("a/a.webp", 0), ("a/z.tif", 0), ("a/sub/0.png", 0), ("a/sub.a/0.png", 0), ("b/10.JPEG", 1), ("b/2.png", 1)]

@@ -10,7 +10,7 @@ import pytest
 import vqlabel
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, open_labels
-from vqlabel.pruning import Pruned, draw
+from vqlabel.pruning import Pruned
 from vqlabel.vql import VqlFile
 
 COLUMNS = ("image", "crop", "flip")
@@ -102,11 +102,6 @@ def test_views_without_an_image_cannot_be_kept_alone(tmp_path: Path) -> None:
         Pruned(open_labels(tmp_path / "a.npy"), 0.5, "view")
 
 
-def test_what_is_drawn_is_the_same_for_ever() -> None:
-    assert draw(7, 3, 10).tolist() == [2, 5, 9, 7, 3, 0, 6, 8, 4, 1]
-    assert draw(0, 0, 6).tolist() == [0, 2, 1, 5, 4, 3]
-
-
 def test_what_was_done_to_a_partner_is_not_lost(batches: list[LabelBatch], write_dump: Callable[..., Path], tmp_path: Path) -> None:
     patched = [replace(batch, patches=np.tile([1, 0], (len(batch), 2, 1))) for batch in batches]
     kept = Pruned(open_labels(write_dump(tmp_path / "dump", patched, "edc")), 0.5, "view")
@@ -139,3 +134,10 @@ def test_a_training_loop_is_told_the_partner_of_a_view_that_was_kept(tree: Path,
     assert VqlFile(tmp_path / "a.vql").container.requires == ["view_columns"]
     for batch, want in zip(vqlabel.open(tmp_path / "a.vql").batches(), kept, strict=True):
         assert batch.partner_image.tolist() == want.partner_image.tolist() and batch.mix_index is None
+
+
+def test_what_is_kept_is_the_same_for_ever(tree: Path) -> None:
+    kept = {seed: sorted({place.epoch for place in Pruned(open_labels(tree), 0.5, "epoch", seed).places}) for seed in (0, 1, 7)}
+    assert kept == {0: [2, 3, 4], 1: [1, 2, 4], 7: [0, 4, 5]}
+    batches = [[place.batch for place in Pruned(open_labels(tree), 0.25, "batch", seed).places] for seed in (0, 7)]
+    assert batches == [[0, 2, 3, 0, ..., 0, 0, 3, 3]]

@@ -34,14 +34,9 @@ Pack = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(draw_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve images of noise, in two classes."""
-    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("images")
-    for at in range(IMAGES):
-        file = root / f"class_{at // 6}" / f"{at:02}.png"
-        file.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(file)
-    return root
+    return draw_images(tmp_path_factory.mktemp("images"), IMAGES, HEIGHT, WIDTH, lambda at: f"class_{at // 6}")
 
 
 def draw(mix: str = "cutmix", epochs: int = EPOCHS) -> Batches:

@@ -17,6 +17,7 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.crops import SizeFinder, to_pixels, to_shares
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch, Place
+from vqlabel.labels.source import OPS_MOST, PARTS_MOST
 
 IMAGES_MOST = 1 << 24
 BATCHES_MOST = 1 << 22  # a reader holds their places
@@ -38,7 +39,6 @@ FIELDS = {
     "cutout": 7,
 }
 NAMES_MOST = 1 << 28  # bytes of all images' names
-PARTS_MOST, OPS_MOST = 256, 64  # strips of a view along a side; operations of RandAugment
 ONE_SIZE = np.ones((1, 2), np.int64)
 
 
@@ -113,7 +113,7 @@ class ColumnWriter:
     def write(self, writer: ContainerWriter, names: Sequence[str] | None = None) -> dict[str, str]:
         """Write every column as a stream, and the names of images. Returns what `vql.columns` says of them."""
         for name, parts, most in self._streams():
-            writer.begin(PREFIX + name, _widths(most))
+            writer.begin(PREFIX + name, widths(most))
             for rows in parts:
                 writer.append(rows)
             writer.end()
@@ -126,7 +126,7 @@ class ColumnWriter:
 
     def bits(self) -> int:
         """What the columns take before any coding, chunk tables and names apart."""
-        return sum(sum(_widths(most)) * sum(map(len, parts)) for _, parts, most in self._streams())
+        return sum(sum(widths(most)) * sum(map(len, parts)) for _, parts, most in self._streams())
 
     def _streams(self) -> Iterator[tuple[str, Iterable[NDArray[np.uint32]], NDArray[Any]]]:
         """(name, rows, the largest value of every field) of each column."""
@@ -176,8 +176,8 @@ def flat(value: NDArray[Any]) -> NDArray[Any]:
     return value.reshape(len(value), math.prod(value.shape[1:]))
 
 
-def _widths(most: NDArray[Any]) -> list[int]:
-    """Bits of every field, by its largest value."""
+def widths(most: NDArray[Any]) -> list[int]:
+    """Bits of every field of a column, by its largest value."""
     return [max(1, int(top).bit_length()) for top in most]
 
 

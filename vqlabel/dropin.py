@@ -6,10 +6,8 @@ SRe2L's own reader takes a batch for the one that begins with the same image in 
 hand. This one takes the batch of the epoch whose images are all the same in the same order, or refuses, in any PyTorch since 2.6.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from vqlabel.augment.pictures import pillow
 from vqlabel.dataset import VqlDataset
 from vqlabel.errors import UsageError
-from vqlabel.labels.order import PICTURES
+from vqlabel.labels.images import class_folders, list_images
 from vqlabel.training import Whole, stored_epochs
 from vqlabel.unpacking import DTYPES, narrow
 
@@ -75,7 +73,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
             raise WrongSetting(f"mode is {mode!r}; only fkd_load is known here: new labels are made by `vqlabel relabel`")
         self.fkd_path, self.mode, self.root = fkd_path, mode, root
         self.transform, self.target_transform, self.loader = transform, target_transform, loader or load_rgb
-        self.classes, self.samples = list_images(root)
+        self.classes, self.samples = samples_of(root)
         self.class_to_idx = {name: at for at, name in enumerate(self.classes)}
         self.targets = [target for _, target in self.samples]
         self.labels = VqlDataset(fkd_path)
@@ -91,7 +89,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         if domain != "logits":
             raise UsageError(f"{self.fkd_path}: holds {domain}; the script divides logits by its temperature, so it needs logits")
         odd = [f"no {name}" for name in NEEDED if not columns.has(name)] + [name for name in UNKNOWN if columns.has(name)]
-        if odd or columns.names is not None:
+        if odd or columns.has("names"):
             what = ", ".join(odd) or "names instead of numbers of images"
             raise UsageError(
                 f"{self.fkd_path}: its records have {what}, so SRe2L's script cannot make their views; use vqlabel.training.VqlViews"
@@ -184,20 +182,15 @@ class StoredOrder(Sampler[int]):
         return iter(np.concatenate(self._dataset.order()).tolist())
 
 
-def list_images(root: str | PathLike[str]) -> tuple[list[str], list[tuple[str, int]]]:
-    """Classes, and (file, class) of every image in ImageFolder's order: folders sorted, then all files below each.
+def samples_of(root: str | PathLike[str]) -> tuple[list[str], list[tuple[str, int]]]:
+    """Classes, and (file, class) of every image, as ImageFolder has them.
 
     Raises:
         UsageError: there is none.
     """
-    classes = sorted(entry.name for entry in Path(root).iterdir() if entry.is_dir()) if Path(root).is_dir() else []
-    samples = [
-        (os.path.join(folder, name), target)
-        for target, of in enumerate(classes)
-        for folder, _, names in sorted(os.walk(os.path.join(root, of), followlinks=True))
-        for name in sorted(names)
-        if name.lower().endswith(PICTURES)
-    ]
+    classes = class_folders(root)
+    number = {name: at for at, name in enumerate(classes)}
+    samples = [(str(image.path), number[image.folder]) for image in list_images(root) if image.folder]
     if not samples:
         raise UsageError(f"{root}: no folders with images in it; name the images that were labelled, in one folder a class")
     return classes, samples

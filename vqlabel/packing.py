@@ -85,7 +85,7 @@ def pack(
 
         with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
             records = store_codes(writer, codec, parts(encoded))
-        kept = columns.bits()
+        kept = 0 if drawn is None else columns.bits()
         says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
         size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()})
     file = VqlFile(writer.path)
@@ -258,7 +258,7 @@ def _encoded(
     with ThreadPoolExecutor(workers, initializer=alone) as pool:
         try:
             for done, batches in _grouped(source):
-                waiting.append((done, batches, pool.submit(_encode, codec, batches, device)))
+                waiting.append((done, batches, pool.submit(encode, codec, batches, device)))
                 while len(waiting) > workers + 1:
                     at, group, codes = waiting.popleft()
                     yield at, group, codes.result()
@@ -282,11 +282,11 @@ def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
             group = []
 
 
-def _encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> NDArray[np.unsignedinteger]:
+def encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> Codes:
+    """[n, m] uint32 codes of the records of some batches."""
     labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
     context = join_contexts([batch.context() for batch in batches]) if codec.uses_context else None
-    codes = codec.encode(labels, context)
-    return codes.cpu().numpy().view(np.uint32)
+    return codec.encode(labels, context).cpu().numpy().view(np.uint32)
 
 
 def join_contexts(parts: list[Context]) -> Context:

@@ -4,6 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, LabelSource, writing
 from vqlabel.labels.detect import check_writer, written_as
 from vqlabel.labels.source import check_domain
-from vqlabel.packing import check_codec, finish, lent, store_codes
+from vqlabel.packing import check_codec, encode, finish, lent, store_codes
 from vqlabel.progress import Progress, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher
@@ -62,6 +63,7 @@ class TeacherSource(LabelSource):
                 f"teacher {teacher.name}: cannot look at views of {recipe.view} pixels ({reason}); name its own with --view"
             ) from None
 
+    @cached_property
     def made_by(self) -> dict[str, str]:
         """By which a file says whose labels it has: weights, mean and deviation."""
         return {"teacher": self.teacher.name, "teacher_sha256": sha256_of(self.teacher.state_dict())}
@@ -69,7 +71,7 @@ class TeacherSource(LabelSource):
     def key(self) -> dict[str, Any]:
         """What labels depend on."""
         views = {"recipe": self.drawn.recipe.to_dict(), "digest": digest(self.drawn), "images": self._pictures.digest()}
-        return {**self.made_by(), **views, "dtype": self.dtype}
+        return {**self.made_by, **views, "dtype": self.dtype}
 
     def read_from(self, first: int) -> Iterator[LabelBatch]:
         """The batches from number `first` on; views of the next one are drawn while the teacher looks at these."""
@@ -145,7 +147,7 @@ def relabel(
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
     if not path.exists():
         check_target(target, overwrite)
-    with lent(whole, effort, device), Journal(path, key, sizes, max(1, len(whole.code_bits)), kind) as journal:
+    with lent(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
         if not (target.exists() and journal.done == len(source)):  # else only the journal was left to be removed
             check_target(target, overwrite)
         _label(source, whole, journal, device, progress)
@@ -161,20 +163,16 @@ def relabel(
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
     """What is not in the journal yet."""
     for batch in source.read_from(journal.done):
-        with torch.inference_mode():
-            codes = codec.encode(torch.from_numpy(batch.labels).to(device), batch.context() if codec.uses_context else None)
-        rows = codes.cpu().numpy().view(np.uint32)
-        journal.append(rows if rows.shape[1] else np.zeros((len(rows), 1), np.uint32))
+        journal.append(encode(codec, [batch], device))
         progress("labelling", journal.done, len(source), {})
 
 
 def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: Journal, overwrite: bool) -> dict[str, Any]:
-    complete = target.exists() and not overwrite
-    if not complete:
+    if not target.exists() or overwrite:
         with ContainerWriter(target, overwrite=overwrite) as writer:
             store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
             says = write_drawn(writer, source.drawn, source.places)
-            finish(writer, codec, source, says, source.made_by())
+            finish(writer, codec, source, says, source.made_by)
     file = VqlFile(target)
     return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.augment.recipe import DrawnColumns, Recipe
-from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader
+from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
 from vqlabel.files import appearing
@@ -23,8 +23,6 @@ SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
 KEPT_LEAST = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
 COMPARED = ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box")
-
-
 NEVER_DRAWN = ("partner_image", "cutout", "patches", "ops", "seed")
 
 
@@ -81,11 +79,11 @@ def write_drawn(writer: ContainerWriter, drawn: DrawnColumns, places: Sequence[P
 
 def drawn_bits(drawn: DrawnColumns) -> int:
     """What `write_drawn` stores of a whole dump besides the header."""
-    return int(sum(max(1, int(top).bit_length()) for top in drawn.sizes.max(0)) * len(drawn.sizes))
+    return sum(widths(drawn.sizes.max(0))) * len(drawn.sizes)
 
 
 def _write(writer: ContainerWriter, name: str, rows: NDArray[np.uint32]) -> None:
-    writer.begin(PREFIX + name, [max(1, int(top).bit_length()) for top in rows.max(0)])
+    writer.begin(PREFIX + name, widths(rows.max(0)))
     writer.append(rows)
     writer.end()
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vqlabel.augment.geometry import check_batch
-from vqlabel.augment.philox import below, bits
+from vqlabel.augment.philox import below, bits, shuffled
 from vqlabel.augment.pictures import Pictures
 from vqlabel.augment.views import Images, views
 from vqlabel.dataset import VqlDataset
@@ -126,7 +126,7 @@ class VqlViews(Dataset[ViewBatch]):
 
 
 def _refuse_names(file: VqlFile) -> None:
-    if file.columns.names is not None:
+    if file.columns.has("names"):
         raise UsageError(
             f"{file.container.path}: finds its images by name, not by their place in a folder; pass a list of them, in the order of its names"
         )
@@ -256,10 +256,9 @@ class PooledBatches(StoredBatches):
 
     def _drawn(self) -> NDArray[np.int64]:
         stored = len(self._starts) - 1
-        number, _ = bits(self.seed, POOL, self.epoch, np.arange(max(stored, self.per_epoch)), 0)
-        if self.replacement:
-            return below(number[: self.per_epoch], stored)
-        return np.argsort(number, kind="stable")[: self.per_epoch]
+        if not self.replacement:
+            return shuffled(self.seed, POOL, self.epoch, stored)[: self.per_epoch]
+        return below(bits(self.seed, POOL, self.epoch, np.arange(self.per_epoch), 0)[0], stored)
 
 
 def stored_epochs(columns: Columns) -> list[NDArray[np.int64]]:

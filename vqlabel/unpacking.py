@@ -146,12 +146,10 @@ class VqlSource(LabelSource):
         self.file, self._device = VqlFile(path), device
         self.path = Path(path)
         self.codec = read_codec(self.file).to(device)
-        self.dtype = (dtype or self.file.label["dtype"]).upper()
+        self.describe_as(self.file.about)
+        self.dtype = (dtype or self.dtype).upper()
         require(self.dtype in DTYPES, "dtype", dtype, "must be f16, bf16 or f32")
         self.torch_dtype = DTYPES[self.dtype]
-        about = self.file.about
-        for name in ("layout", "classes", "domain", "order", "temperature", "support", "names", "details"):
-            setattr(self, name, getattr(about, name))
 
     @property
     def places(self) -> list[Place]:  # type: ignore[override]

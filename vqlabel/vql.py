@@ -1,5 +1,6 @@
 """What a `.vql` file says, without decoding a label: records, label type, codec, columns, codes. No torch."""
 
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
@@ -58,7 +59,7 @@ class VqlFile:
             raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
         return value
 
-    @property
+    @cached_property
     def about(self) -> About:
         """What the file says of the dump as a whole."""
         support, layout, details = self.label.get("support"), str(self.source.get("layout")), self.source.get("details", {})

@@ -46,3 +46,8 @@ def below(number: NDArray[np.uint64], most: NDArray[Any] | int) -> NDArray[np.in
     floor(u * most) never reaches `most`: the largest u falls short of 1 by 2^-53, and the product rounds to a number below.
     """
     return np.floor(uniform(number) * most).astype(np.int64)
+
+
+def shuffled(seed: int, purpose: int, epoch: int, count: int, draw: int = 0) -> NDArray[np.int64]:
+    """[count] a permutation of 0 .. count - 1: the items sorted by their first numbers, ties by index."""
+    return np.argsort(bits(seed, purpose, epoch, np.arange(count), draw)[0], kind="stable")

@@ -1,7 +1,6 @@
 """A folder of images -> images in a fixed order, decoded when they are asked for. Needs pillow (extra `student`)."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import MissingExtra, UsageError
-from vqlabel.labels.order import PICTURES
+from vqlabel.labels.images import SUFFIXES, list_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,11 +39,9 @@ class Pictures:
 
     def __init__(self, folder: str | PathLike[str], *, cache: bool = False) -> None:
         self.folder = Path(folder)
-        found = (Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-        pictures = (file for file in found if file.name.lower().endswith(PICTURES))
-        self.files = sorted(pictures, key=lambda file: (file.parent.parts, file.name))
+        self.files = [image.path for image in list_images(folder)]
         if not self.files:
-            raise UsageError(f"{folder}: no folder with images in it ({', '.join(PICTURES)})")
+            raise UsageError(f"{folder}: no folder with images in it ({', '.join(SUFFIXES)})")
         names = [file.parent.name for file in self.files]
         self.classes = sorted(set(names))
         at = {name: number for number, name in enumerate(self.classes)}

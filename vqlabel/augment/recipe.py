@@ -11,14 +11,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.augment.philox import below, bits, uniform
+from vqlabel.augment.philox import below, bits, shuffled, uniform
+from vqlabel.columns import BATCHES_MOST
 from vqlabel.crops import SIDE_MOST, to_shares
 from vqlabel.errors import require
 from vqlabel.labels import Context, LabelBatch, Place
 
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
-BATCHES_MOST = 1 << 22
 ORDER, VIEW, PARTNER, MIX = range(1, 5)  # purposes of random bits
 TRIES = 10  # for a crop that fits
 POSITION, FLIP = TRIES, TRIES + 1  # draws of a view after its tries
@@ -175,8 +175,7 @@ class DrawnColumns:
 
     def _draw_order(self, epoch: int) -> NDArray[np.int32]:
         """[N] image of each record of the epoch."""
-        key, _ = bits(self.recipe.seed, ORDER, epoch, np.arange(self.recipe.images), 0)
-        return np.argsort(key, kind="stable").astype(np.int32)
+        return shuffled(self.recipe.seed, ORDER, epoch, self.recipe.images).astype(np.int32)
 
     def _draw_views(self, record: NDArray[np.int64], image: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """[n, 4] shares top, left, height, width, as code divides them that draws whole pixels; [n] whether the view is flipped."""

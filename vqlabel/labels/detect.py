@@ -26,7 +26,7 @@ from vqlabel.labels.tensor import TensorSource, TensorWriter
 from vqlabel.labels.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
 from vqlabel.labels.tree import ORDER_FILE, find_batches
 
-LAYOUTS: dict[str, Callable[[Path, str | None], LabelSource]] = {
+LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "arrays": ArraySource,
     "sre2l": Sre2lSource,
     "lpld": LpldSource,
@@ -37,11 +37,7 @@ LAYOUTS: dict[str, Callable[[Path, str | None], LabelSource]] = {
     "tinyvit": TinyVitSource,
     "tensor": TensorSource,
 }
-SPARSE: dict[str, Callable[[Path, str | None, int], LabelSource]] = {
-    "lpqld": LpqldSource,
-    "fkd": FkdSource,
-    "tinyvit": TinyVitSource,
-}
+SPARSE = ("lpqld", "fkd", "tinyvit")  # layouts of the k largest numbers, which do not say C
 WRITERS: dict[str, type[LabelWriter]] = {
     "arrays": ArrayWriter,
     "sre2l": Sre2lWriter,
@@ -93,7 +89,7 @@ def open_labels(
     layout = layout or _detect(path)
     require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
     require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
-    source = LAYOUTS[layout](path, domain) if classes is None else SPARSE[layout](path, domain, classes)
+    source = LAYOUTS[layout](path, domain, *(() if classes is None else (classes,)))
     return source if images is None else with_images(source, Path(images), columns)
 
 

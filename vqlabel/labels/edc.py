@@ -12,10 +12,9 @@ import numpy as np
 from vqlabel.errors import BadLabels
 from vqlabel.labels.gvbsm import SEVEN, GvbsmSource, GvbsmWriter, parse_seven
 from vqlabel.labels.items import array_item, describe, read_items, to_tensor
-from vqlabel.labels.source import LabelBatch, Place
+from vqlabel.labels.source import PARTS_MOST, LabelBatch, Place
 
 PARTS = 2  # strips along a side of EDC's views
-PARTS_MOST = 256
 
 
 class EdcSource(GvbsmSource):

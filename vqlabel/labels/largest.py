@@ -1,4 +1,4 @@
-"""The k largest probabilities of a label <-> all of them, for the layouts that store no more."""
+"""The k largest numbers of a label <-> all of them, for the layouts that store no more."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from vqlabel.errors import BadLabels
 from vqlabel.labels.arrays import CLASSES_MOST
 from vqlabel.labels.source import SUM_TOLERANCE, About
 
-DENSE_MOST = 1 << 28  # bytes of one batch once it is spread out: a few stored numbers name any number of classes
+DENSE_MOST = 1 << 28  # bytes of one batch as fp32, once it is spread out: a few stored numbers name any number of classes
 _LAST = np.uint64((1 << 32) - 1)
 
 
@@ -48,36 +48,52 @@ def spread(
     Raises:
         BadLabels: a class is outside 0..C-1, shares below the smallest value cannot make up 1, or the labels need more than DENSE_MOST bytes.
     """
-    (n, k), others = ids.shape, classes - ids.shape[1]
+    k = ids.shape[1]
+    others = classes - k
+    if rest == "zero" or others <= 0:
+        return whole(ids, values, classes, name, 0.0)
+    left, least = 1 - values.sum(1, dtype=np.float64), values.min(1)
+    share = np.minimum(np.maximum(left / others, 0).astype(values.dtype), np.nextafter(least, values.dtype.type(0)))
+    short = left - others * share.astype(np.float64) > SUM_TOLERANCE
+    labels = whole(ids, values, classes, name, share[:, None])
+    if short.any():
+        row = int(short.argmax())
+        raise BadLabels(
+            f"{name}, row {row}: its {k} probabilities leave {left[row]:.4g} to {others} other classes, of which none can have "
+            f"more than {least[row]:.4g}; the teacher may have had more than {classes} classes: name them with --classes"
+        )
+    return labels
+
+
+def whole(
+    ids: NDArray[np.int64], values: NDArray[np.floating], classes: int, name: str, rest: NDArray[np.floating] | float
+) -> NDArray[np.floating]:
+    """[n, C] of the type of `values`: those [n, k] at the classes `ids`, elsewhere `rest`, a number or [n, 1].
+
+    Raises:
+        BadLabels: a class is outside 0..C-1, or the labels need more than DENSE_MOST bytes.
+    """
+    n = len(ids)
     if n and int(ids.max()) >= classes:
         raise BadLabels(f"{name}: names class {int(ids.max())}, and the dump has {classes} classes; name them with --classes")
-    if n * classes * values.itemsize > DENSE_MOST:
-        raise BadLabels(
-            f"{name}: {n} labels of {classes} classes are {n * classes * values.itemsize} bytes; {DENSE_MOST} is the most: split it"
-        )
-    labels = np.zeros((n, classes), values.dtype)
-    if rest == "uniform" and others:
-        left, least = 1 - values.sum(1, dtype=np.float64), values.min(1)
-        share = np.minimum(np.maximum(left / others, 0).astype(values.dtype), np.nextafter(least, values.dtype.type(0)))
-        short = left - others * share.astype(np.float64) > SUM_TOLERANCE
-        if short.any():
-            row = int(short.argmax())
-            raise BadLabels(
-                f"{name}, row {row}: its {k} probabilities leave {left[row]:.4g} to {others} other classes, of which none can have "
-                f"more than {least[row]:.4g}; the teacher may have had more than {classes} classes: name them with --classes"
-            )
-        labels[:] = share[:, None]
+    if 4 * n * classes > DENSE_MOST:
+        raise BadLabels(f"{name}: {n} labels of {classes} classes are {4 * n * classes} bytes; {DENSE_MOST} is the most: split it")
+    labels = np.empty((n, classes), values.dtype)
+    labels[:] = rest
     np.put_along_axis(labels, ids, values, 1)
     return labels
 
 
-def largest(probs: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Classes [n, k] and values [n, k] of the k largest of non-negative numbers [n, C], falling; of equal ones the lower class first."""
-    classes = probs.shape[1]
-    bits = np.ascontiguousarray(probs, np.float32).view(np.uint32).astype(np.uint64)  # they sort as the floats do
-    keys = bits << np.uint64(32) | _LAST - np.arange(classes, dtype=np.uint64)
+def largest(labels: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """Classes [n, k] and values [n, k] of the k largest numbers of labels [n, C], falling; of equal ones the lower class first."""
+    classes = labels.shape[1]
+    wide = np.ascontiguousarray(labels, np.float32) + np.float32(0)  # -0 is 0
+    bits = wide.view(np.int32).astype(np.int64)
+    bits = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + (1 << 31)  # they sort as the floats do
+    keys = bits.astype(np.uint64) << np.uint64(32) | _LAST - np.arange(classes, dtype=np.uint64)
     top = np.sort(np.partition(keys, classes - k, axis=1)[:, classes - k :], axis=1)[:, ::-1]
-    return (_LAST - (top & _LAST)).astype(np.int64), (top >> np.uint64(32)).astype(np.uint32).view(np.float32)
+    ids = (_LAST - (top & _LAST)).astype(np.int64)
+    return ids, np.take_along_axis(labels, ids, 1)
 
 
 def probabilities(labels: NDArray[np.floating], about: About) -> NDArray[np.float32]:

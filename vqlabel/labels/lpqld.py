@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.items import array_item, box_item, describe, index_item, lam_item, plain, read_items, to_tensor, write_items
-from vqlabel.labels.source import NOWHERE, About, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.largest import largest, whole
+from vqlabel.labels.source import NOWHERE, OPS_MOST, About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.sre2l import refuse_columns, require_images, require_logits
 from vqlabel.labels.tree import Indices, read_order, write_order
 
 BATCH_ORDER_FILE = "sampler_indices_batch.json"
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, top logits, their classes"
-LABELS_MOST = 1 << 26  # numbers of one batch, so that a forged class cannot ask for all memory
-OPS_MOST, WHOLE_MOST = 64, 2048  # operations of RandAugment; the whole numbers up to here are halves
+WHOLE_MOST = 2048  # the whole numbers up to here are halves
 CLASSES_MOST, EDGE_MOST, SLOTS_MOST = 1 << 15, 255, 256  # that int16 and uint8 hold
 
 
@@ -92,7 +92,7 @@ class LpqldSource(LabelSource):
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, classes, _ = self._stored(at)
         name = str(self.files[at])
-        labels = batch.labels if classes is None else to_dense(batch.labels, classes, self.classes, name)
+        labels = batch.labels if classes is None else whole(classes, batch.labels, self.classes, name, NOWHERE)
         return replace(batch, labels=labels, image=self._images(self._numbers[at], len(batch))), name
 
     def _images(self, number: int, records: int) -> Indices | None:
@@ -152,7 +152,7 @@ class LpqldWriter(LabelWriter):
     def _labels(self, batch: LabelBatch) -> list[Any]:
         if self._k is None:
             return [to_tensor(self._narrow(batch.labels, batch))]
-        labels, classes = largest(batch.labels, self._k)
+        classes, labels = largest(batch.labels, self._k)
         if (labels <= NOWHERE).any():
             raise UsageError(
                 f"{describe_place(batch)} has labels of fewer than {self._k} logits above {NOWHERE:g}: write a smaller lpqld:k"
@@ -259,25 +259,6 @@ def ops_item(ops: NDArray[np.float32]) -> list[list[Any]]:
     """Inverse of `read_ops`."""
     types = ("int64", "float16", "float16")
     return [[to_tensor(ops[:, at, part], kind) for part, kind in enumerate(types)] for at in range(ops.shape[1])]
-
-
-def to_dense(logits: NDArray[np.floating], at: NDArray[np.int64], classes: int, name: str) -> NDArray[np.floating]:
-    """[B, C] from [B, k]: NOWHERE for every class that was not stored."""
-    if at.max() >= classes:
-        raise BadLabels(f"{name}: class {at.max()} leaves 0..{classes - 1}; open the dump with more classes")
-    if len(at) * classes > LABELS_MOST:
-        raise BadLabels(
-            f"{name}: {len(at)} labels of {classes} classes are more than {LABELS_MOST} numbers; cut it into smaller batches"
-        )
-    labels = np.full((len(at), classes), NOWHERE, logits.dtype)
-    np.put_along_axis(labels, at, logits, 1)
-    return labels
-
-
-def largest(labels: NDArray[np.floating], k: int) -> tuple[NDArray[np.floating], NDArray[np.int64]]:
-    """[n, k] the k largest of every label, descending, and their classes; of equal ones the lower class comes first."""
-    classes = np.argsort(-labels, 1, "stable")[:, :k]
-    return np.take_along_axis(labels, classes, 1), classes
 
 
 def choose_k(about: About, form: str | None) -> int | None:

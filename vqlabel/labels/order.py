@@ -7,9 +7,8 @@ They cannot tell images of one class apart: as many others of the same classes w
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
-from vqlabel.labels.source import About, LabelBatch, LabelSource
+from vqlabel.labels.images import class_folders, list_images
+from vqlabel.labels.source import LabelBatch, LabelSource
 from vqlabel.labels.tree import SEED, Indices, simulated
 
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
 LOOK_LABELS, LOOK_BATCHES = 5000, 250  # at most so many labels, of so many batches, are held against their images
 CLEAR, AT_CHANCE = 6.0, 3.0  # standard deviations above chance: an order that was guessed needs more; one that was said needs this
 PART_HITS = 64  # a part of the sample in which so many labels should agree is also judged alone
@@ -119,8 +118,7 @@ class Ordered(LabelSource):
     """
 
     def __init__(self, source: LabelSource, shuffle: Shuffle, found: Evidence) -> None:
-        for one in fields(About):
-            setattr(self, one.name, getattr(source, one.name))
+        self.describe_as(source.about)
         self.path, self.places, self.order = source.path, source.places, "explicit"
         self.found, self.evidence = found, found.said
         self._source, self._shuffle = source, shuffle
@@ -196,19 +194,17 @@ def verify(source: LabelSource, images: Path, *, columns: str | PathLike[str] | 
 
 def image_classes(folder: Path, columns: str | PathLike[str] | None, classes: int) -> Indices:
     """[N] the teacher's class of every image in ImageFolder's order: folders sorted, then all files below each."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+    names = class_folders(folder)
     if not names:
         raise UsageError(f"{folder}: no folders in it; name the images that were labelled, in one folder a class")
-    found = np.repeat(_columns_of(folder, names, columns, classes), [_count_pictures(folder / name) for name in names])
+    number = {name: at for at, name in enumerate(names)}
+    of = [number[image.folder] for image in list_images(folder) if image.folder]
+    found = _columns_of(folder, names, columns, classes)[np.array(of, np.int64)]
     if len(np.unique(found)) < 2:
         raise UsageError(
             f"{folder}: {len(found)} images, of one class at most, by which no order can be told from another; leave it out"
         )
     return found
-
-
-def _count_pictures(folder: Path) -> int:
-    return sum(name.lower().endswith(PICTURES) for _, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
 def _columns_of(folder: Path, names: list[str], columns: str | PathLike[str] | None, classes: int) -> Indices:

@@ -19,6 +19,7 @@ NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 
 OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record
 OF_PARTNERS = ("partner_image", "partner_crop", "partner_flip")  # likewise, of what is mixed in
 OF_BATCHES = ("mix_index", "mix_lam", "mix_box")
+PARTS_MOST, OPS_MOST = 256, 64  # strips of an image along a side; operations of RandAugment
 
 
 class Place(NamedTuple):
@@ -175,6 +176,11 @@ class LabelSource(ABC):
     def about(self) -> About:
         """What holds for all of it."""
         return About(**{one.name: getattr(self, one.name) for one in fields(About)})
+
+    def describe_as(self, about: About) -> None:
+        """Say the same of this dump as of another."""
+        for one in fields(About):
+            setattr(self, one.name, getattr(about, one.name))
 
     def __len__(self) -> int:
         """Batches."""
