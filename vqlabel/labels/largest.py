@@ -9,7 +9,7 @@ from vqlabel.errors import BadLabels
 from vqlabel.labels.arrays import CLASSES_MOST
 from vqlabel.labels.source import SUM_TOLERANCE, About
 
-DENSE_MOST = 1 << 28  # bytes of one batch as fp32, once it is spread out: a few stored numbers name any number of classes
+DENSE_MOST = 1 << 28  # bytes of one batch once it is spread out: a few stored numbers name any number of classes
 _LAST = np.uint64((1 << 32) - 1)
 
 
@@ -76,8 +76,10 @@ def whole(
     n = len(ids)
     if n and int(ids.max()) >= classes:
         raise BadLabels(f"{name}: names class {int(ids.max())}, and the dump has {classes} classes; name them with --classes")
-    if 4 * n * classes > DENSE_MOST:
-        raise BadLabels(f"{name}: {n} labels of {classes} classes are {4 * n * classes} bytes; {DENSE_MOST} is the most: split it")
+    if n * classes * values.itemsize > DENSE_MOST:
+        raise BadLabels(
+            f"{name}: {n} labels of {classes} classes are {n * classes * values.itemsize} bytes; {DENSE_MOST} is the most: split it"
+        )
     labels = np.empty((n, classes), values.dtype)
     labels[:] = rest
     np.put_along_axis(labels, ids, values, 1)

@@ -26,6 +26,7 @@ from vqlabel.labels.tree import Indices, read_order, write_order
 
 BATCH_ORDER_FILE = "sampler_indices_batch.json"
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, top logits, their classes"
+LABELS_MOST = 1 << 26  # numbers of one batch, so that a forged class cannot ask for all memory
 WHOLE_MOST = 2048  # the whole numbers up to here are halves
 CLASSES_MOST, EDGE_MOST, SLOTS_MOST = 1 << 15, 255, 256  # that int16 and uint8 hold
 
@@ -92,6 +93,10 @@ class LpqldSource(LabelSource):
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, classes, _ = self._stored(at)
         name = str(self.files[at])
+        if len(batch) * self.classes > LABELS_MOST:
+            raise BadLabels(
+                f"{name}: {len(batch)} labels of {self.classes} classes are more than {LABELS_MOST} numbers; cut it into smaller batches"
+            )
         labels = batch.labels if classes is None else whole(classes, batch.labels, self.classes, name, NOWHERE)
         return replace(batch, labels=labels, image=self._images(self._numbers[at], len(batch))), name
 
