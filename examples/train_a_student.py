@@ -13,7 +13,6 @@ times as many as there are. Needs pillow and matplotlib (extras `student` and `p
 
 import argparse
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +53,12 @@ def main() -> None:
         vqlabel.relabel(TeacherSource(pictures, teacher, recipe), a.dump, layout="lpld")
     a.bytes = a.count * a.epochs * (2 * open_labels(a.dump).classes + 25)  # fp16 logits, and what SRe2L stores of a view
     seen = vqlabel.VqlViews(packed(a, "raw", codec="raw"), pictures, transform=SMALL)
-    views = torch.cat([seen[range(at, min(at + a.batch, len(seen)))].views.half() for at in range(0, len(seen), a.batch)])
+    views = torch.empty(len(seen), 3, 32, 32, dtype=torch.half)
+    for at in range(0, len(seen), a.batch):
+        views[at : at + a.batch] = seen[range(at, min(at + a.batch, len(seen)))].views
     new = new_images(a, teacher)
     print("| labels | bytes | of the dump | KL | top-1 % | KL, DKR and CA | top-1 %, DKR and CA |\n" + "| --- " * 7 + "|")
-    figure = Figure(figsize=(8, 5))
-    axes = figure.subplots(subplot_kw={"xscale": "log", "xlabel": "bytes of the file", "ylabel": "top-1 %"})
+    axes = Figure(figsize=(8, 5)).subplots(subplot_kw={"xscale": "log", "xlabel": "bytes of the file", "ylabel": "top-1 %"})
     for name, files in kinds(a):
         found = [
             np.array([judge(learn(a, path, views, falling, seed), *new) for seed in a.seeds]) for falling, path in enumerate(files)
@@ -69,7 +69,7 @@ def main() -> None:
         for one, marker in zip(found, "ox", strict=True):  # x: with DKR and CA
             axes.errorbar(size, one[:, 1].mean(), one[:, 1].std(), fmt=marker, label=name if marker == "o" else None)
     axes.legend(fontsize="xx-small")
-    figure.savefig(a.plot or a.work / "students.png")
+    axes.figure.savefig(a.plot or a.work / "students.png")
 
 
 def kinds(a):
@@ -77,10 +77,9 @@ def kinds(a):
     yield "raw", [packed(a, "raw", codec="raw")] * 2
     yield "raw, 1/10 of the batches", [packed(a, "raw10", keep=0.1, codec="raw")] * 2
     yield "top-10", [packed(a, "top10", codec="topk", slots=10)] * 2
-    for ratio in a.ratio:
-        for keep, more in ((1, ""), (0.1, ", 1/10 of the batches")):
-            fitted = [packed(a, f"{ratio:g}_{keep}_{T[0]:g}", ratio, keep, temperature=T) for T in ((a.temperature,), LPQLD)]
-            yield f"vqlabel, 1/{ratio:g}{more}", fitted
+    for ratio, keep in ((ratio, keep) for ratio in a.ratio for keep in (1, 0.1)):
+        fitted = [packed(a, f"{ratio:g}_{keep}_{T[0]:g}", ratio, keep, temperature=T) for T in ((a.temperature,), LPQLD)]
+        yield f"vqlabel, 1/{ratio:g}{', 1/10 of the batches' * (keep < 1)}", fitted
 
 
 def packed(a, name, ratio=None, keep=1, **config):
@@ -139,10 +138,11 @@ def judge(student, small, says, classes, targets):
 
 def make_student(classes):
     blocks = [
-        nn.Sequential(nn.Conv2d(inside, outside, 3, 1 + (outside > inside), 1, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
-        for inside, outside in pairwise((3, 32, 32, 64, 64, 128, 128))
+        nn.Sequential(nn.Conv2d(inside, outside, size, stride, padding, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
+        for inside, outside, size, stride, padding in ((3, 48, 4, 4, 0), (48, 96, 3, 2, 1), (96, 192, 3, 2, 1))
     ]
-    return nn.Sequential(nn.BatchNorm2d(3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+    student = nn.Sequential(nn.BatchNorm2d(3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, classes))
+    return student.to(memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
-STATE = 2  # of what an interrupted fit left; another where the same options make other steps, or sizes
+STATE = 3  # of what an interrupted fit left; another where the same options make other steps, or sizes
 CHUNK = 2048  # labels encoded at a time
 
 

@@ -32,12 +32,14 @@ from vqlabel.errors import UsageError
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import VqaeCodec
 
-BATCH, BATCH_LEAST, BATCHES = 256, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
+BATCH, BATCH_LEAST, BATCHES = 512, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
+RATE_UP_TO = 256  # labels a step; of more, it grows with their root: as many labels teach as much in fewer steps
 JUDGED = 4096  # held-out labels that every epoch is judged by
 LEVEL = 0.1  # weight of the error of a label's mean over classes, in that of its logits
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
-CHEAPER = 0.25  # share of the training steps that go to the rates below the codec's own, which get some of theirs later
+CHEAPER = 0.25  # share of the training steps that go to the rates below the codec's own, which get more of theirs later
+CHEAPER_EPOCHS = 0.5  # of the passes that a training takes, for each of them: they begin from a decoder that knows them
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
@@ -131,7 +133,8 @@ def _fit_cheaper(
     _choose(part, (some[0], some[1]), [slots])
     quiet = FitHooks(progress=hooks.progress)  # a rate takes seconds: one that was interrupted begins again
     title = f"{sum(part.code_bits)} bits"
-    _train(part, (some[0], some[1]), epochs, {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title)
+    passes = max(1, round(CHEAPER_EPOCHS * epochs))
+    _train(part, (some[0], some[1]), passes, {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title)
     part.round()
     set_contrast(part, some[0], [slots], config.contrast)
     done[slots] = part.state_dict()
@@ -218,11 +221,11 @@ def _train(
     stage, count = state["stage"], len(seen.labels)
     images = [weight for name, weight in decoder.named_parameters() if name == "prior.images"]
     others = [weight for name, weight in decoder.named_parameters() if name != "prior.images"]
-    rate = RATE if stage == 0 else RATE / 2
+    batch = max(BATCH_LEAST, min(BATCH, count // BATCHES))
+    rate = RATE * math.sqrt(max(1, batch / RATE_UP_TO)) * (1 if stage == 0 else 0.5)
     groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
     optimizer = torch.optim.AdamW(groups, fused=True)
-    batch = max(BATCH_LEAST, min(BATCH, count // BATCHES))
     steps = max(1, epochs * -(-count // batch))
     warm = 0.1 if steps != 10 else 0.2  # with a warm-up of just one step torch divides 0 by 0
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in groups], steps, pct_start=warm)
