@@ -28,8 +28,12 @@ CODED = {
     "head": "fixed",
     "lifted": "fixed",
     "variable": "fixed",
+    "outside": "fixed",
+    "seeded": "zstd",
+    "pruned": "fixed",
 }
-CROPS = {"smoothed": "float32"}
+CROPS = {"smoothed": "float32", "outside": "float32", "seeded": None, "pruned": None}
+REQUIRES = {"variable": ["variable_slots"], "outside": ["view_columns"], "seeded": ["seeded_views"], "pruned": ["seeded_views"]}
 
 
 @pytest.fixture(params=CODED)
@@ -42,7 +46,8 @@ def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
     file = VqlFile(GOLDEN / f"{name}.vql")
     assert file.container.metadata["vql.version"] == "1.0"
     assert file.container.streams["codes"].coding == CODED[name]
-    assert file.container.json_object("vql.columns")["crop"] == CROPS.get(name, "integers")
+    assert file.container.json_object("vql.columns").get("crop") == CROPS.get(name, "integers")
+    assert file.container.requires == REQUIRES.get(name, [])
 
 
 def test_its_labels_are_those_of_the_day(name: str) -> None:
@@ -51,6 +56,10 @@ def test_its_labels_are_those_of_the_day(name: str) -> None:
         np.testing.assert_allclose(labels, want, atol=1e-4)
     else:
         np.testing.assert_array_equal(labels, want)
+
+
+def test_its_images_have_the_names_of_the_day() -> None:
+    assert list(VqlFile(GOLDEN / "outside.vql").columns.names or ()) == [f"n{at % 3}/{at} é.JPEG" for at in range(10)]
 
 
 def matrix(tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, int], bits: int) -> NDArray[np.float32]:
@@ -155,7 +164,7 @@ def test_its_records_stand_where_they_stood(name: str) -> None:
         batch = file.columns.batch(at, np.empty((0, 0), np.float32))
         rows = want[file.columns.starts[at] : file.columns.starts[at + 1]]
         assert (rows["epoch"] == place.epoch).all() and (rows["batch"] == place.batch).all()
-        for column in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box"):
+        for column in rows.dtype.names[2:]:
             value = getattr(batch, column)
             if file.columns.has(column):
                 np.testing.assert_array_equal(np.broadcast_to(value, rows[column].shape), rows[column], err_msg=column)

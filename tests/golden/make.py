@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 import vqlabel
+from vqlabel.augment import Recipe
+from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.codecs import CODECS, LabelCodec
 from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, TopkConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource
@@ -60,6 +62,50 @@ class Smoothed(LabelSource):
         return LabelBatch(labels=labels, place=self.places[at], image=np.arange(IMAGES), crop=crop), f"epoch {at}"
 
 
+class Outside(LabelSource):
+    """Views of other layouts than SRe2L's: named images, partners that are no records, cutout, patches, RandAugment, seeds."""
+
+    path, layout, classes, domain, dtype, order = HERE, "lpld", CLASSES, "logits", "F16", "explicit"
+    names = tuple(f"n{at % 3}/{at} é.JPEG" for at in range(IMAGES))
+    places = tuple(Place(epoch, 0) for epoch in range(EPOCHS))
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        rng = np.random.default_rng(100 + at)
+        return LabelBatch(
+            labels=rng.standard_normal((BATCH, CLASSES)).astype(np.float16),
+            place=self.places[at],
+            image=rng.permutation(IMAGES)[:BATCH],
+            crop=rng.random((BATCH, 4)).astype(np.float32),
+            flip=rng.integers(0, 2, BATCH).astype(bool),
+            mix_lam=float(rng.random()),
+            mix_box=tuple(int(v) for v in rng.integers(0, 224, 4)),
+            partner_image=rng.integers(0, IMAGES, BATCH),
+            partner_crop=rng.random((BATCH, 4)).astype(np.float32),
+            partner_flip=rng.integers(0, 2, BATCH).astype(bool),
+            cutout=rng.random((BATCH, 7)).astype(np.float32),
+            patches=np.stack([[rng.permutation(3), rng.permutation(3)] for _ in range(BATCH)]),
+            ops=rng.integers(0, 8, (BATCH, 2, 3)).astype(np.float32),
+            seed=rng.integers(-(2**31), 2**31, BATCH),
+        ), f"epoch {at}"
+
+
+class Drawn(LabelSource):
+    """What a recipe draws, `keep` of its batches."""
+
+    path, layout, classes, domain, dtype, order = HERE, "lpld", CLASSES, "logits", "F16", "explicit"
+
+    def __init__(self, drawn: DrawnColumns, keep: slice) -> None:
+        self._drawn, self._at = drawn, range(len(drawn.places))[keep]
+        self.places = tuple(drawn.places[keep])
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        first, end = self._drawn.starts[self._at[at] :][:2]
+        labels = np.random.default_rng(200 + at).standard_normal((end - first, CLASSES)).astype(np.float16)
+        return self._drawn.batch(self._at[at], labels), f"batch {at}"
+
+
+RECIPE = Recipe(seed=17, images=IMAGES, epochs=EPOCHS, batch=4, view=160, mix="cutmix")  # 4, 4 and 2 of an epoch
+DRAWN = DrawnColumns(RECIPE, np.array([[60 + i, 90 - i] for i in range(IMAGES)]))
 PRIOR = PriorConfig(images=IMAGES, image_width=3, hidden=5, fields=CONTEXT_FIELDS, view=224)
 
 
@@ -100,8 +146,9 @@ def untrained(
 
 
 def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
-    """Name, dump and codec of every golden file."""
-    yield "raw", Views(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    """Name, dump and codec of every golden file; those whose dump is `Drawn` have their recipe in the place of their columns."""
+    raw = CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    yield "raw", Views(), raw
     yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
     yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
     yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6, slots=5)  # k is no power of two
@@ -111,21 +158,36 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "lifted", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=5, lift=True)
     yield "head", Views(), untrained("residual", codebook_size=16, code_width=6, slots=2, head=3)  # and a contrast, as all since
     yield "variable", Views(), untrained("residual", codebook_size=20, code_width=6, slots=4, weight_bits=6, variable=True)
+    yield "outside", Outside(), raw
+    yield "seeded", Drawn(DRAWN, slice(None)), raw
+    yield "pruned", Drawn(DRAWN, slice(1, None, 2)), raw
+
+
+COLUMNS = {
+    "image": "<i8", "crop": ("<f4", 4), "flip": "?", "mix_index": "<i8", "mix_lam": "<f8", "mix_box": ("<i8", 4),
+    "partner_image": "<i8", "partner_crop": ("<f4", 4), "partner_flip": "?", "cutout": ("<f4", 7), "patches": ("<i8", (2, 3)),
+    "ops": ("<f4", (2, 3)), "seed": "<i8",
+}  # fmt: skip
+OLDER = 6  # columns that all dumps have but those of `view_columns`
 
 
 def records(source: LabelSource) -> np.ndarray:
     """What the columns say, a row per record; what a dump lacks is 0."""
-    kind = [(n, "<i8") for n in ("epoch", "batch", "image")]
-    kind += [("crop", "<f4", 4), ("flip", "?"), ("mix_index", "<i8"), ("mix_lam", "<f8"), ("mix_box", "<i8", 4)]
-    out = np.zeros(sum(map(len, source)), kind)
+    names = [*COLUMNS] if isinstance(source, Outside) else [*COLUMNS][:OLDER]
+    out = np.zeros(sum(map(len, source)), np.dtype([("epoch", "<i8"), ("batch", "<i8")] + [_field(name) for name in names]))
     at = 0
     for batch in source:
         rows, at = out[at : at + len(batch)], at + len(batch)
         rows["epoch"], rows["batch"] = batch.place
-        for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box"):
+        for name in names:
             value = getattr(batch, name)
             rows[name] = 0 if value is None else value
     return out
+
+
+def _field(name: str) -> tuple[str, ...]:
+    kind = COLUMNS[name]
+    return (name, kind) if isinstance(kind, str) else (name, *kind)
 
 
 if __name__ == "__main__":
@@ -134,6 +196,6 @@ if __name__ == "__main__":
         path = HERE / f"{name}.vql"
         if path.exists():  # never made again
             continue
-        print(vqlabel.pack(source, path, codec=codec))
+        print(vqlabel.pack(source, path, codec=codec, drawn=DRAWN if isinstance(source, Drawn) else None))
         np.save(HERE / f"{name}.labels.npy", vqlabel.open(path)[:].numpy())
         np.save(HERE / f"{name}.records.npy", records(source))
