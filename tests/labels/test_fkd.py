@@ -249,8 +249,16 @@ def test_a_dump_is_overwritten_and_a_folder_of_archives_is_not(tmp_path: Path) -
         ("fkd:ms-k0", {}, "layout is 'fkd:ms-k0'; it must have one of the forms"),
         ("fkd:ms-k13", {}, "layout is 'fkd:ms-k13'; it must store no more than the 12 classes that there are"),
         ("fkd", {"layout": "fkd", "details": {"form": ["x"]}}, r"layout is \"fkd:\['x'\]\"; it must have one of the forms"),
-        ("fkd", {"names": None}, "fkd finds labels by the path of their image, and these records do not say it: pass --images"),
-        ("fkd", {"order": "none"}, "fkd finds labels by the path of their image, and these records do not say it: pass --images"),
+        (
+            "fkd",
+            {"names": None},
+            "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy",
+        ),
+        (
+            "fkd",
+            {"order": "none"},
+            "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy",
+        ),
         ("fkd", {"names": NAMES[:1]}, "image 1 has none: 1 are named"),
         *(
             (

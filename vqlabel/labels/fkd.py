@@ -169,7 +169,9 @@ class FkdWriter(LabelWriter):
         self._form = form or str(theirs.get("form", "ms-k5"))
         self._k = form_k(self._form, about.classes)
         if about.order == "none" or about.names is None:
-            raise UsageError("fkd finds labels by the path of their image, and these records do not say it: pass --images")
+            raise UsageError(
+                "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy"
+            )
         self._out, self._about, self._names = out, about, about.names
         self._coords = "float16" if theirs.get("coords") == "float16" else "float32"
         shapes = {"hard": ("<i8", ()), "smoothing": ("<f4", (2,)), "full": ("<f4", (about.classes,))}
