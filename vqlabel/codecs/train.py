@@ -39,7 +39,7 @@ JUDGED = 4096  # held-out labels that every epoch is judged by
 LEVEL = 0.1  # weight of the error of a label's mean over classes, in that of its logits
 ROUNDS = 2  # decoder trainings, with the codes chosen again in between
 CHEAPER = 0.25  # share of the training steps that go to the rates below the codec's own, which get more of theirs later
-CHEAPER_EPOCHS = 0.5  # of the passes that a training takes, for each of them: they begin from a decoder that knows them
+CHEAPER_EPOCHS = 0.5  # of the passes that a training takes, for each of them: they begin from decoders that know them
 EARNS = 0.03  # share of the held-out loss, without a code, that a prior must take away to be kept
 
 
@@ -108,21 +108,22 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         set_price(codec, parts, sample.total, PRICED_LAST)
     alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
     set_contrast(codec, parts[0], rates + alone, config.contrast)
+    above = codec
     for slots in rates[1:]:
-        codec.cheaper[slots] = _fit_cheaper(codec, slots, parts, epochs, config, state, hooks)
+        above = codec.cheaper[slots] = _fit_cheaper(above, slots, parts, epochs, config, state, hooks)
     codec.cpu()
 
 
 def _fit_cheaper(
     codec: VqaeCodec, slots: int, parts: tuple[Part, Part], epochs: int, config: FitConfig, state: dict[str, Any], hooks: FitHooks
 ) -> VqaeCodec:
-    """The codec of the first slots with an output map, codebooks and a prior's network that need not serve the whole rate; the image
-    vectors serve all.
+    """The codec of the first slots of `codec` with an output map, codebooks and a prior's network that need not serve the rates above; the
+    image vectors serve all. Each rate begins with the parts of the one above, which have gone half of the way.
 
     They have said all they can without codes; a map shared by all rates costs the cheapest a tenth in KL, and a map of its own no byte
     of a `.vql`.
     """
-    done, part = state.setdefault("cheaper", {}), codec.cut(slots)
+    done, part = state.setdefault("cheaper", {}), codec.cut(slots).to(parts[0].labels.device)
     if slots in done:
         part.load_state_dict(done[slots])
         return part.cpu().eval()
