@@ -331,6 +331,14 @@ def test_a_rate_with_parts_of_its_own_is_better_than_the_first_slots_of_the_whol
     assert nested.prefix(3).decoder.out.equal(nested.decoder.out), "a rate that none was fitted for has the first slots of all"
 
 
+def test_each_cheaper_rate_begins_with_the_parts_of_the_one_above(labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From those of the whole rate, the last of four would end at a KL 9 % higher."""
+    cut, begun = VqaeCodec.cut, []
+    monkeypatch.setattr(VqaeCodec, "cut", lambda codec, slots: begun.append((codec.config.slots, slots)) or cut(codec, slots))
+    fit(labels, slots=8)
+    assert begun == [(8, 4), (4, 2), (2, 1)]
+
+
 def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_path: Path) -> None:
     nested = fit(labels, slots=4)
     save_codec(nested, tmp_path / "some.codec")

@@ -174,7 +174,8 @@ OLDER = 6  # columns that all dumps have but those of `view_columns`
 def records(source: LabelSource) -> np.ndarray:
     """What the columns say, a row per record; what a dump lacks is 0."""
     names = [*COLUMNS] if isinstance(source, Outside) else [*COLUMNS][:OLDER]
-    out = np.zeros(sum(map(len, source)), np.dtype([("epoch", "<i8"), ("batch", "<i8")] + [_field(name) for name in names]))
+    kind = [("epoch", "<i8"), ("batch", "<i8"), *((name, COLUMNS[name]) for name in names)]
+    out = np.zeros(sum(map(len, source)), kind)
     at = 0
     for batch in source:
         rows, at = out[at : at + len(batch)], at + len(batch)
@@ -183,11 +184,6 @@ def records(source: LabelSource) -> np.ndarray:
             value = getattr(batch, name)
             rows[name] = 0 if value is None else value
     return out
-
-
-def _field(name: str) -> tuple[str, ...]:
-    kind = COLUMNS[name]
-    return (name, kind) if isinstance(kind, str) else (name, *kind)
 
 
 if __name__ == "__main__":
