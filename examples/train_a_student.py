@@ -7,8 +7,8 @@ IMAGES   a folder of images; the teacher labels --epochs views of each, --view p
 --ratio  whole files so many times smaller than the raw dump, its augmentation included; `tune` looks --minutes for the codec of each
 
 A row a kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images, of students at --temperature, then with
-LPQLD's temperatures (the teacher's from 20 to 2, the student's calibrated on held-out labels). They see small copies of the very views, --passes
-times as many as there are. Needs pillow and matplotlib (extras `student` and `plot`).
+LPQLD's temperatures (the teacher's from 20 to 2, the student's calibrated on held-out labels). Files are fitted for --temperature, and serve both.
+Students see small copies of the very views, --passes times as many as there are. Needs pillow and matplotlib (extras `student` and `plot`).
 """
 
 import argparse
@@ -31,7 +31,6 @@ from vqlabel.teachers import load_teacher
 from vqlabel.tuning import tune
 
 SMALL, HELD = nn.AdaptiveAvgPool2d(32), 2  # what a student sees of a view; batches that calibration keeps
-LPQLD = (20.0, 9.28, 4.31, 2.0)  # temperatures that labels are fitted for, where the teacher's falls from 20 to 2
 
 
 def main() -> None:
@@ -59,11 +58,9 @@ def main() -> None:
     new = new_images(a, teacher)
     print("| labels | bytes | of the dump | KL | top-1 % | KL, DKR and CA | top-1 %, DKR and CA |\n" + "| --- " * 7 + "|")
     axes = Figure(figsize=(8, 5)).subplots(subplot_kw={"xscale": "log", "xlabel": "bytes of the file", "ylabel": "top-1 %"})
-    for name, files in kinds(a):
-        found = [
-            np.array([judge(learn(a, path, views, falling, seed), *new) for seed in a.seeds]) for falling, path in enumerate(files)
-        ]
-        size = files[0].stat().st_size
+    for name, path in kinds(a):
+        found = [np.array([judge(learn(a, path, views, falling, seed), *new) for seed in a.seeds]) for falling in (False, True)]
+        size = path.stat().st_size
         shown = " | ".join(f"{mean:.3f} ± {std:.3f}" for one in found for mean, std in zip(one.mean(0), one.std(0), strict=True))
         print(f"| {name} | {size:,} | 1/{a.bytes / size:.0f} | {shown} |", flush=True)
         for one, marker in zip(found, "ox", strict=True):  # x: with DKR and CA
@@ -73,13 +70,13 @@ def main() -> None:
 
 
 def kinds(a):
-    """(name, files of such labels: for --temperature, and for temperatures that fall)."""
-    yield "raw", [packed(a, "raw", codec="raw")] * 2
-    yield "raw, 1/10 of the batches", [packed(a, "raw10", keep=0.1, codec="raw")] * 2
-    yield "top-10", [packed(a, "top10", codec="topk", slots=10)] * 2
+    """(name, file of such labels)."""
+    yield "raw", packed(a, "raw", codec="raw")
+    yield "raw, 1/10 of the batches", packed(a, "raw10", keep=0.1, codec="raw")
+    yield "top-10", packed(a, "top10", codec="topk", slots=10)
     for ratio, keep in ((ratio, keep) for ratio in a.ratio for keep in (1, 0.1)):
-        fitted = [packed(a, f"{ratio:g}_{keep}_{T[0]:g}", ratio, keep, temperature=T) for T in ((a.temperature,), LPQLD)]
-        yield f"vqlabel, 1/{ratio:g}{', 1/10 of the batches' * (keep < 1)}", fitted
+        name = f"vqlabel, 1/{ratio:g}{', 1/10 of the batches' * (keep < 1)}"
+        yield name, packed(a, f"{ratio:g}_{keep}_{a.temperature:g}", ratio, keep, temperature=(a.temperature,))
 
 
 def packed(a, name, ratio=None, keep=1, **config):

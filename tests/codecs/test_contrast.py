@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, build_codec
-from vqlabel.codecs.contrast import MOST, OF_SEVERAL
+from vqlabel.codecs.contrast import MOST, OF_MIX
 from vqlabel.codecs.distortion import kl
 from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.config import MIX
 from vqlabel.errors import UsageError
 
 
@@ -63,8 +64,16 @@ def test_directions_that_codes_say_little_of_are_lifted_more() -> None:
     assert further[1] > 1.1 * further[0] > 1.1
 
 
-def test_where_students_of_several_temperatures_are_meant_one_factor_serves_all(labels: Tensor) -> None:
-    assert fit(labels, temperature=(1.0, 4.0)).decoder.lift is None
+def test_of_several_temperatures_the_one_that_asks_for_the_least_is_unbiased(labels: Tensor) -> None:
+    codec, seen = fit(labels, bits=32, temperature=(8.0, 3.0, 1.5)), labels[:-200]
+    assert codec.decoder.lift is not None
+    slopes = [slope(decoded(codec, seen), seen, t) for t in codec.config.temperature]
+    assert max(slopes) == pytest.approx(1, rel=0.008)
+    assert min(slopes) < 0.992, "all ask for the same: this shows nothing"
+
+
+def test_who_counts_in_kl_gets_no_lift(labels: Tensor) -> None:
+    assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for a student that nobody knows"
     assert fit(labels, temperature=(1.0,), head=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
 
 
@@ -99,7 +108,7 @@ def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
 
 
 def test_codes_that_say_next_to_nothing_are_not_spread_beyond_reason(labels: Tensor) -> None:
-    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST**OF_SEVERAL)):
+    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST), (MIX, MOST**OF_MIX)):
         codec = fit(labels, bits=1, codebook_size=2, temperature=temperature)
         assert float(codec.decoder.contrast[-1]) == pytest.approx(most, rel=5e-3)
 

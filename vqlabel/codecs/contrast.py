@@ -5,8 +5,8 @@ A student does not see the code but the view, and learns E[decoded | view]. That
 E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
 from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
 lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them:
-docs/how-it-works.md. Of several temperatures the one that asks for the least counts, and a sixteenth of the way is gone: KL at
-none of them rises by a hundredth.
+docs/how-it-works.md. Of several temperatures the one that asks for the least counts. The mix for a student nobody knows goes a sixteenth
+of the way: KL at none of its temperatures rises by a hundredth.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vqlabel.codecs.distortion import as_logits
 from vqlabel.codecs.part import Part
 from vqlabel.codecs.sizing import bits_of
 from vqlabel.codecs.storage import rounded
+from vqlabel.config import MIX
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae import Decoder, VqaeCodec
@@ -32,7 +33,7 @@ HALF_MOST = torch.finfo(torch.float16).max
 LEAST, MOST = 0.5, 2.0  # codes that say less of a label than this restores are not made better by shouting
 LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
 LIFT_MOST = 2.0
-OF_SEVERAL = 0.0625  # power of the factor that is taken where there are several temperatures
+OF_MIX = 0.0625  # power of the factor that is taken where the student is unknown
 NOTHING = 1e-10  # variance of labels that are all alike, as sums round it
 STEPS = 9  # of the bisection: to 0.003
 
@@ -59,17 +60,17 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
         if not found:
             decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
             if decoder.lift is not None:
-                decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures[0]), bits_of("lift", codec.config.weight_bits)))
+                decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
         found.append(_unbiased(decoder, z, raw, temperatures) if contrast is None else contrast)
     between = np.interp(range(len(decoder.contrast)), rates[::-1], found[::-1])
     decoder.contrast.copy_(torch.tensor(between).half())  # as it will be stored
 
 
-def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperature: float) -> Tensor:
+def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> Tensor:
     """[d_h, d_h], what is added to latents [n, d_h] about their mean: along every principal component of the raw logits [n, C], as the
     latent can express them, slope ** -LIFT - 1, the slope of decoded on raw.
     """
-    weight = F.softmax(raw / temperature, 1).mean(0)
+    weight = torch.stack([F.softmax(raw / t, 1).mean(0) for t in temperatures]).mean(0)
     out = decoder.out - (decoder.out @ weight)[:, None]
     metric = (out * weight) @ out.T  # of the latent: squared error of logits, weighed by how probable their classes are
     metric += 1e-4 * metric.diagonal().mean().clamp_min(1e-6) * torch.eye(len(out), device=out.device)
@@ -99,7 +100,7 @@ def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return low if len(temperatures) == 1 else low**OF_SEVERAL
+    return low**OF_MIX if temperatures == MIX else low
 
 
 def _around_mean(logits: Tensor, temperature: float) -> Tensor:

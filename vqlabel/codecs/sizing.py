@@ -137,10 +137,10 @@ def _head(config: FitConfig, facts: Facts, bits: int) -> int:
 
 
 def _lifts(config: FitConfig, head: int, budget: int | None = None) -> bool:
-    """Labels for students of one temperature are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
+    """Labels for students of known temperatures are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
     if budget is not None and LIFT_SHARE * budget < MORE_HEADER:
         return False
-    return config.contrast is None and not head and config.temperature is not None and len(config.temperature) == 1
+    return config.contrast is None and not head and config.temperature is not None and config.temperature != MIX
 
 
 def _widest_code(facts: Facts, bits: int) -> int:
