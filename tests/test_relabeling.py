@@ -193,6 +193,19 @@ def test_a_journal_returns_the_rows_of_every_batch(tmp_path: Path) -> None:
         assert all(np.array_equal(found, want) for found, want in zip(journal, rows, strict=True))
 
 
+def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    row = np.array([[7, 8]], np.uint16)
+    with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
+        journal.append(row)
+        with pytest.raises(UsageError, match=r"j: another run is writing it; wait for that, or stop it"):
+            Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16")
+        journal.append(row)
+        assert all(np.array_equal(found, row) for found in journal)
+    with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
+        assert journal.done == 2
+
+
 @pytest.mark.parametrize("layout", ["lpld", "lpqld", "gvbsm"])
 def test_a_dump_has_the_labels_of_the_file_and_its_recipe_beside_it(layout: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = raw(images, tmp_path / "a.vql")

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 HEADER = 4096  # bytes in front of the batches: what they are of
 
 
@@ -27,16 +32,18 @@ class Journal:
         done: batches that are in the file.
 
     Raises:
-        UsageError: the file belongs to a run with another key.
+        UsageError: the file belongs to a run with another key, or to one that is still going.
     """
 
     def __init__(self, path: Path, key: dict[str, Any], sizes: Sequence[int], width: int, dtype: str) -> None:
         self.path, self._sizes, self._width, self._type = path, sizes, width, np.dtype(dtype).newbyteorder("<")
         said = json.dumps({**key, "width": width, "type": dtype}, sort_keys=True).encode()
         head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
-        fresh = not path.exists() or not path.stat().st_size
-        self._file: IO[bytes] = path.open("w+b" if fresh else "r+b")
-        if fresh:
+        self._file: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+        if not _locked(self._file):
+            self._file.close()
+            raise UsageError(f"{path}: another run is writing it; wait for that, or stop it and go on where it was")
+        if not os.fstat(self._file.fileno()).st_size:
             self._file.write(head)
         elif self._file.read(HEADER) != head:
             self._file.close()
@@ -85,3 +92,15 @@ class Journal:
         """The run is over."""
         self._file.close()
         os.unlink(self.path)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether `file` is ours alone, until it is closed or we are killed; where the system has no such locks, it is."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            pass
+    return True
