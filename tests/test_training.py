@@ -264,7 +264,7 @@ def test_a_file_with_a_recipe_says_the_size_of_its_views(seeded: tuple[Path, Bat
 
 
 def test_what_cannot_be_seen_again_is_refused(packed: Path, folder: Path, pack: Pack, batches: Batches) -> None:
-    with pytest.raises(UsageError, match="size is None; it must be named: the file does not say how large"):
+    with pytest.raises(UsageError, match=rf"{packed.name}: size is None; it must be named: the file does not say how large"):
         VqlViews(packed, folder)
     with pytest.raises(UsageError, match="views have 8 pixels; pass the size of the views that the teacher saw"):
         VqlViews(packed, folder, 8)

@@ -17,7 +17,7 @@ from vqlabel.augment.philox import below, bits, shuffled
 from vqlabel.augment.pictures import Pictures
 from vqlabel.augment.views import Images, views
 from vqlabel.dataset import VqlDataset
-from vqlabel.errors import UsageError, require
+from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import LabelBatch
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.seeded import Columns
@@ -87,7 +87,10 @@ class VqlViews(Dataset[ViewBatch]):
             _refuse_names(self.labels.file)
             images = Pictures(images)
         self.images: Images = images
-        self.size = _check(self.labels.file, images, size)
+        try:
+            self.size = _check(self.labels.file, images, size)
+        except (BadLabels, UsageError) as error:
+            raise type(error)(f"{path}: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return self._given
