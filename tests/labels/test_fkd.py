@@ -252,12 +252,12 @@ def test_a_dump_is_overwritten_and_a_folder_of_archives_is_not(tmp_path: Path) -
         (
             "fkd",
             {"names": None},
-            "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy",
+            "fkd finds labels by the path of their image, and these records have none; fkd has them, and tinyvit where its keys are paths: write .npy",
         ),
         (
             "fkd",
             {"order": "none"},
-            "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy",
+            "fkd finds labels by the path of their image, and these records have none; fkd has them, and tinyvit where its keys are paths: write .npy",
         ),
         ("fkd", {"names": NAMES[:1]}, "image 1 has none: 1 are named"),
         *(

@@ -125,6 +125,23 @@ def test_views_that_were_not_cut_have_their_strips_in_order(tree: Callable[..., 
         check_file(file, [*items, in_order.expand(len(items[6]), 2, 2)])
 
 
+def test_views_that_edc_did_not_cut_return_item_for_item(items: Items, write_sre2l: Write, tmp_path: Path) -> None:
+    """EDC's own recipe cuts none, and its generator saves zeros in int32."""
+    for batch in range(2):
+        uncut = [*items("gvbsm", 4, batch, first=4 * batch), torch.zeros(2, 2).int().expand(4, 2, 2).clone()]
+        write_sre2l(tmp_path / "dump", uncut, 0, batch)
+    source = open_labels(tmp_path / "dump")
+    assert source.layout == "edc" and source.read(1).patches is None
+    vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
+    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back")
+    check_file(tmp_path / "back" / "epoch_0" / "batch_1.tar", uncut)
+    write_all(source, tmp_path / "other", "gvbsm")
+    check_file(tmp_path / "other" / "epoch_0" / "batch_1.tar", uncut[:7])
+    write_sre2l(tmp_path / "dump", items("edc", 4, first=8), 0, 2)
+    with pytest.raises(BadLabels, match=r"batch_2.tar: item 7 is torch.int64 \[4, 2, 2\]; the dump began with int32"):
+        open_labels(tmp_path / "dump").read(2)
+
+
 # --- what is refused ------------------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +202,8 @@ def test_strips_probabilities_and_forms_have_no_place_in_gvbsm(tree: Callable[..
         ("edc", 7, torch.zeros(4, 2, 2, dtype=torch.int64), "it must be two orders"),
         ("edc", 7, torch.arange(1, 3).expand(4, 2, 2).clone(), "it must be two orders"),
         ("edc", 7, torch.arange(257).expand(4, 2, 257).clone(), "it must be two orders of 1 to 256 strips"),
+        ("edc", 7, torch.tensor([1, 0]).expand(4, 2, 2).int(), "an order of strips in int32; orders are int64"),
+        ("edc", 7, torch.zeros(4, 2, 3).int(), r"item 7 is torch.int32 \[4, 2, 3\]; it must be torch.int32 \[4, 2, 2\]"),
         ("edc", 7, torch.arange(2.0).expand(4, 2, 2).clone(), r"item 7 is torch.float32 \[4, 2, 2\]; it must be torch.int64"),
     ],
 )

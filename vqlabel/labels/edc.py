@@ -1,6 +1,7 @@
 """EDC's tree <-> label batches: G-VBSM's items, and the order of the strips that every view was cut in.
 
-epoch_E/batch_B.tar          torch.save list of 8: as in labels/gvbsm.py, then patches i64 [b, 2, parts]: of columns, then of rows
+epoch_E/batch_B.tar          torch.save list of 8: as in labels/gvbsm.py, then patches i64 [b, 2, parts]: of columns, then of rows;
+                             where views were not cut, as in EDC's own recipe, i32 [b, 2, 2] of zeros
 """
 
 from dataclasses import replace
@@ -26,6 +27,16 @@ class EdcSource(GvbsmSource):
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
         items = read_items(file, (8,), "EDC", f"{SEVEN}, patches")
         batch, dtype = parse_seven(file, place, items)
+        if str(getattr(items[7], "dtype", None)) == "torch.int32":
+            uncut = array_item(file, 7, items[7], (len(batch), 2, PARTS), "int32")
+            if uncut is None or uncut.any() or self._parts:
+                raise BadLabels(
+                    f"{file}: item 7 is an order of strips in int32; orders are int64, and zeros in int32 say there are none"
+                )
+            self.details = {"strips": "none"}
+            return batch, dtype
+        if self.details:
+            raise BadLabels(f"{file}: item 7 is {describe(items[7])}; the dump began with int32 [b, 2, 2]: regenerate one of them")
         shape = tuple(getattr(items[7], "shape", ()))
         parts = self._parts or (shape[2] if len(shape) == 3 else PARTS)
         patches = array_item(file, 7, items[7], (len(batch), 2, parts), "int64")
@@ -38,10 +49,14 @@ class EdcSource(GvbsmSource):
 
 
 class EdcWriter(GvbsmWriter):
-    """The tree; views that were not cut in strips have theirs in order."""
+    """The tree; views that were not cut in strips have theirs in order, or zeros where EDC wrote those."""
 
     layout, extras = "edc", ("patches",)
 
     def items(self, batch: LabelBatch) -> list[Any]:
-        patches = np.tile(np.arange(PARTS), (len(batch), 2, 1)) if batch.patches is None else batch.patches
+        patches = batch.patches
+        if patches is None and self.about.layout == "edc" and self.about.details.get("strips") == "none":
+            patches = np.zeros((len(batch), 2, PARTS), np.int32)
+        elif patches is None:
+            patches = np.tile(np.arange(PARTS), (len(batch), 2, 1))
         return [*super().items(batch), to_tensor(patches)]

@@ -170,7 +170,7 @@ class FkdWriter(LabelWriter):
         self._k = form_k(self._form, about.classes)
         if about.order == "none" or about.names is None:
             raise UsageError(
-                "fkd finds labels by the path of their image, and these records have none; only labels of fkd or tinyvit have: write lpld or .npy"
+                "fkd finds labels by the path of their image, and these records have none; fkd has them, and tinyvit where its keys are paths: write .npy"
             )
         self._out, self._about, self._names = out, about, about.names
         self._coords = "float16" if theirs.get("coords") == "float16" else "float32"
@@ -194,7 +194,7 @@ class FkdWriter(LabelWriter):
         probs = probabilities(labels, self._about)
         if self._form == "full":
             return probs
-        ids, values = largest(probs, self._k)
+        ids, values = largest(probs, self._k, signed=True)
         if self._form == "hard":
             return ids[:, 0]
         pairs = np.stack([ids.astype(np.float32), values], 1)  # [n, 2, k]

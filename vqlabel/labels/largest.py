@@ -43,7 +43,7 @@ def spread(
     """[n, C] of the type of `values`: those [n, k] at the classes `ids`; the others have 0, or share what is left of 1.
 
     A share stays below the smallest value of its row: a sum of k values that were rounded may leave more than a class can have had, and the k
-    stored ones must remain the k largest.
+    stored ones must remain the k largest. Below a stored 0, which fp16 made of a probability under 3e-8, is -0: see `largest`.
 
     Raises:
         BadLabels: a class is outside 0..C-1, shares below the smallest value cannot make up 1, or the labels need more than DENSE_MOST bytes.
@@ -53,7 +53,8 @@ def spread(
     if rest == "zero" or others <= 0:
         return whole(ids, values, classes, name, 0.0)
     left, least = 1 - values.sum(1, dtype=np.float64), values.min(1)
-    share = np.minimum(np.maximum(left / others, 0).astype(values.dtype), np.nextafter(least, values.dtype.type(0)))
+    below = np.where(least > 0, np.nextafter(least, values.dtype.type(0)), values.dtype.type(-0.0))
+    share = np.where(least > 0, np.minimum(np.maximum(left / others, 0).astype(values.dtype), below), below)
     short = left - others * share.astype(np.float64) > SUM_TOLERANCE
     labels = whole(ids, values, classes, name, share[:, None])
     if short.any():
@@ -86,12 +87,17 @@ def whole(
     return labels
 
 
-def largest(labels: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
-    """Classes [n, k] and values [n, k] of the k largest numbers of labels [n, C], falling; of equal ones the lower class first."""
+def largest(labels: NDArray[np.floating], k: int, *, signed: bool = False) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """Classes [n, k] and values [n, k] of the k largest numbers of labels [n, C], falling; of equal ones the lower class first.
+
+    -0 equals 0, or where zeros are `signed` is less: so `spread` tells classes that were not stored from stored zeros.
+    """
     classes = labels.shape[1]
-    wide = np.ascontiguousarray(labels, np.float32) + np.float32(0)  # -0 is 0
+    wide = np.ascontiguousarray(labels, np.float32)
+    if not signed:
+        wide = wide + np.float32(0)
     bits = wide.view(np.int32).astype(np.int64)
-    bits = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) + (1 << 31)  # they sort as the floats do
+    bits = np.where(bits < 0, ~(bits & 0x7FFFFFFF), bits) + (1 << 31)  # they sort as the floats do
     keys = bits.astype(np.uint64) << np.uint64(32) | _LAST - np.arange(classes, dtype=np.uint64)
     top = np.sort(np.partition(keys, classes - k, axis=1)[:, classes - k :], axis=1)[:, ::-1]
     ids = (_LAST - (top & _LAST)).astype(np.int64)

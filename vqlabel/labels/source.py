@@ -210,6 +210,11 @@ class LabelSource(ABC):
         """The batch and its name in messages: file, and first row where a file has several batches."""
 
 
+def in_order(patches: NDArray[np.int64] | None) -> bool:
+    """Whether an order of strips [n, 2, parts] leaves all where they are, as EDC's writer does."""
+    return patches is not None and bool((patches == np.arange(patches.shape[2])).all())
+
+
 def check_finite(labels: NDArray[np.floating], name: str) -> None:
     """Raises BadLabels, naming file and row, where a label holds NaN or Inf."""
     if labels.dtype == np.float16:  # on the bits: eight times as fast as isfinite on halves
@@ -236,8 +241,9 @@ def check_domain(labels: NDArray[np.floating], domain: str, name: str, support: 
     ones = (total >= least) & (total <= 1 + SUM_TOLERANCE)
     if domain == "logits" and ones.all():
         raise BadLabels(f"{name}: every row is non-negative and sums to 1, so these are probabilities; pass --domain probs")
+    negative = negative and bool((labels < 0).any())  # -0 is none
     if domain == "probs" and (negative or not ones.all()):
-        row = int(np.argmin(ones)) if not ones.all() else int(np.signbit(labels).any(1).argmax())
+        row = int(np.argmin(ones)) if not ones.all() else int((labels < 0).any(1).argmax())
         raise BadLabels(
             f"{name}, row {row}: sums to {total[row]:.4g} with smallest value {labels[row].min():.4g}, so these are no probabilities; "
             "pass --domain logits"

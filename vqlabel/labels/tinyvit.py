@@ -130,10 +130,10 @@ class TinyVitWriter(LabelWriter):
     def add(self, batch: LabelBatch) -> None:
         if batch.seed is None or batch.image is None:
             raise UsageError(
-                "tinyvit draws the view again from the seed of every label, and these records have none; write fkd or .npy"
+                "tinyvit draws the view again from the seed of every label, and these records have none; write a layout that stores crops, or .npy"
             )
         refuse_augmentation(batch, "tinyvit", ("seed",), "its pipeline draws the view from the seed alone")
-        ids, values = largest(probabilities(batch.labels, self._about), self._k)
+        ids, values = largest(probabilities(batch.labels, self._about), self._k, signed=True)
         rows = np.empty(len(batch), record_type(self._k))
         rows["seed"], rows["ids"], rows["values"] = batch.seed, ids, values
         epoch, number = batch.place
