@@ -15,6 +15,7 @@ from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import WRITERS, LabelBatch, open_labels
 from vqlabel.labels.source import Support
 from vqlabel.labels.tree import simulated
+from vqlabel.pruning import Pruned
 
 WriteDump = Callable[..., Path]
 COLUMNS = ("labels", "image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "cutout", "patches", "ops", "seed")
@@ -164,6 +165,18 @@ def test_a_tree_of_sre2l_says_its_order_where_its_reader_would_repeat_another(
         shuffled = [replace(batch, image=image) for batch, image in zip(batches, images, strict=True)]
         convert(write_dump(tmp_path / f"start{draws}", shuffled), tmp_path / f"there{draws}", layout="sre2l")
         assert sorted(p.name for p in (tmp_path / f"there{draws}").iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]
+
+
+@pytest.mark.parametrize("layout", ["sre2l", "lpld"])
+@pytest.mark.parametrize(("by", "what"), [("batch", r"batch \d of epoch \d is missing"), ("epoch", "epoch 2 is missing")])
+def test_a_tree_with_holes_is_not_written(
+    layout: str, by: str, what: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    """Their readers count batches and epochs, and fail on them after hours."""
+    pruned = Pruned(open_labels(write_dump(tmp_path / "start", batches, "lpld")), 0.5, by, seed=2)
+    with pytest.raises(UsageError, match=rf"{layout} .*, and {what}: write lpqld"):
+        convert(pruned, tmp_path / "there", layout=layout)
+    convert(pruned, tmp_path / "there", layout="lpqld")
 
 
 def test_a_place_that_comes_twice_loses_no_label(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ def open_any(
     images: str | PathLike[str] | None = None,
     classes: int | None = None,
     dtype: str | None = None,
+    columns: str | PathLike[str] | None = None,
 ) -> LabelSource:
     """A dump, see `open_labels`, or the labels of a `.vql`."""
     if Path(path).suffix != ".vql":
@@ -24,8 +25,8 @@ def open_any(
             raise UsageError(
                 f"dtype {dtype!r}: labels of a dump are written as they are; only those of a .vql are decoded to a type"
             )
-        return open_labels(path, layout, domain, classes=classes, images=images)
-    if layout or domain or images or classes:
+        return open_labels(path, layout, domain, classes=classes, images=images, columns=columns)
+    if layout or domain or images or classes or columns:
         raise UsageError(f"{path}: a .vql file says its layout, domain, classes and images itself; name none")
     from vqlabel.unpacking import VqlSource
 

@@ -18,6 +18,7 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
 from vqlabel.files import appearing
 from vqlabel.labels import Context, LabelBatch, Place
+from vqlabel.labels.source import in_order
 
 SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
@@ -140,7 +141,7 @@ def digest(drawn: DrawnColumns) -> str:
 def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) -> None:
     """Raises BadLabels where a batch of a dump is not the one that the recipe draws."""
     for name in NEVER_DRAWN:
-        if getattr(batch, name) is not None:
+        if getattr(batch, name) is not None and not (name == "patches" and in_order(batch.patches)):
             raise BadLabels(f"{where}: has {name}, which no recipe draws; pack with --augmentation keep")
     want = drawn.batch(at, batch.labels)
     for name in COMPARED:

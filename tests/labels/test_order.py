@@ -250,6 +250,12 @@ def test_columns_say_a_class_of_every_folder(columns: str, message: str, relabel
         open_labels(tmp_path / "dump", images=images, columns=tmp_path / "columns.json")
 
 
+def test_columns_are_of_folders_of_images(relabel: Relabel, tmp_path: Path) -> None:
+    relabel(epochs=range(1))
+    with pytest.raises(UsageError, match=r"columns.json'; it says the classes of folders of images: name those with --images"):
+        open_labels(tmp_path / "dump", columns=tmp_path / "columns.json")
+
+
 def test_a_folder_of_other_images_is_refused(relabel: Relabel, images: Path, tmp_path: Path) -> None:
     relabel()
     for name in ("none", "flat", "few/a", "few/b", "empty/a"):

@@ -11,7 +11,7 @@ import typer
 from vqlabel.cli import show
 from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
 from vqlabel.config import FitConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import UsageError, VqlabelError
 
 app = typer.Typer(
     help="Teacher labels in a few bits each: fit a codec, pack a dump into a .vql file, read it back, account for every bit.",
@@ -38,6 +38,7 @@ Images = Annotated[
         help="the dump's images: finds out which of them each label is of where SRe2L's tree does not say it, and how sure that is"
     ),
 ]
+Columns = Annotated[Path | None, typer.Option(help="JSON: folder of --images -> class of the teacher; by default the i-th is i")]
 Target = Annotated[
     str | None,
     typer.Option("--layout", help=f"{LAYOUTS}; with a form where there are several: lpqld:10, fkd:ms-k5, tinyvit:10"),
@@ -61,6 +62,7 @@ def fit(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
+    columns: Columns = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -71,7 +73,7 @@ def fit(
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
         options = {} if kl is not None else {"resume": resume}
         report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
     show.emit({**report, "path": str(out)}, json, show.show_fit)
@@ -101,6 +103,7 @@ def tune(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
+    columns: Columns = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -109,7 +112,7 @@ def tune(
     from vqlabel.tuning import tune as run
 
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
         found = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
             tried=show.show_trial,
@@ -138,6 +141,7 @@ def pack(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
+    columns: Columns = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -155,13 +159,12 @@ def pack(
         raise UsageError(f"--augmentation {augmentation!r}: must be keep or seeded")
     if by is not None and keep is None:
         raise UsageError(f"--by {by}: says what --keep keeps; name a share to keep")
-    recipe = read_recipe(recipe_file(dump)) if augmentation == "seeded" or recipe_file(dump).exists() else None
-    drawn = recipe if augmentation == "seeded" else None
+    drawn = read_recipe(recipe_file(dump)) if augmentation == "seeded" else None
     if kl is not None and not named:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images))
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
         source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
         if drawn is not None:
             check_recipe(source, drawn)
@@ -172,8 +175,11 @@ def pack(
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )
-    if recipe is not None and drawn is None:  # the other price
-        found["augmentation_bits"]["seeded"] = round(drawn_bits(recipe) / max(1, found["records"]), 3)
+    if drawn is None and recipe_file(dump).exists():  # the other price
+        try:
+            found["augmentation_bits"]["seeded"] = round(drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3)
+        except VqlabelError as error:
+            show.note(f"what seeded views would take is not known: {error}")
     show.emit(found, json, show.show_pack)
 
 
@@ -210,6 +216,7 @@ def convert(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
+    columns: Columns = None,
     dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -219,7 +226,7 @@ def convert(
     from vqlabel.converting import open_any
 
     with show.progress_bar() as progress:
-        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype))
+        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
     show.emit(
         found,
@@ -355,7 +362,7 @@ def compare(
     val: Annotated[Path | None, typer.Option(help="new images, one folder a class, that students are judged on")] = None,
     val_labels: Annotated[Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds KL")] = None,
     columns: Annotated[
-        Path | None, typer.Option(help="JSON: folder of --val -> class of the teacher; by default the i-th is i")
+        Path | None, typer.Option(help="JSON: folder of --val and --images -> class of the teacher; by default the i-th is i")
     ] = None,
     view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher saw")] = 224,
     passes: Annotated[int, typer.Option(help="of a student over all views")] = 4,
@@ -388,7 +395,10 @@ def compare(
     from vqlabel.report.student import Lesson
 
     with show.progress_bar() as progress:
-        source, lesson = show.sure(open_labels(dump, layout, domain, classes=classes, images=images)), None
+        source, lesson = (
+            show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns if images else None)),
+            None,
+        )
         if student is not None and val is not None:
             lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)
         found = run(

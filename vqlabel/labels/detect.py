@@ -90,7 +90,10 @@ def open_labels(
     require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
     require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
     source = LAYOUTS[layout](path, domain, *(() if classes is None else (classes,)))
-    return source if images is None else with_images(source, Path(images), columns)
+    if images is None:
+        require(columns is None, "columns", str(columns), "says the classes of folders of images: name those with --images")
+        return source
+    return with_images(source, Path(images), columns)
 
 
 def _detect(path: Path) -> str:
@@ -134,7 +137,12 @@ def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
     fits = not found.startswith("arrays:") or found == f"arrays:{form}"
     require(fits, "layout", found, f"needs a target that ends in .{found.partition(':')[2]}, which {out} does not")
     if not found.startswith("arrays:"):
-        require(form is None, "layout", found, f"needs another target than {out}, which is one array")
+        limit = (
+            f"needs a folder to write, and {out} is one array: name a folder"
+            if found != "arrays"
+            else "is what its end says: leave it out"
+        )
+        require(form is None, "layout", found, limit)
         require(
             found != "arrays",
             "out",

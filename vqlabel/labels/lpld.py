@@ -6,7 +6,7 @@ sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in o
 
 from pathlib import Path
 
-from vqlabel.errors import BadLabels, UsageError
+from vqlabel.errors import BadLabels
 from vqlabel.labels.source import About, LabelBatch
 from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter, require_images
 from vqlabel.labels.tree import ORDER_FILE, EpochOrder, Indices, find_batches, read_order
@@ -38,16 +38,6 @@ class LpldWriter(Sre2lWriter):
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
         require_images(self.layout, about)
         super().__init__(out, about, form)
-        self._next: dict[int, int] = {}
-
-    def add(self, batch: LabelBatch) -> None:
-        epoch, at = batch.place
-        if at != self._next.get(epoch, 0):
-            raise UsageError(
-                f"lpld finds a batch's images by its number, and batch {self._next.get(epoch, 0)} of epoch {epoch} is missing: write lpqld"
-            )
-        super().add(batch)
-        self._next[epoch] = at + 1
 
     def repeated(self, order: dict[int, Indices]) -> bool:
         return False  # LPLD's reader wants the file

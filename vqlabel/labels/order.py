@@ -166,7 +166,7 @@ def reconstruct(source: LabelSource, images: Path, *, columns: str | PathLike[st
     if not found.clear:
         raise BadLabels(
             f"{source.path}: shuffling {images} with seed {seed} does not give its order ({found.said}): these are other images, classes in "
-            "another order (columns), or labels of another seed"
+            "another order (--columns), or labels of another seed"
         )
     _refuse_other_parts(source, best, found)
     return Ordered(source, shuffle, found)
@@ -187,7 +187,7 @@ def verify(source: LabelSource, images: Path, *, columns: str | PathLike[str] | 
     found = _evidence("the order that the dump says", look)
     if found.z < AT_CHANCE:
         raise BadLabels(
-            f"{source.path}: its labels are not of {images} ({found.said}): these are other images, or classes in another order (columns)"
+            f"{source.path}: its labels are not of {images} ({found.said}): these are other images, or classes in another order (--columns)"
         )
     return found
 
@@ -212,7 +212,7 @@ def _columns_of(folder: Path, names: list[str], columns: str | PathLike[str] | N
     if columns is None:
         if len(names) != classes:
             raise UsageError(
-                f"{folder}: {len(names)} folders, the labels have {classes} classes; say which class each folder is (columns)"
+                f"{folder}: {len(names)} folders, the labels have {classes} classes; say which class each folder is: --columns (columns=), a JSON of folder -> class"
             )
         return np.arange(classes)
     try:

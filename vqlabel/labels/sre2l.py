@@ -14,7 +14,7 @@ import numpy as np
 
 from vqlabel.errors import UsageError
 from vqlabel.labels.items import array_item, box_item, index_item, label_item, lam_item, read_items, to_tensor, write_items
-from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place
+from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place, in_order
 from vqlabel.labels.tree import ORDER_FILE, Indices, TreeSource, batch_file, is_shuffled, write_order
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
@@ -41,15 +41,26 @@ class Sre2lWriter(LabelWriter):
         self.out, self.about, self.order = out, about, dict[int, list[Indices]]()
         refuse_form(self.layout, form)
         require_logits(self.layout, about)
+        self._next: dict[int, int] = {}  # batch of every epoch
         out.mkdir()
 
     def add(self, batch: LabelBatch) -> None:
         refuse_columns(batch, self.layout, self.extras)
-        write_items(batch_file(self.out, batch.place), self.items(batch))
+        file, (epoch, at) = batch_file(self.out, batch.place), batch.place
+        if at != self._next.get(epoch, 0):
+            raise UsageError(
+                f"{self.layout} finds a batch's images by its number, and batch {self._next.get(epoch, 0)} of epoch {epoch} is missing: "
+                "write lpqld"
+            )
+        self._next[epoch] = at + 1
+        write_items(file, self.items(batch))
         if batch.image is not None and self.about.order != "none":
             self.order.setdefault(batch.place.epoch, []).append(batch.image.astype(np.int32))
 
     def finish(self) -> None:
+        missing = next((epoch for epoch in range(len(self._next)) if epoch not in self._next), None)
+        if missing is not None:
+            raise UsageError(f"{self.layout} has as many epochs as there are folders, and epoch {missing} is missing: write lpqld")
         order = {epoch: np.concatenate(parts) for epoch, parts in self.order.items()}
         if order and not self.repeated(order):
             write_order(self.out / ORDER_FILE, order)
@@ -112,7 +123,7 @@ def refuse_columns(batch: LabelBatch, layout: str, extras: tuple[str, ...]) -> N
     """
     for name in EXTRAS:
         value = getattr(batch, name)
-        idle = name == "patches" and value is not None and bool((value == range(value.shape[2])).all())
+        idle = name == "patches" and in_order(value)
         if value is not None and name not in extras and not idle:
             raise UsageError(f"{layout} has no place for {name}, which these records have; choose another layout, or drop it first")
     if batch.cutout is not None and batch.flip is not None:
