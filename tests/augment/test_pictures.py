@@ -10,6 +10,7 @@ from PIL import Image
 
 from vqlabel.augment import Pictures
 from vqlabel.errors import MissingExtra, UsageError
+from vqlabel.labels.images import list_images
 
 NAMES = ("b/2.png", "b/10.JPG", "a-b/x.webp", "a/deep/y.bmp", "a/z.jpeg")
 
@@ -35,6 +36,13 @@ def test_images_come_in_imagefolders_order(folder: Path) -> None:
     walked = [sorted(os.walk(folder / name, followlinks=True)) for name in classes]  # as torchvision's make_dataset does
     theirs = [Path(root, name) for roots in walked for root, _, names in roots for name in sorted(names)]
     assert pictures.files == [file for file in theirs if file.suffix != ".txt"]
+
+
+def test_an_image_that_strayed_beside_the_folders_shifts_nothing(folder: Path) -> None:
+    before = Pictures(folder).files
+    Image.new("RGB", (3, 3)).save(folder / "0.png")
+    assert Pictures(folder).files == before
+    assert [image.path for image in list_images(folder / "b")] == [folder / "b" / "10.JPG", folder / "b" / "2.png"]
 
 
 def test_linked_folders_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

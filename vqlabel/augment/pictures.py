@@ -22,7 +22,7 @@ Seen = TypeVar("Seen")
 class Pictures:
     """The images of a folder and its subfolders in ImageFolder's order: index i is image i of a dump whose teacher read the same folder.
 
-    Folders are sorted, then the files in each; symbolic links are followed.
+    Folders are sorted, then the files in each; symbolic links are followed. Files beside folders of images do not count.
 
     Args:
         cache: keep decoded images in memory.

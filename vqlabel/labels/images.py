@@ -1,6 +1,7 @@
 """A folder -> the images in it, in the order in which torchvision's ImageFolder numbers them. Nothing is decoded."""
 
 import os
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +22,21 @@ def class_folders(top: str | PathLike[str]) -> list[str]:
 
 
 def list_images(top: str | PathLike[str]) -> list[ImageFile]:
-    """Every image below `top`: folders sorted, in each all files below it; before them files in `top` itself, which ImageFolder leaves out.
+    """Every image below `top`: folders sorted, in each all files below it. Files in `top` itself only where no folder has an image:
+    ImageFolder leaves them out, and one that strayed there would shift all numbers.
 
     Symbolic links are followed.
     """
-    own = [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))] if os.path.isdir(top) else []
-    places = [(os.fspath(top), own, "")]
+    places = list[tuple[str, list[str], str]]()
     for folder in class_folders(top):
         found = sorted((root, names) for root, _, names in os.walk(os.path.join(top, folder), followlinks=True))
         places += [(root, names, folder) for root, names in found]
+    own = [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))] if os.path.isdir(top) else []
+    return _images(places) or _images([(os.fspath(top), own, "")])
+
+
+def _images(places: Iterable[tuple[str, list[str], str]]) -> list[ImageFile]:
+    """Of (folder, names in it, class), the files that are images, sorted within a folder."""
     return [
         ImageFile(Path(root, name), folder)
         for root, names, folder in places
