@@ -226,6 +226,22 @@ def test_a_batch_is_known_by_all_its_images(root: Path, packed: Path) -> None:
             dataset.__getitems__(almost)
 
 
+def test_a_fetcher_that_was_edited_as_sre2l_asks_leaves_it_alone(root: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody has it who ran that script before."""
+    fetcher, plain = torch.utils.data._utils.fetch._MapDatasetFetcher, torch.utils.data._utils.fetch._MapDatasetFetcher.fetch
+
+    def edited(self: Any, index: list[int]) -> Any:
+        loads = hasattr(self.dataset, "mode") and self.dataset.mode == "fkd_load"
+        found = self.dataset.load_batch_config(index[0]) if loads else ()
+        return (plain(self, index), *found) if loads else plain(self, index)
+
+    dataset = ImageFolder_FKD_MIX(packed, "fkd_load", root=root, transform=to_view)
+    want = list(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler))
+    monkeypatch.setattr(fetcher, "fetch", edited)
+    for batch, wanted in zip(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler), want, strict=True):
+        assert len(batch) == 5 and torch.equal(batch[4], wanted[4]) and torch.equal(batch[0][0], wanted[0][0])
+
+
 def test_settings_that_the_file_does_not_allow_are_value_errors(root: Path, packed: Path) -> None:
     def make(mode: str = "fkd_load", epochs: int | None = EPOCHS, size: int | None = BATCH) -> ImageFolder_FKD_MIX:
         return ImageFolder_FKD_MIX(packed, mode, epochs, size, root=root)
@@ -262,6 +278,10 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "probs.npy", domain="probs"), "probs"), "fkd_load", root=root)
     with pytest.raises(UsageError, match="its records have no crop, no flip, so"):
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "logits.npy")), "fkd_load", root=root)
+    source.names, source.order = None, "none"
+    unknown = pack(source)
+    with pytest.raises(UsageError, match="does not say which image a label is of; pack the dump again with --images"):
+        ImageFolder_FKD_MIX(unknown, "fkd_load", root=root)
 
 
 def test_too_few_images_are_refused(packed: Path, root: Path, tmp_path: Path) -> None:

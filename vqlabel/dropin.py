@@ -1,9 +1,9 @@
 """A `.vql` in SRe2L's training script: the dataset class that the script imports, for its whole batches.
 
-    from vqlabel.dropin import ImageFolder_FKD_MIX      # in place of: from utils_fkd import ImageFolder_FKD_MIX
+    from vqlabel.dropin import ImageFolder_FKD_MIX      # below the script's own import of relabel.utils_fkd
 
 SRe2L's own reader takes a batch for the one that begins with the same image in a shuffle it repeats, inside a PyTorch that was edited by
-hand. This one takes the batch of the epoch whose images are all the same in the same order, or refuses, in any PyTorch since 2.6.
+hand. This one takes the batch of the epoch whose images are all the same in the same order, or refuses, in any PyTorch since 2.6, edited or not.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,7 +71,8 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
     ) -> None:
         if mode != "fkd_load":
             raise WrongSetting(f"mode is {mode!r}; only fkd_load is known here: new labels are made by `vqlabel relabel`")
-        self.fkd_path, self.mode, self.root = fkd_path, mode, root
+        # another mode than "fkd_load": a fetch.py that was edited as SRe2L asks takes labels from such a dataset by itself
+        self.fkd_path, self.mode, self.root = fkd_path, "vql", root
         self.transform, self.target_transform, self.loader = transform, target_transform, loader or load_rgb
         self.classes, self.samples = samples_of(root)
         self.class_to_idx = {name: at for at, name in enumerate(self.classes)}
@@ -88,6 +89,10 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         columns, domain = self.labels.file.columns, self.labels.domain
         if domain != "logits":
             raise UsageError(f"{self.fkd_path}: holds {domain}; the script divides logits by its temperature, so it needs logits")
+        if not columns.has("image"):
+            raise UsageError(
+                f"{self.fkd_path}: does not say which image a label is of; pack the dump again with --images, the folder that was labelled"
+            )
         odd = [f"no {name}" for name in NEEDED if not columns.has(name)] + [name for name in UNKNOWN if columns.has(name)]
         if odd or columns.has("names"):
             what = ", ".join(odd) or "names instead of numbers of images"
@@ -164,7 +169,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         if at is None:
             raise UsageError(
                 f"{self.fkd_path}: stored epoch {epoch} has no batch of the images {str(indices[:4])[:-1]}, ...]: the script shuffles "
-                "otherwise than the labels were made; give its DataLoader sampler=train_dataset.sampler"
+                "otherwise than the labels were made, or they were pruned; give its DataLoader sampler=train_dataset.sampler"
             )
         return at
 

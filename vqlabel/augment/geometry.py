@@ -19,7 +19,9 @@ def check_batch(batch: LabelBatch, images: int, size: int) -> None:
             or a seed that only the dump's own pipeline knows.
     """
     if batch.image is None:
-        raise BadLabels("the records do not say which image they are of, so their views cannot be made again")
+        raise BadLabels(
+            "the records do not say which image they are of, so their views cannot be made again; pack the dump with --images"
+        )
     for name, what in (("ops", "RandAugment's operations"), ("seed", "a seed of the dump's own pipeline")):
         if getattr(batch, name) is not None:
             raise UsageError(

@@ -59,7 +59,12 @@ class ContainerReader:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise UsageError(f"{self.path}: no such file; name a .vql file")
+            what = (
+                "is a folder, and a .vql is a file; `vqlabel pack` makes one of a dump"
+                if self.path.is_dir()
+                else "no such file; name a .vql file"
+            )
+            raise UsageError(f"{self.path}: {what}")
         self._handle: int | None = None
         self._owner = -1
         self._cache: OrderedDict[tuple[str, int], NDArray[np.unsignedinteger]] = OrderedDict()
