@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from vqlabel.augment.views import views
 from vqlabel.cli import app
 from vqlabel.codecs.topk import TopkCodec
 from vqlabel.config import TopkConfig
-from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
+from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.pruning import Pruned
 from vqlabel.relabeling import TeacherSource, relabel
 from vqlabel.seeded import read_recipe, recipe_file
-from vqlabel.teachers import load_teacher
+from vqlabel.teachers import Teacher, load_teacher
 from vqlabel.vql import VqlFile
 
 IMAGES, EPOCHS, BATCH, VIEW, CLASSES = 13, 4, 5, 16, 7
@@ -333,6 +334,7 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
         ("a", {"layout": "pixie"}, "layout is 'pixie'"),
         ("a", {"layout": "tinyvit:3"}, "seed|must"),
         ("a", {}, "must end in"),
+        ("a.npy", {}, r"a\.npy'; it must be a \.vql or a folder: an array does not say which view a label is of"),
         ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -342,7 +344,9 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
     assert [p.name for p in tmp_path.iterdir()] == ["d.recipe.json"]
 
 
-def test_a_run_that_was_killed_when_its_file_was_there_only_removes_its_journal(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_when_its_file_was_there_is_never_taken_for_one_of_another_seed(
+    images: Path, work: Path, tmp_path: Path
+) -> None:
     kept: list[bytes] = []
     journal = tmp_path / "a.vql.journal"
 
@@ -351,11 +355,73 @@ def test_a_run_that_was_killed_when_its_file_was_there_only_removes_its_journal(
             kept.append(journal.read_bytes())
 
     found = relabel(make_source(images), tmp_path / "a.vql", progress=look)
+    whole = (tmp_path / "a.vql").read_bytes()
+    relabel(make_source(images, seed=4), tmp_path / "a.vql", overwrite=True)
     journal.write_bytes(kept[0])
-    assert relabel(make_source(images), tmp_path / "a.vql") == found
-    assert not journal.exists()
     with pytest.raises(TargetExists):
         relabel(make_source(images), tmp_path / "a.vql")
+    assert relabel(make_source(images), tmp_path / "a.vql", overwrite=True) == found
+    assert (tmp_path / "a.vql").read_bytes() == whole and not journal.exists()
+
+
+def test_a_run_that_was_stopped_while_its_dump_was_written_goes_on(images: Path, work: Path, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, _total: int, _figures: object) -> None:
+        if (stage, done) == ("writing", 3):
+            raise Stop
+
+    with pytest.raises(Stop):
+        relabel(make_source(images), tmp_path / "d", layout="lpld", progress=stop)
+    assert recipe_file(tmp_path / "d").exists() and not (tmp_path / "d").exists()
+    stages: list[str] = []
+    relabel(make_source(images), tmp_path / "d", layout="lpld", progress=lambda stage, *_: stages.append(stage))
+    assert set(stages) == {"writing"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "d.recipe.json"]
+
+
+def test_a_run_that_is_refused_at_its_first_batch_leaves_nothing(images: Path, work: Path, tmp_path: Path) -> None:
+    (work / "large_teacher.py").write_text(
+        "import torch\nfrom teachers_of_tests import small\nclass Times(torch.nn.Module):\n"
+        "    def forward(self, x): return 1e6 * x\ndef large(): return torch.nn.Sequential(*small(), Times())\n"
+    )
+    recipe = make_source(images).drawn.recipe
+    teacher = load_teacher("large_teacher:large")
+    with pytest.raises(VqlabelError, match="try --dtype f32"):
+        relabel(TeacherSource(Pictures(images), teacher, recipe), tmp_path / "a.vql")
+    assert not list(tmp_path.iterdir())
+    relabel(TeacherSource(Pictures(images), teacher, recipe, dtype="F32"), tmp_path / "a.vql")
+
+
+def test_a_codec_of_fewer_images_is_refused_before_a_view_is_drawn(images: Path, work: Path, tmp_path: Path) -> None:
+    recipe = Recipe(seed=3, images=IMAGES - 1, epochs=EPOCHS, batch=BATCH, view=VIEW, mix="cutmix")
+    some = Pictures(images)
+    some.files = some.files[:-1]
+    relabel(TeacherSource(some, make_source(images).teacher, recipe), tmp_path / "dump", layout="lpld")
+    config = vqlabel.FitConfig(bits=8, prior=True, epochs=1)
+    codec, _ = vqlabel.fit(tmp_path / "dump", config)
+    with pytest.raises(UsageError, match="13 images; the codec's prior knows 12, those that it was fitted on"):
+        relabel(make_source(images), tmp_path / "a.vql", codec=codec)
+
+
+class Failing(nn.Module):
+    """A network with its own idea of what it is shown."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("Input height (16) doesn't match"), ValueError("no"), KeyError(3), RuntimeError("shape\nx")]
+)
+def test_what_a_teacher_raises_is_said_in_a_line(error: Exception, images: Path, work: Path) -> None:
+    recipe = make_source(images).drawn.recipe
+    with pytest.raises(
+        UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must take any number of views"
+    ):
+        TeacherSource(Pictures(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
 
 
 def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
@@ -379,8 +445,14 @@ def test_columns_that_no_recipe_draws_are_not_dropped(
 ) -> None:
     relabel(make_source(images), tmp_path / "dump", layout="edc")
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
+    drawn = read_recipe(recipe_file(tmp_path / "dump"))
+    vqlabel.pack(tmp_path / "dump", tmp_path / "idle.vql", codec=codec, drawn=drawn)  # strips that nobody moved are none
+    vqlabel.unpack(tmp_path / "idle.vql", tmp_path / "again", layout="edc")
+    moved = [replace(batch, patches=batch.patches[:, :, ::-1]) for batch in open_labels(tmp_path / "again")]
+    shutil.rmtree(tmp_path / "dump")
+    write_dump(tmp_path / "dump", moved, "edc")
     with pytest.raises(BadLabels, match="has patches, which no recipe draws; pack with --augmentation keep"):
-        vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=read_recipe(recipe_file(tmp_path / "dump")))
+        vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=drawn)
 
 
 def test_crops_that_lpqld_halved_are_still_those_of_the_recipe(images: Path, work: Path, tmp_path: Path) -> None:

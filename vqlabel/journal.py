@@ -56,6 +56,8 @@ class Journal:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not (self.done or self._file.closed):  # refused before there was a batch: nothing to go on with
+            self.remove()
         self._file.close()
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:

@@ -55,13 +55,7 @@ class TeacherSource(LabelSource):
         self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
-        try:
-            self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(
-                f"teacher {teacher.name}: cannot look at views of {recipe.view} pixels ({reason}); name its own with --view"
-            ) from None
+        self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
 
     @cached_property
     def made_by(self) -> dict[str, str]:
@@ -134,22 +128,23 @@ def relabel(
     if not into_vql:
         require(codec is None, "codec", "a fitted one", f"makes codes, which go into a .vql file; {out} is none")
         layout = written_as(target, layout)
+        arrays = layout.startswith("arrays")
+        require(not arrays, "out", str(out), "must be a .vql or a folder: an array does not say which view a label is of")
         check_writer(
             source.about,
             layout,
             source.drawn.batch(0, np.zeros((int(source.drawn.starts[1]), source.classes), DTYPES[source.dtype])),
         )
-        check_target(recipe_file(target), overwrite)
     else:
         require(layout is None, "layout", layout, f"is for a dump; {out} is a .vql file")
     check_codec(whole, source)
+    _check_images(whole, source.drawn.recipe.images)
     sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(whole.code_bits).name
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
-    if not path.exists():
-        check_target(target, overwrite)
+    check_target(target, overwrite)
+    if not into_vql and not path.exists():  # else it is the one that the interrupted run wrote
+        check_target(recipe_file(target), overwrite)
     with lent(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
-        if not (target.exists() and journal.done == len(source)):  # else only the journal was left to be removed
-            check_target(target, overwrite)
         _label(source, whole, journal, device, progress)
         if into_vql:
             found = _write_vql(source, target, whole, journal, overwrite)
@@ -160,6 +155,15 @@ def relabel(
     return {"path": str(target), "records": int(source.drawn.starts[-1]), "classes": source.classes, **found}
 
 
+def _check_images(codec: LabelCodec, images: int) -> None:
+    """Raises UsageError where the codec's prior knows fewer images than there are."""
+    prior = getattr(codec.config, "prior", None)
+    if prior is not None and prior.images < images:
+        raise UsageError(
+            f"{images} images; the codec's prior knows {prior.images}, those that it was fitted on: fit one on these, or with --no-prior"
+        )
+
+
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
     """What is not in the journal yet."""
     for batch in source.read_from(journal.done):
@@ -168,11 +172,10 @@ def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: s
 
 
 def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: Journal, overwrite: bool) -> dict[str, Any]:
-    if not target.exists() or overwrite:
-        with ContainerWriter(target, overwrite=overwrite) as writer:
-            store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
-            says = write_drawn(writer, source.drawn, source.places)
-            finish(writer, codec, source, says, source.made_by)
+    with ContainerWriter(target, overwrite=overwrite) as writer:
+        store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
+        says = write_drawn(writer, source.drawn, source.places)
+        finish(writer, codec, source, says, source.made_by)
     file = VqlFile(target)
     return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
 
@@ -182,12 +185,11 @@ def _write_dump(
 ) -> dict[str, Any]:
     """The recipe first: a dump that is there is a whole one."""
     write_recipe(recipe_file(target), source.drawn, overwrite=True)
-    if not target.exists() or overwrite:
-        with writing(target, source.about, layout, overwrite=overwrite) as writer:
-            for at, codes in enumerate(journal):
-                labels = raw.decode(as_tensor(codes.astype(np.uint32))).numpy().astype(DTYPES[source.dtype])
-                writer.add(source.drawn.batch(at, labels))
-                progress("writing", at + 1, len(source), {})
+    with writing(target, source.about, layout, overwrite=overwrite) as writer:
+        for at, codes in enumerate(journal):
+            labels = raw.decode(as_tensor(codes.astype(np.uint32))).numpy().astype(DTYPES[source.dtype])
+            writer.add(source.drawn.batch(at, labels))
+            progress("writing", at + 1, len(source), {})
     return {"layout": layout, "dtype": source.dtype.lower()}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqlabel.errors import MissingExtra, UsageError, require
+from vqlabel.errors import MissingExtra, UsageError, VqlabelError, require
 
 IMAGENET = (
     (0.485, 0.456, 0.406),
@@ -38,9 +38,17 @@ class Teacher(nn.Module):
         """[n, 3, size, size] float32 -> [n, C] float32 logits.
 
         Raises:
-            UsageError: the network gives something else.
+            UsageError: the network fails, or gives something else.
         """
-        found = self.network((views - self.mean) / self.deviation)
+        try:
+            found = self.network((views - self.mean) / self.deviation)
+        except (VqlabelError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # it is the user's code, which raises what it likes
+            reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+            raise UsageError(
+                f"teacher {self.name}: fails on views {list(views.shape)} ({reason}); it must take any number of views, as large as --view says"
+            ) from error
         found = getattr(found, "logits", found)
         if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(views):
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
