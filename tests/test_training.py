@@ -126,6 +126,7 @@ def test_any_records_in_any_order_have_the_views_of_their_batches(mix: str, fold
         assert batch.image.tolist() == image[record].tolist()
         assert batch.record.tolist() == [i % len(seen) for i in record]
     assert torch.equal(seen[[3, 1, 4]].views, torch.stack([seen[i].views for i in (3, 1, 4)]))
+    assert torch.equal(seen[4:1:-2].views, shown[[4, 2]])
     shuffled = list(DataLoader(seen, batch_size=8, shuffle=True))
     assert sorted(torch.cat([batch.record for batch in shuffled]).tolist()) == list(range(len(seen)))
     assert all(torch.equal(batch.views, shown[batch.record]) for batch in shuffled)
@@ -234,7 +235,20 @@ def test_labels_are_fit_to_be_a_students_targets(seen: VqlViews) -> None:
 
 def test_a_loop_that_decodes_for_itself_has_the_same_labels(seen: VqlViews) -> None:
     (batch,) = DataLoader(seen, batch_sampler=[[3, 30]])
-    assert torch.equal(seen.labels.decoder(seen.labels.codes(batch.record), seen.labels.context(batch.record)), batch.labels)
+    decoder = seen.labels.decoder
+    labels = decoder(seen.labels.codes(batch.record), seen.labels.context(batch.record))
+    assert torch.equal(labels, batch.labels) and not labels.requires_grad
+    decoder.to("meta")  # as it goes to a GPU
+    assert torch.equal(seen[[3, 30]].labels, batch.labels)
+
+
+def test_workers_can_hand_over_codes(packed: Path, folder: Path, seen: VqlViews) -> None:
+    coded = VqlViews(packed, folder, SIZE, decode=False)
+    for batch, want in zip(DataLoader(coded, batch_size=7, num_workers=1), DataLoader(seen, batch_size=7), strict=True):
+        assert torch.equal(batch.views, want.views)
+        assert torch.equal(batch.labels, coded.labels.codes(want.record))
+        assert torch.equal(coded.labels.decoder(batch.labels, coded.labels.context(batch.record)), want.labels)
+    assert not pickle.loads(pickle.dumps(coded)).decode
 
 
 @pytest.fixture(scope="module")
@@ -333,14 +347,17 @@ def test_ranks_have_different_batches_and_as_many_each(seen: VqlViews) -> None:
 
 
 def test_ranks_are_those_of_torch_distributed(seen: VqlViews, tmp_path: Path) -> None:
-    assert StoredBatches(seen).world == 1
+    early = StoredBatches(seen)
+    assert (len(early), numbers(early)) == (3, [0, 1, 2])
+    early.set_epoch(0)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        assert (StoredBatches(seen).rank, StoredBatches(seen).world) == (0, 1)
+        assert len(StoredBatches(seen)) == 3
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.distributed, "get_rank", lambda: 2)
             patch.setattr(torch.distributed, "get_world_size", lambda: 3)
-            assert numbers(StoredBatches(seen)) == [2]
+            assert numbers(StoredBatches(seen)) == numbers(early) == [2]
+            assert len(early) == 1
     finally:
         torch.distributed.destroy_process_group()
     for rank, world in ((2, 2), (0, None), (None, 2), (-1, 2)):
@@ -365,6 +382,36 @@ def test_a_sampler_goes_on_in_the_middle_of_an_epoch(seen: VqlViews) -> None:
     assert numbers(again) == [6, 7, 8]
     with pytest.raises(UsageError, match=r"done is 4; it must be 0\.\.3, batches of this epoch and rank"):
         again.load_state_dict({"epoch": 0, "done": 4})
+
+
+def test_interrupted_twice_in_an_epoch_it_gives_every_batch_once(seen: VqlViews) -> None:
+    state, found = StoredBatches(seen).state_dict(done=0), []
+    for _ in range(2 * len(SLOTS)):  # sessions of a batch each, in loops that count from where they begin
+        sampler = StoredBatches(seen)
+        sampler.load_state_dict(state)
+        sampler.set_epoch(sampler.epoch)
+        assert sampler.state_dict(done=0) == state
+        rest = numbers(sampler)
+        found.append(rest[0])
+        state = sampler.state_dict(done=1)
+        if len(rest) == 1:
+            state = {"epoch": state["epoch"] + 1, "done": 0}
+    assert found == [0, 1, 2, 3, 4, 5]
+
+
+def test_labels_of_epochs_that_are_held_out_are_never_given(seen: VqlViews) -> None:
+    held, sampler = StoredBatches(seen, epochs=[1]), StoredBatches(seen, epochs=[0, 2])
+    assert [numbers(held) for _ in range(2)] == [[3, 4, 5]] * 2
+    assert [numbers(sampler) for _ in range(3)] == [[0, 1, 2], [6, 7, 8], [0, 1, 2]]
+    pool = PooledBatches(seen, 5, epochs=[2, 0])
+    drawn = {at for _ in range(100) for at in numbers(pool)}
+    assert drawn == {0, 1, 2, 6, 7, 8}
+    assert sorted(numbers(PooledBatches(seen, 6, replacement=False, epochs=[0, 2]))) == [0, 1, 2, 6, 7, 8]
+    with pytest.raises(UsageError, match="per_epoch is 7; it must be at most 6, the batches of the pool"):
+        PooledBatches(seen, 7, replacement=False, epochs=[0, 2])
+    for wrong in ([], [3], [-1]):
+        with pytest.raises(UsageError, match=r"epochs is .*; it must be some of 0\.\.2, the epochs that are stored"):
+            StoredBatches(seen, epochs=wrong)
 
 
 def test_a_pool_draws_each_epoch_anew_and_always_the_same(seen: VqlViews) -> None:
@@ -402,7 +449,7 @@ def test_batches_that_begin_with_the_same_image_keep_their_own_labels(folder: Pa
 
 def test_a_pool_that_is_too_small_says_so(seen: VqlViews) -> None:
     with pytest.raises(
-        UsageError, match="per_epoch is 10; it must be at most 9, the batches of the file; or draw with replacement"
+        UsageError, match="per_epoch is 10; it must be at most 9, the batches of the pool; or draw with replacement"
     ):
         PooledBatches(seen, 10, replacement=False)
     assert len(PooledBatches(seen, 10)) == 10

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any, overload
 
@@ -51,12 +52,13 @@ class VqlDataset(Dataset[Tensor]):
         ds = vqlabel.open("labels.vql")
         decoder = ds.decoder.to("cuda")
         logits = decoder(ds.codes(indices).to("cuda"), ds.context(indices))
+
+    (`vqlabel.training.VqlViews(..., decode=False)` is a dataset that does.)
     """
 
     def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
         self.path, self.device = path, torch.device(device)
         self.file = VqlFile(path)
-        self._decoder: LabelCodec | None = None
         self._places: dict[Place, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -73,12 +75,20 @@ class VqlDataset(Dataset[Tensor]):
         """(records, classes)."""
         return self.file.records, self.file.classes
 
-    @property
+    @cached_property
     def decoder(self) -> LabelCodec:
-        """The decoder module, codes [n, m] and context -> labels [n, C] in the dump's domain, on `device`; it is read when first used."""
-        if self._decoder is None:
-            self._decoder = read_codec(self.file).to(self.device)
-        return self._decoder
+        """A decoder module, codes [n, m] and context -> labels [n, C] in the dump's domain, on `device`; nothing in it asks for a gradient.
+
+        It is the caller's, to be moved anywhere: the dataset, and workers forked from it, decode by one of their own.
+        """
+        return self._read_decoder()
+
+    @cached_property
+    def _own_decoder(self) -> LabelCodec:
+        return self._read_decoder()
+
+    def _read_decoder(self) -> LabelCodec:
+        return read_codec(self.file).to(self.device).requires_grad_(False)
 
     @property
     def domain(self) -> str:
@@ -108,7 +118,7 @@ class VqlDataset(Dataset[Tensor]):
     @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        return decode(self.file, self.decoder, codes, index)
+        return decode(self.file, self._own_decoder, codes, index)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -143,10 +153,17 @@ class VqlDataset(Dataset[Tensor]):
         return self._batch(at)
 
     def batches(self, epoch: int | None = None) -> Iterator[TrainingBatch]:
-        """The stored batches in order: of one epoch, or of all."""
-        for at, place in enumerate(self.places):
-            if epoch is None or place.epoch == epoch:
-                yield self._batch(at)
+        """The stored batches in order: of one epoch, or of all.
+
+        Raises:
+            UsageError: the file has no batch of that epoch, at once.
+        """
+        chosen = [at for at, place in enumerate(self.places) if epoch in (None, place.epoch)]
+        if not chosen and epoch is not None:
+            stored = sorted({place.epoch for place in self.places})
+            some = ", ".join(map(str, stored[:8])) + ", ..." * (len(stored) > 8)
+            raise UsageError(f"{self.path}: no batch of epoch {epoch}; it has {len(stored)} epochs: {some}")
+        return map(self._batch, chosen)
 
     def _batch(self, at: int) -> TrainingBatch:
         columns = self.file.columns

@@ -30,7 +30,7 @@ class ViewBatch(NamedTuple):
     """Views and their labels, row by row."""
 
     views: Tensor  # [n, 3, size, size] float32 in 0..1, channels last in memory; or what `transform` made of them
-    labels: Tensor  # [n, C] float32, logits or probabilities as the file has them
+    labels: Tensor  # [n, C] float32, logits or probabilities as the file has them; undecoded, their codes [n, m]
     image: Tensor  # [n] int64, index of the image
     record: Tensor  # [n] int64, number of the label in the file
 
@@ -54,15 +54,19 @@ class VqlViews(Dataset[ViewBatch]):
         for views, labels, image, record in loader: ...
 
     Any sampler of record numbers will do; stored batches are fastest, for all that is mixed into a view is in its batch. Works under
-    workers of any start method: it pickles to its paths. Workers decode on the CPU; to decode on a GPU instead, in the loop:
+    workers of any start method: it pickles to its paths. Workers decode on the CPU, or hand over codes, which are far smaller, to be decoded
+    in the loop:
 
-        logits = decoder(ds.labels.codes(record).to("cuda"), ds.labels.context(record))     # decoder = ds.labels.decoder.to("cuda")
+        decoder = ds.labels.decoder.to("cuda")     # ds = VqlViews(..., decode=False)
+        for views, codes, image, record in loader:
+            labels = decoder(codes.to("cuda"), ds.labels.context(record))
 
     Args:
         images: folder whose sorted files are the images that were labelled, or the images themselves, RGB, by index.
         size: pixels along a view, the unit of CutMix boxes; None: as the file's recipe says.
         transform: called with the views [n, 3, size, size] of a batch; under spawned workers it must pickle.
         device: where labels are decoded.
+        decode: give labels; False: their codes, and touch no decoder.
 
     Attributes:
         labels: the `VqlDataset`.
@@ -80,9 +84,17 @@ class VqlViews(Dataset[ViewBatch]):
         *,
         transform: Callable[[Tensor], Tensor] | None = None,
         device: str | torch.device = "cpu",
+        decode: bool = True,
     ) -> None:
-        self._given = {"path": path, "images": images, "size": size, "transform": transform, "device": str(device)}
-        self.labels, self.transform = VqlDataset(path, device), transform
+        self._given = {
+            "path": path,
+            "images": images,
+            "size": size,
+            "transform": transform,
+            "device": str(device),
+            "decode": decode,
+        }
+        self.labels, self.transform, self.decode = VqlDataset(path, device), transform, decode
         if isinstance(images, str | PathLike):
             _refuse_names(self.labels.file)
             images = Pictures(images)
@@ -101,8 +113,10 @@ class VqlViews(Dataset[ViewBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, record: int | Sequence[int]) -> ViewBatch:
+    def __getitem__(self, record: int | slice | Sequence[int]) -> ViewBatch:
         """One record, or a batch of them."""
+        if isinstance(record, slice):
+            record = range(len(self))[record]
         found = self._batch(np.atleast_1d(np.asarray(record)))
         return ViewBatch(*(part[0] for part in found)) if np.ndim(record) == 0 else found
 
@@ -112,7 +126,7 @@ class VqlViews(Dataset[ViewBatch]):
 
     def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = self.labels._index(records), self.labels.file.columns
-        shown = torch.empty(len(record), 3, self.size, self.size).to(memory_format=torch.channels_last)
+        shown = torch.empty(len(record), 3, self.size, self.size, memory_format=torch.channels_last)
         image, of = np.empty(len(record), np.int64), columns.batch_of(record)
         for at in np.unique(of).tolist():
             rows = np.flatnonzero(of == at)
@@ -122,7 +136,7 @@ class VqlViews(Dataset[ViewBatch]):
             shown[torch.from_numpy(rows)] = _to_floats(some_views(self.images, batch, slots, self.size))
         return ViewBatch(
             views=shown if self.transform is None else self.transform(shown),
-            labels=self.labels[record],
+            labels=self.labels[record] if self.decode else self.labels.codes(record),
             image=torch.from_numpy(image),
             record=torch.from_numpy(record),
         )
@@ -183,28 +197,42 @@ class StoredBatches(Sampler[list[int]]):
     again.
 
     Args:
-        rank, world: None: as torch.distributed says where it is initialised, else 0 of 1.
+        epochs: numbers of the stored epochs to give, 0 the first one stored; the others' labels are held out. None: all.
+        rank, world: None: as torch.distributed says when an epoch begins, where it is initialised; else 0 of 1.
 
     Raises:
-        UsageError: no stored batch, or rank and world that contradict each other.
+        UsageError: no stored batch, an epoch that is not stored, or rank and world that contradict each other.
     """
 
-    def __init__(self, dataset: VqlDataset | VqlViews, *, rank: int | None = None, world: int | None = None) -> None:
+    def __init__(
+        self,
+        dataset: VqlDataset | VqlViews,
+        *,
+        epochs: Sequence[int] | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> None:
         file = (dataset.labels if isinstance(dataset, VqlViews) else dataset).file
         require(file.columns.places, "number of batches", 0, "must be 1 or more: the file has no labels")
-        self._starts, self._epochs = file.columns.starts, stored_epochs(file.columns)
-        self.rank, self.world = _place_among_ranks(rank, world)
+        self._starts, stored = file.columns.starts, stored_epochs(file.columns)
+        if epochs is not None:
+            good = len(epochs) > 0 and all(0 <= epoch < len(stored) for epoch in epochs)
+            require(good, "epochs", list(epochs), f"must be some of 0..{len(stored) - 1}, the epochs that are stored")
+        self._epochs = stored if epochs is None else [stored[epoch] for epoch in epochs]
+        self._ranks = rank, world
+        _place_among_ranks(rank, world)
         self.epoch, self._begun, self._skip = 0, False, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
         require(epoch >= 0, "epoch", epoch, "must be 0 or more")
-        self._skip = self._skip if epoch == self.epoch else 0  # left by `load_state_dict`
+        if epoch != self.epoch or self._begun:
+            self._skip = 0  # left by `load_state_dict`
         self.epoch, self._begun = epoch, False
 
     def state_dict(self, done: int) -> dict[str, int]:
-        """Where training stands: after `done` batches of the current epoch. The loop must count them, for workers draw batches ahead."""
-        return {"epoch": self.epoch, "done": done}
+        """Where training stands: `done` batches after this iteration began. The loop must count them, for workers draw batches ahead."""
+        return {"epoch": self.epoch, "done": self._skip + done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there: the next iteration has what is left of that epoch. With the same number of ranks."""
@@ -213,13 +241,16 @@ class StoredBatches(Sampler[list[int]]):
         self._skip = state["done"]
 
     def __len__(self) -> int:
-        return -(-len(self._drawn()) // self.world)
+        """Batches of a whole epoch, of this rank."""
+        return -(-len(self._drawn()) // _place_among_ranks(*self._ranks)[1])
 
     def __iter__(self) -> Iterator[list[int]]:
-        self.epoch += self._begun  # when a batch is first drawn: DataLoader makes two iterators and draws from one
-        skip, self._skip, self._begun = self._skip, 0, True
-        mine = np.resize(self._drawn(), len(self) * self.world)[self.rank :: self.world]
-        for at in mine[skip:].tolist():
+        if self._begun:  # known when a batch is first drawn: DataLoader makes two iterators and draws from one
+            self.epoch, self._skip = self.epoch + 1, 0
+        self._begun = True
+        rank, world = _place_among_ranks(*self._ranks)
+        mine = np.resize(self._drawn(), len(self) * world)[rank::world]
+        for at in mine[self._skip :].tolist():
             yield list(range(self._starts[at], self._starts[at + 1]))
 
     def _drawn(self) -> NDArray[np.int64]:
@@ -246,22 +277,23 @@ class PooledBatches(StoredBatches):
         *,
         replacement: bool = True,
         seed: int = 0,
+        epochs: Sequence[int] | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
-        super().__init__(dataset, rank=rank, world=world)
-        stored = len(self._starts) - 1
+        super().__init__(dataset, epochs=epochs, rank=rank, world=world)
+        self._pool = np.unique(np.concatenate(self._epochs))
+        stored = len(self._pool)
         require(per_epoch > 0, "per_epoch", per_epoch, "must be 1 or more")
         require(0 <= seed < 1 << 64, "seed", seed, "must be 0..2^64-1")
         enough = replacement or per_epoch <= stored
-        require(enough, "per_epoch", per_epoch, f"must be at most {stored}, the batches of the file; or draw with replacement")
+        require(enough, "per_epoch", per_epoch, f"must be at most {stored}, the batches of the pool; or draw with replacement")
         self.per_epoch, self.replacement, self.seed = per_epoch, replacement, seed
 
     def _drawn(self) -> NDArray[np.int64]:
-        stored = len(self._starts) - 1
         if not self.replacement:
-            return shuffled(self.seed, POOL, self.epoch, stored)[: self.per_epoch]
-        return below(bits(self.seed, POOL, self.epoch, np.arange(self.per_epoch), 0)[0], stored)
+            return self._pool[shuffled(self.seed, POOL, self.epoch, len(self._pool))[: self.per_epoch]]
+        return self._pool[below(bits(self.seed, POOL, self.epoch, np.arange(self.per_epoch), 0)[0], len(self._pool))]
 
 
 def stored_epochs(columns: Columns) -> list[NDArray[np.int64]]:
