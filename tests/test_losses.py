@@ -348,6 +348,14 @@ def test_a_student_that_diverged_is_given_no_temperature(labels: Tensor) -> None
     search.update(torch.full((64, 20), math.nan), labels)
     with pytest.raises(UsageError, match=r"KL on held-out labels is nan; it must be finite: the student's logits are not"):
         search.step()
+    search.update(labels * 0.2, labels, 1)  # and what it gave is forgotten
+    assert search.step() == pytest.approx(0.2)
+
+
+def test_labels_that_are_no_rows_are_refused(labels: Tensor) -> None:
+    for look in (targets, lambda one: top_k(one, 2)):
+        with pytest.raises(UsageError, match=r"shape of labels is \[20\]; it must be \[n, C\], a row a label"):
+            look(labels[0])
 
 
 # --- a loop -----------------------------------------------------------------------------------------------------------------------

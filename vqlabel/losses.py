@@ -58,6 +58,7 @@ def targets(labels: Tensor, temperature: float = 20.0, domain: str = "logits") -
     Raises:
         UsageError: see `kl`.
     """
+    _check_rows(labels)
     check_labels(labels.shape[1], domain)
     _check_temperature("temperature", temperature)
     x = labels.detach().float()
@@ -71,11 +72,12 @@ def targets(labels: Tensor, temperature: float = 20.0, domain: str = "logits") -
 def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     """[n, C] labels -> [n, C] float32 labels of which the k largest are known: LPQLD's MR-k, and FKD's of probabilities.
 
-    The others have probability 0 at any temperature: a softmax over all C classes is one over the k.
+    The others have probability 0 at every temperature up to 500: a softmax over all C classes is one over the k.
 
     Raises:
-        UsageError: k is not in 1..C.
+        UsageError: k is not in 1..C, or labels are no rows.
     """
+    _check_rows(labels)
     check_labels(labels.shape[1], domain)
     require(1 <= k <= labels.shape[1], "k", k, f"must be 1..{labels.shape[1]} (the number of classes)")
     value, index = labels.float().topk(k, 1)
@@ -103,7 +105,7 @@ def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float
     if domain != "logits":
         raise UsageError("mse_gt compares logits, and these labels are probabilities; train with kl at temperature 1")
     student = student_logits.float()
-    error = (student - labels.detach()).square().mean()  # not mse_loss: it keeps its target, which inference tensors refuse
+    error = (student - labels.detach().float()).square().mean()  # not mse_loss: it keeps its target, which inference tensors refuse
     return error + weight * F.cross_entropy(student, target)
 
 
@@ -191,13 +193,13 @@ class StudentTemperature:
         """Choose `tau` by the labels counted in since the last step, forget them, and return it.
 
         Raises:
-            UsageError: there were none, or the student gave NaN or Inf for one.
+            UsageError: there were none, or the student gave NaN or Inf for one; `tau` stays, and those labels are forgotten too.
         """
         require(self._labels > 0, "held-out labels since the last step", self._labels, "must be 1 or more: update with some first")
-        worst = float(self._sums.max())
-        require(math.isfinite(worst), "KL on held-out labels", worst, "must be finite: the student's logits are not")
-        self.tau = self.grid[int(self._sums.argmin())]
+        sums, worst = self._sums, float(self._sums.max())
         self._forget()
+        require(math.isfinite(worst), "KL on held-out labels", worst, "must be finite: the student's logits are not")
+        self.tau = self.grid[int(sums.argmin())]
         return self.tau
 
     def state_dict(self) -> dict[str, Any]:
@@ -216,6 +218,10 @@ def _check_pair(student_logits: Tensor, labels: Tensor) -> None:
         raise UsageError(
             f"student_logits are {list(student_logits.shape)}, labels {list(labels.shape)}; both must be [n, C], a row a label"
         )
+
+
+def _check_rows(labels: Tensor) -> None:
+    require(labels.dim() == 2, "shape of labels", list(labels.shape), "must be [n, C], a row a label")
 
 
 def _check_temperature(name: str, value: float) -> None:

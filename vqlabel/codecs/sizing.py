@@ -222,9 +222,14 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
     if flat is not None:
         return flat
     least = file_bytes(_scaled(replace(bare, weight_bits=LEAST_BITS), 2, config), facts.labels)
+    dense = 2 * facts.labels * facts.classes
+    share = (
+        f"1/{dense / least:.0f} of fp16"
+        if least < dense
+        else f"more than the {dense} of fp16: store these as they are, --codec raw"
+    )
     raise UsageError(
-        f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} "
-        f"(1/{2 * facts.labels * facts.classes / least:.0f} of fp16)"
+        f"{facts.labels} labels of {facts.classes} classes do not fit into {budget} bytes; the least is about {least} ({share})"
     )
 
 

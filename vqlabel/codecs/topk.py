@@ -10,9 +10,9 @@ from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.config import FitConfig, TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
+from vqlabel.labels.source import NOWHERE
 
 HALF_MOST = 65504.0  # the largest half
-FILL = -1e4  # logit of a class that was not kept: its probability is 0 at every temperature up to 500, and fp16 can hold it
 
 
 class TopkCodec(LabelCodec):
@@ -56,6 +56,6 @@ class TopkCodec(LabelCodec):
         if self.config.domain == "probs":
             value, fill = value / value.sum(1, keepdim=True).clamp_min(1e-12), 0.0
         else:
-            fill = FILL
+            fill = NOWHERE
         out = torch.full((len(codes), self.config.classes), fill, device=codes.device)
         return out.scatter_(1, index, value)
