@@ -138,8 +138,10 @@ def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_pa
 
 @pytest.mark.parametrize(("codec", "bits"), [("vqae", 12), ("topk", 44), ("raw", 640)])
 def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, dump: Path, tmp_path: Path) -> None:
-    found = ok_json("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64))
-    assert found["code_bits"] == bits
+    result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64), "--json")
+    assert (result.exit_code, json.loads(result.stdout)["code_bits"]) == (0, bits)
+    large = f"{(tmp_path / 'a.vql').stat().st_size:,} bytes for labels that take 28,800 as they are: so few of them are best kept"
+    assert result.stderr == (f"vqlabel: {large} with --codec raw\n" if codec == "vqae" else "")
     assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
 
 
@@ -327,7 +329,7 @@ def test_what_is_there_is_not_replaced_and_exits_with_4(dump: Path, vql: Path, c
 
 
 def test_a_machine_without_the_device_exits_with_1(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
-    refused(1, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "abacus", *QUICK)
+    refused(2, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "abacus", *QUICK)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     refused(1, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "cuda", *QUICK)
@@ -455,3 +457,17 @@ def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...], vql: Pa
     assert process.stderr.read() == ""
     assert process.wait(timeout=60) in (0, 1)  # 1: where it is typer that notices
     process.stderr.close()
+
+
+def test_pack_says_what_its_user_would_miss_later(batches: list[Any], write_dump: Any, codec_file: Path, tmp_path: Path) -> None:
+    few = write_dump(tmp_path / "few", batches[:1], "sre2l")
+    result = run("pack", few, "-o", tmp_path / "a.vql", "--codec", codec_file)
+    assert result.exit_code == 0
+    unknown, *_ = result.stderr.splitlines()
+    assert unknown.endswith(
+        "few: does not say which image a label is of, so no student can see its view; --images FOLDER finds it out"
+    )
+    (tmp_path / "few.recipe.json").write_text("{")
+    result = run("pack", few, "-o", tmp_path / "b.vql", "--codec", "raw")
+    assert result.exit_code == 0, "the other price is no reason to fail"
+    assert "what seeded views would take is not known" in result.stderr

@@ -175,6 +175,11 @@ def pack(
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )
+    dense = found["records"] * source.classes * (4 if source.dtype == "F32" else 2)
+    if found["bytes"] > dense and fitted.kind == "vqae":
+        show.note(
+            f"{found['bytes']:,} bytes for labels that take {dense:,} as they are: so few of them are best kept with --codec raw"
+        )
     if drawn is None and recipe_file(dump).exists():  # the other price
         try:
             found["augmentation_bits"]["seeded"] = round(drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3)

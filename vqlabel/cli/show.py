@@ -42,7 +42,8 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
         except RuntimeError as error:  # torch: no such device, out of its memory
             if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what stops the making of a class, in an import
                 _fail(INTERRUPTED, 1)
-            _fail(f"{str(error).splitlines()[0]}; check --device", 1)
+            reason = str(error).partition("\n")[0]
+            _fail(f"{reason}; check --device", 2 if "device string" in reason else 1)
 
     return run
 
@@ -53,9 +54,11 @@ def note(message: str) -> None:
 
 
 def sure(source: Any) -> Any:
-    """A dump, after a line on how sure its order of images is, where that had to be found out."""
+    """A dump, after a line on how sure its order of images is where that had to be found out, or that nobody knows it."""
     if source.evidence is not None:
         note(source.evidence)
+    elif source.order == "none" and source.layout == "sre2l":
+        note(f"{source.path}: does not say which image a label is of, so no student can see its view; --images FOLDER finds it out")
     return source
 
 
