@@ -400,10 +400,8 @@ def compare(
     from vqlabel.report.student import Lesson
 
     with show.progress_bar() as progress:
-        source, lesson = (
-            show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns if images else None)),
-            None,
-        )
+        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns if images else None))
+        lesson = None
         if student is not None and val is not None:
             lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)
         found = run(

@@ -212,7 +212,7 @@ def _columns_of(folder: Path, names: list[str], columns: str | PathLike[str] | N
     if columns is None:
         if len(names) != classes:
             raise UsageError(
-                f"{folder}: {len(names)} folders, the labels have {classes} classes; say which class each folder is: --columns (columns=), a JSON of folder -> class"
+                f"{folder}: {len(names)} folders, the labels have {classes} classes; say which class each folder is with --columns"
             )
         return np.arange(classes)
     try:
