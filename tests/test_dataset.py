@@ -199,6 +199,12 @@ def test_the_decoder_asks_for_no_gradient_and_can_be_trained_on(dataset: VqlData
     assert all(weight.grad is not None for weight in dataset.decoder.parameters())
 
 
+def test_a_decoder_that_is_moved_leaves_the_dataset_where_it_is(dataset: VqlDataset, decoded: Tensor) -> None:
+    assert next(dataset.decoder.to("meta").parameters()).is_meta  # as it goes to a GPU
+    same(dataset[[5, 300]], decoded[[5, 300]])
+    assert dataset.batch(0, 0).labels.device.type == "cpu"
+
+
 @pytest.mark.parametrize("start", [None, *multiprocessing.get_all_start_methods()])
 def test_a_data_loader_gives_the_same_labels_under_any_start_method(start: str | None, vql: Path, decoded: Tensor) -> None:
     dataset = vqlabel.open(vql)
