@@ -192,8 +192,8 @@ def test_what_is_no_vql_file_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"PK\x03\x04", b"\0" * 20_000, b"\xff" * 20_000):
         other.write_bytes(content)
         refused(other, "no .vql file")
-    for missing in (tmp_path, tmp_path / "none.vql"):
-        with pytest.raises(UsageError, match="no such file"):
+    for missing, says in ((tmp_path, "is a folder, and a .vql is a file"), (tmp_path / "none.vql", "no such file")):
+        with pytest.raises(UsageError, match=says):
             verify(missing)
 
 
