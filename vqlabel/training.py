@@ -248,8 +248,8 @@ class StoredBatches(Sampler[list[int]]):
         if self._begun:  # known when a batch is first drawn: DataLoader makes two iterators and draws from one
             self.epoch, self._skip = self.epoch + 1, 0
         self._begun = True
-        rank, world = _place_among_ranks(*self._ranks)
-        mine = np.resize(self._drawn(), len(self) * world)[rank::world]
+        (rank, world), drawn = _place_among_ranks(*self._ranks), self._drawn()
+        mine = np.resize(drawn, -(-len(drawn) // world) * world)[rank::world]
         for at in mine[self._skip :].tolist():
             yield list(range(self._starts[at], self._starts[at + 1]))
 

@@ -31,8 +31,10 @@ def list_images(top: str | PathLike[str]) -> list[ImageFile]:
     for folder in class_folders(top):
         found = sorted((root, names) for root, _, names in os.walk(os.path.join(top, folder), followlinks=True))
         places += [(root, names, folder) for root, names in found]
-    own = [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))] if os.path.isdir(top) else []
-    return _images(places) or _images([(os.fspath(top), own, "")])
+    below = _images(places)
+    if below or not os.path.isdir(top):
+        return below
+    return _images([(os.fspath(top), [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))], "")])
 
 
 def _images(places: Iterable[tuple[str, list[str], str]]) -> list[ImageFile]:
