@@ -31,6 +31,7 @@ class Pruned(LabelSource):
                 f"{source.path}: records do not say which image they are of, so single views cannot be kept: use --by batch"
             )
         self.path, self._source, self._keep, self._by, self._seed = source.path, source, keep, by, seed
+        self.notes = source.notes
         self.describe_as(source.about)
         renumbered = by == "view" or (by == "batch" and source.order == "rows")  # rows of an epoch are counted from its first
         self.order = "explicit" if renumbered else source.order

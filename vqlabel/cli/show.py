@@ -54,7 +54,9 @@ def note(message: str) -> None:
 
 
 def sure(source: Any) -> Any:
-    """A dump, after a line on how sure its order of images is where that had to be found out, or that nobody knows it."""
+    """A dump, after a line for each of its notes, and on how sure its order of images is where that had to be found out, or that nobody knows it."""
+    for sentence in source.notes:
+        note(sentence)
     if source.evidence is not None:
         note(source.evidence)
     elif source.order == "none" and source.layout == "sre2l":

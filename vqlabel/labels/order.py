@@ -120,6 +120,7 @@ class Ordered(LabelSource):
     def __init__(self, source: LabelSource, shuffle: Shuffle, found: Evidence) -> None:
         self.describe_as(source.about)
         self.path, self.places, self.order = source.path, source.places, "explicit"
+        self.notes = source.notes
         self.found, self.evidence = found, found.said
         self._source, self._shuffle = source, shuffle
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -157,6 +158,7 @@ class LabelSource(ABC):
         places: (epoch, batch) of every batch, in order.
         layout, classes, domain, dtype, order, temperature, support, names, details: see `About`.
         evidence: how well labels agree with their images, where somebody looked; a sentence.
+        notes: how it is read, where a user might expect otherwise.
     """
 
     path: Path
@@ -171,6 +173,14 @@ class LabelSource(ABC):
     names: Sequence[str] | None = None
     details: Mapping[str, Any] = MappingProxyType({})
     evidence: str | None = None
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """How the dump is read where a user might expect otherwise, such as a type that is narrowed: whole sentences that begin with a path.
+
+        A source appends to it when it is opened; the command line prints it to stderr.
+        """
+        return []
 
     @property
     def about(self) -> About:
