@@ -424,6 +424,15 @@ def test_what_a_teacher_raises_is_said_in_a_line(error: Exception, images: Path,
         TeacherSource(Pictures(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
 
 
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_a_teacher_is_shown_contiguous_views(mix: str, images: Path, work: Path) -> None:
+    """The ConvNet of dataset distillation flattens with `view`."""
+    source, shown = make_source(images, mix), list[bool]()
+    source.teacher.network.register_forward_pre_hook(lambda _module, given: shown.append(given[0].is_contiguous()))
+    source.read(0)
+    assert shown == [True]
+
+
 def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "a.vql.journal").write_text("my lab journal")
     with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):

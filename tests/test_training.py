@@ -455,3 +455,51 @@ def test_a_pool_that_is_too_small_says_so(seen: VqlViews) -> None:
         PooledBatches(seen, 0)
     with pytest.raises(UsageError, match="seed is -1; it must be"):
         PooledBatches(seen, 1, seed=-1)
+
+
+def test_views_are_contiguous_unless_channels_last_is_asked_for(packed: Path, folder: Path, seen: VqlViews) -> None:
+    """ConvNets that flatten with `view` fail on anything else."""
+    wide = VqlViews(packed, folder, SIZE, channels_last=True)
+    for views in (seen[:5].views, seen[3].views, next(iter(DataLoader(seen, batch_size=4))).views):
+        assert views.is_contiguous()
+    assert wide[:5].views.is_contiguous(memory_format=torch.channels_last) and not wide[:5].views.is_contiguous()
+    assert torch.equal(wide[:5].views, seen[:5].views)
+    assert pickle.loads(pickle.dumps(wide))[:5].views.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_sampler_that_is_asked_for_its_state_knows_what_it_drew(seen: VqlViews) -> None:
+    """torchdata's StatefulDataLoader calls `state_dict()` of any sampler that has one, and loads it into a fresh one."""
+    for make in (lambda: StoredBatches(seen), lambda: PooledBatches(seen, 5, seed=3)):
+        whole = make()
+        want = [record for _ in range(3) for record in whole]
+        for stop in range(len(want)):
+            sampler, found = make(), []
+            while len(found) < stop:
+                for records in sampler:
+                    found.append(records)
+                    if len(found) == stop:
+                        break
+            again = make()
+            again.load_state_dict(sampler.state_dict())
+            while len(found) < len(want):
+                found += list(again)
+            assert found == want
+    sampler = StoredBatches(seen)
+    next(iter(sampler))
+    sampler.set_epoch(2)
+    assert sampler.state_dict() == {"epoch": 2, "done": 0}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [("a.png", "of type str"), (np.zeros((9, 9, 3), np.uint8), "of type ndarray"), (Image.new("L", (9, 9)), "an image in mode L")],
+)
+def test_images_of_another_type_are_refused_by_name(image: Any, kind: str, packed: Path) -> None:
+    with pytest.raises(UsageError, match=rf"image \d+ is {kind}; images must be PIL images in RGB"):
+        VqlViews(packed, [image] * IMAGES, SIZE)[0]
+
+
+def test_labels_of_an_array_without_epochs_are_refused_with_the_remedy(pack: Pack, folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(IMAGES, CLASSES)).astype(np.float16))
+    with pytest.raises(BadLabels, match=r"does not record their images; save it as \[epochs, n, C\]"):
+        VqlViews(pack(open_labels(tmp_path / "a.npy")), folder, SIZE)

@@ -81,9 +81,10 @@ class TeacherSource(LabelSource):
         return self._labelled(at, self._views(at)), f"the teacher's labels of batch {at}"
 
     def _views(self, at: int) -> torch.Tensor:
-        """[n, 3, view, view] float32 in 0..1."""
-        seen = torch.from_numpy(views(self._pictures, self.drawn.batch(at, np.empty((0, 0), np.float32)), self.drawn.recipe.view))
-        return seen.permute(0, 3, 1, 2) / 255 if seen.dtype == torch.uint8 else seen.permute(0, 3, 1, 2)
+        """[n, 3, view, view] float32 in 0..1, contiguous, as networks expect that flatten with `view`."""
+        drawn = self.drawn.batch(at, np.empty((0, 0), np.float32))
+        seen = torch.from_numpy(views(self._pictures, drawn, self.drawn.recipe.view)).permute(0, 3, 1, 2).contiguous()
+        return seen / 255 if seen.dtype == torch.uint8 else seen
 
     def _labelled(self, at: int, seen: torch.Tensor) -> LabelBatch:
         with np.errstate(over="ignore"):

@@ -29,7 +29,7 @@ POOL = 5  # purpose of random bits; recipes have 1 to 4
 class ViewBatch(NamedTuple):
     """Views and their labels, row by row."""
 
-    views: Tensor  # [n, 3, size, size] float32 in 0..1, channels last in memory; or what `transform` made of them
+    views: Tensor  # [n, 3, size, size] float32 in 0..1, contiguous; or what `transform` made of them
     labels: Tensor  # [n, C] float32, logits or probabilities as the file has them; undecoded, their codes [n, m]
     image: Tensor  # [n] int64, index of the image
     record: Tensor  # [n] int64, number of the label in the file
@@ -67,6 +67,7 @@ class VqlViews(Dataset[ViewBatch]):
         transform: called with the views [n, 3, size, size] of a batch; under spawned workers it must pickle.
         device: where labels are decoded.
         decode: give labels; False: their codes, and touch no decoder.
+        channels_last: lay views out in memory as [n, size, size, 3], for networks that were brought into that format, too.
 
     Attributes:
         labels: the `VqlDataset`.
@@ -85,6 +86,7 @@ class VqlViews(Dataset[ViewBatch]):
         transform: Callable[[Tensor], Tensor] | None = None,
         device: str | torch.device = "cpu",
         decode: bool = True,
+        channels_last: bool = False,
     ) -> None:
         self._given = {
             "path": path,
@@ -93,7 +95,9 @@ class VqlViews(Dataset[ViewBatch]):
             "transform": transform,
             "device": str(device),
             "decode": decode,
+            "channels_last": channels_last,
         }
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.labels, self.transform, self.decode = VqlDataset(path, device), transform, decode
         if isinstance(images, str | PathLike):
             _refuse_names(self.labels.file)
@@ -126,7 +130,7 @@ class VqlViews(Dataset[ViewBatch]):
 
     def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = self.labels._index(records), self.labels.file.columns
-        shown = torch.empty(len(record), 3, self.size, self.size, memory_format=torch.channels_last)
+        shown = torch.empty(len(record), 3, self.size, self.size, memory_format=self._layout)
         image, of = np.empty(len(record), np.int64), columns.batch_of(record)
         for at in np.unique(of).tolist():
             rows = np.flatnonzero(of == at)
@@ -157,6 +161,11 @@ def _check(file: VqlFile, images: Images, size: int | None) -> int:
     require(side, "size", size, "must be named: the file does not say how large the teacher's views were")
     require(size in (None, side), "size", size, f"must be {side}, as the recipe in the file says; resize in `transform`")
     require(count == len(images), "number of images", len(images), f"must be {count}, as many as the recipe in the file draws from")
+    if file.columns.order == "none" and file.source.get("layout") == "arrays":
+        raise BadLabels(
+            "labels of an array [n, C], which does not record their images; save it as [epochs, n, C], where row i of every epoch is the label "
+            "of image i, and pack it again"
+        )
     if file.columns.places:
         check_batch(said(file, 0), len(images), side)
     return side
@@ -222,17 +231,22 @@ class StoredBatches(Sampler[list[int]]):
         self._ranks = rank, world
         _place_among_ranks(rank, world)
         self.epoch, self._begun, self._skip = 0, False, 0
+        self._given = 0  # batches of the current iteration so far
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
         require(epoch >= 0, "epoch", epoch, "must be 0 or more")
         if epoch != self.epoch or self._begun:
             self._skip = 0  # left by `load_state_dict`
-        self.epoch, self._begun = epoch, False
+        self.epoch, self._begun, self._given = epoch, False, 0
 
-    def state_dict(self, done: int) -> dict[str, int]:
-        """Where training stands: `done` batches after this iteration began. The loop must count them, for workers draw batches ahead."""
-        return {"epoch": self.epoch, "done": self._skip + done}
+    def state_dict(self, done: int | None = None) -> dict[str, int]:
+        """Where training stands: `done` batches after this iteration began.
+
+        None: as many as it has drawn, which torchdata's StatefulDataLoader asks for when they are those trained on. Where workers of a plain
+        DataLoader draw batches ahead, the loop must count.
+        """
+        return {"epoch": self.epoch, "done": self._skip + (self._given if done is None else done)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there: the next iteration has what is left of that epoch. With the same number of ranks."""
@@ -247,10 +261,11 @@ class StoredBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         if self._begun:  # known when a batch is first drawn: DataLoader makes two iterators and draws from one
             self.epoch, self._skip = self.epoch + 1, 0
-        self._begun = True
+        self._begun, self._given = True, 0
         (rank, world), drawn = _place_among_ranks(*self._ranks), self._drawn()
         mine = np.resize(drawn, -(-len(drawn) // world) * world)[rank::world]
         for at in mine[self._skip :].tolist():
+            self._given += 1
             yield list(range(self._starts[at], self._starts[at + 1]))
 
     def _drawn(self) -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vqlabel.augment.geometry import check_batch, crop_boxes, cutout_boxes, partners_of, strip_sources
 from vqlabel.augment.pictures import pillow
+from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def views(images: Images, batch: LabelBatch, size: int) -> Views:
 
     Raises:
         BadLabels: the records do not say their images, or what they say is impossible.
-        UsageError: too few images or another size than the dump's; operations that cannot be replayed.
+        UsageError: too few images, something else than RGB images, or another size than the dump's; operations that cannot be replayed.
     """
     check_batch(batch, len(images), size)
     own = _unmixed(images, batch, size)
@@ -76,11 +77,22 @@ def _unmixed(images: Images, batch: LabelBatch, size: int) -> NDArray[np.uint8]:
     made = np.empty((len(batch.image), size, size, 3), np.uint8)
     for row, image in enumerate(batch.image.tolist()):
         crop, patches = (None if column is None else column[row] for column in (batch.crop, batch.patches))
-        made[row] = view(images[image], crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
+        made[row] = view(_rgb(images, image), crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
     if batch.cutout is not None:
         for row, ((row0, col0, row1, col1), colour) in enumerate(zip(*cutout_boxes(batch.cutout, size), strict=True)):
             made[row, row0:row1, col0:col1] = colour
     return made
+
+
+def _rgb(images: Images, at: int) -> "Image":
+    image = images[at]
+    picture: type[Image] = pillow().Image
+    if not isinstance(image, picture) or image.mode != "RGB":
+        kind = f"an image in mode {image.mode}" if hasattr(image, "mode") else f"of type {type(image).__name__}"
+        raise UsageError(
+            f"image {at} is {kind}; images must be PIL images in RGB: Image.open(path).convert('RGB'), or name their folder"
+        )
+    return image
 
 
 def _mixed(own: NDArray[np.uint8], other: NDArray[np.uint8], batch: LabelBatch) -> Views:
