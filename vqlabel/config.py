@@ -17,6 +17,8 @@ USUAL_BITS = 128
 SLOTS_MOST = 1024  # codes of a label
 HEAD_MOST, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
 VIEW_MOST = 1 << 16  # pixels
+MAX_GAP_BITS, MAX_STEP = 12, 64.0  # of a sparse label: bits of the gap between two classes, nats of one step
+CODEC_KINDS = ("vqae", "sparse", "topk", "raw")
 VARIABLE = ("variable", "rate", "price")  # what a VqaeConfig says of labels with a number of slots of their own
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
@@ -76,7 +78,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 class FitConfig(_Json):
     """What a user may say to `fit`. None: decided from `bits` and the dump, and shown in the resolved configuration."""
 
-    codec: str = "vqae"
+    codec: str | None = None  # of CODEC_KINDS; None: sparse where k numbers of a label are known, else vqae
     bits: int | None = None  # code bits per label; None: what a budget leaves for them, else USUAL_BITS
     bytes: int | None = None  # of the file without augmentation and order
     ratio: float | None = None  # the same as a share of fp16 labels: 2 * labels * C / bytes
@@ -97,7 +99,7 @@ class FitConfig(_Json):
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        require(self.codec in ("vqae", "topk", "raw"), "codec", self.codec, "must be vqae, topk or raw")
+        require(self.codec is None or self.codec in CODEC_KINDS, "codec", self.codec, f"must be one of {', '.join(CODEC_KINDS)}")
         require(self.bits is None or 0 <= self.bits <= 1 << 20, "bits", self.bits, "must be 0..1048576 code bits per label")
         require(self.bytes is None or self.ratio is None, "bytes and ratio", (self.bytes, self.ratio), "are two budgets; give one")
         require(self.bytes is None or self.bytes > 0, "bytes", self.bytes, "must be above 0")
@@ -106,11 +108,13 @@ class FitConfig(_Json):
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
         budget = self.bytes is not None or self.ratio is not None
-        require(not budget or self.codec == "vqae", "codec", self.codec, "has no sizes that a budget could choose; vqae has")
+        require(
+            not budget or self.codec in (None, "vqae"), "codec", self.codec, "has no sizes that a budget could choose; vqae has"
+        )
         require(
             not budget or self.code_width is None, "code_width", self.code_width, "cuts code bits that you name: give no budget"
         )
-        alone = self.codec == "vqae" and self.code_width is None
+        alone = self.codec in (None, "vqae") and self.code_width is None
         require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
         require(
             self.contrast is None or 0.1 <= self.contrast <= 10, "contrast", self.contrast, "must be 0.1..10 (1: calibrated labels)"
@@ -130,7 +134,7 @@ class FitConfig(_Json):
 def _check_variable(config: FitConfig) -> None:
     """Raises UsageError where a label cannot have a number of slots of its own."""
     only = "is for residual slots of a vqae, whose first codes are a label: leave out "
-    require(config.codec == "vqae", "variable", True, f"{only}--codec {config.codec}, or --variable")
+    require(config.codec in (None, "vqae"), "variable", True, f"{only}--codec {config.codec}, or --variable")
     require(config.code_width is None, "variable", True, f"{only}--code-width {config.code_width}, or --variable")
     require(config.head == 0, "variable", True, "must be left out beside --head: a label with a head has one rate")
     require(
@@ -260,6 +264,43 @@ class TopkConfig(_Json):
     def id_bits(self) -> int:
         """Bits of one class id: ceil(log2 C)."""
         return max(1, (self.classes - 1).bit_length())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SparseConfig(_Json):
+    """Labels of which k numbers are known: class ids, and the steps of a logit between them."""
+
+    kind: ClassVar[str] = "sparse"
+    classes: int
+    domain: str
+    k: int
+    rest: str  # what each other class has: "zero", or "uniform" (an equal share of what is left of 1)
+    step: float  # nats of a logit
+    gaps: tuple[int, ...]  # [MAX_GAP_BITS] how many of the k - 1 gaps have a field of 1, 2, ... bits; the widest fields come first
+    rest_bits: int  # width of the gap from the last known class to the share of each other; 0: no such field
+
+    def __post_init__(self) -> None:
+        check_labels(self.classes, self.domain)
+        require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
+        require(self.rest in ("zero", "uniform"), "rest", self.rest, "must be zero or uniform")
+        require(self.rest == "zero" or self.domain == "probs", "rest", self.rest, "must be zero where labels are logits")
+        require(0 < self.step <= MAX_STEP, "step", self.step, f"must be above 0 and at most {MAX_STEP} nats")
+        counts = len(self.gaps) == MAX_GAP_BITS and min(self.gaps) >= 0 and sum(self.gaps) == self.k - 1
+        require(counts, "gaps", list(self.gaps), f"must be {MAX_GAP_BITS} counts that add up to k - 1 = {self.k - 1}")
+        others = self.rest == "uniform" and self.k < self.classes
+        want = f"must be 1..{MAX_GAP_BITS}" if others else "must be 0: no other class has a share"
+        require((1 if others else 0) <= self.rest_bits <= (MAX_GAP_BITS if others else 0), "rest_bits", self.rest_bits, want)
+
+    @property
+    def id_bits(self) -> int:
+        """Bits of one class id: ceil(log2 C)."""
+        return max(1, (self.classes - 1).bit_length())
+
+    @property
+    def gap_bits(self) -> list[int]:
+        """Stored widths of the gaps, and of the gap to the rest where there is one."""
+        widths = [bits for bits in range(MAX_GAP_BITS, 0, -1) for _ in range(self.gaps[bits - 1])]
+        return widths + [self.rest_bits] * (self.rest_bits > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

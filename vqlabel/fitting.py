@@ -15,6 +15,7 @@ from torch import Tensor
 from vqlabel.bitstream import Usage
 from vqlabel.bitstream.counted import COUNTED_ROWS
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.codecs.sizing import budget_of, code_bits_within
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
@@ -71,6 +72,18 @@ def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
     return replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
 
 
+def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
+    """Where the user named no codec: vqae; of labels of which k numbers are known, sparse, with the code bits that a budget leaves."""
+    if config.codec is not None:
+        return config
+    if sample.support is None:
+        return replace(config, codec="vqae")
+    labels = sample.total or len(sample.seen) + len(sample.held)
+    budget = budget_of(config, labels, sample.classes)
+    bits = config.bits if budget is None else max(0, code_bits_within(budget, labels))
+    return replace(config, codec="sparse", bits=bits, bytes=None, ratio=None)
+
+
 def fit_sample(
     sample: LabelSample,
     held_out: str,
@@ -82,6 +95,7 @@ def fit_sample(
     progress: Progress = silent,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """`fit` for a sample that was read before."""
+    config = with_codec(config, sample)
     hooks = FitHooks(progress=progress)
     if out is not None:
         state, labels = _state_of(out), np.ascontiguousarray(sample.seen.numpy()).data
@@ -93,7 +107,7 @@ def fit_sample(
             save=lambda values: _save_state(state, {"mark": name, "fit": values}),
             resumed=_load_state(state, name) if resume else None,
         )
-    codec = CODECS[config.codec][0].fit(sample, config, hooks).eval()
+    codec = CODECS[str(config.codec)][0].fit(sample, config, hooks).eval()
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
@@ -148,6 +162,7 @@ def read_sample(source: LabelSource, progress: Progress = silent) -> tuple[Label
         held_context=join_contexts([b.context() for b in held]),
         domain=source.domain,
         dtype=source.dtype,
+        support=source.support,
         total=total,
     ), words
 
@@ -192,7 +207,11 @@ def _stack(batches: list[LabelBatch]) -> Tensor:
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
     """Distortion at these temperatures of the `part` ("seen" or "held") of a sample, through encode and decode."""
-    figures = Distortion(temperatures=temperatures, domain=sample.domain)
+    figures = Distortion(
+        temperatures=temperatures,
+        domain=sample.domain,
+        sets=codec.holds_sets or (sample.support is not None and sample.support.rest == "zero"),
+    )
     with torch.inference_mode():
         for labels, context in sample.steps(part, CHUNK):
             figures.add(labels, codec.decode(codec.encode(labels, context), context))

@@ -77,18 +77,18 @@ def tune(
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
     for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
         require(value is None or 0 < value < math.inf, name, value, "must be above 0")
-    require(config.codec == "vqae", "codec", config.codec, "has no sizes that a search could choose; vqae has")
+    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could choose; vqae has")
     require(config.code_width is None, "code_width", config.code_width, "cuts code bits that you name: give no budget")
     check_target(out, overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
-    config = with_temperature(config, source)
+    config = replace(with_temperature(config, source), codec="vqae")
     if kl is not None and config.contrast is None:
         config = replace(config, contrast=1.0)
     sample, held_out = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * facts_of(sample).labels / 8)))
     search = Search(sample, config, began + 60 * minutes, tried)
-    budget = budget_of(config, search.facts)
+    budget = budget_of(config, search.facts.labels, search.facts.classes)
     if budget is None:
         assert kl is not None
         best = search.reach(kl)

@@ -154,7 +154,7 @@ class VqlFile:
     def _indexed(self) -> list[tuple[slice, int]]:
         """Fields of a record that index a table, and its size: codebooks and the head's classes (vqae), or classes (topk)."""
         kind, config = self.codec["kind"], self.codec["config"]
-        if kind == "topk":
+        if kind in ("topk", "sparse"):
             return [(slice(self._number("k", 1)), self.classes)]
         if kind != "vqae":
             return []

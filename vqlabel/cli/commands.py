@@ -10,7 +10,7 @@ import typer
 
 from vqlabel.cli import show
 from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
-from vqlabel.config import FitConfig
+from vqlabel.config import CODEC_KINDS, FitConfig
 from vqlabel.errors import UsageError, VqlabelError
 
 app = typer.Typer(
@@ -20,6 +20,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+CODECS = f"{', '.join(CODEC_KINDS[:-1])} or {CODEC_KINDS[-1]}"
 
 Dump = Annotated[
     Path, typer.Argument(help=f"a dump of labels: .npy, .npz, .safetensors, a folder of them, or of another layout: {LAYOUTS}")
@@ -56,7 +58,9 @@ def fit(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
-    codec: Annotated[str, typer.Option(help="vqae, topk or raw")] = "vqae",
+    codec: Annotated[
+        str | None, typer.Option(help=f"{CODECS}; by default vqae, or sparse where k numbers of a label are known")
+    ] = None,
     kl: Kl = None,
     layout: Layout = None,
     domain: Domain = None,
@@ -127,7 +131,12 @@ def pack(
     dump: Dump,
     out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
     config: FitConfig,
-    codec: Annotated[str, typer.Option(help="codec file; or vqae, topk or raw, which are fitted first")] = "vqae",
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            help=f"codec file; or {CODECS}, fitted first; by default vqae, or sparse where k numbers of a label are known"
+        ),
+    ] = None,
     kl: Kl = None,
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
     augmentation: Annotated[
@@ -146,7 +155,7 @@ def pack(
     json: Json = False,
 ) -> None:
     """Encode a dump into a .vql file, fitting a codec first where none is given."""
-    named = codec in ("vqae", "topk", "raw")
+    named = codec is None or codec in CODEC_KINDS
     from vqlabel.codecs import cut, load_codec
     from vqlabel.files import check_target
     from vqlabel.labels import open_labels
@@ -171,7 +180,7 @@ def pack(
         if named:
             fitted = _fitter(kl)(source, replace(config, codec=codec), progress=progress)[0]
         else:
-            fitted = cut(load_codec(codec)[0], config)
+            fitted = cut(load_codec(str(codec))[0], config)
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
-from vqlabel.labels import Context
+from vqlabel.labels import Context, Support
 from vqlabel.progress import Progress, silent
 
 EFFORTS = ("fast", "normal", "best")
@@ -28,6 +28,7 @@ class LabelSample:
     held_context: Context | None
     domain: str
     dtype: str
+    support: Support | None = None  # which numbers of a label are known; None: all
     total: int = 0  # labels in the whole dump; 0: those above are all
 
     @property
@@ -61,6 +62,11 @@ class LabelCodec(nn.Module, ABC):
     effort: str = "normal"  # see `set_effort`
     counted: bool = False  # True: the first column of codes is a label's count, and codes beyond it are 0 and not stored
     config: Any
+
+    @property
+    def holds_sets(self) -> bool:
+        """Whether a decoded label holds some of the classes and nothing for the others: a logit of NOWHERE, a probability of 0."""
+        return False
 
     @classmethod
     @abstractmethod

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqlabel.labels.source import NOWHERE
+
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
+
+
+def present(labels: Tensor, domain: str) -> Tensor:
+    """[n, C] the classes that a label holds: those without a logit of NOWHERE, as any type rounds it, or with a probability above 0."""
+    return labels > 0.9 * NOWHERE if domain == "logits" else labels > 0
 
 
 def as_logits(labels: Tensor, domain: str) -> Tensor:
@@ -116,19 +123,28 @@ class Distortion:
     """Running distortion between labels and their decoded form; `figures` at any time.
 
     Both sides are compared as centred logits, in `mse` as they are. T^2 * KL in nats at each temperature, the mean over labels.
+
+    Args:
+        sets: whether a label holds some of the classes and no number for the others, on either side: a class with a logit of NOWHERE, or
+            a probability of 0, is not there. Then all figures are over the classes that both sides hold, re-normalised, and `mass_kept` is
+            the share of the raw label, at T = 1, that these have.
     """
 
     temperatures: tuple[float, ...] = (1.0, 4.0, 20.0)
     domain: str = "logits"
+    sets: bool = False
     labels: int = 0
     _kl: list[float] = field(default_factory=list)
     _error: float = 0.0
     _power: float = 0.0
     _raw_error: float = 0.0
     _top1: int = 0
+    _kept: float = 0.0
 
     def add(self, raw: Tensor, decoded: Tensor) -> None:
         """Count in [n, C] labels and their decoded form, both in `domain`."""
+        if self.sets:
+            return self._add_sets(raw.float(), decoded.float())
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
         sums = [kl(x, y, t).double().sum().item() for t in self.temperatures]
         self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
@@ -138,6 +154,25 @@ class Distortion:
         self._top1 += int((x.argmax(1) == y.argmax(1)).sum())
         self.labels += len(x)
 
+    def _add_sets(self, raw: Tensor, decoded: Tensor) -> None:
+        has_raw, has_decoded = present(raw, self.domain), present(decoded, self.domain)
+        both = has_raw & has_decoded
+        count = both.sum(1, keepdim=True).clamp_min(1)
+        if self.domain == "probs":
+            raw, decoded = raw.clamp_min(SMALLEST), decoded.clamp_min(SMALLEST)
+        x, y = (labels if self.domain == "logits" else labels.log() for labels in (raw, decoded))
+        self._top1 += int(
+            (x.masked_fill(~has_raw, -torch.inf).argmax(1) == y.masked_fill(~has_decoded, -torch.inf).argmax(1)).sum()
+        )
+        self._kept += (x.masked_fill(~has_raw, -torch.inf).softmax(1) * both).double().sum().item()
+        x, y = ((z - (z * both).sum(1, keepdim=True) / count).masked_fill(~both, NOWHERE) for z in (x, y))
+        sums = [kl(x, y, t).double().sum().item() for t in self.temperatures]
+        self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
+        self._error += ((x - y).square() * both).double().sum().item()
+        self._power += (x.square() * both).double().sum().item()
+        self._raw_error += (((raw - decoded).square() * both).sum(1) / count[:, 0]).double().sum().item()
+        self.labels += len(x)
+
     def figures(self) -> dict[str, float]:
         """Means over the labels so far: `kl_T<t>` (T^2 * KL, nats), `relative_mse` (of centred logits), `mse` (of labels as they are,
         over all classes: what G-VBSM's and EDC's students feel), `top1_agreement`.
@@ -145,4 +180,5 @@ class Distortion:
         n = max(1, self.labels)
         at_t = {f"kl_T{t:g}": total / n for t, total in zip(self.temperatures, self._kl, strict=True)} if self._kl else {}
         relative = self._error / max(self._power, 1e-30)
-        return {**at_t, "relative_mse": relative, "mse": self._raw_error / n, "top1_agreement": self._top1 / n}
+        kept = {"mass_kept": self._kept / n} if self.sets else {}
+        return {**at_t, "relative_mse": relative, "mse": self._raw_error / n, "top1_agreement": self._top1 / n, **kept}

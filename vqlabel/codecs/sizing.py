@@ -102,15 +102,20 @@ def resolve(config: FitConfig, facts: Facts) -> VqaeConfig:
     prior = None if config.prior is False or config.code_width is not None else _prior(config, facts)
     if config.prior and prior is None:
         raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
-    budget = budget_of(config, facts)
+    budget = budget_of(config, facts.labels, facts.classes)
     return _plain(config, facts, prior) if budget is None else _within(config, facts, prior, budget)
 
 
-def budget_of(config: FitConfig, facts: Facts) -> int | None:
+def budget_of(config: FitConfig, labels: int, classes: int) -> int | None:
     """Bytes that a file may have without augmentation and order; None: nobody named a budget."""
     if config.ratio is not None:
-        return int(2 * facts.labels * facts.classes / config.ratio)
+        return int(2 * labels * classes / config.ratio)
     return config.bytes
+
+
+def code_bits_within(budget: int, labels: int) -> int:
+    """Code bits per label of the largest file within `budget` bytes whose labels all have as many, and whose codec has no tensors."""
+    return (8 * (budget - HEADER - CHUNK_ROW * -(-labels // CHUNK_LABELS))) // max(1, labels)
 
 
 def _prior(config: FitConfig, facts: Facts) -> PriorConfig | None:

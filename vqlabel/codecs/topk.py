@@ -32,7 +32,10 @@ class TopkCodec(LabelCodec):
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
-        k = config.slots or config.wanted_bits // each
+        if sample.support is not None and sample.support.rest == "uniform":
+            raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
+        known = None if sample.support is None or config.bits is not None else sample.support.k
+        k = config.slots or known or config.wanted_bits // each
         if k < 1:
             raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.wanted_bits}")
         return cls(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))
@@ -40,6 +43,10 @@ class TopkCodec(LabelCodec):
     @classmethod
     def build(cls, config: TopkConfig, tensors: Mapping[str, Tensor]) -> Self:
         return cls(config)
+
+    @property
+    def holds_sets(self) -> bool:
+        return self.config.k < self.config.classes
 
     @property
     def code_bits(self) -> list[int]:

@@ -21,7 +21,7 @@ from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink
 from vqlabel.codecs.train import NothingKnown, facts_of, fit_vqae
 from vqlabel.config import FitConfig, VqaeConfig
-from vqlabel.errors import BadContainer, BadLabels, require
+from vqlabel.errors import BadContainer, BadLabels, UsageError, require
 from vqlabel.labels import Context
 
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
@@ -129,6 +129,11 @@ class VqaeCodec(LabelCodec):
 
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        if sample.support is not None and sample.domain == "logits":
+            raise UsageError(
+                f"{sample.support.k} logits of each label are known and the other classes have none, which vqae cannot learn; use codec sparse "
+                "(the default for such labels) or topk"
+            )
         largest = float(sample.seen.abs().max())
         if largest > torch.finfo(torch.float16).max:
             raise BadLabels(

@@ -42,7 +42,9 @@ def compare(
         )
     codec = read_codec(file).to(device)
     temperatures = tuple(getattr(codec.config, "temperature", (1.0,)))
-    distortion = Distortion(domain=source.domain)
+    distortion = Distortion(
+        domain=source.domain, sets=codec.holds_sets or (source.support is not None and source.support.rest == "zero")
+    )
     calibration = Calibration(domain=source.domain, temperatures=temperatures)
     fingerprint, at = hashlib.sha256(), 0
     for done, batch in enumerate(source):
