@@ -18,7 +18,7 @@ from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fi
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
 from vqlabel.codecs.file import KEY
 from vqlabel.codecs.vqae import VqaeCodec
-from vqlabel.config import PriorConfig, RawConfig, TopkConfig, VqaeConfig
+from vqlabel.config import PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
 from vqlabel.labels import Context
 from vqlabel.unpacking import as_tensor
@@ -30,6 +30,9 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
     "raw bf16": ("BF16", {"codec": "raw"}, None),
     "raw fp32": ("F32", {"codec": "raw"}, None),
     "top-k": ("F16", {"codec": "topk", "slots": 5}, None),
+    "sparse": ("F16", {"codec": "sparse", "slots": 5}, None),
+    "sparse fp32, by bits": ("F32", {"codec": "sparse", "slots": 7, "bits": 64}, None),
+    "sparse bf16 of one class": ("BF16", {"codec": "sparse", "slots": 1}, None),
     "residual vqae": ("F16", {"slots": 5, "codebook_size": 8}, None),
     "grouped vqae": ("F16", {"slots": 5, "codebook_size": 8, "code_width": 3}, None),
     "vqae with an odd codebook": ("F32", {"slots": 3, "codebook_size": 11}, None),
@@ -92,9 +95,9 @@ def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
     context = draw_context(has, *logits.shape[:2])
     seen, held = (None if context is None else context.rows(part) for part in (slice(-HELD), slice(-HELD, None)))
-    config = FitConfig(epochs=1, **options)
+    config = FitConfig(**{"codec": "vqae", "epochs": 1, **options})
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
-    codec = CODECS[config.codec][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
+    codec = CODECS[str(config.codec)][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
     return Case(codec, labels, context, domain)
 
 
@@ -260,7 +263,7 @@ def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ('{"kind": "raw", "config": {"classes": 2}, "report": {}}', foreign),
         (
             '{"kind": "pixie", "config": {}, "report": {}}',
-            "codec kind 'pixie' is unknown; this vqlabel has vqae, topk, raw: upgrade it",
+            "codec kind 'pixie' is unknown; this vqlabel has vqae, sparse, topk, raw: upgrade it",
         ),
         ('{"kind": ["raw"], "config": {}, "report": {}}', r"codec kind \['raw'\] is unknown"),
     ):
@@ -276,6 +279,7 @@ LEARNED = VqaeConfig(
 KNOWING = PriorConfig(images=70, image_width=12, hidden=20, fields=("mix", "flip", "box"), view=224)
 CONFIGS = [
     FitConfig(),
+    FitConfig(codec="sparse", bits=100, seed=3),
     FitConfig(codec="topk", bits=77, slots=3, temperature=(2.0,), epochs=0, seed=9, device="cuda:1"),
     FitConfig(bits=0, slots=0, prior=True, weight_bits=2, image_width=1024, hidden=1),
     LEARNED,
@@ -288,6 +292,9 @@ CONFIGS = [
     ),
     KNOWING,
     PriorConfig(images=1 << 24, image_width=1, hidden=1, fields=(), view=1),
+    SparseConfig(
+        classes=90, domain="probs", k=4, rest="uniform", step=0.5, gaps=(1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0), rest_bits=6
+    ),
     TopkConfig(classes=5, domain="probs", k=5),
     RawConfig(classes=1 << 20, domain="logits", dtype="BF16"),
 ]  # fmt: skip
@@ -380,7 +387,7 @@ def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codec": "zip"}, "codec is 'zip'; it must be vqae, topk or raw"),
+        ({"codec": "zip"}, "codec is 'zip'; it must be one of vqae, sparse, topk, raw"),
         ({"bits": -1}, r"bits is -1; it must be 0\.\.1048576 code bits per label"),
         ({"slots": 1025}, r"slots is 1025; it must be 0\.\.1024"),
         (

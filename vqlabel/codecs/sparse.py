@@ -23,7 +23,7 @@ DEFAULT_STEP = 0.5  # nats: KL over the known classes is at most 0.0104, times T
 STEPS = tuple(2 ** (i / 2) for i in range(-8, 3))  # nats, 1/16 .. 2: what a rate in bits chooses from
 TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest
 BELOW = 1 / 4  # of a step: the same for the classes that were not stored below the last one that was
-CLIPPED = 1e-3  # share of the labels whose gap may exceed its field, which the gaps after it make up for
+CLIPPED = 1e-2  # share of the labels whose gap may exceed its field, which the gaps after it make up for
 SAMPLED = 16_384  # labels that the widths of fields are chosen by
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
 
