@@ -15,9 +15,11 @@ from vqlabel.codecs.distortion import (
     kl,
     mixed_cross_entropy,
     mixed_kl,
+    present,
     teacher_pull,
     temperature_weight,
 )
+from vqlabel.labels.source import NOWHERE
 
 P, Q = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.25, 0.75, 0.0]])
 KL_PQ = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
@@ -191,3 +193,26 @@ def test_figures_of_probabilities_are_those_of_their_logits() -> None:
     figures = Distortion(temperatures=(1.0,), domain="probs")
     figures.add(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]]))
     assert figures.figures()["kl_T1"] == pytest.approx(KL_PQ, rel=1e-5)
+
+
+@pytest.mark.parametrize("domain", ["logits", "probs"])
+def test_sets_are_compared_over_the_classes_that_both_hold(domain: str) -> None:
+    """Raw holds classes 0, 1, 2 with 1/2, 1/4, 1/4; decoded 0, 1, 3 with 1/4, 1/2, 1/4: what both hold is (2/3, 1/3) and (1/3, 2/3)."""
+    raw, decoded = torch.tensor([[0.5, 0.25, 0.25, 0.0]]), torch.tensor([[0.25, 0.5, 0.0, 0.25]])
+    if domain == "logits":
+        raw, decoded = (torch.where(p > 0, 7 + p.log(), NOWHERE) for p in (raw, decoded))
+    figures = Distortion(temperatures=(1.0,), domain=domain, sets=True)
+    figures.add(raw, decoded)
+    found = figures.figures()
+    assert found["kl_T1"] == pytest.approx(2 / 3 * math.log(2) - 1 / 3 * math.log(2), rel=1e-5)
+    assert found["mass_kept"] == pytest.approx(0.75) and found["top1_agreement"] == 0
+    assert found["relative_mse"] == pytest.approx(4, rel=1e-5), "logits of log 2 and 0, centred, against their negatives"
+    assert found["mse"] == pytest.approx(math.log(2) ** 2 if domain == "logits" else 1 / 16, rel=1e-5)
+
+
+def test_a_class_that_is_nowhere_is_so_in_any_type_that_labels_are_written_in() -> None:
+    for kind in (torch.float16, torch.bfloat16, torch.float32):
+        assert present(torch.tensor([[NOWHERE, NOWHERE + 20, -65504, -5000, 3]]).to(kind), "logits").tolist() == [
+            [False] * 3 + [True] * 2
+        ]
+    assert present(torch.tensor([[0.0, -0.0, 1e-7]]), "probs").tolist() == [[False, False, True]]

@@ -70,7 +70,7 @@ class SparseCodec(LabelCodec):
                 codec = cls(_sized(sample.classes, sample.domain, rest, step, k, depth))
                 if config.bits is None or sum(codec.code_bits) <= config.bits:
                     return codec
-            k = min(k - 1, (config.bits or 0) // codec.config.id_bits)
+            k = min(k - 1, max(1, (config.bits or 0) // codec.config.id_bits))
         raise UsageError(f"sparse needs {sum(codec.code_bits)} bits for one of {sample.classes} classes; --bits is {config.bits}")
 
     @classmethod

@@ -1,0 +1,216 @@
+"""Labels of which k numbers are known: the ids exactly, the distribution over them within a step, and what stands for the rest."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelSample
+from vqlabel.codecs.sparse import DEFAULT_STEP, SparseCodec
+from vqlabel.config import MIX, SparseConfig
+from vqlabel.errors import UsageError
+from vqlabel.fitting import with_codec
+from vqlabel.labels import Support
+from vqlabel.labels.largest import largest, spread, whole
+from vqlabel.labels.source import NOWHERE
+
+CLASSES, LABELS = 40, 300
+FORMS = [
+    ("logits", "zero"),
+    ("probs", "zero"),
+    ("probs", "uniform"),
+]  # LPQLD's; FKD's, re-normalised; FKD's, smoothed, and TinyViT's
+
+
+def known(domain: str, rest: str, k: int, dtype: str = "f2", scale: float = 3.0) -> Tensor:
+    """[LABELS, CLASSES] labels of which k numbers are known, as a reader of such a dump gives them."""
+    logits = scale * np.random.default_rng(k).normal(size=(LABELS, CLASSES))
+    if domain == "logits":
+        ids, values = largest(logits.astype(dtype), k)
+        return torch.from_numpy(whole(ids, values, CLASSES, "made", NOWHERE))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    ids, values = largest(probs.astype(np.float32), k)
+    if rest == "zero":
+        values = values / values.sum(1, keepdims=True)
+    return torch.from_numpy(spread(ids, values.astype(dtype), CLASSES, "made", rest))
+
+
+def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
+    return LabelSample(
+        seen=labels[:-50],
+        held=labels[-50:],
+        seen_context=None,
+        held_context=None,
+        domain=domain,
+        dtype="F16",
+        support=Support(k=k, rest=rest),
+    )
+
+
+def fitted(labels: Tensor, domain: str, rest: str, k: int, **options: Any) -> SparseCodec:
+    codec = CODECS["sparse"][0].fit(sample_of(labels, domain, rest, k), FitConfig(codec="sparse", **options), FitHooks())
+    assert isinstance(codec, SparseCodec)
+    return codec
+
+
+def through(codec: SparseCodec, labels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    decoded = codec.decode(codec.encode(labels))
+    figures = Distortion(domain=codec.config.domain, sets=codec.config.rest == "zero")
+    figures.add(labels, decoded)
+    return decoded, figures.figures()
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, CLASSES - 1, CLASSES])
+@pytest.mark.parametrize(("domain", "rest"), FORMS)
+def test_the_classes_return_and_their_distribution_within_the_bound(domain: str, rest: str, k: int) -> None:
+    labels = known(domain, rest, k)
+    decoded, figures = through(fitted(labels, domain, rest, k), labels)
+    ids = [largest(x.numpy(), k, signed=domain == "probs")[0] for x in (labels, decoded)]
+    assert np.array_equal(*(np.sort(x, 1) for x in ids)) and np.array_equal(ids[0][:, 0], ids[1][:, 0])
+    assert figures["top1_agreement"] == 1
+    assert figures.get("mass_kept", 1) == pytest.approx(1, abs=1e-6)
+    bound = (
+        DEFAULT_STEP**2 / 24
+    )  # of errors spread evenly over a step, at any temperature; gaps beyond their fields cost a little more
+    assert all(figures[f"kl_T{t:g}"] < 1.5 * bound for t in MIX)
+    if domain == "probs":
+        torch.testing.assert_close(decoded.sum(1), torch.ones(LABELS), atol=1e-5, rtol=0)
+    elif k < CLASSES:
+        assert float(decoded.min()) == NOWHERE and float(decoded.max()) == 0
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_what_the_other_classes_share_is_kept_and_stays_below_the_known_ones(dtype: str) -> None:
+    labels = known("probs", "uniform", 5, dtype, scale=0.3)  # so flat that the rest has most of the mass
+    decoded, _ = through(fitted(labels, "probs", "uniform", 5), labels)
+    wanted, found = (1 - x.topk(5).values.sum(1) for x in (labels.float(), decoded))
+    assert float(wanted.mean()) > 0.7
+    torch.testing.assert_close(found, wanted, atol=DEFAULT_STEP / 8 + 0.01, rtol=0)
+    top = decoded.half().topk(6).values
+    assert bool((top[:, 4] > top[:, 5]).all()), "also in halves"
+
+
+def test_finer_steps_take_more_bits_and_lose_less() -> None:
+    labels = known("logits", "zero", 8)
+    found = [
+        (codec, through(codec, labels)[1])
+        for codec in (fitted(labels, "logits", "zero", 8, bits=bits) for bits in (60, 70, 80, 90))
+    ]
+    for (coarse, more), (fine, less) in itertools.pairwise(found):
+        assert fine.config.step < coarse.config.step and sum(fine.code_bits) > sum(coarse.code_bits)
+        assert all(less[f"kl_T{t:g}"] < more[f"kl_T{t:g}"] for t in MIX)
+    for bits, (codec, _) in zip((60, 70, 80, 90), found, strict=True):
+        assert sum(codec.code_bits) <= bits and codec.config.k == 8
+
+
+def test_bits_for_fewer_classes_keep_the_largest_and_the_figures_tell_their_mass() -> None:
+    labels = known("logits", "zero", 8)
+    codec = fitted(labels, "logits", "zero", 8, bits=30)
+    assert codec.config.k == 4 and sum(codec.code_bits) <= 30
+    mass = labels.float().softmax(1).topk(4).values.sum(1).mean()
+    assert through(codec, labels)[1]["mass_kept"] == pytest.approx(float(mass), abs=1e-5)
+    with pytest.raises(UsageError, match=r"sparse needs 6 bits for one of 40 classes; --bits is 5"):
+        fitted(labels, "logits", "zero", 8, bits=5)
+
+
+def test_a_gap_beyond_its_field_is_made_up_for_by_those_after_it() -> None:
+    config = SparseConfig(classes=9, domain="logits", k=4, rest="zero", step=1.0, gaps=(0, 3, *[0] * 10), rest_bits=0)
+    labels = torch.full((1, 9), NOWHERE).scatter(1, torch.tensor([[7, 2, 5, 0]]), torch.tensor([[10.0, 4.0, 3.0, 2.0]]))
+    codec = SparseCodec(config)
+    assert codec.encode(labels).tolist() == [[7, 2, 5, 0, 3, 3, 2]]
+    assert codec.decode(codec.encode(labels))[0, [7, 2, 5, 0]].tolist() == [0, -3, -6, -8]
+
+
+def test_equal_numbers_keep_their_classes_and_a_tie_at_the_top_goes_to_the_lower_one() -> None:
+    labels = torch.full((1, 9), NOWHERE).scatter(1, torch.tensor([[7, 2, 5, 0]]), torch.tensor([[3.0, 3.0, 3.0, 1.0]]))
+    codec = SparseCodec(SparseConfig(classes=9, domain="logits", k=4, rest="zero", step=1.0, gaps=(0, 3, *[0] * 10), rest_bits=0))
+    codes = codec.encode(labels)
+    assert codes.tolist() == [[2, 5, 7, 0, 0, 0, 2]]
+    assert int(codec.decode(codes).argmax()) == 2 == int(codec.decode(codes).half().argmax())
+    assert torch.equal(codec.encode(codec.decode(codes)), codes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rest": "mean"}, "rest is 'mean'; it must be zero or uniform"),
+        ({"domain": "logits"}, "rest is 'uniform'; it must be zero where labels are logits"),
+        ({"step": 0.0}, "step is 0.0; it must be above 0"),
+        ({"step": float("nan")}, "step is nan; it must be above 0"),
+        ({"gaps": (4, *[0] * 11)}, r"gaps is \[4, 0.*; it must be 12 counts that add up to k - 1 = 3"),
+        ({"gaps": (3,)}, r"gaps is \[3\]; it must be 12 counts"),
+        ({"rest_bits": 0}, r"rest_bits is 0; it must be 1\.\.12"),
+        ({"k": 9}, r"k is 9; it must be 1\.\.8"),
+    ],
+)
+def test_a_configuration_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    good = SparseConfig(classes=8, domain="probs", k=4, rest="uniform", step=0.5, gaps=(3, *[0] * 11), rest_bits=5)
+    with pytest.raises(UsageError, match=message):
+        dataclasses.replace(good, **change)
+
+
+def test_labels_of_k_numbers_are_coded_as_such_unless_another_codec_is_named() -> None:
+    labels = known("logits", "zero", 5)
+    sparse, dense = sample_of(labels, "logits", "zero", 5), sample_of(labels, "logits", "zero", 5)
+    dense = dataclasses.replace(dense, support=None)
+    assert with_codec(FitConfig(), sparse).codec == "sparse"
+    assert with_codec(FitConfig(), dense).codec == "vqae"
+    assert with_codec(FitConfig(codec="topk"), sparse).codec == "topk"
+    large = dataclasses.replace(sparse, total=100_000)
+    budget = with_codec(FitConfig(ratio=20), large)
+    assert budget.bits == 31 and (budget.ratio, budget.bytes) == (None, None), "32 bits a label, less what the container takes"
+
+
+def test_topk_keeps_all_that_is_known_and_refuses_to_drop_what_the_rest_shares() -> None:
+    labels = known("logits", "zero", 9)
+    codec = CODECS["topk"][0].fit(sample_of(labels, "logits", "zero", 9), FitConfig(codec="topk"), FitHooks())
+    assert codec.config.k == 9
+    with pytest.raises(UsageError, match="topk drops what the other classes share of these labels; use codec sparse"):
+        CODECS["topk"][0].fit(sample_of(known("probs", "uniform", 9), "probs", "uniform", 9), FitConfig(codec="topk"), FitHooks())
+
+
+def test_vqae_and_sparse_refuse_labels_that_are_not_theirs() -> None:
+    sample = sample_of(known("logits", "zero", 5), "logits", "zero", 5)
+    with pytest.raises(UsageError, match=r"5 logits of each label are known and the other classes have none.* use codec sparse"):
+        CODECS["vqae"][0].fit(sample, FitConfig(codec="vqae"), FitHooks())
+    with pytest.raises(UsageError, match="codec sparse is for labels of which k numbers are known, and these have all"):
+        CODECS["sparse"][0].fit(dataclasses.replace(sample, support=None), FitConfig(codec="sparse"), FitHooks())
+
+
+def lpqld(folder: Path, k: int) -> NDArray[np.float16]:
+    """A dump as LPQLD's generator writes it, and its labels."""
+    labels = known("logits", "zero", k)
+    folder.mkdir()
+    order = {number: list(range(30 * number, 30 * number + 30)) for number in range(LABELS // 30)}
+    (folder / "sampler_indices_batch.json").write_text(json.dumps(order))
+    for number, part in enumerate(labels.split(30)):
+        value, index = part.topk(k, 1)
+        items = [torch.rand(30, 4).half(), torch.rand(30) > 0.5, None, None, None, value, index.short()]
+        torch.save(items, folder / f"batch_{number}.tar")
+    return labels.numpy()
+
+
+def test_a_dump_of_k_logits_packed_by_default_keeps_every_class_and_its_distribution(tmp_path: Path) -> None:
+    labels = lpqld(tmp_path / "dump", 5)
+    source = vqlabel.open_labels(tmp_path / "dump", classes=CLASSES)
+    codec, report = vqlabel.fit(source)
+    size = vqlabel.pack(source, tmp_path / "l.vql", codec=codec)["bytes"]
+    topk = vqlabel.pack(source, tmp_path / "t.vql", codec=vqlabel.fit(source, FitConfig(codec="topk"))[0])["bytes"]
+    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == 1 and size < topk
+    found = vqlabel.stats(tmp_path / "l.vql", against=source)["distortion"]
+    assert found["top1_agreement"] == found["mass_kept"] == 1 and max(found[f"kl_T{t:g}"] for t in MIX) < 0.02
+    decoded = vqlabel.open(tmp_path / "l.vql")[:].numpy()
+    assert np.array_equal(decoded > NOWHERE, labels > NOWHERE)
+    vqlabel.unpack(tmp_path / "l.vql", tmp_path / "back")
+    back = vqlabel.open_labels(tmp_path / "back", classes=CLASSES)
+    again = np.concatenate([batch.labels for batch in back])
+    assert np.array_equal(again > NOWHERE, labels > NOWHERE) and np.array_equal(again.argmax(1), labels.argmax(1))
