@@ -113,7 +113,7 @@ def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Pat
         seed=9,
         device="cpu",
     )
-    assert found["fit"] == {**want.to_dict(), "temperature": [2.0, 3.5]}
+    assert found["fit"] == {**want.to_dict(), "codec": "vqae", "temperature": [2.0, 3.5]}
     assert found["config"]["quantizer"] == "grouped"
 
 
@@ -268,7 +268,7 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
         ("0 slots leave nothing but a prior", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
         ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
-        ("codec is 'zip'; it must be vqae, topk or raw", ("fit", dump, "-o", out, "--codec", "zip")),
+        ("codec is 'zip'; it must be one of vqae, sparse, topk, raw", ("fit", dump, "-o", out, "--codec", "zip")),
         ("--temperature '20:x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "20:x")),
         ("--temperature '0:2': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "0:2")),
         ("temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),

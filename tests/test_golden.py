@@ -21,6 +21,8 @@ CODED = {
     "raw": "fixed",
     "smoothed": "zstd",
     "topk": "fixed",
+    "sparse": "fixed",
+    "shared": "zstd",
     "vqae": "zstd",
     "grouped": "fixed",
     "prior": "fixed",
@@ -32,7 +34,7 @@ CODED = {
     "seeded": "zstd",
     "pruned": "fixed",
 }
-CROPS = {"smoothed": "float32", "outside": "float32", "seeded": None, "pruned": None}
+CROPS = {"smoothed": "float32", "shared": "float32", "outside": "float32", "seeded": None, "pruned": None}
 REQUIRES = {"variable": ["variable_slots"], "outside": ["view_columns"], "seeded": ["seeded_views"], "pruned": ["seeded_views"]}
 
 
@@ -52,7 +54,10 @@ def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
 
 def test_its_labels_are_those_of_the_day(name: str) -> None:
     labels, want = vqlabel.open(GOLDEN / f"{name}.vql")[:].numpy(), np.load(GOLDEN / f"{name}.labels.npy")
-    if VqlFile(GOLDEN / f"{name}.vql").codec["kind"] == "vqae":  # matrix products differ between machines
+    if VqlFile(GOLDEN / f"{name}.vql").codec["kind"] in (
+        "vqae",
+        "sparse",
+    ):  # matrix products and exponentials differ between machines
         np.testing.assert_allclose(labels, want, atol=1e-4)
     else:
         np.testing.assert_array_equal(labels, want)
@@ -104,6 +109,25 @@ def test_a_prior_alone_is_the_formula_of_the_format() -> None:
     logits = z @ matrix(tensors, "out", (latent, config["classes"]), bits) + tensors["codec.decoder.bias"]
     np.testing.assert_allclose(logits, np.load(GOLDEN / "alone.labels.npy"), rtol=0, atol=1e-3)
     assert tensors["codes"].any() == 0 and file.container.streams["codes"].bits == (1,)
+
+
+def test_sparse_labels_are_the_formula_of_the_format() -> None:
+    for name in ("sparse", "shared"):
+        file = VqlFile(GOLDEN / f"{name}.vql")
+        config, codes = file.codec["config"], file.codes(0, file.records).astype(np.int64)
+        k, ids, steps = config["k"], codes[:, : config["k"]], codes[:, config["k"] :].astype(np.float64)
+        assert list(file.code_bits) == [4] * k + ([4, 3, 2] if name == "sparse" else [5, 6])
+        steps[:, 0] = np.maximum(steps[:, 0], 1 / 8)
+        if name == "shared":
+            steps[:, -1] = np.maximum(steps[:, -1], 1 / 4)
+        logits = -np.concatenate([np.zeros((len(ids), 1)), np.cumsum(config["step"] * steps, 1)], 1)
+        want = np.full((len(ids), config["classes"]), -10_000.0)
+        if name == "shared":
+            others = config["classes"] - k
+            total = np.exp(logits[:, :k]).sum(1, keepdims=True) + others * np.exp(logits[:, k:])
+            want, logits = np.tile(np.exp(logits[:, k:]) / total, config["classes"]), np.exp(logits[:, :k]) / total
+        np.put_along_axis(want, ids, logits, 1)
+        np.testing.assert_allclose(want, np.load(GOLDEN / f"{name}.labels.npy"), rtol=1e-6)
 
 
 def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:

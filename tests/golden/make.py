@@ -15,7 +15,7 @@ import vqlabel
 from vqlabel.augment import Recipe
 from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.codecs import CODECS, LabelCodec
-from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, TopkConfig, VqaeConfig
+from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource
 from vqlabel.labels.source import Place
 
@@ -151,6 +151,22 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "raw", Views(), raw
     yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
     yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
+    yield (
+        "sparse",
+        Views(),
+        CODECS["sparse"][0](
+            SparseConfig(classes=CLASSES, domain="logits", k=4, rest="zero", step=0.5, gaps=(0, 1, 1, 1, *[0] * 8), rest_bits=0)
+        ),
+    )
+    yield (
+        "shared",
+        Smoothed(),
+        CODECS["sparse"][0](
+            SparseConfig(
+                classes=CLASSES, domain="probs", k=2, rest="uniform", step=0.25, gaps=(0, 0, 0, 0, 1, *[0] * 7), rest_bits=6
+            )
+        ),
+    )
     yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6, slots=5)  # k is no power of two
     yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2, weight_bits=5)
     yield "prior", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=4, prior=PRIOR)
