@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
 LAYERS = (
     ("errors",),
-    ("config", "files", "progress"),
+    ("config", "files", "filetypes", "progress"),
     ("labels", "bitstream", "container"),
     ("augment", "columns", "counts", "crops", "seeded", "vql", "teachers", "codecs"),
     ("packing", "fitting", "unpacking", "converting", "verifying", "pruning", "journal"),

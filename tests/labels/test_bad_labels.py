@@ -90,9 +90,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         open_labels(tmp_path / "a.csv")
     with pytest.raises(BadLabels, match="is no folder; SRe2L's tree is one"):
         open_labels(tmp_path / "a.csv", layout="sre2l")
-    with pytest.raises(BadLabels, match=r"no readable .* file"):
+    with pytest.raises(BadLabels, match=r"a\.csv: is a text file"):
         open_labels(tmp_path / "a.csv", layout="arrays")
-    with pytest.raises(BadLabels, match="neither a file nor a folder"):
+    with pytest.raises(BadLabels, match="is a device, not a file"):
         open_labels(os.devnull)
 
 
@@ -212,7 +212,7 @@ def test_an_unknown_domain_in_the_metadata_is_refused(tmp_path: Path, draw: Draw
 @pytest.mark.parametrize("data", [b"", b"\x93NUMPY", b"garbage" * 50, b"PK\3\4" + bytes(100), bytes(1000)], ids=range(5))
 def test_garbage_is_refused(data: bytes, suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"a{suffix}").write_bytes(data)
-    with pytest.raises(BadLabels, match=rf"a{suffix}: no readable {suffix} file \("):
+    with pytest.raises(BadLabels, match=rf"a{suffix}: (no readable {suffix} file \(|is an? .* file|is a zip archive)"):
         open_labels(tmp_path / f"a{suffix}")
 
 
@@ -222,7 +222,7 @@ def test_every_truncation_is_refused(file: str, tmp_path: Path, draw: Draw, writ
     data = path.read_bytes()
     for size in range(len(data)):
         path.write_bytes(data[:size])
-        with pytest.raises(BadLabels, match=r"no readable|truncated"):
+        with pytest.raises(BadLabels, match=r"no readable|truncated|is (an empty|a text) file"):
             read_all(path)
 
 
@@ -231,7 +231,9 @@ def test_one_format_under_the_name_of_another_is_refused(tmp_path: Path, write_a
         data = write_array(tmp_path / f"a{written}", draw(6, 5)).read_bytes()
         for named in {".npy", ".npz", ".safetensors"} - {written}:
             (tmp_path / f"b{named}").write_bytes(data)
-            with pytest.raises(BadLabels, match=rf"b{named}: no readable {named} file"):
+            with pytest.raises(
+                BadLabels, match=rf"b{named}: (no readable {named} file|is a ({written} file|zip archive), not a {named} file)"
+            ):
                 open_labels(tmp_path / f"b{named}")
 
 
@@ -329,13 +331,15 @@ def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
         armed = [*items[:number], Exploit(marker), *items[number + 1 :]]
         for how in ({}, {"_use_new_zipfile_serialization": False}):
             write_sre2l(tmp_path / "tree", armed, **how)
-            with pytest.raises(BadLabels, match=r"the pickle wants more than tensors .*it was not run"):
+            with pytest.raises(
+                BadLabels, match=r"its pickle asks for posix\.system, which is code; it was not run\. Do not use this dump"
+            ):
                 open_labels(tmp_path / "tree")
             assert not marker.exists()
     bare = tmp_path / "tree/epoch_0/batch_0.tar"
     for protocol in (2, 4):
         bare.write_bytes(pickle.dumps([*items, Exploit(marker)], protocol))
-        with pytest.raises(BadLabels, match=r"batch_0\.tar: (the pickle wants more|damaged pickle|no readable)"):
+        with pytest.raises(BadLabels, match=r"batch_0\.tar: its pickle asks for posix\.system, which is code"):
             open_labels(tmp_path / "tree")
         assert not marker.exists()
     assert not recwarn.list  # one line is enough
@@ -346,7 +350,7 @@ def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
 )
 def test_other_objects_are_refused(item: Any, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     write_sre2l(tmp_path, [*sre2l_items(draw(6, 5))[:5], item])
-    with pytest.raises(BadLabels, match=r"the pickle wants more than tensors|no readable|item 5 is (float32|_?[dD]type)"):
+    with pytest.raises(BadLabels, match=r"item 5 is (float32|list|str|_?[dD]type)"):
         open_labels(tmp_path)
 
 
@@ -370,7 +374,7 @@ def test_a_forged_numpy_type_never_reaches_numpy(
         box = open_labels(tmp_path).read(0).mix_box
         assert box is not None and [type(v) for v in box] == [int] * 4 and list(box) == items[4]
     else:
-        with pytest.raises(BadLabels, match=r"no readable torch\.save file"):
+        with pytest.raises(BadLabels, match=r"damaged pickle \(a NumPy type without a byte order\)"):
             open_labels(tmp_path)
 
 
@@ -379,7 +383,7 @@ def test_a_compressed_batch_is_not_expanded(
 ) -> None:
     file = write_sre2l(tmp_path, sre2l_items(torch.zeros(1000, 1000)))
     change_pickle(file, bytes, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(BadLabels, match=r"its members expand to 4\d{6} bytes in a file of \d+; torch\.save never does that"):
+    with pytest.raises(BadLabels, match=r"its members are compressed, or expand to more \(4\d{6} bytes\) than the file has"):
         open_labels(tmp_path)
 
 
@@ -389,7 +393,9 @@ def test_a_compressed_batch_is_not_expanded(
 def test_a_file_that_torch_did_not_save_is_refused(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "epoch_0").mkdir()
     (tmp_path / "epoch_0" / "batch_0.tar").write_bytes(data)
-    with pytest.raises(BadLabels, match=r"batch_0\.tar: (no readable torch\.save file|damaged pickle|the pickle wants more)"):
+    with pytest.raises(
+        BadLabels, match=r"batch_0\.tar: (is (an empty|a text) file|is a file of zero bytes|damaged|holds a list of [01])"
+    ):
         open_labels(tmp_path)
 
 
@@ -400,7 +406,7 @@ def test_every_truncated_batch_is_refused(
     data = file.read_bytes()
     for size in range(0, len(data), 13):
         file.write_bytes(data[:size])
-        with pytest.raises(BadLabels, match=r"batch_0\.tar: (no readable torch\.save file|damaged pickle)"):
+        with pytest.raises(BadLabels, match=r"batch_0\.tar: (is an empty file|damaged torch\.save file)"):
             read_all(tmp_path)
 
 
@@ -408,8 +414,8 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path, draw: Draw, sr
     write_sre2l(tmp_path, sre2l_items(draw(6, 5)))
     (tmp_path / "epoch_0" / "batch_1.tar").mkdir()
     (tmp_path / "epoch_0" / "batch_2.tar").symlink_to(tmp_path / "gone")
-    for at in (1, 2):
-        with pytest.raises(BadLabels, match=rf"batch_{at}\.tar: no readable torch\.save file \(\[Errno"):
+    for at, why in ((1, "is a folder, not a file"), (2, r"cannot be read \(No such file")):
+        with pytest.raises(BadLabels, match=rf"batch_{at}\.tar: {why}"):
             open_labels(tmp_path).read(at)
 
 
@@ -444,8 +450,8 @@ BAD_ITEMS = [
     (5, torch.ones(6, 1), r"item 5 is torch\.float32 \[6, 1\]"),
     (5, torch.ones(0, 5), r"item 5 is torch\.float32 \[0, 5\]"),
     (5, torch.ones(2, 6, 5), r"item 5 is torch\.float32 \[2, 6, 5\]"),
-    (5, torch.eye(6).to_sparse(), r"item 5 is a torch\.sparse_coo tensor on cpu; it must be dense"),
-    (5, torch.ones(6, 5, device="meta"), r"item 5 is a torch\.strided tensor on meta; it must be dense and stored in the file"),
+    (5, torch.eye(6).to_sparse(), r"its pickle asks for _rebuild_sparse_tensor of the module torch\._utils, which is not read"),
+    (5, torch.ones(6, 5, device="meta"), r"its pickle asks for _rebuild_meta_tensor_no_storage of the module torch\._utils.*dense"),
     (5, torch.ones(1, 1).expand(1 << 40, 1000), r"item 5 spans 4398046511104000 bytes in a file of \d+"),
     (5, [[[1.0]]], r"item 5 is list \[list\]; it must be logits"),
     (0, torch.ones(6, 3), r"item 0 is torch\.float32 \[6, 3\]; it must be torch\.float32 \[6, 4\] or None"),
@@ -559,7 +565,7 @@ def test_an_order_that_does_not_fit_the_batches_is_refused(
             open_labels(tmp_path).read(at)
     (tmp_path / ORDER_FILE).unlink()
     (tmp_path / ORDER_FILE).mkdir()
-    with pytest.raises(BadLabels, match="not an order file"):
+    with pytest.raises(BadLabels, match="is a folder, not a file"):
         open_labels(tmp_path)
 
 

@@ -413,7 +413,7 @@ class Exploit:
 
 def test_a_file_that_runs_commands_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     write_dump(tmp_path / "dump", {"n01/a": [COORDS, FLIP, Exploit(tmp_path / "ran")]})
-    with pytest.raises(BadLabels, match="the pickle wants more than tensors"):
+    with pytest.raises(BadLabels, match=r"its pickle asks for posix\.system, which is code"):
         open_labels(tmp_path / "dump")
     assert not (tmp_path / "ran").exists()
 
@@ -423,5 +423,5 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
     data = file.read_bytes()
     for size in range(0, len(data), 37):
         file.write_bytes(data[:size])
-        with pytest.raises(BadLabels, match=r"a\.tar: (no readable torch\.save file|damaged pickle)"):
+        with pytest.raises(BadLabels, match=r"a\.tar: (is an empty file|damaged torch\.save file)"):
             open_labels(tmp_path)

@@ -147,13 +147,13 @@ class Exploit:
         (torch.ones(6, 5).double(), r"item 0 is torch\.float64 \[6, 5\]; it must be labels"),
         (torch.arange(6), r"item 0 is torch\.int64 \[6\]; it must be labels"),
         (torch.ones(1, 1).expand(1 << 40, 5), r"item 0 spans 21990232555520 bytes in a file of \d+"),
-        (torch.eye(6).to_sparse(), r"item 0 is a torch\.sparse_coo tensor on cpu; it must be dense"),
-        (torch.ones(6, 5, device="meta"), r"item 0 is a torch\.strided tensor on meta; it must be dense"),
+        (torch.eye(6).to_sparse(), "its pickle asks for _rebuild_sparse_tensor of the module"),
+        (torch.ones(6, 5, device="meta"), "its pickle asks for _rebuild_meta_tensor_no_storage of the module"),
         ([torch.ones(6, 5)], r"item 0 is list \[torch\.float32 \[6, 5\]\]; it must be labels"),
         ({"a": torch.ones(6, 5), "b": torch.ones(6, 5)}, "holds a dict with 2 tensors of two dimensions; save the labels alone"),
         ({"lr": 0.1}, "holds a dict with 0 tensors of two dimensions; save the labels alone"),
         (None, "item 0 is NoneType; it must be labels"),
-        (Exploit(Path("ran")), "the pickle wants more than tensors"),
+        (Exploit(Path("ran")), r"its pickle asks for posix\.system, which is code"),
     ],
     ids=range(14),
 )
@@ -175,5 +175,5 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
     data = saved(tmp_path / "labels.pt", draw()).read_bytes()
     for size in range(0, len(data), 37):
         (tmp_path / "labels.pt").write_bytes(data[:size])
-        with pytest.raises(BadLabels, match=r"labels\.pt: (no readable torch\.save file|damaged pickle)"):
+        with pytest.raises(BadLabels, match=r"labels\.pt: (is an empty file|damaged torch\.save file)"):
             open_labels(tmp_path / "labels.pt")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
+from vqlabel.filetypes import mistaken, require_regular
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -143,6 +144,7 @@ def open_rows(path: Path) -> Rows:
         BadLabels: the file is malformed, or has no array that can be labels, or more than one.
     """
     try:
+        require_regular(path)
         if path.suffix == ".npy":
             array = _map_npy(path)
             return MappedRows(str(path), array.shape, partial(_map_npy, path), _dtype_name(array.dtype, str(path)), None)
@@ -155,7 +157,8 @@ def open_rows(path: Path) -> Rows:
         raise
     except Exception as error:  # NumPy's header parser and zipfile raise nearly anything on damaged bytes
         raise BadLabels(
-            f"{path}: no readable {path.suffix} file ({str(error)[:200]}); it may be truncated or of another format"
+            mistaken(path, f"a {path.suffix} file")
+            or f"{path}: no readable {path.suffix} file ({str(error)[:200]}); it may be truncated or of another format"
         ) from None
 
 
@@ -173,7 +176,10 @@ def _safetensors_rows(path: Path) -> Rows:
             part = file.get_slice(name)
             dtype, shape = part.get_dtype(), tuple(part.get_shape())
     except SafetensorError as error:
-        raise BadLabels(f"{path}: no readable .safetensors file ({error}); it may be truncated or of another format") from None
+        raise BadLabels(
+            mistaken(path, "a .safetensors file")
+            or f"{path}: no readable .safetensors file ({error}); it may be truncated or of another format"
+        ) from None
     if dtype not in _NUMPY:
         raise BadLabels(f"{path}: tensor {name!r} is {dtype}; labels are F16, BF16 or F32")
     if domain not in (None, "logits", "probs"):

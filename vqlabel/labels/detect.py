@@ -11,6 +11,7 @@ from pathlib import Path
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, TargetExists, UsageError, require
 from vqlabel.files import appearing
+from vqlabel.filetypes import is_sidecar, require_regular
 from vqlabel.labels.arrays import SUFFIXES, ArraySource, ArrayWriter, array_form
 from vqlabel.labels.edc import EdcSource, EdcWriter
 from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
@@ -105,7 +106,7 @@ def _detect(path: Path) -> str:
         known = ", ".join((*SUFFIXES, *TENSOR_SUFFIXES))
         raise BadLabels(f"{path}: {path.suffix or 'no suffix'} is no label format; use {known}, or name a folder")
     if not path.is_dir():
-        raise BadLabels(f"{path}: neither a file nor a folder; name a dump of labels")
+        require_regular(path)
     if not any(path.iterdir()):
         raise BadLabels(f"{path}: the folder is empty; a dump has at least one batch or shard")
     if batches := find_batches(path):
@@ -117,7 +118,7 @@ def _detect(path: Path) -> str:
         return "arrays"
     if any(re.fullmatch(FOLDER, f.name) for f in path.iterdir()):
         return "tinyvit"
-    if any(path.rglob("*.tar")):
+    if any(not is_sidecar(file) for file in path.rglob("*.tar")):
         return "fkd"
     raise BadLabels(
         f"{path}: neither epoch_E/batch_B.tar nor {', '.join(SUFFIXES)} in it, nor another layout's files; see docs/layouts.md"

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.filetypes import is_sidecar
 from vqlabel.labels.items import array_item, describe, list_length, read_items, to_tensor, write_items
 from vqlabel.labels.largest import check_pairs, largest, probabilities, spread
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
@@ -106,7 +107,7 @@ def find_images(path: Path) -> list[str]:
     """The names of the images that have a file below `path`: where it lies, without .tar."""
     if not path.is_dir():
         raise BadLabels(f"{path}: is no folder; fkd's dump is one, with a .tar file for every image")
-    names = sorted(file.relative_to(path).as_posix().removesuffix(".tar") for file in path.rglob("*.tar"))
+    names = sorted(file.relative_to(path).as_posix().removesuffix(".tar") for file in path.rglob("*.tar") if not is_sidecar(file))
     if not names:
         raise BadLabels(f"{path}: no .tar file in it; a dump has at least one image")
     for name in names:

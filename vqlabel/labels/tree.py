@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
+from vqlabel.filetypes import require_regular
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
 SEED = 42  # of SRe2L's shuffle: its reader knows no other
@@ -138,6 +139,7 @@ def is_shuffled(order: dict[int, Indices], seed: int = SEED) -> bool:
 def read_order(file: Path) -> dict[int, Indices]:
     """An order file: {"0": [image indices of group 0, in order], ...}."""
     try:
+        require_regular(file)
         order = json.loads(file.read_text())
         return {int(group): _indices(ids) for group, ids in order.items()}
     except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
