@@ -76,7 +76,12 @@ _TYPES: tuple[tuple[Callable[[bytes], bool], FileType], ...] = (
     (lambda head: _is_text(head) and head[:1] == b"<", FileType("an XML document", _SAVE)),
     (_is_text, FileType("a text file", _SAVE)),
 )
-_OWN = {".npy": "a .npy file", ".npz": "a zip archive", ".safetensors": "a .safetensors file"}  # what a file of this suffix is
+_OWN = {  # what a file of this suffix is
+    ".npy": ("a .npy file",),
+    ".npz": ("a zip archive",),
+    ".safetensors": ("a .safetensors file",),
+    ".json": ("a JSON text", "a text file"),
+}
 
 
 def identify(head: bytes) -> FileType | None:
@@ -89,7 +94,9 @@ def mistaken(path: Path, wanted: str) -> str | None:
     with path.open("rb") as file:
         found = identify(file.read(HEAD_BYTES))
     return (
-        None if found is None or found.what == _OWN.get(path.suffix) else f"{path}: is {found.what}, not {wanted}; {found.remedy}"
+        None
+        if found is None or found.what in _OWN.get(path.suffix, ())
+        else f"{path}: is {found.what}, not {wanted}; {found.remedy}"
     )
 
 

@@ -317,8 +317,8 @@ BAD_ITEMS: list[tuple[Items, str]] = [
     ([None, FLIP, PAIRS], "has labels without coords or flip, so nobody knows the crops"),
     ([COORDS, None, PAIRS], "has labels without coords or flip, so nobody knows the crops"),
     *(
-        ([COORDS, FLIP, labels], r"item 2 is .*; it must be labels int64 \[n\], or fp16 or fp32 \[n, 2\], \[n, 2, k\] or \[n, C\]")
-        for labels in (None, 1, [1] * 6, PAIRS.astype("f8"), PAIRS.astype("i8"), PAIRS[:, :1], PAIRS[:, 0, :1], PAIRS[0, 0], PAIRS[None])
+        ([COORDS, FLIP, labels], r"item 2 is .*; it must be labels int64 \[n\], or fp16, fp32 or fp64 \[n, 2\], \[n, 2, k\] or \[n, C\]")
+        for labels in (None, 1, [1] * 6, PAIRS.astype("u1"), PAIRS.astype("i8"), PAIRS[:, :1], PAIRS[:, 0, :1], PAIRS[0, 0], PAIRS[None])
     ),
     ([COORDS, FLIP, np.zeros(6, "i4")], r"item 2 is torch\.int32 \[6\]; it must be labels int64"),
     ([COORDS, FLIP, torch.zeros(0, 2, 5)], r"item 2 is torch\.float32 \[0, 2, 5\]; .*and not empty"),
@@ -351,7 +351,7 @@ def test_a_file_that_holds_anything_else_is_refused(items: Items, message: str, 
 def test_files_of_different_kinds_are_refused(tmp_path: Path) -> None:
     for other, kind in (
         (items_of(draw_probs(1), "ms-k1"), "ms-k1, float32, coords float32"),
-        (items_of(draw_probs(1), "hard"), "hard, float16, coords float32"),
+        (items_of(draw_probs(1), "hard"), "hard, int64, coords float32"),
         (items_of(draw_probs(1), "ms-k5", "float16"), "ms-k5, float16, coords float16"),
     ):
         write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS], "n01/b": other})
@@ -425,3 +425,20 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
         file.write_bytes(data[:size])
         with pytest.raises(BadLabels, match=r"a\.tar: (is an empty file|damaged torch\.save file)"):
             open_labels(tmp_path)
+
+
+def test_sidecars_of_a_mac_are_no_images(tmp_path: Path) -> None:
+    file = write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS]}) / "n01" / "a.tar"
+    file.with_name("._a.tar").write_bytes(b"\0\5\x16\7\0\2\0\0" + bytes(100))
+    assert open_labels(tmp_path).names == ["n01/a"]
+    file.unlink()
+    with pytest.raises(BadLabels, match="nor another layout's files"):
+        open_labels(tmp_path)
+
+
+def test_float64_probabilities_are_narrowed_and_a_note_records_it(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).dirichlet(np.ones(7), len(FLIP))
+    write_dump(tmp_path, {"n01/a": [COORDS, FLIP, labels]})
+    source = open_labels(tmp_path)
+    assert source.dtype == "F32" and source.notes == [f"{tmp_path}: float64 is narrowed to float32"]
+    assert (source.read(0).labels == labels.astype(np.float32)).all()

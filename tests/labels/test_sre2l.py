@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from vqlabel.errors import BadLabels
 from vqlabel.labels import LabelBatch, Place, open_labels, writing
 from vqlabel.labels.tree import ORDER_FILE, write_order
 
@@ -206,3 +207,42 @@ def test_a_real_dump_says_its_images_once_an_epoch() -> None:
     )  # one image a class, in its order
     top = np.concatenate([batch.labels.argmax(1) for batch in epoch])
     assert (top == images)[unmixed].mean() > 0.5
+
+
+# --- what others put in such trees
+
+
+def test_arrays_of_numpy_are_read_as_tensors_are(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    items = sre2l_items(draw(6, 5, dtype=torch.float16))
+    write_sre2l(tmp_path, [item.numpy() if isinstance(item, torch.Tensor) else item for item in items], pickle_protocol=4)
+    source = open_labels(tmp_path)
+    assert holds(source.read(0), items) and source.dtype == "F16" and source.notes == []
+
+
+def test_float64_labels_are_narrowed_and_a_note_records_it(
+    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
+) -> None:
+    labels = draw(6, 5, dtype=torch.float64) + 1e-12
+    for batch, item in enumerate((labels, labels.numpy(), labels.float())):
+        write_sre2l(tmp_path, [*sre2l_items(labels)[:5], item], batch=batch)
+    source = open_labels(tmp_path)
+    assert source.dtype == "F32" and source.notes == [f"{tmp_path}: float64 is narrowed to float32"]
+    assert same(source.read(0).labels, labels.float()) and same(source.read(1).labels, labels.float())
+    with pytest.raises(BadLabels, match=r"batch_2\.tar: labels are F32; the dump began with F64"):
+        source.read(2)
+
+
+def test_missing_batches_and_epochs_are_noted(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    for epoch, batches in ((0, 3), (1, 3), (3, 2)):
+        for batch in range(batches):
+            write_sre2l(tmp_path, sre2l_items(draw(2, 5)), epoch, batch)
+    (tmp_path / "epoch_1" / "batch_1.tar").unlink()
+    why = "unless it was pruned, the dump is incomplete: copy it again"
+    assert open_labels(tmp_path).notes == [f"{tmp_path}: epoch 2, batch 1 of epoch 1, batch 2 of epoch 3 missing; {why}"]
+    write_sre2l(tmp_path, sre2l_items(draw(2, 5)), 999_999_999, 999_999_999)
+    (note,) = open_labels(tmp_path).notes
+    assert note == f"{tmp_path}: epoch 2, epoch 4, epoch 5, epoch 6 and 4,999,999,984 more missing; {why}"
+
+
+def test_a_whole_dump_has_no_notes(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+    assert open_labels(tree[0]).notes == []

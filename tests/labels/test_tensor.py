@@ -140,11 +140,11 @@ class Exploit:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.ones(6), r"item 0 is torch\.float32 \[6\]; it must be labels \[N, C\], fp16, bf16 or fp32"),
+        (torch.ones(6), r"item 0 is torch\.float32 \[6\]; it must be labels \[N, C\], fp16, bf16, fp32 or fp64"),
         (torch.ones(6, 1), r"item 0 is torch\.float32 \[6, 1\]; it must be labels"),
         (torch.ones(0, 5), r"item 0 is torch\.float32 \[0, 5\]; it must be labels"),
         (torch.ones(2, 6, 5), r"item 0 is torch\.float32 \[2, 6, 5\]; it must be labels"),
-        (torch.ones(6, 5).double(), r"item 0 is torch\.float64 \[6, 5\]; it must be labels"),
+        (torch.ones(6, 5, dtype=torch.int32), r"item 0 is torch\.int32 \[6, 5\]; it must be labels"),
         (torch.arange(6), r"item 0 is torch\.int64 \[6\]; it must be labels"),
         (torch.ones(1, 1).expand(1 << 40, 5), r"item 0 spans 21990232555520 bytes in a file of \d+"),
         (torch.eye(6).to_sparse(), "its pickle asks for _rebuild_sparse_tensor of the module"),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.filetypes import is_sidecar
-from vqlabel.labels.items import array_item, describe, list_length, read_items, to_tensor, write_items
+from vqlabel.labels.items import array_item, describe, list_length, narrowed, read_items, to_tensor, write_items
 from vqlabel.labels.largest import check_pairs, largest, probabilities, spread
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.tensor import refuse_augmentation
@@ -38,12 +38,13 @@ class Stored(NamedTuple):
     flip: NDArray[np.bool_]  # [n]
     form: str
     ids: NDArray[np.int64] | None  # [n, k]; None: all classes, in order
-    values: NDArray[np.floating]  # [n, k] or [n, C]
+    values: NDArray[np.floating]  # [n, k] or [n, C], fp16 or fp32
+    dtype: str  # that item 2 has in the file: fp64 is narrowed, classes alone are "int64"
 
     @property
     def kind(self) -> tuple[str, str, str]:
         """What all files of a dump have in common: form, type of the values, type of coords."""
-        return self.form, self.values.dtype.name, self.crop.dtype.name
+        return self.form, self.dtype, self.crop.dtype.name
 
     @property
     def rest(self) -> str:
@@ -68,7 +69,7 @@ class FkdSource(LabelSource):
         self.places = [Place(0, image) for image in range(len(self.names))]
         first = read_image(self._file(0))
         self._kind, (form, values, coords) = first.kind, first.kind
-        self.dtype = "F16" if values == "float16" else "F32"
+        self.dtype = narrowed(self, {"float32": "F32", "float64": "F64"}.get(values, "F16"))
         self.details = {"form": form, "coords": coords}
         if first.ids is None:
             self.classes = first.values.shape[1]
@@ -125,21 +126,20 @@ def holds_images(path: Path) -> bool:
 
 def read_image(file: Path) -> Stored:
     """One file, checked; arrays may be NumPy's, as FKD saves them, or tensors."""
-    items = [
-        to_tensor(item) if isinstance(item, np.ndarray) else item for item in read_items(file, (3,), "FKD", "coords, flip, labels")
-    ]
-    form, ids, values = _parts(file, items[2])
+    items = read_items(file, (3,), "FKD", "coords, flip, labels")
+    dtype = str(getattr(items[2], "dtype", "")).removeprefix("torch.")
+    form, ids, values = _parts(file, items[2].float() if dtype == "float64" else items[2])
     crop = array_item(file, 0, items[0], (len(values), 4), "float32", "float16")
     flip = array_item(file, 1, items[1], (len(values),), "bool")
     if crop is None or flip is None:
         raise BadLabels(f"{file}: has labels without coords or flip, so nobody knows the crops that they are of; regenerate it")
     if ids is None:
-        return Stored(crop, flip, form, None, values)
+        return Stored(crop, flip, form, None, values, dtype)
     if ids.dtype == np.float16 and ids.max() >= HALF_IDS:
         raise BadLabels(
             f"{file}: names class {ids.max():.0f} in fp16, which rounds classes from {HALF_IDS} on; regenerate it in fp32"
         )
-    return Stored(crop, flip, form, check_pairs(ids, values, str(file)), values)
+    return Stored(crop, flip, form, check_pairs(ids, values, str(file)), values, dtype)
 
 
 def _parts(file: Path, item: Any) -> tuple[str, NDArray[Any] | None, NDArray[np.floating]]:
@@ -154,7 +154,7 @@ def _parts(file: Path, item: Any) -> tuple[str, NDArray[Any] | None, NDArray[np.
         if len(shape) == 2:
             return ("smoothing", stored[:, :1], stored[:, 1:]) if shape[1] == 2 else ("full", None, stored)
     raise BadLabels(
-        f"{file}: item 2 is {describe(item)}; it must be labels int64 [n], or fp16 or fp32 [n, 2], [n, 2, k] or [n, C], and not empty"
+        f"{file}: item 2 is {describe(item)}; it must be labels int64 [n], or fp16, fp32 or fp64 [n, 2], [n, 2, k] or [n, C], and not empty"
     )
 
 

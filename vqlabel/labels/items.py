@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.source import LabelSource
 from vqlabel.labels.unpickle import unpickle
 
-TYPES = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32"}
+TYPES = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float32": "F32", "torch.float64": "F64"}
 
 
 def read_items(file: Path, counts: Sequence[int], layout: str, names: str) -> list[Any]:
-    """The list in a file; tensors among its items are dense, on the CPU, and no larger than the file.
+    """The list in a file. NumPy's arrays of numbers among its items come as tensors; all are no larger than the file.
 
     Raises:
         BadLabels: it holds something else, or a list of a length that is not in `counts`; `names` says what belongs there.
@@ -36,9 +37,11 @@ def list_length(file: Path) -> int:
 
 
 def plain(file: Path, number: int, item: Any) -> Any:
-    """A tensor that `.numpy()` takes, no larger than its file; anything but a tensor as it is."""
+    """A tensor or an array of numbers as a tensor that `.numpy()` takes, no larger than its file; anything else as it is."""
     import torch
 
+    if isinstance(item, np.ndarray) and item.dtype.kind in "biuf":
+        return torch.from_numpy(item)
     if not isinstance(item, torch.Tensor):
         return item
     size = item.numel() * item.element_size()
@@ -48,13 +51,21 @@ def plain(file: Path, number: int, item: Any) -> Any:
 
 
 def label_item(file: Path, number: int, item: Any, what: str = "logits [b, C]") -> tuple[NDArray[np.floating], str]:
-    """Labels [b, C], bf16 widened to float32, and their type: "F16", "BF16" or "F32"."""
+    """Labels [b, C] and the type that is stored: "F16", "BF16", "F32" or "F64". bf16 is widened to float32, fp64 narrowed; see `narrowed`."""
     import torch
 
     if not isinstance(item, torch.Tensor) or str(item.dtype) not in TYPES or item.dim() != 2 or not len(item) or item.shape[1] < 2:
-        raise BadLabels(f"{file}: item {number} is {describe(item)}; it must be {what}, fp16, bf16 or fp32")
+        raise BadLabels(f"{file}: item {number} is {describe(item)}; it must be {what}, fp16, bf16, fp32 or fp64, and not empty")
     kind = TYPES[str(item.dtype)]
-    return np.array((item.float() if kind == "BF16" else item).numpy()), kind
+    return np.array((item.float() if kind in ("BF16", "F64") else item).numpy()), kind
+
+
+def narrowed(source: LabelSource, stored: str) -> str:
+    """The type of a source's labels, of what its files store; where it is narrower, the source notes it."""
+    if stored != "F64":
+        return stored
+    source.notes.append(f"{source.path}: float64 is narrowed to float32")
+    return "F32"
 
 
 def array_item(file: Path, number: int, item: Any, shape: tuple[int, ...], *types: str) -> NDArray[Any] | None:
@@ -98,11 +109,9 @@ def box_item(file: Path, item: Any) -> tuple[int, int, int, int] | None:
 
 
 def _number(tensor: Any) -> Any:
-    """The integer of a dense tensor that has one, else the tensor."""
-    import torch
-
-    one = tensor.layout == torch.strided and tensor.numel() == 1 and not tensor.dtype.is_floating_point and not tensor.is_meta
-    return int(tensor) if one and not tensor.dtype.is_complex else tensor
+    """The integer of a tensor that has one, else the tensor."""
+    one = tensor.numel() == 1 and not tensor.dtype.is_floating_point and not tensor.dtype.is_complex
+    return int(tensor) if one else tensor
 
 
 def describe(item: Any, depth: int = 1) -> str:

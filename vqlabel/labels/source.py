@@ -233,9 +233,11 @@ def check_finite(labels: NDArray[np.floating], name: str) -> None:
         bad = ~np.isfinite(labels)
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
-        raise BadLabels(
-            f"{name}, row {row}: class {column} is {labels[row, column]}; labels must be finite: regenerate or drop this row"
+        value = labels[row, column]
+        remedy = (
+            "a masked class needs no less than -100, which stands for it as well" if value < 0 else "regenerate or drop this row"
         )
+        raise BadLabels(f"{name}, row {row}: class {column} is {value}; labels must be finite: {remedy}")
 
 
 def check_domain(labels: NDArray[np.floating], domain: str, name: str, support: Support | None = None) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.arrays import BATCH_RECORDS
-from vqlabel.labels.items import label_item, plain, to_tensor
+from vqlabel.labels.items import label_item, narrowed, plain, to_tensor
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place
 from vqlabel.labels.sre2l import refuse_form
 from vqlabel.labels.unpickle import unpickle
@@ -29,7 +29,8 @@ class TensorSource(LabelSource):
     def __init__(self, path: Path, domain: str | None) -> None:
         self.path, self.domain = path, domain or "logits"
         item = plain(path, 0, _only(path, unpickle(path)))
-        self._labels, self.dtype = label_item(path, 0, item, "labels [N, C]")
+        self._labels, stored = label_item(path, 0, item, "labels [N, C]")
+        self.dtype = narrowed(self, stored)
         self.classes = self._labels.shape[1]
         self.places = [Place(0, batch) for batch in range(-(-len(self._labels) // BATCH_RECORDS))]
 

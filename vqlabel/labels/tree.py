@@ -3,8 +3,10 @@
 import json
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
-from vqlabel.filetypes import require_regular
+from vqlabel.filetypes import mistaken, require_regular
+from vqlabel.labels.items import narrowed
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
+NAMED = 4  # missing batches that a note names
 SEED = 42  # of SRe2L's shuffle: its reader knows no other
 ORDER_FILE = "sampler_indices_epoch.json"
 Indices = NDArray[np.int64]
 
 
 class TreeSource(LabelSource):
-    """A tree. Counts come from the files; epochs and batches are sorted as numbers; other entries are ignored."""
+    """A tree. Counts come from the files; epochs and batches are sorted as numbers; other entries are ignored, missing ones noted."""
 
     title: str  # of the system, for messages
     temperature: float | None = 20.0  # of the students of SRe2L, CDA and LPLD
@@ -34,7 +38,9 @@ class TreeSource(LabelSource):
         if not self.files:
             raise BadLabels(f"{path}: no epoch_E/batch_B.tar in it; a dump has at least one batch")
         self.places = list(self.files)
-        first, self.dtype = self.parse(self.files[self.places[0]], self.places[0])
+        self.notes += missing(path, self.places)
+        first, self._stored = self.parse(self.files[self.places[0]], self.places[0])
+        self.dtype = narrowed(self, self._stored)
         self.classes = first.labels.shape[1]
         self.order = "none" if first.image is None else "explicit"
 
@@ -45,9 +51,9 @@ class TreeSource(LabelSource):
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         place = self.places[at]
         file = self.files[place]
-        batch, dtype = self.parse(file, place)
-        if dtype != self.dtype:
-            raise BadLabels(f"{file}: labels are {dtype}; the dump began with {self.dtype}: regenerate one of them")
+        batch, stored = self.parse(file, place)
+        if stored != self._stored:
+            raise BadLabels(f"{file}: labels are {stored}; the dump began with {self._stored}: regenerate one of them")
         return batch, str(file)
 
 
@@ -103,6 +109,22 @@ def find_batches(path: Path) -> dict[Place, Path]:
     return dict(sorted(found.items()))
 
 
+def missing(path: Path, places: Sequence[Place]) -> list[str]:
+    """A note where epochs, or batches that another epoch has, are left out: a dump that was pruned, or whose copy was interrupted."""
+    batches: dict[int, set[int]] = {}
+    for place in places:
+        batches.setdefault(place.epoch, set()).add(place.batch)
+    each, epochs = 1 + max(place.batch for place in places), 1 + max(batches)
+    count = epochs - len(batches) + each * len(batches) - len(places)
+    if not count:
+        return []
+    absent = (f"epoch {epoch}" for epoch in range(epochs) if epoch not in batches)
+    gaps = (f"batch {batch} of epoch {epoch}" for epoch in batches for batch in range(each) if batch not in batches[epoch])
+    named = ", ".join(islice(chain(absent, gaps), NAMED))  # never all: a name of a folder may hold any number
+    more = f" and {count - NAMED:,} more" if count > NAMED else ""
+    return [f"{path}: {named}{more} missing; unless it was pruned, the dump is incomplete: copy it again"]
+
+
 def batch_file(folder: Path, place: Place) -> Path:
     """Where a batch is written; its epoch's folder is made.
 
@@ -136,14 +158,32 @@ def is_shuffled(order: dict[int, Indices], seed: int = SEED) -> bool:
     )
 
 
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object with all its keys, of which one may come again."""
+
+
 def read_order(file: Path) -> dict[int, Indices]:
-    """An order file: {"0": [image indices of group 0, in order], ...}."""
+    """An order file: {"0": [image indices of group 0, in order], ...}.
+
+    Raises:
+        BadLabels: it is something else, or names a group twice ("0" and "00" are one).
+    """
     try:
         require_regular(file)
-        order = json.loads(file.read_text())
-        return {int(group): _indices(ids) for group, ids in order.items()}
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError, OSError) as error:
+        groups = json.loads(file.read_text(), object_pairs_hook=_Pairs)
+        if not isinstance(groups, _Pairs) or not all(re.fullmatch("[0-9]{1,9}", group) for group, _ in groups):
+            raise ValueError("it is no object whose keys are whole numbers")
+        order = {int(group): _indices(ids) for group, ids in groups}
+    except BadLabels:
+        raise
+    except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
+        if known := mistaken(file, "an order file"):
+            raise BadLabels(known) from None
         raise BadLabels(f"{file}: not an order file ({error}); it maps epochs to lists of image indices") from None
+    if len(order) < len(groups):
+        twice = next(group for group, times in Counter(int(group) for group, _ in groups).items() if times > 1)
+        raise BadLabels(f"{file}: names group {twice} twice, with an order each; remove one of them")
+    return order
 
 
 def _indices(ids: Any) -> Indices:
