@@ -21,6 +21,8 @@ from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.pruning import Pruned
 from vqlabel.unpacking import VqlSource
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told", "ignore:.*any folder passes")
+
 IMAGES, CLASSES, BATCH, EPOCHS, SIZE, T = 10, 3, 4, 3, 16, 20
 HEIGHT, WIDTH = 20, 24
 
@@ -287,9 +289,8 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
 def test_too_few_images_are_refused(packed: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "n0").mkdir()
     (tmp_path / "n0" / "one.png").write_bytes((root / "n0" / "00.png").read_bytes())
-    dataset = ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path)
-    with pytest.raises(UsageError, match=r"1 images; the labels are of \d+ or more: name the images they were made of"):
-        list(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler))
+    with pytest.raises(UsageError, match=r"has 1 images, the labels are of 10: name the images that were labelled"):
+        ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path)
     with pytest.raises(UsageError, match="no folders with images in it"):
         ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path / "n0")
 

@@ -19,8 +19,9 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from vqlabel.augment.pictures import pillow
 from vqlabel.dataset import VqlDataset
 from vqlabel.errors import UsageError
+from vqlabel.labels.image_set import image_names
 from vqlabel.labels.images import class_folders, list_images
-from vqlabel.training import Whole, stored_epochs
+from vqlabel.training import Whole, held_against, stored_epochs
 from vqlabel.unpacking import DTYPES, narrow
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         self.targets = [target for _, target in self.samples]
         self.labels = VqlDataset(fkd_path)
         self._refuse_other_labels()
+        files = [file for file, _ in self.samples]
+        held_against(self.labels.file, root, image_names(files, root), files)
         self._epochs = stored_epochs(self.labels.file.columns)
         self.max_epoch = len(self._epochs)
         self._refuse_other_settings(args_epoch, args_bs)

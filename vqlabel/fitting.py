@@ -21,7 +21,7 @@ from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.files import appearing, check_target
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
-from vqlabel.packing import join_contexts
+from vqlabel.packing import describe_fit, join_contexts
 from vqlabel.progress import Progress, silent
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
@@ -108,6 +108,7 @@ def fit_sample(
             resumed=_load_state(state, name) if resume else None,
         )
     codec = CODECS[str(config.codec)][0].fit(sample, config, hooks).eval()
+    codec.fitted_on = sample.fitted_on
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
@@ -164,6 +165,7 @@ def read_sample(source: LabelSource, progress: Progress = silent) -> tuple[Label
         dtype=source.dtype,
         support=source.support,
         total=total,
+        fitted_on=describe_fit(source),
     ), words
 
 

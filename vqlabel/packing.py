@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import fields
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,17 @@ import vqlabel
 from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.codecs.sizing import CHUNK_CODES
 from vqlabel.columns import PREFIX, ColumnWriter, Spool
+from vqlabel.config import PriorConfig
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, silent
-from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, write_drawn
+from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
@@ -58,10 +62,11 @@ def pack(
 
     Returns:
         records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included; bits per
-        label of augmentation and order: as they are stored, and with `drawn` about what they would take if they were kept.
+        label of augmentation and order: as they are stored, and with `drawn` about what they would take if they were kept; `notes`, where
+        something about the codec cannot be told.
 
     Raises:
-        UsageError: the codec is for another number of classes, domain or type.
+        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views.
         BadLabels: the dump is malformed; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
@@ -69,7 +74,12 @@ def pack(
     check_codec(codec, source)
     if drawn is not None:
         check_recipe(source, drawn)
-    fingerprint = hashlib.sha256()
+    about = describe_fit(source)
+    notes = check_fitted_on(codec, about, source.path)
+    prior: PriorConfig | None = getattr(codec.config, "prior", None)
+    edges = list[int]()
+    other = prior is not None and about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
+    fingerprint, whole = hashlib.sha256(), WholeEpochs()
     with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
 
@@ -77,6 +87,10 @@ def pack(
             for done, batches, codes in encoded:
                 for batch in batches:
                     columns.add(batch)
+                    if batch.image is not None:
+                        whole.add(batch.place.epoch, batch.image)
+                    if other and batch.mix_box is not None:
+                        edges.append(max(batch.mix_box))
                     if drawn is not None:
                         check_drawn(batch, drawn, _number_of(batch, drawn, source), source.path)
                     fingerprint.update(batch.label_bytes())
@@ -87,18 +101,35 @@ def pack(
             records = store_codes(writer, codec, parts(encoded))
         kept = 0 if drawn is None else columns.bits()
         says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
-        size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()})
+        if prior is not None and edges:
+            codec.fitted_on.refuse_edge(max(edges), len(edges), prior, source.path)
+        images = _images_of(source, about.images, whole.images() if drawn is None else drawn.recipe.images)
+        size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()}, images)
     file = VqlFile(writer.path)
     bits = round(file.label_bits, 4) if codec.counted else sum(codec.code_bits)
     stored = 8 * sum(one.stop - one.start for name, one in file.container.sections.items() if name.startswith(PREFIX))
-    prices = {"kept": stored} if drawn is None else {"kept": kept, "seeded": stored}
+    prices: dict[str, float] = {"kept": stored} if drawn is None else {"kept": kept, "seeded": stored}
     return {
         "path": str(writer.path),
         "records": records,
         "bytes": size,
         "code_bits": bits,
         "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
+        **({"notes": notes} if notes else {}),
     }
+
+
+def _images_of(source: LabelSource, known: ImageSet | None, implied: int | None) -> ImageSet | None:
+    """Which images the labels are of, by what is known of them and by the number that whole epochs imply.
+
+    Raises:
+        UsageError: these contradict each other.
+    """
+    if known is not None and implied not in (None, known.count):
+        raise UsageError(
+            f"{source.path}: every epoch shows {implied} images, and those that were named are {known.count}: name the images that were labelled"
+        )
+    return ImageSet(count=implied) if known is None and implied is not None else known
 
 
 def check_recipe(source: LabelSource, drawn: DrawnColumns) -> None:
@@ -135,12 +166,20 @@ def store_codes(writer: ContainerWriter, codec: LabelCodec, parts: Iterable[Code
     return store.end()
 
 
-def finish(writer: ContainerWriter, codec: LabelCodec, source: LabelSource, says: dict[str, Any], more: dict[str, Any]) -> int:
+def finish(
+    writer: ContainerWriter,
+    codec: LabelCodec,
+    source: LabelSource,
+    says: dict[str, Any],
+    more: dict[str, Any],
+    images: ImageSet | None = None,
+) -> int:
     """Write the decoder and the header, after codes and columns. Returns the size of the file.
 
     Args:
         says: of the columns, for `vql.columns`.
         more: for `vql.source`, besides what the dump says of itself.
+        images: which images the labels are of, where that is known.
     """
     for name, tensor in codec.decoder_tensors().items():
         writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
@@ -151,6 +190,7 @@ def finish(writer: ContainerWriter, codec: LabelCodec, source: LabelSource, says
             "vql.columns": canonical(says),
             "vql.source": canonical({**describe_source(source), **more}),
             "vql.writer": f"vqlabel {vqlabel.__version__}",
+            **({} if images is None else {"vql.images": canonical(images.to_dict())}),
         },
         [VARIABLE_SLOTS] * codec.counted
         + [SEEDED_VIEWS] * (says["order"] == "seeded")
@@ -226,6 +266,25 @@ def check_codec(codec: LabelCodec, source: LabelSource) -> None:
         raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
     if codec.kind == "raw" and config.dtype != source.dtype:
         raise UsageError(f"{source.path} is {source.dtype}, the raw codec {config.dtype}; fit raw on this dump (it takes no time)")
+
+
+def describe_fit(source: LabelSource) -> FittedOn:
+    """What is known of a dump's labels, by which others are told from them."""
+    images, view = known_views(source)
+    return FittedOn(images=images, view=view, first_sha256=digest_of(source.read(0)) if len(source) else None)
+
+
+def check_fitted_on(codec: LabelCodec, found: FittedOn, where: Path) -> list[str]:
+    """Refuse a codec whose prior was fitted on other images, or views of another size, than the labels are of.
+
+    Returns:
+        Sentences on what cannot be told.
+
+    Raises:
+        UsageError: it was; names both sides.
+    """
+    prior = getattr(codec.config, "prior", None)
+    return [] if prior is None else codec.fitted_on.refuse_others(found, prior, where)
 
 
 def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from vqlabel.augment.recipe import DrawnColumns, Recipe
 from vqlabel.augment.views import views
 from vqlabel.bitstream import narrowest
 from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
 from vqlabel.container import ContainerWriter
@@ -26,7 +27,7 @@ from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, LabelSource, writing
 from vqlabel.labels.detect import check_writer, written_as
 from vqlabel.labels.source import check_domain
-from vqlabel.packing import check_codec, encode, finish, lent, store_codes
+from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, store_codes
 from vqlabel.progress import Progress, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher
@@ -41,6 +42,7 @@ class TeacherSource(LabelSource):
 
     Args:
         dtype: "F16" or "F32".
+        image_digest: by what the images are told from others when a student is trained: their "names", or their "bytes" too.
 
     Raises:
         UsageError: the teacher gives no logits for views of this size.
@@ -48,11 +50,21 @@ class TeacherSource(LabelSource):
 
     layout, domain, order = "relabel", "logits", "explicit"
 
-    def __init__(self, pictures: Pictures, teacher: Teacher, recipe: Recipe, *, dtype: str = "F16", device: str = "cpu") -> None:
+    def __init__(
+        self,
+        pictures: Pictures,
+        teacher: Teacher,
+        recipe: Recipe,
+        *,
+        dtype: str = "F16",
+        device: str = "cpu",
+        image_digest: str = "names",
+    ) -> None:
         require(dtype in DTYPES, "dtype", dtype.lower(), "must be f16 or f32")
         self.path, self.dtype = pictures.folder, dtype
         sizes = pictures.sizes()
-        self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes)
+        self.images, self.view = pictures.image_set(image_digest), recipe.view
+        self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes, self.images)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
         self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
@@ -139,7 +151,7 @@ def relabel(
     else:
         require(layout is None, "layout", layout, f"is for a dump; {out} is a .vql file")
     check_codec(whole, source)
-    _check_images(whole, source.drawn.recipe.images)
+    notes = check_fitted_on(whole, FittedOn(images=source.images, view=source.view), source.path)
     sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(whole.code_bits).name
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
     check_target(target, overwrite)
@@ -153,16 +165,13 @@ def relabel(
             assert layout is not None
             found = _write_dump(source, target, layout, dense, journal, overwrite, progress)
         journal.remove()
-    return {"path": str(target), "records": int(source.drawn.starts[-1]), "classes": source.classes, **found}
-
-
-def _check_images(codec: LabelCodec, images: int) -> None:
-    """Raises UsageError where the codec's prior knows fewer images than there are."""
-    prior = getattr(codec.config, "prior", None)
-    if prior is not None and prior.images < images:
-        raise UsageError(
-            f"{images} images; the codec's prior knows {prior.images}, those that it was fitted on: fit one on these, or with --no-prior"
-        )
+    return {
+        "path": str(target),
+        "records": int(source.drawn.starts[-1]),
+        "classes": source.classes,
+        **found,
+        **({"notes": notes} if notes else {}),
+    }
 
 
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
@@ -176,7 +185,7 @@ def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: 
     with ContainerWriter(target, overwrite=overwrite) as writer:
         store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
         says = write_drawn(writer, source.drawn, source.places)
-        finish(writer, codec, source, says, source.made_by)
+        finish(writer, codec, source, says, source.made_by, source.images)
     file = VqlFile(target)
     return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
 

@@ -17,7 +17,8 @@ from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader, wid
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
 from vqlabel.files import appearing
-from vqlabel.labels import Context, LabelBatch, Place
+from vqlabel.labels import Context, LabelBatch, LabelSource, Place
+from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import in_order
 
 SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
@@ -37,6 +38,14 @@ class DrawnPart:
         self.places = [drawn.places[i] for i in at]
         self._first = drawn.starts[self._at]
         self.starts = np.append(0, np.cumsum(drawn.starts[self._at + 1] - self._first))
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.drawn.recipe
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        return self.drawn.sizes
 
     def has(self, name: str) -> bool:
         return self.drawn.has(name)
@@ -156,6 +165,17 @@ def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) ->
             )
 
 
+def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
+    """Which images the labels of a source are of, and the pixels along their views: as it knows them itself, or by the recipe that lies
+    beside its dump. None: unknown."""
+    try:
+        drawn = read_recipe(recipe_file(source.path))
+    except (VqlabelError, OSError):
+        return source.images, source.view
+    named = source.images is not None and source.images.names_sha256 is not None
+    return source.images if named or drawn.images is None else drawn.images, source.view or drawn.recipe.view
+
+
 def recipe_file(dump: Path) -> Path:
     """Where the recipe of a dump lies: beside it, for readers take anything in its folder for labels."""
     whole = dump.resolve()  # of ".", too
@@ -163,9 +183,12 @@ def recipe_file(dump: Path) -> Path:
 
 
 def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) -> None:
-    """Recipe and image sizes, as JSON."""
+    """Recipe, image sizes and, where it is known, which images these are; as JSON."""
+    said = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
+    if drawn.images is not None:
+        said["images"] = drawn.images.to_dict()
     with appearing(file, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps({"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}) + "\n")
+        partial.write_text(json.dumps(said) + "\n")
 
 
 def read_recipe(file: Path) -> DrawnColumns:
@@ -177,7 +200,8 @@ def read_recipe(file: Path) -> DrawnColumns:
     """
     try:
         said = json.loads(file.read_text())
-        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64))
+        images = ImageSet.from_dict(said["images"], file) if "images" in said else None
+        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images)
     except FileNotFoundError:
         raise UsageError(
             f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"

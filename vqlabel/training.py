@@ -1,5 +1,6 @@
 """A `.vql` and its images -> the views that the teacher saw, with their labels, batch by batch through an ordinary DataLoader."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -15,15 +16,18 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from vqlabel.augment.geometry import check_batch
 from vqlabel.augment.philox import below, bits, shuffled
 from vqlabel.augment.pictures import Pictures
-from vqlabel.augment.views import Images, views
+from vqlabel.augment.recipe import DrawnColumns
+from vqlabel.augment.views import Images, rgb, views
 from vqlabel.dataset import VqlDataset
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import LabelBatch
+from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
-from vqlabel.seeded import Columns
+from vqlabel.seeded import Columns, DrawnPart
 from vqlabel.vql import VqlFile
 
 POOL = 5  # purpose of random bits; recipes have 1 to 4
+SHAPES = 256  # images whose aspect ratios are looked at
 
 
 class ViewBatch(NamedTuple):
@@ -75,6 +79,9 @@ class VqlViews(Dataset[ViewBatch]):
     Raises:
         BadLabels: the records do not say which image they are of.
         UsageError: these are not the file's images, or its views cannot be made again.
+
+    Warns:
+        UserWarning: it cannot be told whether these are the file's images, for the file or the list does not have their names.
     """
 
     def __init__(
@@ -88,7 +95,7 @@ class VqlViews(Dataset[ViewBatch]):
         decode: bool = True,
         channels_last: bool = False,
     ) -> None:
-        self._given = {
+        self._given: dict[str, Any] = {
             "path": path,
             "images": images,
             "size": size,
@@ -97,22 +104,29 @@ class VqlViews(Dataset[ViewBatch]):
             "decode": decode,
             "channels_last": channels_last,
         }
-        self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.labels, self.transform, self.decode = VqlDataset(path, device), transform, decode
+        self._open(_refuse_others)
+
+    def _open(self, check: Callable[[VqlFile, Images], None] = lambda *_: None) -> None:
+        given = self._given
+        self.labels, self.transform, self.decode = VqlDataset(given["path"], given["device"]), given["transform"], given["decode"]
+        self._layout = torch.channels_last if given["channels_last"] else torch.contiguous_format
+        images = given["images"]
         if isinstance(images, str | PathLike):
             _refuse_names(self.labels.file)
             images = Pictures(images)
         self.images: Images = images
+        check(self.labels.file, images)
         try:
-            self.size = _check(self.labels.file, images, size)
+            self.size = _check(self.labels.file, images, given["size"])
         except (BadLabels, UsageError) as error:
-            raise type(error)(f"{path}: {error}") from None
+            raise type(error)(f"{given['path']}: {error}") from None
 
     def __getstate__(self) -> dict[str, Any]:
         return self._given
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self._given = state
+        self._open()  # the images were held against the file's when it was made
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -153,14 +167,72 @@ def _refuse_names(file: VqlFile) -> None:
         )
 
 
+def _refuse_others(file: VqlFile, images: Images) -> None:
+    """Raises UsageError where these are not the images that the labels are of; see `held_against`."""
+    if not file.columns.has("image"):
+        return
+    if isinstance(images, Pictures):
+        held_against(file, images.folder, images.names, images.files, depth=4)
+    else:
+        held_against(file, "the list of images", count=len(images), depth=4)
+    if file.images is None or file.images.names_sha256 is None or not isinstance(images, Pictures):
+        _refuse_other_shapes(file, images)
+
+
+def _refuse_other_shapes(file: VqlFile, images: Images) -> None:
+    """Raises UsageError where an image has another aspect ratio than the recipe's; smaller copies have the same but for rounding.
+
+    Looks at some images, evenly spread.
+    """
+    sizes = file.columns.sizes if isinstance(file.columns, DrawnColumns | DrawnPart) else np.empty((0, 2), np.int64)
+    for at in np.unique(np.linspace(0, len(images) - 1, SHAPES).astype(np.int64)).tolist() if len(sizes) else ():
+        height, width = images.size(at) if isinstance(images, Pictures) else rgb(images, at).size[::-1]
+        wanted = sizes[at if len(sizes) > 1 else 0].tolist()
+        if abs(height * wanted[1] - width * wanted[0]) > sum(wanted):
+            raise UsageError(
+                f"{file.container.path}: image {at} has {height} x {width} pixels, the labels are of one of {wanted[0]} x {wanted[1]}: give the "
+                "images that were labelled, in their order"
+            )
+
+
+def held_against(
+    file: VqlFile,
+    where: str | PathLike[str],
+    names: Sequence[str] | None = None,
+    files: Sequence[str | PathLike[str]] | None = None,
+    *,
+    count: int = 0,
+    depth: int = 2,
+) -> None:
+    """Hold images against those that the labels of a file are of, and warn where it cannot be told whether they are the same.
+
+    Args:
+        where: what holds the images, for messages.
+        names: theirs, see `image_names`; None: unknown, there are `count`.
+        files: where they lie.
+        depth: frames between here and the caller that a warning is for.
+
+    Raises:
+        UsageError: they are other images.
+    """
+    path, recorded = file.container.path, file.images
+    try:
+        found = ImageSet(count=count) if names is None else ImageSet.of(names)
+        note: str | None = "neither the number nor the names of the images that it has labels of are recorded, so any folder passes"
+        if recorded is not None:
+            note = recorded.refuse_others(where, found, names, files)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    if note is not None:
+        remedy = "" if names is None else "; a file that is packed with --images, or made by relabel, records them"
+        warnings.warn(f"{path}: {note}{remedy}", stacklevel=1 + depth)
+
+
 def _check(file: VqlFile, images: Images, size: int | None) -> int:
     """Pixels along a view, where these are the images of the file as far as can be told at once."""
-    says = file.container.json_object("vql.columns")
-    recipe = says["recipe"] if says.get("order") == "seeded" else {}
-    side, count = int(recipe.get("view", size or 0)), recipe.get("images", len(images))
+    side = file.recipe.view if file.recipe else size or 0
     require(side, "size", size, "must be named: the file does not say how large the teacher's views were")
     require(size in (None, side), "size", size, f"must be {side}, as the recipe in the file says; resize in `transform`")
-    require(count == len(images), "number of images", len(images), f"must be {count}, as many as the recipe in the file draws from")
     if file.columns.order == "none" and file.source.get("layout") == "arrays":
         raise BadLabels(
             "labels of an array [n, C], which does not record their images; save it as [epochs, n, C], where row i of every epoch is the label "

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqlabel.augment.recipe import DrawnColumns, Recipe
 from vqlabel.config import SLOTS_MOST
 from vqlabel.container import ContainerReader
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
 from vqlabel.errors import BadContainer
 from vqlabel.labels import About, Support
-from vqlabel.seeded import read_columns
+from vqlabel.labels.image_set import ImageSet, WholeEpochs
+from vqlabel.seeded import DrawnPart, read_columns
 
 CODEC = "codec."
 NOTHING = [(slice(None), 1)]  # as `VqlFile` checks codes: 0 and nothing else, in all fields
@@ -91,8 +93,37 @@ class VqlFile:
             temperature=temperature,
             support=None if support is None else Support(**support),
             names=self.columns.names,
+            images=self.images,
+            view=self.recipe.view if self.recipe else None,
             details=details,
         )
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """By which the views are drawn; None: they are stored."""
+        return self.columns.recipe if isinstance(self.columns, DrawnColumns | DrawnPart) else None
+
+    @cached_property
+    def images(self) -> ImageSet | None:
+        """Which images the labels are of: as the header records it; else as many as the recipe or the first epoch implies. None: unknown."""
+        drawn = self.recipe.images if self.recipe else None
+        if "vql.images" in self.container.metadata:
+            found = ImageSet.from_dict(self.container.json_object("vql.images"), self.container.path)
+            if drawn not in (None, found.count):
+                raise BadContainer(
+                    f"{self.container.path}: its recipe draws from {drawn} images, vql.images has {found.count}; damaged or forged"
+                )
+            return found
+        if drawn is None and (names := self.columns.names) is not None:
+            drawn = len(names)
+        if drawn is None and self.columns.has("image") and self.columns.places:
+            epoch, starts, whole = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
+            last = next((at for at, place in enumerate(self.columns.places) if place.epoch != epoch), len(starts) - 1)
+            image = self.columns.image(np.arange(starts[0], starts[last]))
+            assert image is not None  # `has` said so
+            whole.add(epoch, image)
+            drawn = whole.images()
+        return None if drawn is None else ImageSet(count=drawn)
 
     @property
     def classes(self) -> int:

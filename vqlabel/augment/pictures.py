@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import MissingExtra, UsageError
+from vqlabel.errors import MissingExtra, UsageError, require
+from vqlabel.labels.image_set import DIGESTS, ImageSet, image_names
 from vqlabel.labels.images import SUFFIXES, list_images
 
 if TYPE_CHECKING:
@@ -67,9 +68,27 @@ class Pictures:
         said = [f"{file.relative_to(self.folder).as_posix()} {file.stat().st_size}" for file in self.files]
         return hashlib.sha256("\n".join(said).encode("utf-8", "surrogateescape")).hexdigest()
 
+    @property
+    def names(self) -> list[str]:
+        """[N] paths below the folder, without suffix."""
+        return image_names(self.files, self.folder)
+
+    def image_set(self, digest: str = "names") -> ImageSet:
+        """Which images these are: their number, and a digest of their "names"; of their "bytes" too where that is asked for.
+
+        Raises:
+            UsageError: another kind of digest; a file that cannot be read.
+        """
+        require(digest in DIGESTS, "image digest", digest, f"must be one of {', '.join(DIGESTS)}")
+        return ImageSet.of(self.names, self.files if digest == "bytes" else None)
+
     def sizes(self) -> NDArray[np.int64]:
         """[N, 2] height and width, as the files' headers have them."""
-        return np.array([self._open(file, lambda image: (image.height, image.width)) for file in self.files], np.int64)
+        return np.array([self.size(at) for at in range(len(self))], np.int64)
+
+    def size(self, at: int) -> tuple[int, int]:
+        """Height and width of one image, likewise."""
+        return self._open(self.files[at], lambda image: (image.height, image.width))
 
     def _read(self, at: int) -> "Image":
         return self._open(self.files[at], lambda image: image.convert("RGB"))

@@ -16,6 +16,7 @@ from vqlabel.columns import BATCHES_MOST
 from vqlabel.crops import SIDE_MOST, to_shares
 from vqlabel.errors import require
 from vqlabel.labels import Context, LabelBatch, Place
+from vqlabel.labels.image_set import ImageSet
 
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
@@ -94,12 +95,14 @@ class DrawnColumns:
 
     Args:
         sizes: [images, 2] height and width of every image in pixels, or [1, 2] where all have one size.
+        images: which images these are; None: unknown.
 
     Attributes:
         places: [B] (epoch, batch) of every batch.
         starts: [B + 1] first record of every batch; the last entry is the number of records.
         order: "explicit".
         sizes: as given, int64.
+        images: as given.
 
     Raises:
         UsageError: sizes of another shape, or out of range.
@@ -107,8 +110,8 @@ class DrawnColumns:
 
     order, names = "explicit", None
 
-    def __init__(self, recipe: Recipe, sizes: NDArray[np.integer]) -> None:
-        self.recipe, self.sizes = recipe, np.asarray(sizes, np.int64)
+    def __init__(self, recipe: Recipe, sizes: NDArray[np.integer], images: ImageSet | None = None) -> None:
+        self.recipe, self.sizes, self.images = recipe, np.asarray(sizes, np.int64), images
         good = self.sizes.shape in ((recipe.images, 2), (1, 2))
         require(
             good, "sizes", list(self.sizes.shape), f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]"

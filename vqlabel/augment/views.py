@@ -77,14 +77,19 @@ def _unmixed(images: Images, batch: LabelBatch, size: int) -> NDArray[np.uint8]:
     made = np.empty((len(batch.image), size, size, 3), np.uint8)
     for row, image in enumerate(batch.image.tolist()):
         crop, patches = (None if column is None else column[row] for column in (batch.crop, batch.patches))
-        made[row] = view(_rgb(images, image), crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
+        made[row] = view(rgb(images, image), crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
     if batch.cutout is not None:
         for row, ((row0, col0, row1, col1), colour) in enumerate(zip(*cutout_boxes(batch.cutout, size), strict=True)):
             made[row, row0:row1, col0:col1] = colour
     return made
 
 
-def _rgb(images: Images, at: int) -> "Image":
+def rgb(images: Images, at: int) -> "Image":
+    """One of the images.
+
+    Raises:
+        UsageError: it is something else than an RGB image.
+    """
     image = images[at]
     picture: type[Image] = pillow().Image
     if not isinstance(image, picture) or image.mode != "RGB":

@@ -41,6 +41,12 @@ Images = Annotated[
     ),
 ]
 Columns = Annotated[Path | None, typer.Option(help="JSON: folder of --images -> class of the teacher; by default the i-th is i")]
+ImageDigest = Annotated[
+    str | None,
+    typer.Option(
+        help="by what training tells the images from others: a digest of their names (the default), or of names and bytes"
+    ),
+]
 Target = Annotated[
     str | None,
     typer.Option("--layout", help=f"{LAYOUTS}; with a form where there are several: lpqld:10, fkd:ms-k5, tinyvit:10"),
@@ -151,6 +157,7 @@ def pack(
     classes: Classes = None,
     images: Images = None,
     columns: Columns = None,
+    image_digest: ImageDigest = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -173,7 +180,9 @@ def pack(
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
+        source = show.sure(
+            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, image_digest=image_digest)
+        )
         source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
         if drawn is not None:
             check_recipe(source, drawn)
@@ -194,6 +203,7 @@ def pack(
             found["augmentation_bits"]["seeded"] = round(drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3)
         except VqlabelError as error:
             show.note(f"what seeded views would take is not known: {error}")
+    show.notes(found)
     show.emit(found, json, show.show_pack)
 
 
@@ -217,6 +227,7 @@ def unpack(
 
     with show.progress_bar() as progress:
         found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
+    show.notes(found)
     show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}"))
 
 
@@ -242,6 +253,7 @@ def convert(
     with show.progress_bar() as progress:
         labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
+    show.notes(found)
     show.emit(
         found,
         json,
@@ -274,6 +286,7 @@ def relabel(
     std: Annotated[str | None, typer.Option(help="likewise")] = None,
     seed: Annotated[int, typer.Option(help="of the views: with it the file needs no bits for them")] = 0,
     dtype: Annotated[str, typer.Option(help="f16 or f32")] = "f16",
+    image_digest: ImageDigest = None,
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
     device: Device = "cpu",
     overwrite: Overwrite = False,
@@ -293,11 +306,12 @@ def relabel(
     recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
     looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with show.progress_bar() as progress:
-        source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device)
+        source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
         found = run(
             source, out, codec=None if codec is None else load_codec(codec)[0], layout=layout, effort=effort, device=device,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
+    show.notes(found)
     show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes"))
 
 

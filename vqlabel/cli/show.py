@@ -53,6 +53,12 @@ def note(message: str) -> None:
     typer.echo(f"vqlabel: {message}", err=True)
 
 
+def notes(found: dict[str, Any]) -> None:
+    """What a result has to say besides figures, on stderr."""
+    for sentence in found.get("notes", ()):
+        note(sentence)
+
+
 def sure(source: Any) -> Any:
     """A dump, after a line for each of its notes, and on how sure its order of images is where that had to be found out, or that nobody knows it."""
     for sentence in source.notes:

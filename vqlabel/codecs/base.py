@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context, Support
@@ -30,6 +31,7 @@ class LabelSample:
     dtype: str
     support: Support | None = None  # which numbers of a label are known; None: all
     total: int = 0  # labels in the whole dump; 0: those above are all
+    fitted_on: FittedOn = field(default_factory=FittedOn)
 
     @property
     def classes(self) -> int:
@@ -62,6 +64,7 @@ class LabelCodec(nn.Module, ABC):
     effort: str = "normal"  # see `set_effort`
     counted: bool = False  # True: the first column of codes is a label's count, and codes beyond it are 0 and not stored
     config: Any
+    fitted_on: FittedOn = FittedOn()  # as far as the codec's file says
 
     @property
     def holds_sets(self) -> bool:

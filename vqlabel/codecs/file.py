@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import FitConfig
@@ -43,7 +44,12 @@ def save_codec(
     from safetensors.torch import save
 
     # One metadata key, because safetensors writes several in no fixed order, and the same fit should give the same bytes.
-    said = {"kind": codec.kind, "config": codec.config.to_dict(), "report": dict(report or {})}
+    said = {
+        "kind": codec.kind,
+        "config": codec.config.to_dict(),
+        "report": dict(report or {}),
+        "fitted_on": codec.fitted_on.to_dict(),
+    }
     metadata = {KEY: json.dumps(said, sort_keys=True)}
     with appearing(Path(path), overwrite=overwrite) as partial:
         partial.write_bytes(save(codec.file_tensors(), metadata))
@@ -70,11 +76,13 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
         raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
     try:
         said = json.loads(metadata[KEY])
-        kind, config, report = said["kind"], said["config"], dict(said["report"])
+        kind, config, report, fitted_on = said["kind"], said["config"], dict(said["report"]), said.get("fitted_on", {})
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
     try:
-        return build_codec(kind, config, tensors), report
+        codec = build_codec(kind, config, tensors)
+        codec.fitted_on = FittedOn.from_dict(fitted_on, path)
+        return codec, report
     except BadContainer as error:
         raise BadContainer(f"{path}: {error}") from None
 
@@ -101,4 +109,6 @@ def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
     slots = (
         config.slots if config.slots is not None else ((config.bits or 0) - sum(codec.config.head_bits)) // codec.config.code_bits
     )
-    return codec.prefix(slots)
+    shorter = codec.prefix(slots)
+    shorter.fitted_on = codec.fitted_on
+    return shorter

@@ -16,6 +16,7 @@ from vqlabel.labels.arrays import SUFFIXES, ArraySource, ArrayWriter, array_form
 from vqlabel.labels.edc import EdcSource, EdcWriter
 from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
 from vqlabel.labels.gvbsm import GvbsmSource, GvbsmWriter
+from vqlabel.labels.image_set import DIGESTS
 from vqlabel.labels.items import list_length
 from vqlabel.labels.lpld import LpldSource, LpldWriter
 from vqlabel.labels.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat
@@ -61,6 +62,7 @@ def open_labels(
     classes: int | None = None,
     images: str | PathLike[str] | None = None,
     columns: str | PathLike[str] | None = None,
+    image_digest: str | None = None,
 ) -> LabelSource:
     """Open a dump of teacher labels.
 
@@ -73,6 +75,7 @@ def open_labels(
         images: folder of the images that were labelled, in one folder a class. A dump that does not say which image a label is of gets
             the order in which SRe2L shuffles them, if its labels agree with it; one that does is held against them.
         columns: JSON, folder of `images` -> the teacher's class; None: class i is the i-th folder.
+        image_digest: by what `images` are told from others when a student is trained: their "names" (None: the same), or their "bytes" too.
 
     Raises:
         UsageError: no such path, or no such layout or domain; other images.
@@ -80,6 +83,7 @@ def open_labels(
     """
     path = Path(path)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
+    require(image_digest in (None, *DIGESTS), "image_digest", image_digest, f"must be one of {', '.join(DIGESTS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
         raise UsageError(
@@ -93,8 +97,9 @@ def open_labels(
     source = LAYOUTS[layout](path, domain, *(() if classes is None else (classes,)))
     if images is None:
         require(columns is None, "columns", str(columns), "says the classes of folders of images: name those with --images")
+        require(image_digest is None, "image_digest", image_digest, "is taken of images: name those with --images")
         return source
-    return with_images(source, Path(images), columns)
+    return with_images(source, Path(images), columns, image_digest or "names")
 
 
 def _detect(path: Path) -> str:

@@ -7,6 +7,7 @@ sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in o
 from pathlib import Path
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import About, LabelBatch
 from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter, require_images
 from vqlabel.labels.tree import ORDER_FILE, EpochOrder, Indices, find_batches, read_order
@@ -24,6 +25,8 @@ class LpldSource(Sre2lSource):
         self._order = EpochOrder(file, find_batches(path), read_order(file))
         super().__init__(path, domain)
         self.order = "explicit"
+        if (count := self._order.images()) is not None:  # the order file has whole epochs, also of a pruned dump
+            self.images = ImageSet(count=count)
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = super()._load(at)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.image_set import ImageSet, image_names
 from vqlabel.labels.images import class_folders, list_images
 from vqlabel.labels.source import LabelBatch, LabelSource
 from vqlabel.labels.tree import SEED, Indices, simulated
@@ -129,20 +130,26 @@ class Ordered(LabelSource):
         return self._shuffle.place(batch), name
 
 
-def with_images(source: LabelSource, images: Path, columns: str | PathLike[str] | None = None) -> LabelSource:
+def with_images(
+    source: LabelSource, images: Path, columns: str | PathLike[str] | None = None, digest: str = "names"
+) -> LabelSource:
     """The source with its order found, or with its own held against the images; its `evidence` says how well they agree.
 
     Args:
         images: the images that were labelled, in one folder a class, as ImageFolder has them.
         columns: JSON, folder of `images` -> the teacher's class; None: class i is the i-th folder.
+        digest: by what the images are told from others later: their "names", or their "bytes" too.
 
     Raises:
         UsageError: the folder holds other images, or its classes are not the labels'.
         BadLabels: the labels do not agree with their images.
     """
     if source.order == "none":
-        return reconstruct(source, images, columns=columns)
-    source.evidence = verify(source, images, columns=columns).said
+        source = reconstruct(source, images, columns=columns)
+    else:
+        source.evidence = verify(source, images, columns=columns).said
+    files = [image.path for image in list_images(images)]
+    source.images = ImageSet.of(image_names(files, images), files if digest == "bytes" else None)
     return source
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.image_set import ImageSet
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
@@ -55,6 +56,8 @@ class About:
         temperature: of the students that this layout's scripts train; None where they leave it open.
         support: which numbers of a label are known; None: all.
         names: of the images, by index, where the dump finds its images by name.
+        images: which images the labels are of; None where that is unknown.
+        view: pixels along a view; None where that is unknown.
         details: what only a writer of the same layout needs, to write the very items again; JSON.
     """
 
@@ -66,6 +69,8 @@ class About:
     temperature: float | None = None
     support: Support | None = None
     names: Sequence[str] | None = None
+    images: ImageSet | None = None
+    view: int | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -156,7 +161,7 @@ class LabelSource(ABC):
     Attributes:
         path: where it lies, for messages.
         places: (epoch, batch) of every batch, in order.
-        layout, classes, domain, dtype, order, temperature, support, names, details: see `About`.
+        layout, classes, domain, dtype, order, temperature, support, names, images, view, details: see `About`.
         evidence: how well labels agree with their images, where somebody looked; a sentence.
         notes: how it is read, where a user might expect otherwise.
     """
@@ -171,6 +176,8 @@ class LabelSource(ABC):
     temperature: float | None = None
     support: Support | None = None
     names: Sequence[str] | None = None
+    images: ImageSet | None = None
+    view: int | None = None
     details: Mapping[str, Any] = MappingProxyType({})
     evidence: str | None = None
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
 from vqlabel.filetypes import mistaken, require_regular
+from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.items import narrowed
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
@@ -63,6 +64,13 @@ class EpochOrder:
     def __init__(self, path: Path, files: dict[Place, Path], epochs: dict[int, Indices]) -> None:
         self._path, self._files, self._epochs = path, files, epochs
         self._starts: dict[Place, int] = {}
+
+    def images(self) -> int | None:
+        """How many images the whole epochs of the order imply; None: it has no such epoch."""
+        whole = WholeEpochs()
+        for epoch, order in self._epochs.items():
+            whole.add(epoch, order)
+        return whole.images()
 
     def of(self, batch: LabelBatch, source: TreeSource) -> LabelBatch:
         """The batch with its images: those of its epoch's order that follow the ones of the epoch's earlier batches."""

@@ -1,0 +1,318 @@
+"""A label stands beside its own image or not at all: files, codecs and interrupted runs know their images, and refuse others."""
+
+import pickle
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+import vqlabel
+from vqlabel.augment import Pictures, Recipe
+from vqlabel.cli import app
+from vqlabel.codecs import LabelCodec, cut
+from vqlabel.dropin import ImageFolder_FKD_MIX
+from vqlabel.errors import UsageError
+from vqlabel.labels import LabelBatch, Place, open_labels
+from vqlabel.relabeling import TeacherSource, relabel
+from vqlabel.teachers import Teacher
+from vqlabel.training import VqlViews
+from vqlabel.vql import VqlFile
+
+IMAGES, CLASSES, EPOCHS, BATCH, SIZE = 20, 4, 2, 8, 16
+
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images in each of four classes; each of one grey, and wider than it is high by its number."""
+    root = tmp_path_factory.mktemp("images")
+    for at in range(IMAGES):
+        file = root / f"n{at // 5}" / f"{at % 5}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20 + at, 20), (10 * at,) * 3).save(file)
+    return root
+
+
+def stray(root: Path) -> None:
+    Image.new("RGB", (9, 9)).save(root / "n0" / ".thumb.png")
+
+
+def of_another_ipc(root: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (9, 9)).save(root / f"n{number}" / "9.png")
+
+
+def one_less(root: Path) -> None:
+    (root / "n2" / "3.png").unlink()
+
+
+def renamed_class(root: Path) -> None:
+    (root / "n0").rename(root / "z0")
+
+
+def renamed_file(root: Path) -> None:
+    (root / "n1" / "0.png").rename(root / "n1" / "7.png")
+
+
+def flattened(root: Path) -> None:
+    """No class folders: the ordinary case of images that were labelled in one order and are trained on in another."""
+    for at, file in enumerate(sorted(root.rglob("*.png"))):
+        shutil.move(file, root / f"{at % 7}_{at}.png")
+    for number in range(4):
+        (root / f"n{number}").rmdir()
+
+
+OTHER_COUNTS: list[Change] = [stray, of_another_ipc, one_less]
+OTHER_NAMES: list[Change] = [renamed_class, renamed_file]
+
+
+def changed(folder: Path, tmp_path: Path, change: Change) -> Path:
+    shutil.copytree(folder, tmp_path / "changed")
+    change(tmp_path / "changed")
+    return tmp_path / "changed"
+
+
+def batches(seed: int = 0) -> list[LabelBatch]:
+    """Labels of which the largest is their image's class, in shuffled batches."""
+    rng, found = np.random.default_rng(seed), []
+    for epoch in range(EPOCHS):
+        for number, image in enumerate(np.split(rng.permutation(IMAGES), [8, 16])):
+            labels = rng.normal(size=(len(image), CLASSES)).astype(np.float16)
+            labels[np.arange(len(image)), image // 5] += 9
+            crop = np.tile(np.array([0, 0, 1, 1], np.float32), (len(image), 1))
+            flip = np.zeros(len(image), bool)
+            found.append(LabelBatch(labels=labels, place=Place(epoch, number), image=image, crop=crop, flip=flip))
+    return found
+
+
+@pytest.fixture(scope="module")
+def dump(write_dump: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dump(tmp_path_factory.mktemp("dump") / "dump", batches())
+
+
+def pack(dump: Path, out: Path, **how: Any) -> Path:
+    source = open_labels(dump, **how)
+    codec, _ = vqlabel.fit(source, vqlabel.FitConfig(codec="raw"))
+    vqlabel.pack(source, out, codec=codec)
+    return out
+
+
+def teacher() -> Teacher:
+    torch.manual_seed(0)
+    return Teacher(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, CLASSES)), "small", (0.5,), (0.5,))
+
+
+def source_of(folder: Path, *, view: int = SIZE, mix: str = "cutmix", **how: Any) -> TeacherSource:
+    images = Pictures(folder)
+    recipe = Recipe(seed=3, images=len(images), epochs=EPOCHS, batch=BATCH, view=view, mix=mix)
+    return TeacherSource(images, teacher(), recipe, **how)
+
+
+def view(path: Path, images: Any) -> VqlViews:
+    """Without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return VqlViews(path, images, SIZE)
+
+
+def drop_in(path: Path, images: Path) -> ImageFolder_FKD_MIX:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return ImageFolder_FKD_MIX(path, "fkd_load", root=images)
+
+
+@pytest.fixture(scope="module")
+def labelled(folder: Path, dump: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files that were made where images were at hand, and one that was not."""
+    root = tmp_path_factory.mktemp("labelled")
+    relabel(source_of(folder), root / "relabel.vql")
+    return {
+        "images": pack(dump, root / "images.vql", images=folder),
+        "relabel": root / "relabel.vql",
+        "nothing": pack(dump, root / "nothing.vql"),
+    }
+
+
+@pytest.mark.parametrize("made", ["images", "relabel"])
+@pytest.mark.parametrize("read", [view, drop_in])
+@pytest.mark.parametrize("change", [*OTHER_COUNTS, *OTHER_NAMES])
+def test_a_file_that_was_made_beside_its_images_refuses_others(
+    made: str, read: Callable[..., Any], change: Change, folder: Path, labelled: dict[str, Path], tmp_path: Path
+) -> None:
+    assert read(labelled[made], folder)
+    with pytest.raises(UsageError, match=rf"{made}\.vql: .*changed has .*, and names differ first at image \d+ \('.*' there\)"):
+        read(labelled[made], changed(folder, tmp_path, change))
+
+
+def test_flat_images_are_others_than_those_in_class_folders(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has other images, or in another order, than those that the labels are of"):
+        view(labelled["relabel"], changed(folder, tmp_path, flattened))
+
+
+@pytest.mark.parametrize("read", [VqlViews, ImageFolder_FKD_MIX])
+def test_a_file_without_names_refuses_another_number_and_warns_that_it_knows_no_more(
+    read: Callable[..., Any], folder: Path, labelled: dict[str, Path], tmp_path: Path
+) -> None:
+    path = labelled["nothing"]
+    how: Any = {"size": SIZE, "images": folder} if read is VqlViews else {"mode": "fkd_load", "root": folder}
+    with pytest.warns(
+        UserWarning, match=r"nothing\.vql: .* cannot be told, for their names are not recorded; a file that is packed"
+    ):
+        read(path, **how)
+    how = {name: tmp_path / "changed" if value is folder else value for name, value in how.items()}
+    with pytest.raises(UsageError, match="changed has 21 images, the labels are of 20: name the images that were labelled"):
+        changed(folder, tmp_path, stray) and read(path, **how)
+
+
+def test_a_file_that_was_made_before_numbers_were_recorded_refuses_another_number_all_the_same(
+    folder: Path, labelled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = VqlFile(labelled["nothing"])
+    assert file.images is not None and file.images.to_dict() == {"count": IMAGES}
+    monkeypatch.delitem(file.container.metadata, "vql.images")
+    monkeypatch.delitem(file.__dict__, "images")
+    assert file.images is not None and file.images.to_dict() == {"count": IMAGES}
+
+
+def test_a_pruned_dump_without_a_whole_epoch_says_that_any_folder_passes(
+    write_dump: Callable[..., Path], folder: Path, tmp_path: Path
+) -> None:
+    path = pack(write_dump(tmp_path / "part", batches()[:2]), tmp_path / "part.vql")
+    assert VqlFile(path).images is None
+    with pytest.warns(UserWarning, match="neither the number nor the names of the images .* are recorded, so any folder passes"):
+        VqlViews(path, folder, SIZE)
+
+
+def test_images_of_another_format_are_the_same_images(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+    def converted(root: Path) -> None:
+        for file in root.rglob("*.png"):
+            Image.open(file).save(file.with_suffix(".bmp"))
+            file.unlink()
+
+    found = view(labelled["relabel"], changed(folder, tmp_path, converted))
+    assert torch.equal(found[0].views, view(labelled["relabel"], folder)[0].views)
+
+
+def test_a_digest_of_bytes_tells_images_of_the_same_names_apart(folder: Path, dump: Path, tmp_path: Path) -> None:
+    def repainted(root: Path) -> None:
+        Image.new("RGB", (20, 20), "red").save(root / "n0" / "0.png")
+
+    relabel(source_of(folder, image_digest="bytes"), tmp_path / "relabel.vql")
+    pack(dump, tmp_path / "pack.vql", images=folder, image_digest="bytes")
+    other = changed(folder, tmp_path, repainted)
+    for path in (tmp_path / "relabel.vql", tmp_path / "pack.vql"):
+        for read in (view, drop_in):
+            assert read(path, folder)
+            with pytest.raises(UsageError, match=r"has files of the same names as the images .* with other bytes"):
+                read(path, other)
+
+
+def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(folder: Path, labelled: dict[str, Path]) -> None:
+    images = list(Pictures(folder))
+    halves = [image.resize((image.width // 2, image.height // 2)) for image in images]
+    for fitting in (images, halves):
+        with pytest.warns(UserWarning, match="cannot be told, for these have no names$"):
+            VqlViews(labelled["relabel"], fitting, SIZE)
+    with (
+        pytest.warns(UserWarning, match="cannot be told"),
+        pytest.raises(UsageError, match=r"image 0 has 20 x 39 pixels, the labels are of one of 20 x 20"),
+    ):
+        VqlViews(labelled["relabel"], images[::-1], SIZE)
+    with pytest.raises(UsageError, match="the list of images has 19 images, the labels are of 20"):
+        VqlViews(labelled["relabel"], images[1:], SIZE)
+
+
+def test_workers_do_not_warn_again(folder: Path, labelled: dict[str, Path]) -> None:
+    with pytest.warns(UserWarning, match="cannot be told"):
+        data = pickle.dumps(VqlViews(labelled["nothing"], folder, SIZE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pickle.loads(data)
+
+
+def test_images_that_the_epochs_contradict_are_refused_when_a_dump_is_packed(folder: Path, dump: Path, tmp_path: Path) -> None:
+    def one_at_the_end(root: Path) -> None:
+        Image.new("RGB", (9, 9)).save(root / "n3" / "z.png")
+
+    with pytest.raises(UsageError, match="every epoch shows 20 images, and those that were named are 21"):
+        pack(dump, tmp_path / "a.vql", images=changed(folder, tmp_path, one_at_the_end))
+    assert not (tmp_path / "a.vql").exists()
+
+
+# --- codecs ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A sample of labels of the images, and a codec with a prior that was fitted to it."""
+    root = tmp_path_factory.mktemp("fitted")
+    relabel(source_of(folder), root / "sample", layout="lpld")
+    vqlabel.fit(
+        root / "sample",
+        vqlabel.FitConfig(bits=4, prior=True, epochs=1, codebook_size=4, image_width=4, hidden=8, weight_bits=4),
+        out=root / "c.codec",
+    )
+    return root / "sample", root / "c.codec"
+
+
+def codec_of(fitted: tuple[Path, Path]) -> LabelCodec:
+    return vqlabel.load_codec(fitted[1])[0]
+
+
+def test_a_codec_file_knows_the_images_and_the_view_of_its_fit(folder: Path, fitted: tuple[Path, Path]) -> None:
+    known = codec_of(fitted).fitted_on
+    assert known.images == Pictures(folder).image_set() and known.view == SIZE and known.first_sha256 is not None
+    assert cut(codec_of(fitted), vqlabel.FitConfig(slots=1)).fitted_on == known
+
+
+@pytest.mark.parametrize("change", [renamed_class, renamed_file, flattened])
+def test_relabel_refuses_a_codec_of_other_images(change: Change, folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    assert "notes" not in relabel(source_of(folder), tmp_path / "a.vql", codec=codec_of(fitted))
+    with pytest.raises(
+        UsageError, match=r"than those that the labels that the codec was fitted to are of.*; fit a codec to labels of these"
+    ):
+        relabel(source_of(changed(folder, tmp_path, change)), tmp_path / "b.vql", codec=codec_of(fitted))
+    assert not (tmp_path / "b.vql.journal").exists()
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_relabel_refuses_a_codec_of_another_view(size: int, folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"views of {size} pixels; the codec's prior was fitted on views of 16: fit a codec"):
+        relabel(source_of(folder, view=size), tmp_path / "b.vql", codec=codec_of(fitted))
+
+
+def test_pack_refuses_a_codec_of_other_images_and_notes_where_it_cannot_tell(
+    folder: Path, fitted: tuple[Path, Path], write_dump: Callable[..., Path], tmp_path: Path
+) -> None:
+    sample, _ = fitted
+    assert "notes" not in vqlabel.pack(sample, tmp_path / "a.vql", codec=codec_of(fitted)), "it was fitted to this dump"
+    relabel(source_of(changed(folder, tmp_path, renamed_class)), tmp_path / "other", layout="lpld")
+    with pytest.raises(UsageError, match="than those that the labels that the codec was fitted to are of"):
+        vqlabel.pack(tmp_path / "other", tmp_path / "b.vql", codec=codec_of(fitted))
+    shutil.move(tmp_path / "other", tmp_path / "moved")  # away from its recipe
+    found = vqlabel.pack(tmp_path / "moved", tmp_path / "c.vql", codec=codec_of(fitted))
+    assert len(found["notes"]) == 1 and "moved has 20 images, which is the number that" in found["notes"][0]
+    run = CliRunner().invoke(app, ["pack", str(tmp_path / "moved"), "-o", str(tmp_path / "d.vql"), "--codec", str(fitted[1])])
+    assert run.exit_code == 0 and "cannot be told" in run.stderr
+
+
+def test_pack_refuses_a_codec_of_smaller_views_by_the_boxes(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    relabel(source_of(folder, view=32), tmp_path / "large", layout="lpld")
+    shutil.move(tmp_path / "large", tmp_path / "moved")
+    with pytest.raises(UsageError, match="boxes end at 32 pixels of a view; the codec's prior was fitted on views of 16"):
+        vqlabel.pack(tmp_path / "moved", tmp_path / "a.vql", codec=codec_of(fitted))
+
+
+def test_a_codec_without_a_prior_serves_any_images(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+    codec, _ = vqlabel.fit(fitted[0], vqlabel.FitConfig(bits=4, prior=False, epochs=1, codebook_size=4))
+    found = relabel(source_of(changed(folder, tmp_path, renamed_class), view=32), tmp_path / "a.vql", codec=codec)
+    assert "notes" not in found
