@@ -1,5 +1,6 @@
 """Dumps from one layout to another and back: the same records, or a refusal that says what would be lost."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from vqlabel.pruning import Pruned
 WriteDump = Callable[..., Path]
 COLUMNS = ("labels", "image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "cutout", "patches", "ops", "seed")
 OF_LOGITS = ("lpld", "lpqld", "gvbsm")
+IMAGES, BATCH = 60, 16  # of the batches
 
 
 def as_records(path: Path) -> list[dict[str, Any]]:
@@ -40,6 +42,13 @@ def same(one: Path, other: Path) -> None:
 def halved(batches: list[LabelBatch]) -> list[LabelBatch]:
     """Crops that fp16 holds, as LPQLD stores them."""
     return [replace(batch, crop=batch.crop.astype(np.float16).astype(np.float32)) for batch in batches if batch.crop is not None]
+
+
+def shuffled(batches: list[LabelBatch], draws: int, seed: int = 42) -> list[LabelBatch]:
+    """Of the images that SRe2L's script shows, with so many permutations an epoch."""
+    orders = list(simulated(IMAGES, 6, draws, seed))
+    split = {epoch: np.split(order, range(BATCH, IMAGES, BATCH)) for epoch, order in enumerate(orders)}
+    return [replace(batch, image=split[batch.place.epoch][batch.place.batch]) for batch in batches]
 
 
 @pytest.mark.parametrize("first", OF_LOGITS)
@@ -76,7 +85,7 @@ def test_the_k_largest_logits_pass_through_layouts_of_whole_labels(
 def test_a_vql_converts_as_the_dump_it_was_packed_from(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    start = write_dump(tmp_path / "start", halved(batches))
+    start = write_dump(tmp_path / "start", halved(shuffled(batches, 2)))
     codec, _ = vqlabel.fit(start, vqlabel.FitConfig(codec="raw"))
     vqlabel.pack(start, tmp_path / "a.vql", codec=codec)
     for source, out in ((start, "one"), (tmp_path / "a.vql", "other")):
@@ -150,21 +159,84 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(tree: Path, tmp_path: 
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
 
-def test_a_tree_of_sre2l_says_its_order_where_its_reader_would_repeat_another(
-    batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+@pytest.mark.parametrize("from_vql", [False, True])
+def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
+    from_vql: bool, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    start = write_dump(tmp_path / "start", batches)
+    """Its reader shuffles by itself, and says nothing where labels come in another order."""
+
+    def written(batches: list[LabelBatch], name: str) -> list[str]:
+        start = write_dump(tmp_path / f"start {name}", batches)
+        if from_vql:
+            codec, _ = vqlabel.fit(start, vqlabel.FitConfig(codec="raw"))
+            vqlabel.pack(start, tmp_path / f"{name}.vql", codec=codec)
+            found = vqlabel.unpack(tmp_path / f"{name}.vql", tmp_path / name, layout="sre2l")
+        else:
+            found = convert(start, tmp_path / name, layout="sre2l")
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]
+        return found.get("notes", [])  # type: ignore[no-any-return]
+
+    other_from_epoch_1 = [batch if batch.place.epoch else new for batch, new in zip(batches, shuffled(batches, 2), strict=True)]
+    for wrong in (batches, shuffled(batches, 2, seed=43), other_from_epoch_1):
+        with pytest.raises(
+            UsageError, match=r"shuffles images by itself \(seed 42\), .* in another order.* Write lpld, .* or train .* \.vql"
+        ):
+            written(wrong, "wrong")
+        assert not (tmp_path / "wrong").exists()
+        for path in tmp_path.glob("*wrong*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert written(shuffled(batches, 2), "new") == []
+    (note,) = written(shuffled(batches, 1), "old")
+    assert "the order of PyTorch before 1.11, which draws one permutation an epoch; newer ones draw 2" in note
+
+
+def test_labels_whose_images_nobody_knows_become_sre2ls_tree_only_where_they_were_one(
+    logits: Any, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    start = write_dump(tmp_path / "start", batches, "sre2l", order="none")
     convert(start, tmp_path / "there", layout="sre2l")
     same(start, tmp_path / "there")
-    n = sum(len(batch) for batch in batches if batch.place.epoch == 0)
-    for draws in (1, 2):
-        orders = list(simulated(n, 6, draws))
-        images = [
-            np.split(order, range(16, n, 16))[batch.place.batch] for batch in batches for order in (orders[batch.place.epoch],)
-        ]
-        shuffled = [replace(batch, image=image) for batch, image in zip(batches, images, strict=True)]
-        convert(write_dump(tmp_path / f"start{draws}", shuffled), tmp_path / f"there{draws}", layout="sre2l")
-        assert sorted(p.name for p in (tmp_path / f"there{draws}").iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]
+    np.save(tmp_path / "a.npy", logits[0])
+    with pytest.raises(
+        UsageError, match="these records do not say their images, so nobody knows whether it would show labels their own"
+    ):
+        convert(tmp_path / "a.npy", tmp_path / "b", layout="sre2l")
+
+
+def test_a_tree_that_lplds_script_reads_in_some_settings_only_says_so(
+    batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    (note,) = convert(write_dump(tmp_path / "start", batches), tmp_path / "there", layout="lpld")["notes"]
+    assert "--granularity batch and batch_to_epoch; with epoch it shuffles images by itself (seed 42)" in note
+    assert "notes" not in convert(write_dump(tmp_path / "fits", shuffled(batches, 2)), tmp_path / "fits too", layout="lpld")
+
+
+@pytest.mark.parametrize("layout", ["lpld", "gvbsm", "edc"])
+def test_epochs_that_a_script_would_count_wrongly_are_not_written(
+    layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    """LPLD's takes batch i for batch i % B of epoch i // B; G-VBSM's and EDC's ask every epoch for a row for each image."""
+    first_short = [batch for batch in batches if batch.place != (0, 3)]
+    last_short = [batch for batch in batches if batch.place != (5, 3)]
+    with pytest.raises(UsageError, match=rf"{layout} .*, and these have .*: write lpqld"):
+        write_dump(tmp_path / "a", first_short, layout)
+    if layout == "lpld":
+        write_dump(tmp_path / "b", last_short, layout)
+    else:
+        with pytest.raises(UsageError, match=rf"{layout} asks every epoch for a row for each image, and these have 48 to 60 rows"):
+            write_dump(tmp_path / "b", last_short, layout)
+
+
+@pytest.mark.parametrize("layout", ["sre2l", "lpld", "gvbsm", "edc"])
+def test_batches_that_a_script_would_cut_elsewhere_are_not_written(
+    layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
+    """A reader that is told a batch size finds its batches by multiples of it."""
+    cut = [replace(batches[0].rows(np.arange(9)), partner_image=None, partner_crop=None, partner_flip=None), *batches[1:]]
+    with pytest.raises(
+        UsageError, match=rf"{layout} finds row i of an epoch in batch i // 9, and batch 1 of epoch 0 has 16 records after 9"
+    ):
+        write_dump(tmp_path / "a", [replace(batch, mix_index=None, mix_lam=None, mix_box=None) for batch in cut], layout)
 
 
 @pytest.mark.parametrize("layout", ["sre2l", "lpld"])
@@ -173,7 +245,7 @@ def test_a_tree_with_holes_is_not_written(
     layout: str, by: str, what: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     """Their readers count batches and epochs, and fail on them after hours."""
-    pruned = Pruned(open_labels(write_dump(tmp_path / "start", batches, "lpld")), 0.5, by, seed=2)
+    pruned = Pruned(open_labels(write_dump(tmp_path / "start", shuffled(batches, 2), "lpld")), 0.5, by, seed=2)
     with pytest.raises(UsageError, match=rf"{layout} .*, and {what}: write lpqld"):
         convert(pruned, tmp_path / "there", layout=layout)
     convert(pruned, tmp_path / "there", layout="lpqld")

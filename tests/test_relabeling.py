@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import BatchSampler, RandomSampler
 
 import vqlabel
 from vqlabel.augment.pictures import Pictures
@@ -217,6 +218,35 @@ def test_a_dump_has_the_labels_of_the_file_and_its_recipe_beside_it(layout: str,
     assert np.array_equal(labels, vqlabel.open(path)[:].numpy())
 
 
+def test_a_tree_of_sre2l_has_the_images_that_its_script_shuffles(images: Path, work: Path, tmp_path: Path) -> None:
+    """The script draws batches from RandomSampler with seed 42, and takes the labels of the batch that begins with the same image."""
+    found = relabel(make_source(images), tmp_path / "dump", layout="sre2l")
+    assert "notes" not in found
+    assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == [f"epoch_{epoch}" for epoch in range(EPOCHS)]
+    sampler = RandomSampler(range(IMAGES), generator=torch.Generator().manual_seed(42))
+    pictures, teacher, tree = Pictures(images), make_source(images).teacher, open_labels(tmp_path / "dump")
+    for epoch in range(EPOCHS):
+        for number, order in enumerate(BatchSampler(sampler, BATCH, drop_last=False)):
+            stored = tree.read(3 * epoch + number)
+            assert stored.place == (epoch, number)
+            seen = torch.from_numpy(views(pictures, replace(stored, image=np.array(order)), VIEW)).permute(0, 3, 1, 2) / 255
+            assert np.array_equal(teacher(seen).half().numpy(), stored.labels)
+    with pytest.raises(UsageError, match=r"the order of SRe2L's script .*, which no recipe draws: pack with --augmentation keep"):
+        read_recipe(recipe_file(tmp_path / "dump"))
+
+
+def test_views_of_sre2ls_order_are_those_of_the_recipe(images: Path, work: Path) -> None:
+    """Only their order, and so what is mixed, is another."""
+    plain, shuffled = make_source(images, mix="none"), make_source(images, mix="none")
+    shuffled.shuffle_as_sre2l()
+    for epoch in range(EPOCHS):
+        one, other = ([source.drawn.batch(3 * epoch + at, np.empty((0, 7))) for at in range(3)] for source in (plain, shuffled))
+        crops = [
+            {int(i): tuple(c) for batch in found for i, c in zip(batch.image, batch.crop, strict=True)} for found in (one, other)
+        ]
+        assert crops[0] == crops[1] and len(crops[0]) == IMAGES
+
+
 def seeded(images: Path, folder: Path, name: str = "b.vql", **how: Any) -> Path:
     """A dump, packed with the seed in the place of its views."""
     dump = folder / "dump"
@@ -331,10 +361,18 @@ def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: 
 def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "d.recipe.json").write_text("precious")
     for out, how, message in (
-        ("a", {"layout": "pixie"}, "layout is 'pixie'"),
-        ("a", {"layout": "tinyvit:3"}, "seed|must"),
-        ("a", {}, "must end in"),
-        ("a.npy", {}, r"a\.npy'; it must be a \.vql or a folder: an array does not say which view a label is of"),
+        (
+            "a",
+            {"layout": "pixie"},
+            r"--layout pixie cannot hold .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
+        ),
+        ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot hold labels of mixed or cropped views; relabel writes"),
+        ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot hold"),
+        ("a.pt", {"layout": "tensor"}, "--layout tensor cannot hold"),
+        ("a", {"layout": "arrays"}, "--layout arrays cannot hold"),
+        ("a", {}, r"a is not a \.vql file; relabel writes -o labels\.vql, or a folder with --layout"),
+        ("a.npy", {}, r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` makes an array"),
+        ("a.npy", {"layout": "lpld"}, r"layout is 'lpld'; it needs a folder to write"),
         ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
     ):
         with pytest.raises(UsageError, match=message):

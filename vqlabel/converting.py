@@ -7,7 +7,7 @@ from typing import Any
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels, writing
 from vqlabel.labels.detect import written_as
-from vqlabel.progress import Progress, silent
+from vqlabel.progress import Progress, noted, silent
 
 
 def open_any(
@@ -62,4 +62,5 @@ def convert(
             progress("converting", at + 1, len(source), {})
         if not records:
             raise UsageError(f"{source.path}: has no labels, so there is nothing to write")
-    return {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}
+    found = {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}
+    return {**found, **noted(writer.notes)}

@@ -30,7 +30,7 @@ from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
-from vqlabel.progress import Progress, silent
+from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
@@ -115,7 +115,7 @@ def pack(
         "bytes": size,
         "code_bits": bits,
         "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
-        **({"notes": notes} if notes else {}),
+        **noted(notes),
     }
 
 

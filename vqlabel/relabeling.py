@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vqlabel.augment.pictures import Pictures
-from vqlabel.augment.recipe import DrawnColumns, Recipe
+from vqlabel.augment.recipe import DrawnColumns, Recipe, Reordered
 from vqlabel.augment.views import views
 from vqlabel.bitstream import narrowest
 from vqlabel.codecs import LabelCodec
@@ -27,13 +27,15 @@ from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, LabelSource, writing
 from vqlabel.labels.detect import check_writer, written_as
 from vqlabel.labels.source import check_domain
+from vqlabel.labels.tree import DRAWS, SEED, Shuffle
 from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, store_codes
-from vqlabel.progress import Progress, silent
+from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher
 from vqlabel.unpacking import as_tensor
 from vqlabel.vql import VqlFile
 
+LAYOUTS = ("sre2l", "lpld", "lpqld", "gvbsm", "edc")  # that record the view of every label
 DTYPES = {"F16": np.float16, "F32": np.float32}
 
 
@@ -68,6 +70,11 @@ class TeacherSource(LabelSource):
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
         self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+
+    def shuffle_as_sre2l(self) -> None:
+        """Label batches in the order in which SRe2L's script, with PyTorch 1.11 or later, will ask for them; views stay the recipe's."""
+        shuffle = Shuffle(self.drawn.recipe.images, self.drawn.recipe.epochs)
+        self.drawn = Reordered(self.drawn, shuffle.order_of, f"SRe2L's script (seed {SEED}, {DRAWS} permutations an epoch)")
 
     @cached_property
     def made_by(self) -> dict[str, str]:
@@ -130,6 +137,7 @@ def relabel(
 
     Args:
         out: a `.vql`, whose views are its recipe's, at 0 bits a label; or what `layout` writes, with the recipe in a file beside it.
+        layout: one of LAYOUTS. "sre2l" has the recipe's views in the order of images that SRe2L's script shuffles.
         codec: a fitted codec for a `.vql`; None: labels as they are.
 
     Raises:
@@ -140,9 +148,9 @@ def relabel(
     into_vql, whole = target.suffix == ".vql", codec or dense
     if not into_vql:
         require(codec is None, "codec", "a fitted one", f"makes codes, which go into a .vql file; {out} is none")
-        layout = written_as(target, layout)
-        arrays = layout.startswith("arrays")
-        require(not arrays, "out", str(out), "must be a .vql or a folder: an array does not say which view a label is of")
+        layout = _layout_of(target, layout)
+        if layout == "sre2l":
+            source.shuffle_as_sre2l()
         check_writer(
             source.about,
             layout,
@@ -170,8 +178,21 @@ def relabel(
         "records": int(source.drawn.starts[-1]),
         "classes": source.classes,
         **found,
-        **({"notes": notes} if notes else {}),
+        **noted([*notes, *found.get("notes", ())]),
     }
+
+
+def _layout_of(target: Path, layout: str | None) -> str:
+    """Raises UsageError where labels of views cannot be written so, and says what can."""
+    if layout is None or layout.partition(":")[0] not in LAYOUTS:
+        what = (
+            f"{target} is not a .vql file" if layout is None else f"--layout {layout} cannot hold labels of mixed or cropped views"
+        )
+        raise UsageError(
+            f"{what}; relabel writes -o labels.vql, or a folder with --layout {', '.join(LAYOUTS)} (or lpqld:K). From a .vql, "
+            "`vqlabel unpack labels.vql -o labels.npy` makes an array of the labels alone"
+        )
+    return written_as(target, layout)
 
 
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
@@ -200,7 +221,7 @@ def _write_dump(
             labels = raw.decode(as_tensor(codes.astype(np.uint32))).numpy().astype(DTYPES[source.dtype])
             writer.add(source.drawn.batch(at, labels))
             progress("writing", at + 1, len(source), {})
-    return {"layout": layout, "dtype": source.dtype.lower()}
+    return {"layout": layout, "dtype": source.dtype.lower(), **noted(writer.notes)}
 
 
 def _key_of(codec: LabelCodec, effort: str) -> dict[str, Any]:

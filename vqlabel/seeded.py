@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.augment.recipe import DrawnColumns, Recipe
+from vqlabel.augment.recipe import DrawnColumns, Recipe, Reordered
 from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
@@ -169,7 +169,7 @@ def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
     """Which images the labels of a source are of, and the pixels along their views: as it knows them itself, or by the recipe that lies
     beside its dump. None: unknown."""
     try:
-        drawn = read_recipe(recipe_file(source.path))
+        drawn, _ = _read_recipe(recipe_file(source.path))
     except (VqlabelError, OSError):
         return source.images, source.view
     named = source.images is not None and source.images.names_sha256 is not None
@@ -184,7 +184,9 @@ def recipe_file(dump: Path) -> Path:
 
 def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) -> None:
     """Recipe, image sizes and, where it is known, which images these are; as JSON."""
-    said = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
+    said: dict[str, Any] = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
+    if isinstance(drawn, Reordered):
+        said["order"] = drawn.order_name
     if drawn.images is not None:
         said["images"] = drawn.images.to_dict()
     with appearing(file, overwrite=overwrite) as partial:
@@ -195,16 +197,27 @@ def read_recipe(file: Path) -> DrawnColumns:
     """Inverse of `write_recipe`.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or the batches are in another order than the recipe draws.
         BadLabels: it is malformed.
     """
+    drawn, order = _read_recipe(file)
+    if order is not None:
+        raise UsageError(
+            f"{file}: the images of the dump are in the order of {order}, which no recipe draws: pack with --augmentation keep"
+        )
+    return drawn
+
+
+def _read_recipe(file: Path) -> tuple[DrawnColumns, str | None]:
+    """And the name of the order of images, where it is not the recipe's."""
     try:
         said = json.loads(file.read_text())
         images = ImageSet.from_dict(said["images"], file) if "images" in said else None
-        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images)
+        order = None if said.get("order") is None else str(said["order"])[:80]
+        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images), order
     except FileNotFoundError:
         raise UsageError(
             f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, VqlabelError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, VqlabelError) as error:
         raise BadLabels(f"{file}: no recipe ({error}); it has a recipe and the sizes of the images") from None

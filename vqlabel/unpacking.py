@@ -16,7 +16,7 @@ from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.labels import LabelBatch, LabelSource, Place, writing
 from vqlabel.labels.arrays import ArrayWriter
 from vqlabel.labels.detect import written_as
-from vqlabel.progress import Progress, silent
+from vqlabel.progress import Progress, noted, silent
 from vqlabel.vql import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
@@ -128,7 +128,8 @@ def unpack(
             for at, batch in enumerate(source):
                 writer.add(batch)
                 progress("unpacking", at + 1, len(source), {})
-    return {"path": str(target), "records": stop - start, "classes": file.classes, "dtype": source.dtype.lower()}
+    found = {"path": str(target), "records": stop - start, "classes": file.classes, "dtype": source.dtype.lower()}
+    return {**found, **noted(writer.notes)}
 
 
 class VqlSource(LabelSource):

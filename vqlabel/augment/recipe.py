@@ -4,6 +4,7 @@ Views are those of RandomResizedCrop, a flip, and CutMix or mixup. Only operatio
 so no library's version changes a view. docs/augmentation.md, "Recipe rrc 1", is the definition.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Self
@@ -220,6 +221,22 @@ class DrawnColumns:
         center = np.stack([below(first[1], view), below(second[1], view)], 1)
         box = np.concatenate([center - half, center + half], 1).clip(0, view)
         return 1 - (box[:, 2:] - box[:, :2]).prod(1) / view**2, box
+
+
+class Reordered(DrawnColumns):
+    """A recipe's views, in another order of images than its own: crops and flips are those of the recipe, batches are others.
+
+    Args:
+        order_of: an epoch -> its order of images [N].
+        order_name: what it is, for the file beside a dump.
+    """
+
+    def __init__(self, drawn: DrawnColumns, order_of: Callable[[int], NDArray[np.integer]], order_name: str) -> None:
+        self._order_of, self.order_name = order_of, order_name
+        super().__init__(drawn.recipe, drawn.sizes, drawn.images)
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int32]:
+        return self._order_of(epoch).astype(np.int32)
 
 
 def largest_central(side: NDArray[np.int64]) -> NDArray[np.int64]:

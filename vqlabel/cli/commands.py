@@ -273,7 +273,10 @@ def relabel(
         ),
     ],
     codec: Annotated[str | None, typer.Option(help="codec file for a .vql; by default labels are stored as they are")] = None,
-    layout: Target = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="of a dump: sre2l (in the order that its script shuffles), lpld, lpqld, lpqld:K, gvbsm or edc"),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="views of every image")] = 300,
     batch: Annotated[int, typer.Option(help="images of a batch, among which views are mixed")] = 128,
     view: Annotated[int, typer.Option(help="side of a view in pixels")] = 224,

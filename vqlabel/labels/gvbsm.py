@@ -11,9 +11,9 @@ from typing import Any
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.items import array_item, describe, read_items, to_tensor
-from vqlabel.labels.source import About, LabelBatch, Place
-from vqlabel.labels.sre2l import ITEMS, Sre2lWriter, parse_six, require_images
-from vqlabel.labels.tree import Indices, TreeSource
+from vqlabel.labels.source import LabelBatch, Place
+from vqlabel.labels.sre2l import ITEMS, TreeWriter, parse_six
+from vqlabel.labels.tree import TreeSource
 
 SEVEN = f"{ITEMS}, index"
 
@@ -28,30 +28,18 @@ class GvbsmSource(TreeSource):
         return parse_seven(file, place, read_items(file, (7,), "G-VBSM", SEVEN))
 
 
-class GvbsmWriter(Sre2lWriter):
-    """The tree, of epochs whose batches have B records each, but for the last."""
+class GvbsmWriter(TreeWriter):
+    """The tree, of epochs that have as many records each: the reader asks each for a row for every image."""
 
     layout = "gvbsm"
     extras: tuple[str, ...] = ()
 
-    def __init__(self, out: Path, about: About, form: str | None = None) -> None:
-        require_images(self.layout, about)
-        super().__init__(out, about, form)
-        self._each, self._rows = 0, dict[int, int]()  # B; records of every epoch so far
-
-    def add(self, batch: LabelBatch) -> None:
-        epoch, number = batch.place
-        rows, self._each = self._rows.get(epoch, 0), self._each or len(batch)
-        if rows != number * self._each or len(batch) > self._each:
+    def check_epochs(self) -> None:
+        least, most = min(self.records.values()), max(self.records.values())
+        if least != most:
             raise UsageError(
-                f"{self.layout} finds row i of an epoch in batch i // {self._each}, and batch {number} of epoch {epoch} has {len(batch)} "
-                f"records after {rows}: write lpqld, which holds batches of any size"
+                f"{self.layout} asks every epoch for a row for each image, and these have {least} to {most} rows: write lpqld"
             )
-        super().add(batch)
-        self._rows[epoch] = rows + len(batch)
-
-    def repeated(self, order: dict[int, Indices]) -> bool:
-        return True  # the files say their images
 
     def items(self, batch: LabelBatch) -> list[Any]:
         return [*super().items(batch), to_tensor(batch.image)]

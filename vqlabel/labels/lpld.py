@@ -6,11 +6,11 @@ sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in o
 
 from pathlib import Path
 
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.image_set import ImageSet
-from vqlabel.labels.source import About, LabelBatch
-from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter, require_images
-from vqlabel.labels.tree import ORDER_FILE, EpochOrder, Indices, find_batches, read_order
+from vqlabel.labels.source import LabelBatch
+from vqlabel.labels.sre2l import Sre2lSource, TreeWriter
+from vqlabel.labels.tree import ORDER_FILE, SEED, EpochOrder, find_batches, fitting_draws, read_order, write_order
 
 
 class LpldSource(Sre2lSource):
@@ -33,14 +33,25 @@ class LpldSource(Sre2lSource):
         return self._order.of(batch, self), name
 
 
-class LpldWriter(Sre2lWriter):
+class LpldWriter(TreeWriter):
     """The tree, then its order file."""
 
     layout = "lpld"
 
-    def __init__(self, out: Path, about: About, form: str | None = None) -> None:
-        require_images(self.layout, about)
-        super().__init__(out, about, form)
+    def check_epochs(self) -> None:
+        counts = [self.batches[epoch] for epoch in sorted(self.batches)]
+        if max(counts) > counts[0] or min(counts[:-1], default=counts[0]) < counts[0]:
+            raise UsageError(
+                f"lpld counts batches through all epochs, and these have {min(counts)} to {max(counts)}, where only the last may have fewer: "
+                "write lpqld"
+            )
 
-    def repeated(self, order: dict[int, Indices]) -> bool:
-        return False  # LPLD's reader wants the file
+    def finish(self) -> None:
+        super().finish()
+        order = self.order()
+        write_order(self.out / ORDER_FILE, order)
+        if not fitting_draws(order):
+            self.notes.append(
+                "lpld: LPLD's script trains on these labels with --granularity batch and batch_to_epoch; with epoch it shuffles images by itself "
+                f"(seed {SEED}), in another order than these, and stops"
+            )

@@ -20,7 +20,7 @@ from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.image_set import ImageSet, image_names
 from vqlabel.labels.images import class_folders, list_images
 from vqlabel.labels.source import LabelBatch, LabelSource
-from vqlabel.labels.tree import SEED, Indices, simulated
+from vqlabel.labels.tree import SEED, Indices, Shuffle
 
 LOOK_LABELS, LOOK_BATCHES = 5000, 250  # at most so many labels, of so many batches, are held against their images
 CLEAR, AT_CHANCE = 6.0, 3.0  # standard deviations above chance: an order that was guessed needs more; one that was said needs this
@@ -74,15 +74,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-class Shuffle:
+class Shuffled:
     """The simulated order, in batches of `size`. It holds one epoch's, and begins again where an earlier epoch is asked for."""
 
     def __init__(self, source: LabelSource, images: int, size: int, draws: int, seed: int) -> None:
-        self._path, self._epochs = source.path, source.places[-1].epoch + 1
-        self._images, self._size, self.draws, self._seed = images, size, draws, seed
-        if self._epochs > EPOCHS_MOST:
-            raise BadLabels(f"{source.path}: epoch {self._epochs - 1} is there; the order of {EPOCHS_MOST} epochs can be found")
-        self._begin()
+        self._path, epochs = source.path, source.places[-1].epoch + 1
+        self._images, self._size, self.draws = images, size, draws
+        if epochs > EPOCHS_MOST:
+            raise BadLabels(f"{source.path}: epoch {epochs - 1} is there; the order of {EPOCHS_MOST} epochs can be found")
+        self._shuffle = Shuffle(images, epochs, draws, seed)
 
     def place(self, batch: LabelBatch) -> LabelBatch:
         """The batch with its images.
@@ -98,17 +98,7 @@ class Shuffle:
                 f"{self._path}: batch {number} of epoch {epoch} has {len(batch)} labels; {self._images} images in batches of {self._size} "
                 f"leave it {stop - start}: regenerate it"
             )
-        return replace(batch, image=self._order_of(epoch)[start:stop].copy())
-
-    def _begin(self) -> None:
-        self._orders, self._next = simulated(self._images, self._epochs, self.draws, self._seed), 0
-
-    def _order_of(self, epoch: int) -> Indices:
-        if epoch < self._next - 1:
-            self._begin()
-        while self._next <= epoch:
-            self._now, self._next = next(self._orders), self._next + 1
-        return self._now
+        return replace(batch, image=self._shuffle.order_of(epoch)[start:stop].copy())
 
 
 class Ordered(LabelSource):
@@ -118,7 +108,7 @@ class Ordered(LabelSource):
         found: how well labels and images agree.
     """
 
-    def __init__(self, source: LabelSource, shuffle: Shuffle, found: Evidence) -> None:
+    def __init__(self, source: LabelSource, shuffle: Shuffled, found: Evidence) -> None:
         self.describe_as(source.about)
         self.path, self.places, self.order = source.path, source.places, "explicit"
         self.notes = source.notes
@@ -164,7 +154,7 @@ def reconstruct(source: LabelSource, images: Path, *, columns: str | PathLike[st
     classes = image_classes(images, columns, source.classes)
     size = _batch_size(source, len(classes), images)
     later = [at for at, place in enumerate(source.places) if place.epoch]
-    shuffles = [Shuffle(source, len(classes), size, draws, seed) for draws in ((2, 1) if later else (2,))]
+    shuffles = [Shuffled(source, len(classes), size, draws, seed) for draws in ((2, 1) if later else (2,))]
     looks = _look(source, later or range(len(source)), classes, [shuffle.place for shuffle in shuffles])
     (best, shuffle), *others = sorted(zip(looks, shuffles, strict=True), key=lambda pair: -pair[0].agreement)
     if others:

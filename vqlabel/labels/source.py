@@ -284,6 +284,11 @@ class LabelWriter(ABC):
     @abstractmethod
     def __init__(self, out: Path, about: About, form: str | None = None) -> None: ...
 
+    @cached_property
+    def notes(self) -> list[str]:
+        """What users of the layout's own script must know of what was written: whole sentences that begin with the layout's name."""
+        return []
+
     @abstractmethod
     def add(self, batch: LabelBatch) -> None:
         """Write one batch; its labels are float16, or float32 where `about.dtype` is BF16 or F32."""

@@ -7,6 +7,7 @@ Item 1 of LPLD's dumps of ImageNet-21K is a cutout instead, f32 [b, 7]. No file 
 shuffle, and `labels/order.py` does.
 """
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 from vqlabel.errors import UsageError
 from vqlabel.labels.items import array_item, box_item, index_item, label_item, lam_item, read_items, to_tensor, write_items
 from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place, in_order
-from vqlabel.labels.tree import ORDER_FILE, Indices, TreeSource, batch_file, is_shuffled, write_order
+from vqlabel.labels.tree import DRAWS, SEED, Indices, TreeSource, batch_file, fitting_draws
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
+INSTEAD = "write lpld, whose order stands beside it, or train SRe2L's script from the .vql (vqlabel.dropin, docs/training.md)"
 EXTRAS = ("partner_image", "cutout", "patches", "ops", "seed")  # columns that only some layouts have
 
 
@@ -30,47 +32,94 @@ class Sre2lSource(TreeSource):
         return parse_six(file, place, read_items(file, (6,), self.title, ITEMS))
 
 
-class Sre2lWriter(LabelWriter):
-    """The tree and nothing beside it, for SRe2L's reader takes any other entry for an epoch; unless images come in another order than that
-    reader repeats: then it could not use the tree, and the order stands beside it, as LPLD has it."""
+class TreeWriter(LabelWriter):
+    """The tree, of epochs 0, 1, ... whose batches have B records each, but for the last."""
 
-    layout = "sre2l"
+    layout: str
     extras: tuple[str, ...] = ("cutout",)
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
-        self.out, self.about, self.order = out, about, dict[int, list[Indices]]()
+        self.out, self.about, self._images = out, about, dict[int, list[Indices]]()
         refuse_form(self.layout, form)
         require_logits(self.layout, about)
-        self._next: dict[int, int] = {}  # batch of every epoch
+        self.require_order()
+        self.batches: dict[int, int] = {}  # of every epoch so far
+        self.records: dict[int, int] = {}
+        self._each = 0  # B
         out.mkdir()
 
     def add(self, batch: LabelBatch) -> None:
         refuse_columns(batch, self.layout, self.extras)
         file, (epoch, at) = batch_file(self.out, batch.place), batch.place
-        if at != self._next.get(epoch, 0):
+        there, before, self._each = self.batches.get(epoch, 0), self.records.get(epoch, 0), self._each or len(batch)
+        if at != there:
             raise UsageError(
-                f"{self.layout} finds a batch's images by its number, and batch {self._next.get(epoch, 0)} of epoch {epoch} is missing: "
-                "write lpqld"
+                f"{self.layout} finds a batch's images by its number, and batch {there} of epoch {epoch} is missing: write lpqld"
             )
-        self._next[epoch] = at + 1
+        if before != at * self._each or len(batch) > self._each:
+            raise UsageError(
+                f"{self.layout} finds row i of an epoch in batch i // {self._each}, and batch {at} of epoch {epoch} has {len(batch)} "
+                f"records after {before}: write lpqld, which holds batches of any size"
+            )
+        if not there and len(self.batches) == 1:  # early: the first epoch is whole
+            self.check_epochs()
+        self.batches[epoch], self.records[epoch] = at + 1, before + len(batch)
         write_items(file, self.items(batch))
         if batch.image is not None and self.about.order != "none":
-            self.order.setdefault(batch.place.epoch, []).append(batch.image.astype(np.int32))
+            self._images.setdefault(epoch, []).append(batch.image.astype(np.int32))
 
     def finish(self) -> None:
-        missing = next((epoch for epoch in range(len(self._next)) if epoch not in self._next), None)
+        missing = next((epoch for epoch in range(len(self.batches)) if epoch not in self.batches), None)
         if missing is not None:
             raise UsageError(f"{self.layout} has as many epochs as there are folders, and epoch {missing} is missing: write lpqld")
-        order = {epoch: np.concatenate(parts) for epoch, parts in self.order.items()}
-        if order and not self.repeated(order):
-            write_order(self.out / ORDER_FILE, order)
+        self.check_epochs()
 
-    def repeated(self, order: dict[int, Indices]) -> bool:
-        """Whether a reader that repeats SRe2L's shuffle has these images, and needs no file that says so."""
-        return is_shuffled(order)
+    def order(self) -> dict[int, Indices]:
+        """The images of every epoch so far; none where they are unknown."""
+        return {epoch: np.concatenate(parts) for epoch, parts in self._images.items()}
+
+    def require_order(self) -> None:
+        """Raises UsageError where nobody knows whether the layout's reader shows labels their own images."""
+        require_images(self.layout, self.about)
+
+    @abstractmethod
+    def check_epochs(self) -> None:
+        """Raises UsageError where the layout's reader would misread the epochs so far, which are whole."""
 
     def items(self, batch: LabelBatch) -> list[Any]:
+        """Of one file."""
         return six_items(batch, self.about)
+
+
+class Sre2lWriter(TreeWriter):
+    """The tree and nothing beside it, for SRe2L's reader takes any other entry for an epoch. It shuffles the images by itself, so labels in
+    another order are refused."""
+
+    layout = "sre2l"
+
+    def require_order(self) -> None:
+        if self.about.order == "none" and self.about.layout != self.layout:
+            raise UsageError(
+                f"sre2l: SRe2L's script shuffles images by itself (seed {SEED}), and these records do not say their images, so nobody knows "
+                "whether it would show labels their own: write .npy, or pass --images"
+            )
+
+    def check_epochs(self) -> None:
+        order = self.order()
+        self._draws = fitting_draws(order) if order else [DRAWS]
+        if not self._draws:
+            raise UsageError(
+                f"sre2l: SRe2L's script shuffles images by itself (seed {SEED}), and these labels come in another order: it would put them on "
+                f"other images, without a word. {INSTEAD[0].upper()}{INSTEAD[1:]}"
+            )
+
+    def finish(self) -> None:
+        super().finish()
+        if DRAWS not in self._draws:
+            self.notes.append(
+                f"sre2l: labels come in the order of PyTorch before 1.11, which draws one permutation an epoch; newer ones draw {DRAWS}, so that "
+                f"SRe2L's script puts these labels on other images: there {INSTEAD}"
+            )
 
 
 def parse_six(file: Path, place: Place, items: list[Any]) -> tuple[LabelBatch, str]:

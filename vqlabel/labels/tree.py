@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
 NAMED = 4  # missing batches that a note names
 SEED = 42  # of SRe2L's shuffle: its reader knows no other
+DRAWS = 2  # permutations that RandomSampler draws an epoch since PyTorch 1.11, of which it uses the first; before it was one
 ORDER_FILE = "sampler_indices_epoch.json"
 Indices = NDArray[np.int64]
 
@@ -156,14 +158,33 @@ def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterato
         yield order.numpy()
 
 
-def is_shuffled(order: dict[int, Indices], seed: int = SEED) -> bool:
-    """Whether the images of all epochs, 0 to the last, stand as SRe2L's reader shuffles them, with one permutation an epoch or two."""
+class Shuffle:
+    """The simulated orders, one held at a time; it begins again where an earlier epoch is asked for. Threads may share it."""
+
+    def __init__(self, images: int, epochs: int, draws: int = DRAWS, seed: int = SEED) -> None:
+        self._arguments, self._lock = (images, epochs, draws, seed), threading.Lock()
+        self._orders, self._next = simulated(*self._arguments), 0
+
+    def order_of(self, epoch: int) -> Indices:
+        """[images] of an epoch."""
+        with self._lock:
+            if epoch < self._next - 1:
+                self._orders, self._next = simulated(*self._arguments), 0
+            while self._next <= epoch:
+                self._now, self._next = next(self._orders), self._next + 1
+            return self._now
+
+
+def fitting_draws(order: Mapping[int, Indices], seed: int = SEED) -> list[int]:
+    """With how many permutations an epoch SRe2L's shuffle, 2 or 1, gives these images of all epochs, 0 to the last; none where it does not."""
     epochs, images = len(order), len(next(iter(order.values())))
     if sorted(order) != list(range(epochs)):
-        return False
-    return any(
-        all(np.array_equal(order[at], want) for at, want in enumerate(simulated(images, epochs, draws, seed))) for draws in (2, 1)
-    )
+        return []
+    return [
+        draws
+        for draws in (DRAWS, 1)
+        if all(np.array_equal(order[at], want) for at, want in enumerate(simulated(images, epochs, draws, seed)))
+    ]
 
 
 class _Pairs(list[tuple[str, Any]]):
