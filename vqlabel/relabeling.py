@@ -31,7 +31,7 @@ from vqlabel.labels.tree import DRAWS, SEED, Shuffle
 from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, store_codes
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
-from vqlabel.teachers import Teacher
+from vqlabel.teachers import Teacher, TeacherFailed
 from vqlabel.unpacking import as_tensor
 from vqlabel.vql import VqlFile
 
@@ -69,7 +69,10 @@ class TeacherSource(LabelSource):
         self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes, self.images)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
-        self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+        try:
+            self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+        except TeacherFailed as error:
+            raise UsageError(f"{error}; it must take any number of views, as large as --view says") from error
 
     def shuffle_as_sre2l(self) -> None:
         """Label batches in the order in which SRe2L's script, with PyTorch 1.11 or later, will ask for them; views stay the recipe's."""
@@ -107,7 +110,10 @@ class TeacherSource(LabelSource):
 
     def _labelled(self, at: int, seen: torch.Tensor) -> LabelBatch:
         with np.errstate(over="ignore"):
-            labels = self.teacher(seen.to(self._device)).cpu().numpy().astype(DTYPES[self.dtype])
+            try:
+                labels = self.teacher(seen.to(self._device)).cpu().numpy().astype(DTYPES[self.dtype])
+            except TeacherFailed as error:
+                raise UsageError(f"{error}, though it took one such view of zeros: it must take any number of views") from error
         name = f"teacher {self.teacher.name}, batch {at}"
         if not np.isfinite(labels).all():
             raise VqlabelError(
