@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,10 +47,15 @@ def in_a_shell(*arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
+def said(stderr: str) -> str:
+    """stderr without the line on how an array of epochs is read."""
+    return re.sub(r"vqlabel: .*: read as 6 epochs of 60 images; .*\n", "", stderr)
+
+
 def ok(*arguments: object) -> str:
     """stdout of a command that succeeds and says nothing on stderr."""
     result = run(*arguments)
-    assert (result.exit_code, result.stderr) == (0, ""), result.stderr
+    assert (result.exit_code, said(result.stderr)) == (0, ""), result.stderr
     return result.stdout
 
 
@@ -70,7 +76,7 @@ def refused(code: int, message: str, *arguments: object) -> None:
         assert result.exit_code == code, result.stderr
         assert result.stdout == ""
         assert result.stderr.startswith("vqlabel: ")
-        assert result.stderr.count("\n") == 1
+        assert said(result.stderr).count("\n") == 1
         assert message in result.stderr
 
 
@@ -142,7 +148,7 @@ def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, d
     result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64), "--json")
     assert (result.exit_code, json.loads(result.stdout)["code_bits"]) == (0, bits)
     large = f"{(tmp_path / 'a.vql').stat().st_size:,} bytes for labels that take 28,800 as they are: so few of them are best kept"
-    assert result.stderr == (f"vqlabel: {large} with --codec raw\n" if codec == "vqae" else "")
+    assert said(result.stderr) == (f"vqlabel: {large} with --codec raw\n" if codec == "vqae" else "")
     assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
 
 
@@ -301,7 +307,7 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
     np.save(tmp_path / "nan.npy", np.where(np.arange(40) == 3, np.float16("nan"), logits[0]))
     for message, arguments in (
         ("a.npy: no readable .npy file", ("fit", tmp_path / "a.npy", "-o", tmp_path / "a")),
-        ("a.txt: .txt is no label format", ("fit", tmp_path / "a.txt", "-o", tmp_path / "a")),
+        ("a.txt: .txt is not a format of labels", ("fit", tmp_path / "a.txt", "-o", tmp_path / "a")),
         ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
         ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),
         ("a.vql: a safetensors file, but no codec", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
@@ -418,7 +424,7 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     process.send_signal(signal.SIGINT)
     shown, error = process.communicate(timeout=60)
     assert (process.returncode, shown) == (1, ""), error
-    assert error == f"vqlabel: {INTERRUPTED}\n"
+    assert said(error) == f"vqlabel: {INTERRUPTED}\n"
     assert list(tmp_path.iterdir()) == [state]
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
@@ -436,7 +442,7 @@ IN_THE_MAKING_OF_A_CLASS = "class Stop:\n  def __set_name__(self, *_): exec(stop
 def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_path: Path) -> None:
     code = (
         "import sys, vqlabel.fitting, vqlabel.cli\n"
-        f"vqlabel.fitting.read_sample = lambda *_: exec({where!r}, {{'stop': {STOP!r}}})\n"
+        f"vqlabel.fitting.read_sample = lambda *_, **__: exec({where!r}, {{'stop': {STOP!r}}})\n"
         "vqlabel.cli.main()"
     )
     (tmp_path / "stopped.py").write_text(code)  # with `-m`: only so does Python kill itself for an interrupt that was caught
@@ -444,7 +450,7 @@ def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_pat
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"vqlabel: {INTERRUPTED}\n"
+    assert said(done.stderr) == f"vqlabel: {INTERRUPTED}\n"
     assert list(tmp_path.iterdir()) == [tmp_path / "stopped.py"]
 
 

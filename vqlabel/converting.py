@@ -18,6 +18,8 @@ def open_any(
     classes: int | None = None,
     dtype: str | None = None,
     columns: str | PathLike[str] | None = None,
+    array: str | None = None,
+    axes: str | None = None,
 ) -> LabelSource:
     """A dump, see `open_labels`, or the labels of a `.vql`."""
     if Path(path).suffix != ".vql":
@@ -25,9 +27,9 @@ def open_any(
             raise UsageError(
                 f"dtype {dtype!r}: labels of a dump are written as they are; only those of a .vql are decoded to a type"
             )
-        return open_labels(path, layout, domain, classes=classes, images=images, columns=columns)
-    if layout or domain or images or classes or columns:
-        raise UsageError(f"{path}: a .vql file says its layout, domain, classes and images itself; name none")
+        return open_labels(path, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
+    if layout or domain or images or classes or columns or array or axes:
+        raise UsageError(f"{path}: a .vql file records its layout, domain, classes, images and axes itself; name none")
     from vqlabel.unpacking import VqlSource
 
     return VqlSource(path, dtype=dtype)

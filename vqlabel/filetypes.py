@@ -81,6 +81,10 @@ _OWN = {  # what a file of this suffix is
     ".npz": ("a zip archive",),
     ".safetensors": ("a .safetensors file",),
     ".json": ("a JSON text", "a text file"),
+    **dict.fromkeys((".h5", ".hdf5", ".hdf"), ("an HDF5 file",)),
+    **dict.fromkeys((".parquet", ".pq"), ("a Parquet file",)),
+    **dict.fromkeys((".arrow", ".feather", ".ipc"), ("an Arrow file",)),
+    ".tar": ("a tar archive",),
 }
 
 

@@ -61,7 +61,7 @@ def fit(
     config = with_temperature(config or FitConfig(), source)
     if resume and (out is None or not _state_of(out).exists()):
         raise UsageError(f"--resume: there is no {_state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
-    sample, held_out = read_sample(source, progress)
+    sample, held_out = read_sample(source, progress, least=1 if config.codec == "raw" else 2)
     return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
 
@@ -135,10 +135,13 @@ def _state_of(out: str | PathLike[str]) -> Path:
     return Path(out).with_name(Path(out).name + ".state")
 
 
-def read_sample(source: LabelSource, progress: Progress = silent) -> tuple[LabelSample, str]:
+def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2) -> tuple[LabelSample, str]:
     """The labels that a fit sees and those it is judged by, and what was held out, in words.
 
     With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records.
+
+    Args:
+        least: labels that are needed: 2, or 1 for a codec that fits nothing, which then sees the label that it is judged by.
     """
     epochs = sorted({place.epoch for place in source.places})
     last = set(epochs[-max(1, len(epochs) // 8) :]) if len(epochs) > 1 else set()
@@ -154,6 +157,8 @@ def read_sample(source: LabelSource, progress: Progress = silent) -> tuple[Label
     else:
         seen, held = _split_last_tenth(seen)
         words = "the last tenth of the records"
+    if not sum(map(len, seen)) and least == 1:
+        seen = held
     if not sum(map(len, seen)):
         raise BadLabels(f"{source.path}: {sum(map(len, held))} labels; a fit needs at least 2")
     return LabelSample(

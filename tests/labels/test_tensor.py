@@ -140,22 +140,33 @@ class Exploit:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.ones(6), r"item 0 is torch\.float32 \[6\]; it must be labels \[N, C\], fp16, bf16, fp32 or fp64"),
-        (torch.ones(6, 1), r"item 0 is torch\.float32 \[6, 1\]; it must be labels"),
-        (torch.ones(0, 5), r"item 0 is torch\.float32 \[0, 5\]; it must be labels"),
-        (torch.ones(2, 6, 5), r"item 0 is torch\.float32 \[2, 6, 5\]; it must be labels"),
-        (torch.ones(6, 5, dtype=torch.int32), r"item 0 is torch\.int32 \[6, 5\]; it must be labels"),
-        (torch.arange(6), r"item 0 is torch\.int64 \[6\]; it must be labels"),
+        (torch.ones(6), r"shape \[6\]; labels are \[n, C\] .*; stack the labels of all images to one array: np\.stack"),
+        (torch.ones(6, 1), r"shape \[6, 1\]; labels are \[n, C\] or"),
+        (torch.ones(0, 5), r"shape \[0, 5\]; labels are \[n, C\] or"),
+        (torch.ones(2, 5, 15, 15), r"shape \[2, 5, 15, 15\]; .*looks like a label map of ReLabel's: 5 values and 5 classes"),
+        (torch.ones(6, 5, 7, 7), r"shape \[6, 5, 7, 7\]; .*a label map\) must be pooled to one label of the image"),
+        (torch.arange(6), r"type int64; integers are class numbers or quantized"),
+        (
+            torch.ones(6, 5).to(torch.float8_e4m3fn),
+            r"holds a tensor of type torch\.float8_e4m3fn; labels are float16, bfloat16 or float32",
+        ),
         (torch.ones(1, 1).expand(1 << 40, 5), r"item 0 spans 21990232555520 bytes in a file of \d+"),
         (torch.eye(6).to_sparse(), "its pickle asks for _rebuild_sparse_tensor of the module"),
         (torch.ones(6, 5, device="meta"), "its pickle asks for _rebuild_meta_tensor_no_storage of the module"),
-        ([torch.ones(6, 5)], r"item 0 is list \[torch\.float32 \[6, 5\]\]; it must be labels"),
-        ({"a": torch.ones(6, 5), "b": torch.ones(6, 5)}, "holds a dict with 2 tensors of two dimensions; save the labels alone"),
-        ({"lr": 0.1}, "holds a dict with 0 tensors of two dimensions; save the labels alone"),
-        (None, "item 0 is NoneType; it must be labels"),
+        (
+            {"a": torch.ones(6, 5), "b": torch.ones(6, 5)},
+            "does not say which of its arrays are labels: 'a' .*, 'b' .*; name one with --array a",
+        ),
+        (
+            {"fc.weight": torch.ones(6, 5), "fc.bias": torch.ones(6)},
+            "does not say which of its arrays are labels: 'fc.weight' .*--array fc.weight",
+        ),
+        ([torch.ones(6, 5)] * 40, r"its 40 arrays span 4800 bytes in a file of \d+; save each with \.clone\(\)"),
+        ({"lr": 0.1}, r"holds dict, and no tensor of labels \[n, C\]: torch\.save\(labels, 'labels\.pt'\)"),
+        (None, "holds NoneType, and no tensor of labels"),
         (Exploit(Path("ran")), r"its pickle asks for posix\.system, which is code"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_anything_but_labels_is_refused(item: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -24,7 +24,10 @@ app = typer.Typer(
 CODECS = f"{', '.join(CODEC_KINDS[:-1])} or {CODEC_KINDS[-1]}"
 
 Dump = Annotated[
-    Path, typer.Argument(help=f"a dump of labels: .npy, .npz, .safetensors, a folder of them, or of another layout: {LAYOUTS}")
+    Path,
+    typer.Argument(
+        help=f"a dump of labels: .npy, .npz, .safetensors, .pt, .parquet, .h5, a folder of them, or of another layout: {LAYOUTS}"
+    ),
 ]
 Vql = Annotated[Path, typer.Argument(help="a .vql file")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
@@ -45,6 +48,15 @@ ImageDigest = Annotated[
     str | None,
     typer.Option(
         help="by what training tells the images from others: a digest of their names (the default), or of names and bytes"
+    ),
+]
+Array = Annotated[
+    str | None, typer.Option(help="array, column, dataset or member of labels where a file of the dump holds several; or DUMP:NAME")
+]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        help="of an array: images,classes, epochs,images,classes (where it has three, the default) or images,views,classes"
     ),
 ]
 Target = Annotated[
@@ -73,6 +85,8 @@ def fit(
     classes: Classes = None,
     images: Images = None,
     columns: Columns = None,
+    array: Array = None,
+    axes: Axes = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -83,7 +97,9 @@ def fit(
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
+        source = show.sure(
+            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
+        )
         options = {} if kl is not None else {"resume": resume}
         report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
     show.emit({**report, "path": str(out)}, json, show.show_fit)
@@ -114,6 +130,8 @@ def tune(
     classes: Classes = None,
     images: Images = None,
     columns: Columns = None,
+    array: Array = None,
+    axes: Axes = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -122,7 +140,9 @@ def tune(
     from vqlabel.tuning import tune as run
 
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns))
+        source = show.sure(
+            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
+        )
         found = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
             tried=show.show_trial,
@@ -158,6 +178,8 @@ def pack(
     images: Images = None,
     columns: Columns = None,
     image_digest: ImageDigest = None,
+    array: Array = None,
+    axes: Axes = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -181,7 +203,17 @@ def pack(
     check_target(out, overwrite)
     with show.progress_bar() as progress:
         source = show.sure(
-            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, image_digest=image_digest)
+            open_labels(
+                dump,
+                layout,
+                domain,
+                classes=classes,
+                images=images,
+                columns=columns,
+                image_digest=image_digest,
+                array=array,
+                axes=axes,
+            )
         )
         source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
         if drawn is not None:
@@ -242,6 +274,8 @@ def convert(
     classes: Classes = None,
     images: Images = None,
     columns: Columns = None,
+    array: Array = None,
+    axes: Axes = None,
     dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -251,7 +285,7 @@ def convert(
     from vqlabel.converting import open_any
 
     with show.progress_bar() as progress:
-        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns))
+        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns, array, axes))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
     show.notes(found)
     show.emit(
@@ -345,6 +379,8 @@ def stats(
         Path | None, typer.Option(help="draw decoded against raw probabilities to this image file; needs --against")
     ] = None,
     layout: Layout = None,
+    array: Array = None,
+    axes: Axes = None,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     json: Json = False,
@@ -365,7 +401,9 @@ def stats(
     with show.progress_bar() as progress:
         file = VqlFile(path)
         classes = None if file.about.support is None else file.classes
-        source = None if against is None else open_labels(against, layout, file.label["domain"], classes=classes)
+        source = (
+            None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
+        )
         found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
         pictures.plot_bits(found, plot, overwrite=overwrite)
@@ -403,6 +441,8 @@ def compare(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
+    array: Array = None,
+    axes: Axes = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -426,7 +466,11 @@ def compare(
     from vqlabel.report.student import Lesson
 
     with show.progress_bar() as progress:
-        source = show.sure(open_labels(dump, layout, domain, classes=classes, images=images, columns=columns if images else None))
+        source = show.sure(
+            open_labels(
+                dump, layout, domain, classes=classes, images=images, columns=columns if images else None, array=array, axes=axes
+            )
+        )
         lesson = None
         if student is not None and val is not None:
             lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)

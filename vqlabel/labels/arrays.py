@@ -1,108 +1,91 @@
-""".npy, .npz, .safetensors and directories of such shards -> label batches, memory-mapped.
-
-An array is [n, C] (records in order) or [epochs, n, C] (row i of every epoch is image i).
-"""
+""".npy, .npz and .safetensors <-> labels, read by rows and never more of them than a batch. No pickle is ever loaded."""
 
 import io
 import json
 import math
-import re
 import zipfile
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, require
-from vqlabel.filetypes import mistaken, require_regular
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place
+from vqlabel.labels.choose import Selection, Stored, choose
+from vqlabel.labels.rows import BF16, DEFLATE_MOST, Rows
+from vqlabel.labels.source import About, LabelBatch, LabelWriter
 
-SUFFIXES = (".npy", ".npz", ".safetensors")
 FORMS = ("npy", "safetensors")  # that are written
 HEADER = 256  # bytes of a written file's header: labels are streamed behind it before their number is known
-NAMES = {"logits": "logits", "labels": None, "soft_labels": None, "probs": "probs", "probabilities": "probs"}
-BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20
 SKIP_BYTES = 1 << 20
-CLASSES_MOST = 1 << 20  # so that a forged shape cannot ask for a row that fills the memory
-DEFLATE_MOST = 1032  # bytes that one byte of a .npz can expand to
 NPY_HEADER_MOST = 1 << 16
-_NUMPY: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+_SAFETENSORS = {"F16": np.dtype("<f2"), "BF16": BF16, "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
-class Rows(ABC):
-    """An array on disk, read by rows."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: str, domain: str | None) -> None:
-        self.name, self.dtype, self.domain = name, dtype, domain
-        if len(shape) not in (2, 3) or min(shape) < 1 or not 2 <= shape[-1] <= CLASSES_MOST:
-            raise BadLabels(
-                f"{name}: shape {list(shape)}; labels are [n, C] or [epochs, n, C] with C in 2..{CLASSES_MOST} and nothing empty"
-            )
-        self.epochs = shape[0] if len(shape) == 3 else 1
-        self.by_image = len(shape) == 3
-        self.each, self.classes = shape[-2], shape[-1]
-
-    def read(self, start: int, stop: int) -> NDArray[np.floating]:
-        """Rows start:stop of [epochs * n, C], all of one epoch; bf16 widened to float32."""
-        try:
-            rows = np.array(self._read(start, stop), order="C")
-        except BadLabels:
-            raise
-        except Exception as error:  # zipfile and its decompressors raise nearly anything on damaged bytes
-            raise BadLabels(
-                f"{self.name}: unreadable at row {start} ({str(error)[:200]}); it is damaged or changed meanwhile"
-            ) from None
-        return (rows.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else rows
-
-    @abstractmethod
-    def _read(self, start: int, stop: int) -> NDArray[Any]: ...
-
-
-class MappedRows(Rows):
-    """Of a .npy or .safetensors, mapped anew for every read: a map keeps its file open, and a dump may have thousands."""
+class FlatRows(Rows):
+    """Row after row at one place of a file, which is read rather than mapped: a file that is cut meanwhile is an error then, not a crash."""
 
     def __init__(
-        self, name: str, shape: tuple[int, ...], map_file: Callable[[], NDArray[Any]], dtype: str, domain: str | None
+        self,
+        path: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        start: int,
+        domain: str | None,
+        how: Selection,
+        note: str | None,
     ) -> None:
-        super().__init__(name, shape, dtype, domain)
-        self._map = map_file
+        super().__init__(str(path), shape, dtype, domain, how.axes, note)
+        self._path, self._start = path, start
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        part = self._map()[start // self.each] if self.by_image else self._map()
-        first = start % self.each
-        return part[first : first + stop - start]
+        width = self.layout.classes * self.type.itemsize
+        with self._path.open("rb") as file:
+            file.seek(self._start + start * width)
+            data = file.read((stop - start) * width)
+        if len(data) != (stop - start) * width:
+            raise BadLabels(f"{self.name}: truncated, {len(data)} of {(stop - start) * width} bytes at row {start}")
+        return np.frombuffer(data, self.type).reshape(-1, self.layout.classes)
+
+
+class ColumnOrderRows(Rows):
+    """Of a .npy in column order, mapped anew for every read: a map keeps its file open, and a dump may have thousands."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], how: Selection) -> None:
+        super().__init__(str(path), shape, dtype, axes=how.axes)
+        self._path = path
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        stored = self.layout.stored
+        array: NDArray[Any] = _map_npy(self._path).reshape(stored)
+        if len(stored) == 2:
+            return array[start:stop]
+        if self.layout.images_first:
+            return array[start // stored[1] : stop // stored[1]].reshape(-1, stored[2])
+        epoch: NDArray[Any] = array[start // stored[1]]
+        return epoch[start % stored[1] :][: stop - start]
 
 
 class NpzRows(Rows):
     """Of one array in a .npz, read in order; going back reads the member again from its start."""
 
-    def __init__(self, name: str, path: Path, member: str, domain: str | None) -> None:
-        self._path, self._member, self._stream, self._at = path, member, None, 0
-        shape, self._type = self._open()
-        self._close()
-        super().__init__(name, shape, _dtype_name(self._type, name), domain)
-
     _stream: IO[bytes] | None
 
-    def _open(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    def __init__(self, path: Path, member: str, domain: str | None, how: Selection, note: str | None) -> None:
+        self._path, self._member, self._stream, self._at = path, member, None, 0
+        with zipfile.ZipFile(path) as archive:
+            shape, fortran, dtype, self._header = npz_header(archive, member)
+        if fortran:
+            raise BadLabels(f"{path}: {member} is in column order; save it with np.ascontiguousarray")
+        super().__init__(str(path), shape, dtype, domain, how.axes, note)
+
+    def _open(self) -> IO[bytes]:
         self._close()
         with zipfile.ZipFile(self._path) as archive:  # the file stays open until the member is closed
             self._stream, self._at = archive.open(self._member), 0
-            room = min(archive.getinfo(self._member).file_size, DEFLATE_MOST * self._path.stat().st_size)
-        head = io.BytesIO(self._stream.read(NPY_HEADER_MOST))
-        version = np.lib.format.read_magic(head)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(head)
-        self._stream.seek(head.tell())
-        if fortran:
-            raise BadLabels(f"{self._path}: {self._member} is in column order; save it with np.ascontiguousarray")
-        if (need := math.prod(shape) * dtype.itemsize) > room:
-            raise BadLabels(f"{self._path}: shape {list(shape)} needs {need} bytes, {self._member} has {room}; truncated or forged")
-        return shape, dtype
+        self._stream.seek(self._header)
+        return self._stream
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -110,139 +93,113 @@ class NpzRows(Rows):
         self._stream = None
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        if self._stream is None or start < self._at:
-            self._open()
-        assert self._stream is not None
-        width = self.classes * self._type.itemsize
+        stream = self._open() if self._stream is None or start < self._at else self._stream
+        width = self.layout.classes * self.type.itemsize
         while self._at < start:
-            self._at += len(self._take(min(start - self._at, max(1, SKIP_BYTES // width)) * width)) // width
-        data = self._take((stop - start) * width)
+            self._at += len(self._take(stream, min(start - self._at, max(1, SKIP_BYTES // width)) * width)) // width
+        data = self._take(stream, (stop - start) * width)
         self._at = stop
-        if stop == self.epochs * self.each:
+        if stop == self.layout.epochs * self.layout.images:
             self._close()
-        return np.frombuffer(data, self._type).reshape(stop - start, self.classes)
+        return np.frombuffer(data, self.type).reshape(stop - start, self.layout.classes)
 
-    def _take(self, size: int) -> bytes:
-        assert self._stream is not None
-        data = self._stream.read(size)
+    def _take(self, stream: IO[bytes], size: int) -> bytes:
+        data = stream.read(size)
         if len(data) != size:
             raise BadLabels(f"{self.name}: truncated, {len(data)} of {size} bytes at row {self._at}")
         return data
 
 
-def _dtype_name(dtype: np.dtype[Any], name: str) -> str:
-    for known in ("F16", "F32"):
-        if dtype == _NUMPY[known]:
-            return known
-    raise BadLabels(f"{name}: type {dtype}; labels are float16, bfloat16 or float32: convert them first")
-
-
-def open_rows(path: Path) -> Rows:
-    """One file's array.
+def open_npy(path: Path, how: Selection) -> Rows:
+    """A .npy file.
 
     Raises:
-        BadLabels: the file is malformed, or has no array that can be labels, or more than one.
+        UsageError: `how` names an array, and it has no names.
     """
-    try:
-        require_regular(path)
-        if path.suffix == ".npy":
-            array = _map_npy(path)
-            return MappedRows(str(path), array.shape, partial(_map_npy, path), _dtype_name(array.dtype, str(path)), None)
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as archive:
-                member, domain = _choose([n.removesuffix(".npy") for n in archive.namelist()], path)
-            return NpzRows(str(path), path, member + ".npy", domain)
-        return _safetensors_rows(path)
-    except BadLabels:
-        raise
-    except Exception as error:  # NumPy's header parser and zipfile raise nearly anything on damaged bytes
+    _refuse_name(path, how)
+    array = _map_npy(path)  # checks that the shape fits the file
+    if not array.flags.c_contiguous:
+        return _noted(ColumnOrderRows(path, array.shape, array.dtype, how))
+    return _noted(FlatRows(path, array.shape, array.dtype, array.offset, None, how, None))
+
+
+def open_npz(path: Path, how: Selection) -> Rows:
+    """One array of a .npz."""
+    with zipfile.ZipFile(path) as archive:
+        found = {}
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                shape, _, dtype, _ = npz_header(archive, name)
+                found[name.removesuffix(".npy")] = Stored.of(shape, dtype)
+    chosen = choose(found, how.array, path)
+    return _noted(NpzRows(path, chosen.name + ".npy", chosen.domain, how, chosen.note))
+
+
+def _noted(rows: Rows) -> Rows:
+    """NumPy saves a bfloat16 array, a type that it does not have, as two bytes without a meaning."""
+    if rows.type == BF16:
+        rows.notes["type"] = f"{rows.name}: type {rows.type} is read as bfloat16"
+    return rows
+
+
+def npz_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether columns stand together, type, and where the numbers begin; held against the size of the file.
+
+    Raises:
+        BadLabels: it is larger than it can be, or compressed as NumPy never does.
+    """
+    info, path = archive.getinfo(member), Path(str(archive.filename))
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others expand without bound
         raise BadLabels(
-            mistaken(path, f"a {path.suffix} file")
-            or f"{path}: no readable {path.suffix} file ({str(error)[:200]}); it may be truncated or of another format"
-        ) from None
+            f"{path}: {member} is compressed by method {info.compress_type}, which NumPy does not use; save it with np.savez"
+        )
+    room = min(info.file_size, DEFLATE_MOST * path.stat().st_size)
+    with archive.open(member) as stream:
+        shape, fortran, dtype, start = npy_header(stream.read(NPY_HEADER_MOST))
+    if (need := math.prod(shape) * dtype.itemsize) > room:
+        raise BadLabels(f"{path}: shape {list(shape)} needs {need} bytes, {member} has {room}; truncated or forged")
+    return shape, fortran, dtype, start
 
 
-def _map_npy(path: Path) -> NDArray[Any]:
+def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Of a .npy that begins with `data`: shape, whether columns stand together, type, and where the numbers begin."""
+    head = io.BytesIO(data)
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(head)
+    return shape, fortran, dtype, head.tell()
+
+
+def _map_npy(path: Path) -> np.memmap[Any, Any]:
     return np.lib.format.open_memmap(path, mode="r")  # unlike np.load: no zip under another name, and never a pickle
 
 
-def _safetensors_rows(path: Path) -> Rows:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "np") as file:  # checks the header, so that the offsets below are sound
-            name, domain = _choose(list(file.keys()), path)
-            domain = (file.metadata() or {}).get("domain", domain)
-            part = file.get_slice(name)
-            dtype, shape = part.get_dtype(), tuple(part.get_shape())
-    except SafetensorError as error:
-        raise BadLabels(
-            mistaken(path, "a .safetensors file")
-            or f"{path}: no readable .safetensors file ({error}); it may be truncated or of another format"
-        ) from None
-    if dtype not in _NUMPY:
-        raise BadLabels(f"{path}: tensor {name!r} is {dtype}; labels are F16, BF16 or F32")
-    if domain not in (None, "logits", "probs"):
-        raise BadLabels(f"{path}: metadata says domain {domain!r}; it must be logits or probs")
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        start = 8 + size + json.loads(file.read(size))[name]["data_offsets"][0]
-    return MappedRows(str(path), shape, partial(np.memmap, path, _NUMPY[dtype], "r", start, shape), dtype, domain)
+def _refuse_name(path: Path, how: Selection) -> None:
+    require(how.array is None, "array", how.array, f"must be left out: {path} is one array, which has no name")
 
 
-def _choose(names: list[str], path: Path) -> tuple[str, str | None]:
-    """The array that holds the labels, and the domain that its name tells."""
-    known = [n for n in names if n in NAMES]
-    if len(known) == 1:
-        return known[0], NAMES[known[0]]
-    if len(names) == 1:
-        return names[0], None
-    raise BadLabels(f"{path}: holds the arrays {sorted(names)[:8]}; name the labels one of {sorted(NAMES)}")
+def open_safetensors(path: Path, how: Selection) -> Rows:
+    """One tensor of a .safetensors file; its metadata may declare the domain."""
+    from safetensors import safe_open
 
-
-class ArraySource(LabelSource):
-    """One array file, or a directory of them in numeric order; shards are consecutive records or epochs."""
-
-    layout = "arrays"
-
-    def __init__(self, path: Path, domain: str | None) -> None:
-        files = sorted((f for f in path.iterdir() if f.suffix in SUFFIXES), key=in_numeric_order) if path.is_dir() else [path]
-        if not files:
-            raise BadLabels(f"{path}: holds none of {', '.join(SUFFIXES)}; a dump has at least one shard")
-        self.path, self._shards = path, [open_rows(f) for f in files]
-        first = self._shards[0]
-        for shard in self._shards:
-            if shard.classes != first.classes:
-                raise BadLabels(
-                    f"{shard.name}: {shard.classes} classes; {first.name} has {first.classes}: one dump has one teacher"
-                )
-            if (shard.dtype, shard.by_image) != (first.dtype, first.by_image):
-                raise BadLabels(
-                    f"{shard.name}: {shard.dtype}, {'[epochs, n, C]' if shard.by_image else '[n, C]'}, unlike {first.name}"
-                )
-        self.classes, self.dtype = first.classes, first.dtype
-        self.domain = domain or first.domain or "logits"
-        self.order = "rows" if first.by_image else "none"
-        step = max(1, min(BATCH_RECORDS, BATCH_BYTES // (4 * self.classes)))
-        places: list[Place] = []
-        self._spans: list[tuple[Rows, int, int]] = []
-        epoch = batch = 0
-        for shard in self._shards:
-            for part in range(shard.epochs):
-                batch = 0 if shard.by_image else batch
-                for start in range(0, shard.each, step):
-                    offset = part * shard.each
-                    self._spans.append((shard, offset + start, offset + min(start + step, shard.each)))
-                    places.append(Place(epoch, batch))
-                    batch += 1
-                epoch += shard.by_image
-        self.places = places
-
-    def _load(self, at: int) -> tuple[LabelBatch, str]:
-        shard, start, stop = self._spans[at]
-        image = np.arange(start % shard.each, start % shard.each + stop - start, dtype=np.int64) if shard.by_image else None
-        name = f"{shard.name}, rows from {start}" if start else shard.name
-        return LabelBatch(labels=shard.read(start, stop), place=self.places[at], image=image), name
+    with safe_open(path, "np") as file:  # checks the header, so that the offsets below are sound
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        metadata = file.metadata() or {}
+    found = {
+        name: Stored(tuple(part.get_shape()), part.get_dtype(), part.get_dtype() in _SAFETENSORS) for name, part in slices.items()
+    }
+    chosen = choose(found, how.array, path)
+    shape, dtype, _ = found[chosen.name]
+    if dtype not in _SAFETENSORS:
+        raise BadLabels(f"{path}: tensor {chosen.name!r} is {dtype}; labels are F16, BF16, F32 or F64")
+    domain = metadata.get("domain", chosen.domain)
+    require(
+        domain in (None, *DOMAINS), f"{path}: domain in the metadata", domain, f"must be one of {', '.join(DOMAINS)}", BadLabels
+    )
+    with path.open("rb") as raw:
+        size = int.from_bytes(raw.read(8), "little")
+        start = 8 + size + json.loads(raw.read(size))[chosen.name]["data_offsets"][0]
+    return FlatRows(path, shape, _SAFETENSORS[dtype], start, domain, how, chosen.note)
 
 
 class ArrayWriter(LabelWriter):
@@ -297,8 +254,3 @@ class ArrayWriter(LabelWriter):
 def array_form(path: Path) -> str | None:
     """The form of "arrays" that a file of this name takes, or None."""
     return path.suffix[1:] if path.suffix[1:] in FORMS else None
-
-
-def in_numeric_order(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key by which batch_10 comes after batch_9."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", path.name) if part]

@@ -12,7 +12,8 @@ from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, TargetExists, UsageError, require
 from vqlabel.files import appearing
 from vqlabel.filetypes import is_sidecar, require_regular
-from vqlabel.labels.arrays import SUFFIXES, ArraySource, ArrayWriter, array_form
+from vqlabel.labels.arrays import ArrayWriter, array_form
+from vqlabel.labels.choose import Selection
 from vqlabel.labels.edc import EdcSource, EdcWriter
 from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
 from vqlabel.labels.gvbsm import GvbsmSource, GvbsmWriter
@@ -20,13 +21,16 @@ from vqlabel.labels.image_set import DIGESTS
 from vqlabel.labels.items import list_length
 from vqlabel.labels.lpld import LpldSource, LpldWriter
 from vqlabel.labels.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat
+from vqlabel.labels.misplaced import nothing_here, too_high, too_low, wrong_file
 from vqlabel.labels.order import with_images
+from vqlabel.labels.shards import SUFFIXES, ArraySource, shards_of
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
 from vqlabel.labels.sre2l import Sre2lSource, Sre2lWriter
 from vqlabel.labels.tensor import SUFFIXES as TENSOR_SUFFIXES
 from vqlabel.labels.tensor import TensorSource, TensorWriter
 from vqlabel.labels.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
 from vqlabel.labels.tree import ORDER_FILE, find_batches
+from vqlabel.labels.webdataset import is_tar
 
 LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "arrays": ArraySource,
@@ -39,6 +43,7 @@ LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "tinyvit": TinyVitSource,
     "tensor": TensorSource,
 }
+OF_ARRAYS = ("arrays", "tensor")  # layouts of labels alone, of which a file may hold several arrays
 SPARSE = ("lpqld", "fkd", "tinyvit")  # layouts of the k largest numbers, which do not say C
 WRITERS: dict[str, type[LabelWriter]] = {
     "arrays": ArrayWriter,
@@ -63,12 +68,14 @@ def open_labels(
     images: str | PathLike[str] | None = None,
     columns: str | PathLike[str] | None = None,
     image_digest: str | None = None,
+    array: str | None = None,
+    axes: str | None = None,
 ) -> LabelSource:
     """Open a dump of teacher labels.
 
     Args:
-        path: a .npy, .npz or .safetensors file ([n, C] or [epochs, n, C]), a directory of such shards, labels.pt, or the folder of another
-            layout (docs/layouts.md).
+        path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME" names the array), a
+            folder of such shards, or the folder of another layout. docs/inputs.md lists all.
         layout: one of LAYOUTS; None: detected.
         domain: "logits" or "probs"; None: as the file declares it, else logits. Every batch is checked against it.
         classes: C, where the layout stores the k largest numbers alone and so does not say it; None: the largest class in it, and one.
@@ -76,12 +83,17 @@ def open_labels(
             the order in which SRe2L shuffles them, if its labels agree with it; one that does is held against them.
         columns: JSON, folder of `images` -> the teacher's class; None: class i is the i-th folder.
         image_digest: by what `images` are told from others when a student is trained: their "names" (None: the same), or their "bytes" too.
+        array: name of the array, column, dataset or member of labels where a file holds several; None: found by name, type and shape.
+        axes: "images,classes", "epochs,images,classes" or "images,views,classes"; None: one of the first two. "images,classes" drops axes
+            of length 1.
 
     Raises:
         UsageError: no such path, or no such layout or domain; other images.
         BadLabels: the dump is empty or malformed, or its labels do not agree with the images.
+        MissingExtra: the reader of such files is not installed.
     """
-    path = Path(path)
+    path, array = _file_and_array(Path(path), array)
+    how = Selection.of(array, axes)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
     require(image_digest in (None, *DIGESTS), "image_digest", image_digest, f"must be one of {', '.join(DIGESTS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
@@ -94,7 +106,14 @@ def open_labels(
     layout = layout or _detect(path)
     require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
     require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
-    source = LAYOUTS[layout](path, domain, *(() if classes is None else (classes,)))
+    arrays = layout in OF_ARRAYS
+    require(array is None or arrays, "array", array, f"must be left out: {layout} records which of its arrays are labels")
+    require(axes is None or arrays, "axes", axes, f"must be left out: {layout} records its axes")
+    source = LAYOUTS[layout](path, domain, *((how,) if arrays else () if classes is None else (classes,)))
+    if classes is None and source.support is not None:
+        source.notes.append(
+            f"{path}: C = {source.classes:,}: the largest class that is named, plus one; a teacher of more classes needs --classes"
+        )
     if images is None:
         require(columns is None, "columns", str(columns), "says the classes of folders of images: name those with --images")
         require(image_digest is None, "image_digest", image_digest, "is taken of images: name those with --images")
@@ -102,14 +121,22 @@ def open_labels(
     return with_images(source, Path(images), columns, image_digest or "names")
 
 
+def _file_and_array(path: Path, array: str | None) -> tuple[Path, str | None]:
+    """ "FILE:NAME" -> the file and the array; another path as it is."""
+    file, colon, name = str(path).rpartition(":")
+    if not colon or not name or os.path.exists(path) or not os.path.exists(file):
+        return path, array
+    require(array in (None, name), "array", array, f"must be left out: {path} names {name}")
+    return Path(file), name
+
+
 def _detect(path: Path) -> str:
     if path.is_file():
-        if path.suffix in SUFFIXES:
-            return "arrays"
         if path.suffix in TENSOR_SUFFIXES:
             return "tensor"
-        known = ", ".join((*SUFFIXES, *TENSOR_SUFFIXES))
-        raise BadLabels(f"{path}: {path.suffix or 'no suffix'} is no label format; use {known}, or name a folder")
+        if path.suffix in SUFFIXES or (path.suffix == ".tar" and is_tar(path)):
+            return "arrays"
+        raise BadLabels(wrong_file(path))
     if not path.is_dir():
         require_regular(path)
     if not any(path.iterdir()):
@@ -117,17 +144,19 @@ def _detect(path: Path) -> str:
     if batches := find_batches(path):
         six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
         return _OF_LENGTH.get(list_length(next(iter(batches.values()))), six)
-    if find_flat(path):
+    if whole := too_low(path):
+        raise BadLabels(whole)
+    if (flat := find_flat(path)) and not is_tar(next(iter(flat.values()))):
         return "lpqld"
-    if any(f.suffix in SUFFIXES for f in path.iterdir()):
+    if shards_of(path):
         return "arrays"
     if any(re.fullmatch(FOLDER, f.name) for f in path.iterdir()):
         return "tinyvit"
-    if any(not is_sidecar(file) for file in path.rglob("*.tar")):
+    if dumps := too_high(path):
+        raise BadLabels(dumps)
+    if any(not is_sidecar(file) and not is_tar(file) for file in path.rglob("*.tar")):
         return "fkd"
-    raise BadLabels(
-        f"{path}: neither epoch_E/batch_B.tar nor {', '.join(SUFFIXES)} in it, nor another layout's files; see docs/layouts.md"
-    )
+    raise BadLabels(nothing_here(path))
 
 
 def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
-from vqlabel.labels.arrays import CLASSES_MOST
+from vqlabel.labels.axes import CLASSES_MOST
 from vqlabel.labels.source import SUM_TOLERANCE, About
 
 DENSE_MOST = 1 << 28  # bytes of one batch once it is spread out: a few stored numbers name any number of classes
