@@ -60,11 +60,11 @@ class ArrowTable(Table):
         with path.open("rb") as file:
             self._open = pa.ipc.open_file if file.read(6) == b"ARROW1" else pa.ipc.open_stream
         with pa.memory_map(str(path)) as source:
-            self.schema = self._open(source).schema
-            self.rows = [batch.num_rows for batch in self._batches(source)]
+            reader = self._open(source)
+            self.schema = reader.schema
+            self.rows = [batch.num_rows for batch in self._batches(reader)]
 
-    def _batches(self, source: Any) -> Iterator[Any]:
-        reader = self._open(source)
+    def _batches(self, reader: Any) -> Iterator[Any]:
         if hasattr(reader, "num_record_batches"):
             yield from (reader.get_batch(at) for at in range(reader.num_record_batches))
         else:
@@ -74,7 +74,7 @@ class ArrowTable(Table):
         import pyarrow as pa
 
         with pa.memory_map(str(self.path)) as source:
-            for number, batch in enumerate(self._batches(source)):
+            for number, batch in enumerate(self._batches(self._open(source))):
                 if number >= first:
                     whole = batch.column(batch.schema.get_field_index(column))
                     whole.validate(full=True)  # offsets and lengths come from the file, and nothing else looks at them

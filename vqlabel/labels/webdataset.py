@@ -77,7 +77,7 @@ def open_tar(path: Path, how: Selection) -> Rows:
         UsageError: no member has the suffix that `how` names.
         BadLabels: no suffix holds labels, or several may; samples without a label; a truncated tar.
     """
-    members, others = _index(path)
+    members, others, samples = _index(path)
     if not members:
         raise BadLabels(
             f"{path}: a tar without labels: of its members ({', '.join(sorted(others)[:8])}) none is KEY.logits.npy or alike"
@@ -87,14 +87,17 @@ def open_tar(path: Path, how: Selection) -> Rows:
     found = {suffix: Stored.of((len(members[suffix]), *array.shape), array.dtype) for suffix, array in first.items()}
     chosen = choose(found, how.array, path)
     labels = members[chosen.name]
-    return TarRows(path, chosen.name, labels, first[chosen.name], chosen.domain, how, chosen.note)
+    rows = TarRows(path, chosen.name, labels, first[chosen.name], chosen.domain, how, chosen.note)
+    if len(labels) < samples:
+        rows.notes["samples"] = f"{path}: {len(labels)} of {samples} samples have a member .{chosen.name}; the others have no label"
+    return rows
 
 
-def _index(path: Path) -> tuple[dict[str, list[Member]], set[str]]:
-    """Members with arrays by suffix, in order, and the other suffixes."""
+def _index(path: Path) -> tuple[dict[str, list[Member]], set[str], int]:
+    """Members with arrays by suffix, in order; the other suffixes; the number of samples, whose members follow each other."""
     members: dict[str, list[Member]] = {}
     others: set[str] = set()
-    end, size = 0, path.stat().st_size
+    end, size, samples, last = 0, path.stat().st_size, 0, ""
     with tarfile.open(path, "r:") as archive:
         for info in archive:
             archive.members = []  # type: ignore[attr-defined]  # else all of them are kept
@@ -103,8 +106,9 @@ def _index(path: Path) -> tuple[dict[str, list[Member]], set[str]]:
                 continue
             folder, _, name = info.name.rpartition("/")
             stem, _, suffix = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            samples, last = samples + (key != last), key
             if suffix.rpartition(".")[2] in ARRAYS and info.size:
-                key = f"{folder}/{stem}" if folder else stem
                 members.setdefault(suffix, []).append(Member(key, info.offset_data, info.size))
             else:
                 others.add(f".{suffix}")
@@ -112,7 +116,7 @@ def _index(path: Path) -> tuple[dict[str, list[Member]], set[str]]:
         file.seek(end)
         if end > size or file.read(BLOCK) != bytes(BLOCK):
             raise BadLabels(f"{path}: ends at byte {size} without the end mark of a tar; it is truncated: copy it again")
-    return members, others
+    return members, others, samples
 
 
 def read_member(file: Any, path: Path, member: Member, suffix: str) -> NDArray[Any]:
