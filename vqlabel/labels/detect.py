@@ -17,6 +17,9 @@ from vqlabel.labels.choose import Selection
 from vqlabel.labels.edc import EdcSource, EdcWriter
 from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
 from vqlabel.labels.gvbsm import GvbsmSource, GvbsmWriter
+from vqlabel.labels.hald import FILE as HALD_FILE
+from vqlabel.labels.hald import ORDER_FILE as HALD_ORDER_FILE
+from vqlabel.labels.hald import HaldSource, HaldWriter, find_epochs
 from vqlabel.labels.image_set import DIGESTS
 from vqlabel.labels.items import list_length
 from vqlabel.labels.lpld import LpldSource, LpldWriter
@@ -39,6 +42,7 @@ LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "lpqld": LpqldSource,
     "gvbsm": GvbsmSource,
     "edc": EdcSource,
+    "hald": HaldSource,
     "fkd": FkdSource,
     "tinyvit": TinyVitSource,
     "tensor": TensorSource,
@@ -52,6 +56,7 @@ WRITERS: dict[str, type[LabelWriter]] = {
     "lpqld": LpqldWriter,
     "gvbsm": GvbsmWriter,
     "edc": EdcWriter,
+    "hald": HaldWriter,
     "fkd": FkdWriter,
     "tinyvit": TinyVitWriter,
     "tensor": TensorWriter,
@@ -144,6 +149,8 @@ def _detect(path: Path) -> str:
     if batches := find_batches(path):
         six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
         return _OF_LENGTH.get(list_length(next(iter(batches.values()))), six)
+    if find_epochs(path):
+        return "hald"
     if whole := too_low(path):
         raise BadLabels(whole)
     if (flat := find_flat(path)) and not is_tar(next(iter(flat.values()))):
@@ -224,5 +231,6 @@ def writing(
 
 def _is_dump(path: Path) -> bool:
     """Whether a folder holds nothing but a dump of batches, so that replacing it loses nothing else."""
-    orders, parts = (ORDER_FILE, BATCH_ORDER_FILE), rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}"
+    orders = (ORDER_FILE, BATCH_ORDER_FILE, HALD_ORDER_FILE)
+    parts = rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}|{HALD_FILE}"
     return all(entry.name in orders or re.fullmatch(parts, entry.name) for entry in path.iterdir()) or holds_images(path)

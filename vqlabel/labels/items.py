@@ -133,8 +133,8 @@ def to_tensor(array: NDArray[Any] | None, kind: str | None = None) -> Any:
     return tensor if kind is None else tensor.to(getattr(torch, kind))
 
 
-def write_items(file: Path, items: list[Any]) -> None:
-    """torch.save tensors, floats, ints and lists, and nothing else, so that torch.load(weights_only=True) takes it."""
+def write_items(file: Path, items: list[Any] | dict[str, Any]) -> None:
+    """torch.save tensors, numbers, strings, lists and dicts of them, and nothing else, so that torch.load(weights_only=True) takes it."""
     import torch
 
     torch.save(items, file)

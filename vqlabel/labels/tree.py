@@ -202,7 +202,7 @@ def read_order(file: Path) -> dict[int, Indices]:
         groups = json.loads(file.read_text(), object_pairs_hook=_Pairs)
         if not isinstance(groups, _Pairs) or not all(re.fullmatch("[0-9]{1,9}", group) for group, _ in groups):
             raise ValueError("it is no object whose keys are whole numbers")
-        order = {int(group): _indices(ids) for group, ids in groups}
+        order = {int(group): indices(ids) for group, ids in groups}
     except BadLabels:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
@@ -215,7 +215,12 @@ def read_order(file: Path) -> dict[int, Indices]:
     return order
 
 
-def _indices(ids: Any) -> Indices:
+def indices(ids: Any) -> Indices:
+    """[n] image indices, of a list of integers.
+
+    Raises:
+        ValueError: it is none.
+    """
     array = np.asarray(ids)
     if array.dtype.kind not in "iu" or array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= 1 << 31)):
         raise ValueError("image indices must be integers in 0..2^31-1")
