@@ -45,7 +45,7 @@ class VqlDataset(Dataset[Tensor]):
 
     `ds[i]` is a label [C], `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C], float32, decoded on `device`. Codes stay on the CPU, as
     small as they are stored; only what is asked for is decoded. Works under DataLoader workers of any start method: it pickles to its
-    path, and a forked worker opens the file again.
+    path, and refuses another file that has taken its place there.
 
     For training on a GPU let the workers hand over codes and decode there:
 
@@ -57,15 +57,18 @@ class VqlDataset(Dataset[Tensor]):
     """
 
     def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
+        self._open(path, device, None)
+
+    def _open(self, path: str | PathLike[str], device: str | torch.device, seal: bytes | None) -> None:
         self.path, self.device = path, torch.device(device)
-        self.file = VqlFile(path)
+        self.file = VqlFile(path, seal)
         self._places: dict[Place, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "device": str(self.device)}
+        return {"path": self.path, "device": str(self.device), "seal": self.file.container.seal}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["device"])  # type: ignore[misc]
+        self._open(**state)
 
     def __len__(self) -> int:
         return self.file.records

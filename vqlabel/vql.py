@@ -31,13 +31,16 @@ class VqlFile:
         columns: places and augmentation.
         container: the checked file below.
 
+    Args:
+        seal: see `ContainerReader`.
+
     Raises:
         UsageError: no such file.
         BadContainer: the file is damaged, forged or from a newer version.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.container = ContainerReader(path)
+    def __init__(self, path: str | PathLike[str], seal: bytes | None = None) -> None:
+        self.container = ContainerReader(path, seal)
         self.label = self._json("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
         self.codec = self._json("vql.codec", {"kind": str, "config": dict})
         config = self.codec["config"]

@@ -17,6 +17,7 @@ HEADER_FIRST = 8192  # reserved before the streams; a larger header moves them
 HEADER_MOST = 16 << 20
 TENSORS_MOST = 4096
 CHUNKS_MOST = 1 << 26
+CHUNK_ROWS_MOST = 1 << 16  # a chunk takes 112 bytes of a file or more, so no byte of a file stands for more than 585 rows
 CHUNK_BYTES_MOST = 64 << 20  # raw bytes of one chunk
 RANK_MOST = 8
 DEPTH_MOST = 8
@@ -84,11 +85,12 @@ class Stream:
             type(rows) is int
             and 0 <= rows < INTEGER_MOST
             and type(chunk_rows) is int
-            and 8 <= chunk_rows < INTEGER_MOST
+            and 8 <= chunk_rows <= CHUNK_ROWS_MOST
             and chunk_rows % 8 == 0
         ):
             raise BadContainer(
-                f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be >= 0, chunks a multiple of 8, both < 2^53"
+                f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be 0..2^53-1, chunks a multiple of 8 up to "
+                f"{CHUNK_ROWS_MOST}"
             )
         if coding not in SUPPORTED_CODINGS:
             raise BadContainer(f"stream {name!r}: coding {coding!r} is unknown; this reader has {', '.join(SUPPORTED_CODINGS)}")

@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
+import weakref
 import zlib
 from collections import OrderedDict
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,16 +50,20 @@ class Section(NamedTuple):
 
 
 class ContainerReader:
-    """Opens, checks the header and its seal, and reads streams by rows and small tensors by name.
+    """Opens, checks the header and its seal, and reads streams by rows and small tensors by name; from any number of threads.
 
-    The file handle is opened when it is needed, again after a fork, and never pickled: a reader pickles to its path.
+    A reader pickles to its path and the seal: opened again, in another process or after `close`, it must be the same file.
+
+    Args:
+        seal: last 32 bytes of the file that is meant; None: whichever file has this path.
 
     Raises:
+        UsageError: no such file; later, that it is gone, or another one has taken its place.
         BadContainer: the file breaks docs/format.md anywhere that was looked at.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | PathLike[str], seal: bytes | None = None) -> None:
+        self.path, self.seal = Path(path), seal
         if not self.path.is_file():
             what = (
                 "is a folder, and a .vql is a file; `vqlabel pack` makes one of a dump"
@@ -66,10 +72,9 @@ class ContainerReader:
             )
             raise UsageError(f"{self.path}: {what}")
         self._handle: int | None = None
-        self._owner = -1
-        self._cache: OrderedDict[tuple[str, int], NDArray[np.unsignedinteger]] = OrderedDict()
-        self._cached = 0
-        self.size = os.stat(self.path).st_size
+        self._forget()
+        _READERS.add(self)
+        self.size = os.fstat(self._descriptor()).st_size
         self.header_area, self.header_text, header = self._read_header()
         self.metadata, self.sections = _check_header(header, self.header_area, self.size, str(self.path))
         self._check_seal()
@@ -81,26 +86,55 @@ class ContainerReader:
         self._tables = {name: self._read_table(name, stream) for name, stream in self.streams.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "seal": self.seal}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
     def __del__(self) -> None:
         self.close()
 
     def close(self) -> None:
         """Give the file handle back; the next read opens it again."""
-        if getattr(self, "_handle", None) is not None and self._owner == os.getpid():
-            os.close(self._handle)  # type: ignore[arg-type]
-        self._handle = None
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle is not None:
+            os.close(handle)
+
+    def _forget(self) -> None:
+        """Begin with a free lock and an empty cache: after a fork the lock may be one that no thread of this process will free."""
+        self._lock = Lock()
+        self._cache: OrderedDict[tuple[str, int], NDArray[np.unsignedinteger]] = OrderedDict()
+        self._cached = 0  # bytes of the arrays in the cache
+
+    def _descriptor(self) -> int:
+        """The open file, shared by threads and by forked processes: reads name their position.
+
+        Raises:
+            UsageError: it cannot be opened, or is not the file that it was.
+        """
+        with self._lock:
+            if self._handle is None:
+                try:
+                    self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                    size = os.fstat(self._handle).st_size
+                    same = self.seal in (None, os.pread(self._handle, 32, max(0, size - 32)))
+                except OSError as error:
+                    raise UsageError(
+                        f"{self.path}: cannot be opened ({error.strerror}); it was moved or removed, or may not be read"
+                    ) from None
+                if not same:
+                    os.close(self._handle)
+                    self._handle = None
+                    raise UsageError(f"{self.path}: was replaced while it was open; open the new file from the start")
+            return self._handle
 
     def _pread(self, start: int, size: int) -> bytes:
-        if self._handle is None or self._owner != os.getpid():
-            self._handle, self._owner = os.open(self.path, os.O_RDONLY), os.getpid()
-        parts = []
+        handle, parts = self._descriptor(), []
         while size:
-            part = os.pread(self._handle, min(size, _READ), start)
+            try:
+                part = os.pread(handle, min(size, _READ), start)
+            except OSError as error:
+                raise BadContainer(f"{self.path}: cannot be read at byte {start} ({error.strerror})") from None
             if not part:
                 raise BadContainer(f"{self.path}: ends {size} bytes early, at byte {start}; the file is truncated: copy it again")
             parts.append(part)
@@ -130,7 +164,8 @@ class ContainerReader:
         seal = self.sections.get(SEAL)
         if seal is None or seal.stop != self.size or seal.stop - seal.start != 32:
             raise BadContainer(f"{self.path}: not sealed: the last 32 bytes must be {SEAL}; it is truncated or was never finished")
-        if hashlib.sha256(self._pread(0, self.header_area)).digest() != self._pread(seal.start, 32):
+        self.seal = self._pread(seal.start, 32)
+        if hashlib.sha256(self._pread(0, self.header_area)).digest() != self.seal:
             raise BadContainer(f"{self.path}: the seal does not fit the header; the file is damaged: copy it again")
 
     def json_object(self, key: str) -> dict[str, Any]:
@@ -241,14 +276,19 @@ class ContainerReader:
 
     def _chunk(self, name: str, i: int) -> NDArray[np.unsignedinteger]:
         key = (name, i)
-        if key not in self._cache:
-            rows = self.read_chunk(name, i)
-            self._cache[key] = rows
-            self._cached += rows.nbytes
+        with self._lock:
+            rows = self._cache.get(key)
+            if rows is not None:
+                self._cache.move_to_end(key)
+                return rows
+        rows = self.read_chunk(name, i)
+        with self._lock:
+            if key not in self._cache:  # another thread may have read it meanwhile
+                self._cache[key] = rows
+                self._cached += rows.nbytes
             while self._cached > _CACHE_BYTES and len(self._cache) > 1:
                 self._cached -= self._cache.popitem(last=False)[1].nbytes
-        self._cache.move_to_end(key)
-        return self._cache[key]
+        return rows
 
     def read_chunk(self, name: str, i: int) -> NDArray[np.unsignedinteger]:
         """Chunk i of a stream, past the cache: read, checksum, expand, check.
@@ -269,6 +309,17 @@ class ContainerReader:
             return unpack(data[:stored], rows, stream.bits)
         except CodeOutOfRange as error:
             raise BadContainer(f"{where}: {error}") from None
+
+
+_READERS: "weakref.WeakSet[ContainerReader]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for reader in _READERS:
+        reader._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def verify(path: str | PathLike[str]) -> dict[str, int]:
