@@ -56,6 +56,27 @@ class _Json:
             raise BadContainer(f"stored {cls.__name__}: {error}") from None
 
 
+class _OfCodec(_Json):
+    """What a reader of codes must know of a codec; see docs/format.md, "codec.*"."""
+
+    classes: int
+
+    @property
+    def widths(self) -> list[int]:
+        """Stored width of every field of a label: of variable labels the count comes first, and the codes are a stream of their own."""
+        raise NotImplementedError
+
+    @property
+    def class_ids(self) -> slice:
+        """Fields of a label that name classes, each of them once."""
+        return slice(0)
+
+    @property
+    def indices(self) -> list[tuple[slice, int]]:
+        """Fields of a label that index a table, and the size of it."""
+        return [(self.class_ids, self.classes)]
+
+
 def _typed(name: str, value: Any, hint: Any) -> Any:
     """`value` as the annotation `hint` has it: numbers are no booleans, lists become tuples, integers pass as floats."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -169,7 +190,7 @@ class PriorConfig(_Json):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VqaeConfig(_Json):
+class VqaeConfig(_OfCodec):
     """The learned codec, resolved. Rate: slots * log2 codebook_size bits per label (arXiv 2603.03808: d_h/d_c * log2 k)."""
 
     kind: ClassVar[str] = "vqae"
@@ -237,6 +258,18 @@ class VqaeConfig(_Json):
         return [(self.classes - 1).bit_length()] * self.head + [LEVEL_BITS] * self.head
 
     @property
+    def widths(self) -> list[int]:
+        return [self.count_bits] * self.variable + [self.code_bits] * self.slots + self.head_bits
+
+    @property
+    def indices(self) -> list[tuple[slice, int]]:
+        return [(slice(self.variable, self.variable + self.slots), self.codebook_size), (self.class_ids, self.classes)]
+
+    @property
+    def class_ids(self) -> slice:
+        return slice(self.slots, self.slots + self.head)
+
+    @property
     def count_bits(self) -> int:
         """Stored width of a variable label's count, 0..slots."""
         return self.slots.bit_length() if self.variable else 0
@@ -248,7 +281,7 @@ class VqaeConfig(_Json):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TopkConfig(_Json):
+class TopkConfig(_OfCodec):
     """LPQLD's MR-k: the k largest entries, fp16, with their class ids; a student re-normalises over them."""
 
     kind: ClassVar[str] = "topk"
@@ -261,13 +294,21 @@ class TopkConfig(_Json):
         require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
 
     @property
+    def widths(self) -> list[int]:
+        return [self.id_bits] * self.k + [16] * self.k
+
+    @property
+    def class_ids(self) -> slice:
+        return slice(self.k)
+
+    @property
     def id_bits(self) -> int:
         """Bits of one class id: ceil(log2 C)."""
         return max(1, (self.classes - 1).bit_length())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SparseConfig(_Json):
+class SparseConfig(_OfCodec):
     """Labels of which k numbers are known: class ids, and the steps of a logit between them."""
 
     kind: ClassVar[str] = "sparse"
@@ -297,6 +338,14 @@ class SparseConfig(_Json):
         return max(1, (self.classes - 1).bit_length())
 
     @property
+    def widths(self) -> list[int]:
+        return [self.id_bits] * self.k + self.gap_bits
+
+    @property
+    def class_ids(self) -> slice:
+        return slice(self.k)
+
+    @property
     def gap_bits(self) -> list[int]:
         """Stored widths of the gaps, and of the gap to the rest where there is one."""
         widths = [bits for bits in range(MAX_GAP_BITS, 0, -1) for _ in range(self.gaps[bits - 1])]
@@ -304,7 +353,7 @@ class SparseConfig(_Json):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RawConfig(_Json):
+class RawConfig(_OfCodec):
     """The labels themselves, bit for bit, in the dump's own type."""
 
     kind: ClassVar[str] = "raw"
@@ -315,6 +364,25 @@ class RawConfig(_Json):
     def __post_init__(self) -> None:
         check_labels(self.classes, self.domain)
         require(self.dtype in ("F16", "BF16", "F32"), "dtype", self.dtype, "must be F16, BF16 or F32")
+
+    @property
+    def widths(self) -> list[int]:
+        return [32 if self.dtype == "F32" else 16] * self.classes
+
+
+CodecConfig = VqaeConfig | SparseConfig | TopkConfig | RawConfig
+CONFIGS: dict[str, type[CodecConfig]] = {config.kind: config for config in (VqaeConfig, SparseConfig, TopkConfig, RawConfig)}
+
+
+def codec_config(kind: object, values: object) -> CodecConfig:
+    """The configuration that a file holds of a codec of this kind.
+
+    Raises:
+        BadContainer: an unknown kind, or `values` is no configuration of it.
+    """
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CONFIGS)}: upgrade it")
+    return CONFIGS[kind].from_dict(values)
 
 
 def check_labels(classes: int, domain: str) -> None:

@@ -8,7 +8,6 @@ from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 
 COUNTS, CODES = "counts", "codes"
-COUNTS_MOST = 1 << 16  # of one chunk: each is added up where one of its labels is read
 VARIABLE_SLOTS = "variable_slots"  # in `vql.requires` of such a file
 
 Codes = NDArray[np.unsignedinteger]
@@ -23,25 +22,12 @@ class CountedCodes:
         slots: m, the most codes that a label may have.
 
     Raises:
-        BadContainer: a stream is missing, or has more than one field; later, a count above m, or counts that do not add up to the codes.
+        BadContainer: when codes are read: a count above m, or counts that do not add up to the codes.
     """
 
     def __init__(self, container: ContainerReader, slots: int) -> None:
         self._container, self._slots = container, slots
-        if COUNTS in container.streams and container.streams[COUNTS].chunk_rows > COUNTS_MOST:
-            raise BadContainer(
-                f"{container.path}: chunks of {container.streams[COUNTS].chunk_rows} counts, at most {COUNTS_MOST}; forged"
-            )
-        for name in (COUNTS, CODES):
-            if name not in container.streams or len(container.streams[name].bits) != 1:
-                raise BadContainer(f"{container.path}: stream {name!r} must have one field in a file of {VARIABLE_SLOTS}; forged")
         self._first: NDArray[np.int64] | None = None
-
-    @property
-    def bits(self) -> tuple[int, ...]:
-        """[1 + m] stored width of a count, and of each code."""
-        streams = self._container.streams
-        return streams[COUNTS].bits + streams[CODES].bits * self._slots
 
     def rows(self, start: int, stop: int) -> Codes:
         """[stop - start, 1 + m] of the labels start:stop."""

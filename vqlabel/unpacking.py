@@ -27,7 +27,7 @@ def read_codec(file: VqlFile) -> LabelCodec:
     """The decoder that travels in a `.vql`.
 
     Raises:
-        BadContainer: its tensors do not fit its configuration, or the codes' widths do not fit it.
+        BadContainer: its tensors do not fit its configuration.
     """
     kinds = {"I8": torch.int8, "U8": torch.uint8, "F16": torch.float16, "F32": torch.float32}
     tensors = {}
@@ -39,14 +39,9 @@ def read_codec(file: VqlFile) -> LabelCodec:
                 )
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(file.container.tensor(name)).to(kinds[section.dtype])
     try:
-        codec = build_codec(file.codec["kind"], file.codec["config"], tensors)
+        return build_codec(file.codec["kind"], file.codec["config"], tensors)
     except BadContainer as error:
         raise BadContainer(f"{file.container.path}: {error}") from None
-    if tuple(codec.code_bits) != file.code_bits:
-        raise BadContainer(
-            f"{file.container.path}: codes of {file.code_bits[:4]} bits, the codec has {codec.code_bits[:4]}; damaged or forged"
-        )
-    return codec
 
 
 def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor]:

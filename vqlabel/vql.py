@@ -1,6 +1,7 @@
 """What a `.vql` file says, without decoding a label: records, label type, codec, columns, codes. No torch."""
 
 from functools import cached_property
+from itertools import groupby
 from os import PathLike
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.augment.recipe import DrawnColumns, Recipe
-from vqlabel.config import SLOTS_MOST
+from vqlabel.config import CodecConfig, VqaeConfig, codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
 from vqlabel.errors import BadContainer
@@ -17,7 +18,6 @@ from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.seeded import DrawnPart, read_columns
 
 CODEC = "codec."
-NOTHING = [(slice(None), 1)]  # as `VqlFile` checks codes: 0 and nothing else, in all fields
 NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
 
 
@@ -27,7 +27,8 @@ class VqlFile:
     Attributes:
         records: n.
         label: classes, domain, dtype ("F16", "BF16", "F32": the dump's) and shift_preserved.
-        codec: kind and config.
+        codec: kind and config, as the header has them.
+        config: the same, checked: the widths of codes follow from it.
         columns: places and augmentation.
         container: the checked file below.
 
@@ -43,18 +44,20 @@ class VqlFile:
         self.container = ContainerReader(path, seal)
         self.label = self._json("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
         self.codec = self._json("vql.codec", {"kind": str, "config": dict})
-        config = self.codec["config"]
+        try:
+            self.config: CodecConfig = codec_config(self.codec["kind"], self.codec["config"])
+        except BadContainer as error:
+            raise BadContainer(f"{path}: {error}") from None
         if self.label["dtype"] not in ("F16", "BF16", "F32") or any(
-            config.get(key) != self.label[key] for key in ("classes", "domain")
+            getattr(self.config, key) != self.label[key] for key in ("classes", "domain")
         ):
             raise BadContainer(
-                f"{path}: vql.label is {self.label}, the codec's configuration {str(config)[:120]}; damaged or forged"
+                f"{path}: vql.label is {str(self.label)[:120]}, the codec's configuration {str(self.codec['config'])[:120]}; "
+                "damaged or forged"
             )
-        if CODES not in self.container.streams:
-            raise BadContainer(f"{path}: has no codes; damaged or forged")
         self._counted = self._variable()
+        self._check_widths()
         self.records = self.container.streams[COUNTS if self._counted else CODES].rows
-        self._tables = self._indexed()
         self.columns = read_columns(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
 
@@ -141,10 +144,7 @@ class VqlFile:
     @property
     def code_bits(self) -> tuple[int, ...]:
         """[m] stored width of each code; [1 + m] where the first is the count of variable labels."""
-        if self._counted:
-            return self._counted.bits
-        bits = self.container.streams[CODES].bits
-        return () if self._tables is NOTHING else bits
+        return tuple(self.config.widths)
 
     @property
     def label_bits(self) -> float:
@@ -167,41 +167,40 @@ class VqlFile:
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
-        for slots, size in self._tables:
+        tables = self.config.indices if self.config.widths else [(slice(None), 1)]  # of labels without a code the bit is 0
+        for slots, size in tables:
             most = int(codes[:, slots].max(initial=0))
             if most >= size:
                 raise BadContainer(
-                    f"{self.container.path}: code {most} leaves 0..{size - 1} ({self.codec['config']}); damaged or forged"
+                    f"{self.container.path}: code {most} leaves 0..{size - 1} ({str(self.codec['config'])[:200]}); damaged or forged"
                 )
         return codes[:, : len(self.code_bits)]
 
     def _variable(self) -> CountedCodes | None:
         """How codes are read where labels have numbers of their own; header and configuration must agree on that."""
-        variable = self.codec["kind"] == "vqae" and self.codec["config"].get("variable") is True
-        if variable != (VARIABLE_SLOTS in self.container.requires):
+        variable = self.config if isinstance(self.config, VqaeConfig) and self.config.variable else None
+        if (variable is not None) != (VARIABLE_SLOTS in self.container.requires):
             raise BadContainer(
                 f"{self.container.path}: vql.requires is {self.container.requires}, the codec's slots are "
                 f"{'variable' if variable else 'fixed'}; damaged or forged"
             )
-        return CountedCodes(self.container, self._number("slots", 1, SLOTS_MOST)) if variable else None
+        return CountedCodes(self.container, variable.slots) if variable else None
 
-    def _indexed(self) -> list[tuple[slice, int]]:
-        """Fields of a record that index a table, and its size: codebooks and the head's classes (vqae), or classes (topk)."""
-        kind, config = self.codec["kind"], self.codec["config"]
-        if kind in ("topk", "sparse"):
-            return [(slice(self._number("k", 1)), self.classes)]
-        if kind != "vqae":
-            return []
-        if self._counted:
-            return [(slice(1, None), self._number("codebook_size", 1))]
-        slots, head = self._number("slots", 0), self._number("head", 0) if "head" in config else 0
-        if not slots and not head and self.container.streams[CODES].bits == NO_CODES:
-            return NOTHING
-        return [(slice(slots), self._number("codebook_size", 1)), (slice(slots, slots + head), self.classes)]
+    def _check_widths(self) -> None:
+        """Before a code is read: streams whose fields are not the codec's."""
+        widths = tuple(self.config.widths)
+        wanted = {COUNTS: widths[:1], CODES: widths[1:2]} if self._counted else {CODES: widths or NO_CODES}
+        for name, bits in wanted.items():
+            stream = self.container.streams.get(name)
+            if stream is None:
+                raise BadContainer(f"{self.container.path}: has no {name}; damaged or forged")
+            if stream.bits != bits:
+                raise BadContainer(
+                    f"{self.container.path}: {name} of {_runs(stream.bits)} bits, the codec's are {_runs(bits)}; damaged or forged"
+                )
 
-    def _number(self, key: str, least: int, most: int | None = None) -> int:
-        """Of the codec's configuration, which nobody has checked yet."""
-        value = self.codec["config"].get(key)
-        if type(value) is not int or value < least or (most is not None and value > most):
-            raise BadContainer(f"{self.container.path}: the {self.codec['kind']} codec has {key} {value!r}; damaged or forged")
-        return value
+
+def _runs(bits: tuple[int, ...]) -> str:
+    """(5, 5, 16) -> "2 x 5, 1 x 16"; the first runs where there are many."""
+    runs = [f"{len(list(run))} x {width}" for width, run in groupby(bits)]
+    return ", ".join(runs[:4]) + ", ..." * (len(runs) > 4)

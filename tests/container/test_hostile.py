@@ -477,8 +477,8 @@ def scale(value: float) -> Callable[[Forge], None]:
 
 PRIOR = {"images": 5, "image_width": 2, "hidden": 3, "fields": [], "view": 1}
 MEANINGS = {
-    "no codebook size": (lambda f: f.metadata["vql.codec"]["config"].pop("codebook_size"), "codebook_size None"),
-    "a codebook size in words": (config(codebook_size="100"), "codebook_size '100'"),
+    "no codebook size": (lambda f: f.metadata["vql.codec"]["config"].pop("codebook_size"), "VqaeConfig has the fields"),
+    "a codebook size in words": (config(codebook_size="100"), "codebook_size is '100'"),
     "a codebook of 2^40": (config(codebook_size=1 << 40), "stored VqaeConfig: codebook_size"),
     "a wider codebook": (config(codebook_size=200), "codes of|has shape"),
     "another latent": (config(latent=8, code_width=8), "has shape"),

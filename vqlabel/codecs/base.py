@@ -86,10 +86,11 @@ class LabelCodec(nn.Module, ABC):
         """
 
     @property
-    @abstractmethod
     def code_bits(self) -> list[int]:
         """[m] stored width of each code in bits; their sum is the rate in code bits per label, the most where labels have rates of
         their own: see `stored_bits`."""
+        widths: list[int] = self.config.widths
+        return widths
 
     def stored_bits(self, codes: Tensor) -> float:
         """What a file takes for codes [n, m], without its tables and tensors."""

@@ -14,7 +14,7 @@ from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae import VqaeCodec
-from vqlabel.config import FitConfig
+from vqlabel.config import FitConfig, codec_config
 from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.files import appearing
 
@@ -27,10 +27,8 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
     Raises:
         BadContainer: an unknown kind, a configuration that is none, or tensors that do not fit it.
     """
-    if not isinstance(kind, str) or kind not in CODECS:
-        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")
-    codec, resolved = CODECS[kind]
-    return codec.build(resolved.from_dict(config), tensors).eval()
+    resolved = codec_config(kind, config)
+    return CODECS[resolved.kind][0].build(resolved, tensors).eval()
 
 
 def save_codec(

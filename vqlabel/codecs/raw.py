@@ -29,10 +29,6 @@ class RawCodec(LabelCodec):
     def build(cls, config: RawConfig, tensors: Mapping[str, Tensor]) -> Self:
         return cls(config)
 
-    @property
-    def code_bits(self) -> list[int]:
-        return [32 if self.config.dtype == "F32" else 16] * self.config.classes
-
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         self.check_labels(labels)
         if self.config.dtype == "F32":

@@ -1,17 +1,11 @@
-"""Every codec by its kind, with the class of its configuration."""
-
-from typing import Any
+"""Every codec by its kind."""
 
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.codecs.sparse import SparseCodec
 from vqlabel.codecs.topk import TopkCodec
 from vqlabel.codecs.vqae import VqaeCodec
-from vqlabel.config import RawConfig, SparseConfig, TopkConfig, VqaeConfig
+from vqlabel.config import CONFIGS, CodecConfig
 
-CODECS: dict[str, tuple[type[LabelCodec], Any]] = {
-    "vqae": (VqaeCodec, VqaeConfig),
-    "sparse": (SparseCodec, SparseConfig),
-    "topk": (TopkCodec, TopkConfig),
-    "raw": (RawCodec, RawConfig),
-}
+_CLASSES: dict[str, type[LabelCodec]] = {codec.kind: codec for codec in (VqaeCodec, SparseCodec, TopkCodec, RawCodec)}
+CODECS: dict[str, tuple[type[LabelCodec], type[CodecConfig]]] = {kind: (_CLASSES[kind], CONFIGS[kind]) for kind in CONFIGS}

@@ -81,10 +81,6 @@ class SparseCodec(LabelCodec):
     def holds_sets(self) -> bool:
         return self.config.rest == "zero" and self.config.k < self.config.classes
 
-    @property
-    def code_bits(self) -> list[int]:
-        return [self.config.id_bits] * self.config.k + self.config.gap_bits
-
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         self.check_labels(labels)
         config = self.config

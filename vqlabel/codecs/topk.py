@@ -48,10 +48,6 @@ class TopkCodec(LabelCodec):
     def holds_sets(self) -> bool:
         return self.config.k < self.config.classes
 
-    @property
-    def code_bits(self) -> list[int]:
-        return [self.config.id_bits] * self.config.k + [16] * self.config.k
-
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
         self.check_labels(labels)
         value, index = labels.float().topk(self.config.k, 1)

@@ -249,11 +249,6 @@ class VqaeCodec(LabelCodec):
         self.config = replace(self.config, prior=None)
         self.decoder.prior = None
 
-    @property
-    def code_bits(self) -> list[int]:
-        count = [self.config.count_bits] if self.config.variable else []
-        return count + [self.config.code_bits] * self.config.slots + self.config.head_bits
-
     def stored_bits(self, codes: Tensor) -> float:
         if not self.config.variable:
             return super().stored_bits(codes)
