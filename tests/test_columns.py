@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vqlabel.columns import IMAGES_MOST, ColumnReader, ColumnWriter
+from vqlabel.column_limits import IMAGES_MOST
+from vqlabel.columns import ColumnReader, ColumnWriter
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import LabelBatch, Place
@@ -219,7 +220,7 @@ def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
     reader, says = store(tmp_path, list(draw_batches(0, np.full((5, 2), 96), LENGTHS)))
-    with pytest.raises(BadContainer, match="its batches hold 111 records, the header says 112"):
+    with pytest.raises(BadContainer, match="column 'image' has 111 rows of 1 fields; 112 of 1 belong"):
         ColumnReader(reader, says, 112)
     for forged in ({}, {"order": "random"}, {"order": "none", "crop": "halves"}):
         with pytest.raises(BadContainer, match=r"vql\.columns is .*; damaged or from a newer version"):

@@ -17,7 +17,7 @@ LAYERS = (
     ("errors",),
     ("config", "files", "filetypes", "progress"),
     ("labels", "bitstream", "container"),
-    ("augment", "columns", "counts", "crops", "seeded", "vql", "teachers", "preprocessing", "codecs"),
+    ("augment", "column_limits", "columns", "counts", "crops", "seeded", "vql", "teachers", "preprocessing", "codecs"),
     ("packing", "fitting", "unpacking", "converting", "verifying", "pruning", "journal"),
     ("tuning", "relabeling", "dataset", "training", "dropin", "losses", "report", "demo"),
     ("cli", "__main__"),

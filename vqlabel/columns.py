@@ -7,38 +7,25 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqlabel.column_limits import BATCH_RECORDS_MOST, BATCHES_MOST, IMAGES_MOST, NAMES_MOST, PREFIX, check_streams
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.crops import SizeFinder, to_pixels, to_shares
 from vqlabel.errors import BadContainer, BadLabels
-from vqlabel.labels import Context, LabelBatch, Place
-from vqlabel.labels.source import OPS_MOST, PARTS_MOST
+from vqlabel.labels import Context, LabelBatch
+from vqlabel.labels.places import Places
 
-IMAGES_MOST = 1 << 24
-BATCHES_MOST = 1 << 22  # a reader holds their places
 _SPOOL_ROWS = 1 << 16
-PREFIX = "columns."
 INTEGERS = ("image", "flip", "mix_index", "partner_image", "partner_flip", "patches", "seed")  # columns with a row a record
 FLOATS = ("crop", "partner_crop", "cutout", "ops")  # likewise, of float32
 CROPS = {"crop": "image", "partner_crop": "partner_image"}  # shares of an image's sides, and the image
 AUGMENTATION = (*(name for name in INTEGERS if name != "image"), *FLOATS, "mix_lam", "mix_box")
-FIELDS = {
-    "image": 1,
-    "flip": 1,
-    "mix_index": 1,
-    "partner_image": 1,
-    "partner_flip": 1,
-    "seed": 1,
-    "crop": 4,
-    "partner_crop": 4,
-    "cutout": 7,
-}
-NAMES_MOST = 1 << 28  # bytes of all images' names
 ONE_SIZE = np.ones((1, 2), np.int64)
 
 
@@ -74,6 +61,11 @@ class ColumnWriter:
         self._batches += 1
         if self._batches > BATCHES_MOST:
             raise BadLabels(f"the dump has more than {BATCHES_MOST} batches; the format allows no more: use larger batches")
+        if len(batch) > BATCH_RECORDS_MOST:
+            raise BadLabels(
+                f"epoch {batch.place.epoch}, batch {batch.place.batch} has {len(batch)} labels; the format allows {BATCH_RECORDS_MOST} "
+                "in a batch: cut it into smaller ones"
+            )
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
         for name in INTEGERS:
             value = getattr(batch, name)
@@ -213,43 +205,28 @@ class ColumnReader:
         where = reader.path
         kinds = {name: ("integers", "float16", "float32") if name in CROPS else ("float16", "float32") for name in FLOATS}
         if self.order not in ("explicit", "rows", "none") or any(kind not in kinds[name] for name, kind in self._floats.items()):
-            raise BadContainer(f"{where}: vql.columns is {says}; damaged or from a newer version")
-        for name, most in (("batch", BATCHES_MOST), ("image_size", IMAGES_MOST), ("names", NAMES_MOST)):
-            stream = reader.streams.get(PREFIX + name)
-            if stream is not None and stream.rows > most:
-                raise BadContainer(f"{where}: column {name!r} has {stream.rows} rows; the format allows {most}")
-        table = reader.rows(PREFIX + "batch").astype(np.int64)
-        if table.shape[1:] != (3,) or int(table[:, 2].sum()) != records:
-            raise BadContainer(f"{where}: its batches hold {int(table[:, -1].sum())} records, the header says {records}")
-        self.places = [Place(epoch, batch) for epoch, batch in table[:, :2].tolist()]
-        self.starts = np.concatenate([[0], np.cumsum(table[:, 2])])
-        first = np.flatnonzero(np.diff(table[:, 0], prepend=-1))
-        self._epoch_start = np.repeat(self.starts[first], np.diff(np.append(first, len(table)))) if len(table) else self.starts
-        for name, width in {**FIELDS, "mix_lam": 2, "mix_box": 4}.items():
-            stream = reader.streams.get(PREFIX + name)
-            rows = records if name in FIELDS else len(table)
-            if stream is not None and (stream.rows, len(stream.bits)) != (rows, width):
-                raise BadContainer(
-                    f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {rows} of {width} belong"
-                )
-        for name, each, count in (("patches", 2, PARTS_MOST), ("ops", 3, OPS_MOST)):
-            stream = reader.streams.get(PREFIX + name)
-            if stream is not None and (stream.rows != records or len(stream.bits) % each or len(stream.bits) > each * count):
-                raise BadContainer(
-                    f"{where}: column {name!r} has {stream.rows} rows of {len(stream.bits)} fields; {records} of {each} times 1..{count} "
-                    "belong"
-                )
-        wide = [name for name, kind in self._floats.items() if kind == "float16" and max(self._bits(name), default=0) > 16]
-        if wide or self._bits("names") not in ((), (8,)):
-            raise BadContainer(f"{where}: column {[*wide, 'names'][0]!r} has wider fields than its numbers; damaged or forged")
+            raise BadContainer(f"{where}: vql.columns is {str(says)[:120]}; damaged or from a newer version")
+        if PREFIX + "batch" not in reader.streams:
+            raise BadContainer(f"{where}: has no column 'batch'; damaged or forged")
+        check_streams(reader, self._floats, records)
+        table = reader.rows(PREFIX + "batch")
+        many = table[:, 2].astype(np.int64)
+        if int(many.sum()) != records:
+            raise BadContainer(f"{where}: its batches hold {int(many.sum())} records, the header says {records}")
+        if int(many.max(initial=0)) > BATCH_RECORDS_MOST:
+            raise BadContainer(f"{where}: a batch of {int(many.max())} records; the format allows {BATCH_RECORDS_MOST}")
+        self.places = Places(table[:, 0], table[:, 1])
+        self.starts = np.append(0, np.cumsum(many))
         integers = "integers" in self._floats.values()
-        self._sizes = reader.rows(PREFIX + "image_size").astype(np.int64) if integers else None
-        if self._sizes is not None and (self._sizes.shape[1:] != (2,) or not len(self._sizes) or not self._sizes.all()):
-            raise BadContainer(f"{where}: its image sizes are {self._sizes.shape}, or hold a zero; damaged or forged")
+        self._sizes = reader.rows(PREFIX + "image_size") if integers else None
+        if self._sizes is not None and not (len(self._sizes) and self._sizes.all()):
+            raise BadContainer(f"{where}: its image sizes are none, or hold a zero; damaged or forged")
 
-    def _bits(self, name: str) -> tuple[int, ...]:
-        stream = self._reader.streams.get(PREFIX + name)
-        return () if stream is None else stream.bits
+    @cached_property
+    def _epoch_start(self) -> NDArray[np.int64]:
+        """[B] first record of each batch's epoch."""
+        first = np.flatnonzero(np.diff(self.places.epoch.astype(np.int64), prepend=-1))
+        return np.repeat(self.starts[first], np.diff(np.append(first, len(self.places))))
 
     def has(self, name: str) -> bool:
         """Whether the file has the column."""
@@ -314,7 +291,10 @@ class ColumnReader:
         """The names of the images, by index, where the dump found its images by name."""
         if PREFIX + "names" not in self._reader.streams:
             return None
-        text = self._reader.rows(PREFIX + "names").astype(np.uint8).tobytes()
+        text, payload = self._reader.rows(PREFIX + "names").tobytes(), self._reader.sections[PREFIX + "names"]
+        count, most = text.count(b"\n") + 1, payload.stop - payload.start
+        if count > most:
+            raise BadContainer(f"{self._reader.path}: {count} names of images in {most} bytes; a name takes a byte: forged")
         try:
             return text.decode().split("\n")
         except UnicodeDecodeError as error:

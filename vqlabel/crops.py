@@ -18,7 +18,7 @@ def to_pixels(crop: NDArray[np.float32], size: NDArray[np.int64]) -> NDArray[np.
     return np.rint(crop.astype(np.float64) * size[:, [0, 1, 0, 1]]).astype(np.uint32)
 
 
-def to_shares(pixels: NDArray[np.unsignedinteger], size: NDArray[np.int64]) -> NDArray[np.float32]:
+def to_shares(pixels: NDArray[np.unsignedinteger], size: NDArray[np.integer]) -> NDArray[np.float32]:
     """Inverse of `to_pixels`: the very floats that a dump had, where `SizeFinder` found the size."""
     return (pixels.astype(np.float64) / size[:, [0, 1, 0, 1]]).astype(np.float32)
 

@@ -138,7 +138,7 @@ class VqlDataset(Dataset[Tensor]):
         return list(self._decode(self._index(index)))
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> Sequence[Place]:
         """(epoch, batch) of every stored batch, in order."""
         return self.file.columns.places
 

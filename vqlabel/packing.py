@@ -23,7 +23,8 @@ from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.codecs.sizing import CHUNK_CODES
-from vqlabel.columns import PREFIX, ColumnWriter, Spool
+from vqlabel.column_limits import PREFIX
+from vqlabel.columns import ColumnWriter, Spool
 from vqlabel.config import PriorConfig
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.augment.recipe import DrawnColumns, Recipe, Reordered
-from vqlabel.columns import BATCHES_MOST, IMAGES_MOST, PREFIX, ColumnReader, widths
+from vqlabel.column_limits import PREFIX, check_streams
+from vqlabel.columns import ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
 from vqlabel.files import appearing
@@ -24,6 +25,7 @@ from vqlabel.labels.source import in_order
 SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
 KEPT_LEAST = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
+IMAGES_A_BYTE = 256  # of a file, at most: an epoch's order is drawn of all images, 0.3 us and 40 bytes each
 COMPARED = ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box")
 NEVER_DRAWN = ("partner_image", "cutout", "patches", "ops", "seed")
 
@@ -33,9 +35,9 @@ class DrawnPart:
 
     order, names = "explicit", None
 
-    def __init__(self, drawn: DrawnColumns, at: Sequence[int]) -> None:
+    def __init__(self, drawn: DrawnColumns, at: Sequence[int] | NDArray[np.int64]) -> None:
         self.drawn, self._at = drawn, np.asarray(at, np.int64)
-        self.places = [drawn.places[i] for i in at]
+        self.places = drawn.places.take(self._at)
         self._first = drawn.starts[self._at]
         self.starts = np.append(0, np.cumsum(drawn.starts[self._at + 1] - self._first))
 
@@ -108,30 +110,32 @@ def read_columns(reader: ContainerReader, says: dict[str, Any], records: int) ->
         raise BadContainer(f"{reader.path}: vql.requires is {reader.requires}, vql.columns {str(says)[:120]}; damaged or forged")
     if says.get("order") != "seeded":
         return ColumnReader(reader, says, records)
-    for name, most in (("image_size", IMAGES_MOST), ("drawn", BATCHES_MOST)):
-        stream = reader.streams.get(PREFIX + name)
-        if stream is not None and stream.rows > most:
-            raise BadContainer(f"{reader.path}: column {name!r} has {stream.rows} rows; the format allows {most}")
+    check_streams(reader, {}, records)
     try:
         recipe = Recipe.from_dict(says.get("recipe"))
         whole = recipe.images * recipe.epochs
         if whole != records and (PREFIX + "drawn" not in reader.streams or whole > KEPT_LEAST * max(1, records)):
             raise BadContainer(f"{reader.path}: its recipe draws {whole} records, the file has {records}; damaged or forged")
-        drawn = DrawnColumns(recipe, reader.rows(PREFIX + "image_size").astype(np.int64))
+        if recipe.images > IMAGES_A_BYTE * reader.size:
+            raise BadContainer(
+                f"{reader.path}: its recipe draws from {recipe.images} images; the format allows {IMAGES_A_BYTE * reader.size} in a file "
+                f"of {reader.size} bytes"
+            )
+        drawn = DrawnColumns(recipe, reader.rows(PREFIX + "image_size"))
     except UsageError as error:
         raise BadContainer(f"{reader.path}: {error}; damaged, forged or from a newer version") from None
+    columns: DrawnColumns | DrawnPart = drawn
+    if PREFIX + "drawn" in reader.streams:
+        at = reader.rows(PREFIX + "drawn")[:, 0].astype(np.int64)
+        if (at >= len(drawn.places)).any() or (np.diff(at) <= 0).any():
+            raise BadContainer(f"{reader.path}: names batches that its recipe does not draw; damaged or forged")
+        columns = DrawnPart(drawn, at)
+    if int(columns.starts[-1]) != records:
+        raise BadContainer(f"{reader.path}: its recipe draws {int(columns.starts[-1])} records, the header says {records}")
     if digest(drawn) != says.get("digest"):
         raise BadContainer(
             f"{reader.path}: its recipe draws other views here than where the labels were made; report this, it must not be"
         )
-    columns: DrawnColumns | DrawnPart = drawn
-    if PREFIX + "drawn" in reader.streams:
-        at = reader.rows(PREFIX + "drawn").astype(np.int64)
-        if at.shape[1:] != (1,) or (at >= len(drawn.places)).any() or (np.diff(at[:, 0]) <= 0).any():
-            raise BadContainer(f"{reader.path}: names batches that its recipe does not draw; damaged or forged")
-        columns = DrawnPart(drawn, at[:, 0].tolist())
-    if int(columns.starts[-1]) != records:
-        raise BadContainer(f"{reader.path}: its recipe draws {int(columns.starts[-1])} records, the header says {records}")
     return columns
 
 

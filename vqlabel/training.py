@@ -385,7 +385,7 @@ class PooledBatches(StoredBatches):
 
 def stored_epochs(columns: Columns) -> list[NDArray[np.int64]]:
     """Numbers of the batches of every epoch that the file has, in order."""
-    epoch = np.array([place.epoch for place in columns.places], np.int64)
+    epoch = columns.places.epoch.astype(np.int64)
     order = np.argsort(epoch, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(epoch[order])) + 1)
 

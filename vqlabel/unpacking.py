@@ -1,6 +1,6 @@
 """`.vql` -> labels: batches on any device, or a file or tree in a layout that others read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -148,7 +148,7 @@ class VqlSource(LabelSource):
         self.torch_dtype = DTYPES[self.dtype]
 
     @property
-    def places(self) -> list[Place]:  # type: ignore[override]
+    def places(self) -> Sequence[Place]:  # type: ignore[override]
         return self.file.columns.places
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 ROUNDS = 10
 _MULTIPLY = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _ADD = 0x9E3779B9, 0xBB67AE85  # to the words of the key, after every round
+_PIECE = 1 << 15  # items drawn at a time, so that their random bits stay in a core's cache
 _LOW, _HIGH = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -50,4 +51,7 @@ def below(number: NDArray[np.uint64], most: NDArray[Any] | int) -> NDArray[np.in
 
 def shuffled(seed: int, purpose: int, epoch: int, count: int, draw: int = 0) -> NDArray[np.int64]:
     """[count] a permutation of 0 .. count - 1: the items sorted by their first numbers, ties by index."""
-    return np.argsort(bits(seed, purpose, epoch, np.arange(count), draw)[0], kind="stable")
+    first = np.empty(count, np.uint64)
+    for at in range(0, count, _PIECE):
+        first[at : at + _PIECE] = bits(seed, purpose, epoch, np.arange(at, min(at + _PIECE, count)), draw)[0]
+    return np.argsort(first, kind="stable")

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.augment.philox import below, bits, shuffled, uniform
-from vqlabel.columns import BATCHES_MOST
+from vqlabel.column_limits import BATCHES_MOST
 from vqlabel.crops import SIDE_MOST, to_shares
 from vqlabel.errors import require
-from vqlabel.labels import Context, LabelBatch, Place
+from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.places import Places
 
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
@@ -26,6 +27,7 @@ TRIES = 10  # for a crop that fits
 POSITION, FLIP = TRIES, TRIES + 1  # draws of a view after its tries
 RATIOS = np.rint((4 / 3) ** ((2 * np.arange(256) + 1) / 256 - 1) * 65536) / 65536  # width / height, uniform in their logarithm
 _KEPT = 1 << 24  # indices of epochs' orders that are remembered
+_TOGETHER = 1 << 16  # images of a batch: of two of them the columns are drawn when a file is opened, 2 us a view
 _PIECE = 2048  # views drawn at a time, so that their random bits stay in a core's cache
 _RANGES = (
     ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, BATCHES_MOST), ("batch", 1, 1 << 24), ("view", 1, SIDE_MOST)
@@ -63,6 +65,8 @@ class Recipe:
         )
         require(type(self.flip) in (int, float) and 0 <= self.flip <= 1, "flip", self.flip, "must be a number in 0..1")
         require(self.mix in MIXES, "mix", self.mix, f"must be one of {', '.join(MIXES)}")
+        together = min(self.batch, self.images)
+        require(together <= _TOGETHER, "batch", self.batch, f"must be at most {_TOGETHER} images")
         batches = self.epochs * self.batches
         require(
             batches <= BATCHES_MOST, "epochs", self.epochs, f"makes {batches} batches; {BATCHES_MOST} are allowed: use larger ones"
@@ -120,7 +124,7 @@ class DrawnColumns:
         odd = self.sizes[~((self.sizes >= 1) & (self.sizes < SIDE_MOST)).all(1)]
         require(not len(odd), "size", odd[:1].tolist(), f"must be a height and a width in 1..{SIDE_MOST - 1} pixels")
         epoch, batch = np.divmod(np.arange(recipe.epochs * recipe.batches), recipe.batches)
-        self.places = [Place(*place) for place in zip(epoch.tolist(), batch.tolist(), strict=True)]
+        self.places = Places(epoch, batch)
         self.starts = np.append(epoch * recipe.images + batch * recipe.batch, recipe.epochs * recipe.images)
         self._order = lru_cache(max(2, _KEPT // recipe.images))(self._draw_order)
 

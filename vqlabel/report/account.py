@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.bitstream import Usage
-from vqlabel.columns import PREFIX
+from vqlabel.column_limits import PREFIX
 from vqlabel.container.layout import CHUNKS
 from vqlabel.counts import CODES, COUNTS
 from vqlabel.report.published import break_even
