@@ -136,11 +136,33 @@ def test_squared_error_of_logits_is_a_high_temperature() -> None:
 def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert found.pop("augmentation_bits")["kept"] > 30
+    fit = found.pop("fit")
+    assert fit["codec_file"] == str(codec_file) and fit["held"]["kl_T1"] > 0
     assert found == {"path": str(tmp_path / "a.vql"), "records": 360, "bytes": vql.stat().st_size, "code_bits": 12}
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
     assert "360 labels in" in out
     assert "12 code bits each" in out
+    assert f"{codec_file} reports, of the dump that it was fitted to, held out (the last epoch (5), 60 labels)" in out
+
+
+def test_pack_ends_with_what_its_labels_are_worth(dump: Path, tmp_path: Path) -> None:
+    options = ("--bits", 12, "--codebook-size", 8, "--epochs", 1, "--temperature", 20)
+    result = run("pack", dump, "-o", tmp_path / "a.vql", *options)
+    assert result.exit_code == 0
+    held, unbiased, mean = result.stdout.splitlines()[-3:]
+    figure = r"\d\.\d{3} at T = 20"
+    assert re.fullmatch(
+        rf"held out \(the last epoch \(5\), 60 labels\): the same largest class as the teacher in [\d.]+ %, KL {figure}", held
+    )
+    assert re.fullmatch(rf".* by a contrast of [\d.]+, .* the KL with --contrast 1: {figure}", unbiased)
+    assert re.fullmatch(rf"for scale, one mean label for all has a KL of {figure}", mean)
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(300, 30)).astype(np.float16))
+    result = run("pack", tmp_path / "noise.npy", "-o", tmp_path / "b.vql", "--bits", 1, "--epochs", 0, "--json")
+    warnings = json.loads(result.stdout)["fit"]["warnings"]
+    assert warnings
+    assert all(f"vqlabel: {warning}" in result.stderr for warning in warnings)
+    assert ok("pack", dump, "-o", tmp_path / "c.vql", "--codec", "raw").endswith("labels are stored as they are, bit for bit\n")
 
 
 @pytest.mark.parametrize(("codec", "bits"), [("vqae", 12), ("topk", 44), ("raw", 640)])

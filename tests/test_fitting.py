@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel import FitConfig, LabelBatch, fitting
-from vqlabel.codecs import Distortion
+from vqlabel.codecs import Distortion, LabelCodec, LabelSample
 from vqlabel.config import MIX
 from vqlabel.errors import BadLabels, TargetExists, UsageError
-from vqlabel.fitting import fit, read_sample
+from vqlabel.fitting import fit, fit_sample, read_sample
 from vqlabel.labels import LabelSource, Place, open_labels
 
 QUICK = FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
@@ -115,10 +115,11 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
         "calibrated",
         "rates",
         "perplexity",
+        "mean_label",
     }
     assert report["held_out"] == "the last epoch (5)"
     assert report["code_bits"] == sum(codec.code_bits) == 12
-    assert report["fit"] == {**QUICK.to_dict(), "temperature": MIX}
+    assert report["fit"] == {**QUICK.to_dict(), "codec": "vqae", "temperature": MIX}
     assert report["config"] == codec.config.to_dict()
     for part, labels in (("seen", logits[:-1].reshape(-1, 40)), ("held", logits[-1])):
         figures, raw = Distortion(), torch.from_numpy(labels)
@@ -356,3 +357,45 @@ def test_labels_of_the_other_domain_are_refused(dump: Path, probs: NDArray[np.fl
     with pytest.raises(BadLabels, match="these are no probabilities; pass --domain logits"):
         fit(open_labels(dump, domain="probs"), QUICK)
     assert fit(open_labels(tmp_path / "probs.npy", domain="probs"), QUICK)[0].config.domain == "probs"
+
+
+def test_a_dump_that_was_never_finished_is_refused_by_fit_and_by_pack(
+    logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path
+) -> None:
+    labels = logits.reshape(-1, logits.shape[2]).copy()
+    labels[200:] = 0
+    np.save(tmp_path / "a.npy", labels)
+    message = r"a\.npy: 160 of 360 rows are all zero: labels that were never written\? Label them again, or leave them out"
+    with pytest.raises(BadLabels, match=message):
+        vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))
+    with pytest.raises(BadLabels, match=message):
+        vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_few_rows_that_were_never_written_are_noted_and_judge_nothing(logits: NDArray[np.float16], tmp_path: Path) -> None:
+    labels = np.tile(logits.reshape(-1, logits.shape[2]), (2, 1))
+    labels[[3, 700]] = 0
+    labels[710:] = 1
+    np.save(tmp_path / "a.npy", labels)
+    sample, _ = read_sample(open_labels(tmp_path / "a.npy"))
+    assert len(sample.seen) + len(sample.held) == 708
+    assert bool((sample.held != sample.held[:, :1]).any(1).all())
+    codec, report = vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))
+    names = ["2 of 720 rows are all zero: labels that were never written?", "10 of 720 rows have one number for all classes"]
+    assert [note.partition(": ")[2] for note in report["notes"]] == names
+    assert vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)["notes"] == report["notes"]
+
+
+def test_a_level_that_varies_is_noted_where_a_fit_leaves_it_out(logits: NDArray[np.float16]) -> None:
+    flat = torch.from_numpy(logits.reshape(-1, logits.shape[2])).float()
+    flat -= flat.mean(1, keepdim=True)
+    level = 3 * torch.randn(len(flat), 1, generator=torch.Generator().manual_seed(0))
+    for labels, found in ((flat, False), (flat + level, True)):
+        sample = LabelSample(
+            seen=labels[:300], held=labels[300:], seen_context=None, held_context=None, domain="logits", dtype="F32"
+        )
+        report = fit_sample(sample, "some", FitConfig(bits=3, codebook_size=8, epochs=0))[1]
+        assert ("notes" in report) == found
+    assert report["notes"][0].startswith("labels' mean over classes varies (std ")
+    assert "notes" not in fit_sample(sample, "some", FitConfig(codec="raw"))[1]

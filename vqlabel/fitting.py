@@ -10,17 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.bitstream import Usage
 from vqlabel.bitstream.counted import COUNTED_ROWS
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.codecs.distortion import SMALLEST, as_logits, kl
+from vqlabel.codecs.part import VARIES_MOST, level_spread
 from vqlabel.codecs.sizing import budget_of, code_bits_within
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.files import appearing, check_target
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
+from vqlabel.labels.domain import FlatRows
 from vqlabel.packing import describe_fit, join_contexts
 from vqlabel.progress import Progress, silent
 
@@ -49,7 +53,8 @@ def fit(
     Returns:
         The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
         unbiased rather than calibrated, their `contrast`, and `calibrated`, the distortion held out that contrast 1 would have;
-        `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
+        `contrast_limited`, true where codes say too little of a label for unbiased ones, so that they are calibrated; `mean_label`, KL held
+        out of one label for all; `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
 
     Raises:
         BadLabels: the dump is malformed, or has fewer than 2 labels.
@@ -109,22 +114,30 @@ def fit_sample(
         )
     codec = CODECS[str(config.codec)][0].fit(sample, config, hooks).eval()
     codec.fitted_on = sample.fitted_on
+    temperatures = tuple(sorted({*MIX, *(config.temperature or ())}))
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
         "fit": config.to_dict(),
         "code_bits": code_bits(codec, sample),
         "held_out": held_out,
-        "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen")},
-        "held": {"labels": len(sample.held), **measure(codec, sample, "held")},
+        "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen", temperatures)},
+        "held": {"labels": len(sample.held), **measure(codec, sample, "held", temperatures)},
     }
+    if codec.kind != "raw" and not _over_sets(codec, sample):
+        report["mean_label"] = {"labels": len(sample.held), **measure_mean_label(sample, temperatures)}
     if isinstance(codec, VqaeCodec) and codec.contrast != 1:
         report["contrast"] = codec.contrast
-        report["calibrated"] = {"labels": len(sample.held), **measure(codec.calibrated(), sample, "held")}
+        report["calibrated"] = {"labels": len(sample.held), **measure(codec.calibrated(), sample, "held", temperatures)}
+    if isinstance(codec, VqaeCodec) and codec.contrast_limited:
+        report["contrast_limited"] = True
     if isinstance(codec, VqaeCodec) and codec.cheaper:
-        report["rates"] = {str(sum(c.code_bits)): measure(c, sample, "held") for _, c in sorted(codec.cheaper.items())}
+        cheaper = [codec.cheaper[slots] for slots in sorted(codec.cheaper)]
+        report["rates"] = {str(sum(c.code_bits)): measure(c, sample, "held", temperatures) for c in cheaper}
     if isinstance(codec, VqaeCodec) and codec.config.slots:
         report["perplexity"] = _perplexity(codec, sample)
+    if notes := [*sample.notes, *_level_notes(codec, sample)]:
+        report["notes"] = notes
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
         _state_of(out).unlink(missing_ok=True)
@@ -138,10 +151,14 @@ def _state_of(out: str | PathLike[str]) -> Path:
 def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2) -> tuple[LabelSample, str]:
     """The labels that a fit sees and those it is judged by, and what was held out, in words.
 
-    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records.
+    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Rows that are the same for all
+    classes are left out of both.
 
     Args:
         least: labels that are needed: 2, or 1 for a codec that fits nothing, which then sees the label that it is judged by.
+
+    Raises:
+        BadLabels: the dump is malformed, was never finished, or has fewer labels.
     """
     epochs = sorted({place.epoch for place in source.places})
     last = set(epochs[-max(1, len(epochs) // 8) :]) if len(epochs) > 1 else set()
@@ -151,6 +168,9 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
     seen = _read_some(source, seen_at, most, lambda done, total: progress("reading", done, total, {}))
     held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
     total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
+    flat = FlatRows(path=source.path)
+    seen, held = ([_telling(batch, flat) for batch in part] for part in (seen, held))
+    flat.check()
     if last:
         first, many = min(last), len(last)
         words = f"the last epoch ({first})" if many == 1 else f"the last {many} epochs (from {first})"
@@ -159,8 +179,14 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
         words = "the last tenth of the records"
     if not sum(map(len, seen)) and least == 1:
         seen = held
-    if not sum(map(len, seen)):
-        raise BadLabels(f"{source.path}: {sum(map(len, held))} labels; a fit needs at least 2")
+    count = [sum(map(len, part)) for part in (seen, held)]
+    if flat.rows < 2 and not all(count):
+        raise BadLabels(f"{source.path}: {flat.rows} labels; a fit needs at least 2")
+    if not all(count):
+        raise BadLabels(
+            f"{source.path}: {count[0]} labels to fit to, {count[1]} held out ({words}), rows of one number for all classes left out; a fit "
+            "needs at least one of each"
+        )
     return LabelSample(
         seen=_stack(seen),
         held=_stack(held),
@@ -169,6 +195,7 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
         domain=source.domain,
         dtype=source.dtype,
         support=source.support,
+        notes=tuple(flat.notes()),
         total=total,
         fitted_on=describe_fit(source),
     ), words
@@ -186,6 +213,12 @@ def _read_some(source: LabelSource, places: list[int], most: int, progress: Call
         batches.append(first if at == places[0] else source.read(at))
         progress(done + 1, keep)
     return batches
+
+
+def _telling(batch: LabelBatch, flat: FlatRows) -> LabelBatch:
+    """A batch without its flat rows."""
+    telling = flat.add(batch.labels)
+    return batch if telling.all() else batch.rows(np.flatnonzero(telling))
 
 
 def _split_last_tenth(batches: list[LabelBatch]) -> tuple[list[LabelBatch], list[LabelBatch]]:
@@ -217,12 +250,51 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
     figures = Distortion(
         temperatures=temperatures,
         domain=sample.domain,
-        sets=codec.holds_sets or (sample.support is not None and sample.support.rest == "zero"),
+        sets=_over_sets(codec, sample),
     )
     with torch.inference_mode():
         for labels, context in sample.steps(part, CHUNK):
             figures.add(labels, codec.decode(codec.encode(labels, context), context))
     return {name: round(value, 6) for name, value in figures.figures().items()}
+
+
+def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
+    """Of what students that do not take a softmax would miss."""
+    if codec.kind != "vqae" or sample.domain != "logits":
+        return []
+    level, usual = level_spread(sample.seen, sample.domain)
+    if level < VARIES_MOST * usual:
+        return []
+    sentence = (
+        f"labels' mean over classes varies (std {level:.2g}, that of a class about it {usual:.2g}) and is left out: students of a softmax never "
+        "see it; for students of sigmoids or of squared error use --domain sigmoid, or --codec raw"
+    )
+    return [sentence]
+
+
+def _over_sets(codec: LabelCodec, sample: LabelSample) -> bool:
+    """Whether figures are over the classes that labels hold."""
+    return codec.holds_sets or (sample.support is not None and sample.support.rest == "zero")
+
+
+@torch.inference_mode()
+def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
+    """KL held out of one label for all, at each temperature the best that there is: the mean of the distributions that the fit sees."""
+    totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
+    for labels, _ in sample.steps("seen", CHUNK):
+        logits = as_logits(labels, sample.domain)
+        for total, t in zip(totals, temperatures, strict=True):
+            total += F.softmax(logits / t, 1).sum(0, dtype=torch.float64)
+    means = [
+        t * (total / len(sample.seen)).clamp_min(SMALLEST).log().float() for total, t in zip(totals, temperatures, strict=True)
+    ]
+    found = [0.0] * len(temperatures)
+    for labels, _ in sample.steps("held", CHUNK):
+        logits = as_logits(labels, sample.domain)
+        for at, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
+            found[at] += float(kl(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
+    count = max(1, len(sample.held))
+    return {f"kl_T{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
 
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:

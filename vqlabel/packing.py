@@ -30,6 +30,7 @@ from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
@@ -64,7 +65,7 @@ def pack(
     Returns:
         records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included; bits per
         label of augmentation and order: as they are stored, and with `drawn` about what they would take if they were kept; `notes`, where
-        something about the codec cannot be told.
+        something about the codec cannot be told, or rows are no labels.
 
     Raises:
         UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views.
@@ -80,7 +81,7 @@ def pack(
     prior: PriorConfig | None = getattr(codec.config, "prior", None)
     edges = list[int]()
     other = prior is not None and about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
-    fingerprint, whole = hashlib.sha256(), WholeEpochs()
+    fingerprint, whole, flat = hashlib.sha256(), WholeEpochs(), FlatRows(path=source.path)
     with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
 
@@ -88,6 +89,7 @@ def pack(
             for done, batches, codes in encoded:
                 for batch in batches:
                     columns.add(batch)
+                    flat.add(batch.labels)
                     if batch.image is not None:
                         whole.add(batch.place.epoch, batch.image)
                     if other and batch.mix_box is not None:
@@ -100,6 +102,7 @@ def pack(
 
         with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
             records = store_codes(writer, codec, parts(encoded))
+        flat.check()
         kept = 0 if drawn is None else columns.bits()
         says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
         if prior is not None and edges:
@@ -116,7 +119,7 @@ def pack(
         "bytes": size,
         "code_bits": bits,
         "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
-        **noted(notes),
+        **noted([*notes, *flat.notes()]),
     }
 
 

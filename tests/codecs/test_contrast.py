@@ -107,10 +107,38 @@ def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
     assert codec.decoder.contrast.tolist() == [1] * 5
 
 
-def test_codes_that_say_next_to_nothing_are_not_spread_beyond_reason(labels: Tensor) -> None:
-    for temperature, most in (((1.0,), MOST), ((1.0, 4.0), MOST), (MIX, MOST**OF_MIX)):
-        codec = fit(labels, bits=1, codebook_size=2, temperature=temperature)
-        assert float(codec.decoder.contrast[-1]) == pytest.approx(most, rel=5e-3)
+@pytest.mark.parametrize("temperature", [(20.0,), (1.0,)])
+def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels: Tensor, temperature: tuple[float, ...]) -> None:
+    """At the largest contrast they are hardly nearer to the raw labels than one mean label for all; the calibrated ones are."""
+    codec, plain = (fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=contrast) for contrast in (None, 1.0))
+    assert codec.contrast_limited and not plain.contrast_limited
+    assert (codec.contrast, codec.config) == (1, plain.config)
+    assert codec.decoder_tensors().keys() == plain.decoder_tensors().keys()
+    assert torch.equal(decoded(codec, labels), decoded(plain, labels))
+    raw, t = labels[:-200].float(), temperature[0]
+    mean = t * F.softmax(raw / t, 1).mean(0).log()
+    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=MOST)
+    by_mean, limited, calibrated = (
+        float(kl(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
+    )
+    assert calibrated < 0.99 * limited < limited < by_mean < 1.03 * limited
+
+
+def test_the_mix_of_temperatures_goes_a_part_of_the_way_to_the_largest_contrast(labels: Tensor) -> None:
+    codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
+    assert float(codec.decoder.contrast[-1]) == pytest.approx(MOST**OF_MIX, rel=5e-3)
+    assert not codec.contrast_limited
+
+
+def test_a_rate_that_stays_calibrated_below_one_that_is_lifted_comes_back_from_the_codec_file(labels: Tensor) -> None:
+    codec = fit(labels, bits=16, codebook_size=2, temperature=(1.0,), epochs=2)
+    low = codec.cheaper[1]
+    assert codec.config.lift and not low.config.lift
+    assert low.contrast_limited and low.contrast == 1 < codec.contrast
+    back = build_codec("vqae", codec.config.to_dict(), codec.file_tensors())
+    assert isinstance(back, VqaeCodec)
+    assert back.prefix(1).config == low.config
+    assert torch.equal(decoded(back.prefix(1), labels), decoded(low, labels))
 
 
 @pytest.mark.parametrize("contrast", [1.0, 1.25])

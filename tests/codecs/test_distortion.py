@@ -216,3 +216,9 @@ def test_a_class_that_is_nowhere_is_so_in_any_type_that_labels_are_written_in() 
             [False] * 3 + [True] * 2
         ]
     assert present(torch.tensor([[0.0, -0.0, 1e-7]]), "probs").tolist() == [[False, False, True]]
+
+
+def test_the_relative_error_of_labels_that_are_all_flat_is_a_number_that_people_read() -> None:
+    figures = Distortion()
+    figures.add(torch.zeros(5, 4), torch.tensor([[1.0, -1, 1, -1]]).expand(5, 4))
+    assert figures.figures()["relative_mse"] == pytest.approx(4), "the squared error of a label"

@@ -335,7 +335,7 @@ BAD_ITEMS: list[tuple[Items, str]] = [
     ([COORDS, FLIP, changed(PAIRS, (3, 0), 7)], "row 3: names a class twice; the k largest are of k classes"),
     ([COORDS, FLIP, changed(PAIRS, (3, 1), 0.0)], r"row 3: its 5 probabilities leave 1 to \d+ other classes, of which none can have more than 0"),
     ([COORDS, FLIP, np.array([0, 1, 2, -3, 1, 0])], "row 3: class -3 with probability 1"),
-    ([COORDS, FLIP, changed(draw_probs(0), 3, 0.5)], r"row 3: sums to 6 with smallest value 0\.5, so these are no probabilities"),
+    ([COORDS, FLIP, changed(draw_probs(0), 3, 0.5)], r"row 3: sums to 6 with smallest value 0\.5, so it is no distribution"),
     ([COORDS, FLIP, changed(draw_probs(0), (3, 2), np.nan)], "row 3: class 2 is nan; labels must be finite"),
     ([COORDS, FLIP, changed(PAIRS, (3, 0, 4), 2048).astype("f2")], "names class 2048 in fp16, which rounds classes from 2048 on"),
 ]  # fmt: skip

@@ -528,5 +528,5 @@ def test_logits_that_are_not_finite_are_refused(lpqld_items: Make, write_flat: W
 
 
 def test_probabilities_among_the_files_are_refused(lpqld_items: Make, write_flat: Write, tmp_path: Path) -> None:
-    with pytest.raises(BadLabels, match="so these are no probabilities; pass --domain logits"):
+    with pytest.raises(BadLabels, match="so these are no probabilities; pass --domain logits, which"):
         open_labels(write_flat(tmp_path / "dump", {0: lpqld_items()}), domain="probs").read(0)

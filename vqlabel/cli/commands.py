@@ -102,6 +102,7 @@ def fit(
         )
         options = {} if kl is not None else {"resume": resume}
         report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
+    show.notes(report)
     show.emit({**report, "path": str(out)}, json, show.show_fit)
 
 
@@ -147,6 +148,7 @@ def tune(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
             tried=show.show_trial,
         )[1]  # fmt: skip
+    show.notes(found)
     show.emit({**found, "path": str(out)}, json, show.show_tuned)
 
 
@@ -191,6 +193,7 @@ def pack(
     from vqlabel.packing import check_recipe
     from vqlabel.packing import pack as run
     from vqlabel.pruning import Pruned
+    from vqlabel.report.quality import fit_quality
     from vqlabel.seeded import drawn_bits, read_recipe, recipe_file
 
     if augmentation not in ("keep", "seeded"):
@@ -219,12 +222,14 @@ def pack(
         if drawn is not None:
             check_recipe(source, drawn)
         if named:
-            fitted = _fitter(kl)(source, replace(config, codec=codec), progress=progress)[0]
+            fitted, report = _fitter(kl)(source, replace(config, codec=codec), progress=progress)
         else:
-            fitted = cut(load_codec(str(codec))[0], config)
+            loaded, report = load_codec(str(codec))
+            fitted = cut(loaded, config)
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )
+    found["fit"] = fit_quality(report, sum(fitted.code_bits), None if named else codec)
     dense = found["records"] * source.classes * (4 if source.dtype == "F32" else 2)
     if found["bytes"] > dense and fitted.kind == "vqae":
         show.note(
@@ -235,7 +240,11 @@ def pack(
             found["augmentation_bits"]["seeded"] = round(drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3)
         except VqlabelError as error:
             show.note(f"what seeded views would take is not known: {error}")
+    if named:
+        found["notes"] = list(dict.fromkeys([*found.get("notes", []), *report.get("notes", [])]))
     show.notes(found)
+    for warning in found["fit"].get("warnings", ()):
+        show.note(warning)
     show.emit(found, json, show.show_pack)
 
 
@@ -387,6 +396,7 @@ def stats(
 ) -> None:
     """Account for every byte of a .vql file."""
     from vqlabel.labels import open_labels
+    from vqlabel.labels.detect import SPARSE
     from vqlabel.report import plot as pictures
     from vqlabel.report import stats as run
     from vqlabel.vql import VqlFile
@@ -400,7 +410,7 @@ def stats(
             pictures.check_picture(picture, overwrite=overwrite)
     with show.progress_bar() as progress:
         file = VqlFile(path)
-        classes = None if file.about.support is None else file.classes
+        classes = file.classes if file.about.support is not None and file.about.layout in SPARSE else None
         source = (
             None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
         )

@@ -145,6 +145,37 @@ def show_pack(found: dict[str, Any]) -> None:
     prices = found["augmentation_bits"]
     seeded = f", {prices['seeded']:.2f} as they are here, drawn by their seed" if "seeded" in prices else ""
     typer.echo(f"augmentation and order: {prices['kept']:.2f} bits per label kept{seeded}")
+    _show_quality(found["fit"])
+
+
+def _show_quality(fit: dict[str, Any]) -> None:
+    """Held-out figures of the codec that a file was packed with."""
+    if fit.get("exact"):
+        typer.echo("labels are stored as they are, bit for bit")
+        return
+    if not fit:
+        typer.echo(
+            "how near these labels are to the dump's is not known of this rate of the codec; vqlabel stats --against DUMP measures it"
+        )
+        return
+
+    def kls(part: str) -> str:
+        return ", ".join(f"{fit[part][f'kl_T{t:g}']:.3f} at T = {t:g}" for t in fit["temperature"] if f"kl_T{t:g}" in fit[part])
+
+    origin = (
+        "held out" if fit["codec_file"] is None else f"{fit['codec_file']} reports, of the dump that it was fitted to, held out"
+    )
+    typer.echo(
+        f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): the same largest class as the teacher in "
+        f"{100 * fit['held']['top1_agreement']:.1f} %, KL {kls('held')}"
+    )
+    if "calibrated" in fit:
+        typer.echo(
+            f"labels are moved from their mean by a contrast of {fit['contrast']:.2f}, which raises that KL and brings students closer to those "
+            f"of raw labels; what the codes alone lose is the KL with --contrast 1: {kls('calibrated')}"
+        )
+    if "mean_label" in fit:
+        typer.echo(f"for scale, one mean label for all has a KL of {kls('mean_label')}")
 
 
 def show_fit(report: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ class LabelSample:
     domain: str
     dtype: str
     support: Support | None = None  # which numbers of a label are known; None: all
+    notes: tuple[str, ...] = ()  # what whoever fits to them should know of them, in sentences
     total: int = 0  # labels in the whole dump; 0: those above are all
     fitted_on: FittedOn = field(default_factory=FittedOn)
 

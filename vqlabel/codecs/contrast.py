@@ -5,7 +5,9 @@ A student does not see the code but the view, and learns E[decoded | view]. That
 E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
 from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
 lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them:
-docs/how-it-works.md. Of several temperatures the one that asks for the least counts. The mix for a student nobody knows goes a sixteenth
+docs/how-it-works.md. Where codes say so little that no factor up to MOST makes labels unbiased, that factor would take from them all that they are better
+than one mean label for all (of slope s < 1 / 2, squared error is V (1 - 4 s + 4 s) at a factor of 2, and the mean label's is V): such labels stay
+calibrated. Of several temperatures the one that asks for the least counts. The mix for a student nobody knows goes a sixteenth
 of the way: KL at none of its temperatures rises by a hundredth.
 """
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 LOOKED_AT, LOOKED_NUMBERS = 8192, 1 << 25  # labels, and their entries, at most; they give the factor to about a hundredth
 HALF_MOST = torch.finfo(torch.float16).max
-LEAST, MOST = 0.5, 2.0  # codes that say less of a label than this restores are not made better by shouting
+LEAST, MOST = 0.5, 2.0  # at MOST, labels that are still not unbiased are no nearer to the raw ones than one mean label for all
 LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
 LIFT_MOST = 2.0
 OF_MIX = 0.0625  # power of the factor that is taken where the student is unknown
@@ -42,7 +44,8 @@ STEPS = 9  # of the bisection: to 0.003
 def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: float | None) -> None:
     """Set the decoder's `center`, `lift` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept.
 
-    Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated.
+    Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated. Where MOST does not make labels of
+    a rate unbiased, they have a contrast of 1; if those are of the codec's own rate, the codec is calibrated, and its `contrast_limited` is True.
     """
     if contrast == 1 or (contrast is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
         return
@@ -61,7 +64,12 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
             decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
             if decoder.lift is not None:
                 decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
-        found.append(_unbiased(decoder, z, raw, temperatures) if contrast is None else contrast)
+        factor = _unbiased(decoder, z, raw, temperatures) if contrast is None else contrast
+        if factor is None and not found:
+            codec.calibrate()
+            codec.contrast_limited = True
+            return
+        found.append(1.0 if factor is None else factor)
     between = np.interp(range(len(decoder.contrast)), rates[::-1], found[::-1])
     decoder.contrast.copy_(torch.tensor(between).half())  # as it will be stored
 
@@ -85,8 +93,8 @@ def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, .
     return lift
 
 
-def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> float:
-    """The factor on latents [n, d_h], about their center, that gives their labels a slope of 1 on the `raw` logits [n, C]."""
+def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> float | None:
+    """The factor on latents [n, d_h], about their center, that gives their labels a slope of 1 on the `raw` logits [n, C]; None: more than MOST."""
     wanted = [_around_mean(raw, t) for t in temperatures]
 
     def reached(contrast: float) -> bool:
@@ -100,7 +108,9 @@ def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     for _ in range(STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
-    return low**OF_MIX if temperatures == MIX else low
+    if temperatures == MIX:
+        return float(low**OF_MIX)
+    return low if high < MOST else None
 
 
 def _around_mean(logits: Tensor, temperature: float) -> Tensor:

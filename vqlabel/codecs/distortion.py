@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqlabel.labels.source import NOWHERE
 
+FLAT = 1e-6  # squared norm of a label's centred logits, the mean over labels, below which they are rounding
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
 
 
@@ -174,11 +175,12 @@ class Distortion:
         self.labels += len(x)
 
     def figures(self) -> dict[str, float]:
-        """Means over the labels so far: `kl_T<t>` (T^2 * KL, nats), `relative_mse` (of centred logits), `mse` (of labels as they are,
+        """Means over the labels so far: `kl_T<t>` (T^2 * KL, nats), `relative_mse` (of centred logits; where these are all 0, the squared error
+        itself, a label), `mse` (of labels as they are,
         over all classes: what G-VBSM's and EDC's students feel), `top1_agreement`.
         """
         n = max(1, self.labels)
         at_t = {f"kl_T{t:g}": total / n for t, total in zip(self.temperatures, self._kl, strict=True)} if self._kl else {}
-        relative = self._error / max(self._power, 1e-30)
+        relative = self._error / (self._power if self._power > FLAT * n else n)
         kept = {"mass_kept": self._kept / n} if self.sets else {}
         return {**at_t, "relative_mse": relative, "mse": self._raw_error / n, "top1_agreement": self._top1 / n, **kept}

@@ -74,6 +74,12 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
 def _level(labels: Tensor, domain: str) -> Tensor:
     """[n] `levels`, or 0 where they differ so much from label to label, or lie so far from 0, that the map's few bits would go into them."""
     level = levels(labels, domain)
-    spread = as_logits(labels[:CHUNK], domain).std(0, correction=0).mean()
-    kept = bool((level.std(correction=0) < VARIES_MOST * spread) & (level.mean().abs() < FAR_MOST * spread))
+    varies, spread = level_spread(labels, domain)
+    kept = varies < VARIES_MOST * spread and float(level.mean().abs()) < FAR_MOST * spread
     return level if kept else torch.zeros_like(level)
+
+
+def level_spread(labels: Tensor, domain: str) -> tuple[float, float]:
+    """Standard deviation of labels' mean over classes, and the usual one of a class about it."""
+    usual = as_logits(labels[:CHUNK], domain).std(0, correction=0).mean()
+    return float(levels(labels, domain).std(correction=0)), float(usual)

@@ -125,6 +125,8 @@ def _fit_cheaper(
     """
     done, part = state.setdefault("cheaper", {}), codec.cut(slots).to(parts[0].labels.device)
     if slots in done:
+        if "decoder.lift" not in done[slots]:
+            part.calibrate()
         part.load_state_dict(done[slots])
         return part.cpu().eval()
     part.shares_images = True

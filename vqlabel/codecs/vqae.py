@@ -29,6 +29,7 @@ SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen 
 BEAM = {"fast": 1, "normal": 1, "best": 8}  # beginnings of a label's codes that are gone on with, before
 PRIOR, IMAGES = "decoder.prior.", "decoder.prior.images"  # the vectors that all rates of a codec share
 RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
+LIFT = "decoder.lift"
 SPREAD = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # what they are where a file has neither
 
 
@@ -111,6 +112,7 @@ class VqaeCodec(LabelCodec):
 
     kind = "vqae"
     config: VqaeConfig
+    contrast_limited = False  # whether a fit left its labels calibrated because no contrast in reach made them unbiased
     shares_images = False  # whether its image vectors are the stored ones of a codec of more slots
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -171,7 +173,8 @@ class VqaeCodec(LabelCodec):
                 raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
             networked = any(name.startswith(PRIOR) for name in own)  # else it is a file whose rates share the whole prior
             shared = {name: weight for name, weight in prior.items() if name == IMAGES or not networked}
-            codec.cheaper[slots] = cls._of(replace(config, slots=slots), own, shared).eval()
+            lift = any(name.startswith(LIFT) for name in own)  # a rate below may be calibrated
+            codec.cheaper[slots] = cls._of(replace(config, slots=slots, lift=lift), own, shared).eval()
         return codec
 
     @classmethod
@@ -237,12 +240,16 @@ class VqaeCodec(LabelCodec):
     def calibrated(self) -> Self:
         """The codec with a contrast of 1: the same codes, and the labels of the least KL instead of those for students."""
         other = copy.deepcopy(self)
-        other.config = replace(self.config, lift=False)
-        other.decoder.lift = None
-        other.decoder.center.zero_()
-        other.decoder.contrast.fill_(1)
+        other.calibrate()
         other.cheaper = {slots: codec.calibrated() for slots, codec in self.cheaper.items()}
         return other
+
+    def calibrate(self) -> None:
+        """Set the contrast of this rate to 1."""
+        self.config = replace(self.config, lift=False)
+        self.decoder.lift = None
+        self.decoder.center.zero_()
+        self.decoder.contrast.fill_(1)
 
     def forget_prior(self) -> None:
         """Go on without a prior that was not worth its bytes."""

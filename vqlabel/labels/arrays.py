@@ -93,6 +93,13 @@ class NpzRows(Rows):
         self._stream = None
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
+        try:
+            return self._stream_on(start, stop)
+        except Exception:
+            self._close()  # it stands nobody knows where
+            raise
+
+    def _stream_on(self, start: int, stop: int) -> NDArray[Any]:
         stream = self._open() if self._stream is None or start < self._at else self._stream
         width = self.layout.classes * self.type.itemsize
         while self._at < start:

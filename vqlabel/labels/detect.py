@@ -14,6 +14,7 @@ from vqlabel.files import appearing
 from vqlabel.filetypes import is_sidecar, require_regular
 from vqlabel.labels.arrays import ArrayWriter, array_form
 from vqlabel.labels.choose import Selection
+from vqlabel.labels.domain import settle_domain
 from vqlabel.labels.edc import EdcSource, EdcWriter
 from vqlabel.labels.fkd import FkdSource, FkdWriter, holds_images
 from vqlabel.labels.gvbsm import GvbsmSource, GvbsmWriter
@@ -82,7 +83,8 @@ def open_labels(
         path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME" names the array), a
             folder of such shards, or the folder of another layout. docs/inputs.md lists all.
         layout: one of LAYOUTS; None: detected.
-        domain: "logits" or "probs"; None: as the file declares it, else logits. Every batch is checked against it.
+        domain: "logits" or "probs"; None: as the file declares it, else logits. Rows from all over the dump, and every batch that is read,
+            are held against it.
         classes: C, where the layout stores the k largest numbers alone and so does not say it; None: the largest class in it, and one.
         images: folder of the images that were labelled, in one folder a class. A dump that does not say which image a label is of gets
             the order in which SRe2L shuffles them, if its labels agree with it; one that does is held against them.
@@ -119,6 +121,7 @@ def open_labels(
         source.notes.append(
             f"{path}: C = {source.classes:,}: the largest class that is named, plus one; a teacher of more classes needs --classes"
         )
+    settle_domain(source, domain)
     if images is None:
         require(columns is None, "columns", str(columns), "says the classes of folders of images: name those with --images")
         require(image_digest is None, "image_digest", image_digest, "is taken of images: name those with --images")

@@ -222,6 +222,10 @@ class LabelSource(ABC):
         check_domain(batch.labels, self.domain, name, self.support)
         return batch
 
+    def load(self, at: int) -> tuple[LabelBatch, str]:
+        """The batch at `places[at]` before it is checked, and its name in messages."""
+        return self._load(at)
+
     @abstractmethod
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         """The batch and its name in messages: file, and first row where a file has several batches."""
@@ -248,25 +252,34 @@ def check_finite(labels: NDArray[np.floating], name: str) -> None:
 
 
 def check_domain(labels: NDArray[np.floating], domain: str, name: str, support: Support | None = None) -> None:
-    """Raises BadLabels where probabilities were called logits, or the other way round: rows that sum to 1 decide.
+    """Raises BadLabels where rows [n, C] of a batch are not of the dump's domain, which `settle_domain` has settled by more than a batch.
 
-    The k largest probabilities alone may sum to less.
+    The k largest probabilities alone may sum to less than 1.
     """
     negative = bool(np.signbit(labels).any())
-    if domain == "logits" and (negative or not len(labels)):
+    if domain != "probs" and (negative or not len(labels)):
         return
     total = labels.sum(1, dtype=np.float32)
     least = 1e-6 if support is not None and support.rest == "zero" else 1 - SUM_TOLERANCE
     ones = (total >= least) & (total <= 1 + SUM_TOLERANCE)
-    if domain == "logits" and ones.all():
-        raise BadLabels(f"{name}: every row is non-negative and sums to 1, so these are probabilities; pass --domain probs")
-    negative = negative and bool((labels < 0).any())  # -0 is none
-    if domain == "probs" and (negative or not ones.all()):
-        row = int(np.argmin(ones)) if not ones.all() else int((labels < 0).any(1).argmax())
+    if domain != "probs":
+        if (abs(total - 1) <= SUM_TOLERANCE).all():
+            raise BadLabels(f"{name}: every row is non-negative and sums to 1, so these are probabilities; pass --domain probs")
+        return
+    below = (labels < 0).any(1) if negative else np.zeros(len(labels), np.bool_)  # -0 is not below
+    bad = below | ~ones
+    if not bad.any():
+        return
+    row = int(bad.argmax())
+    if not labels[row].any():
         raise BadLabels(
-            f"{name}, row {row}: sums to {total[row]:.4g} with smallest value {labels[row].min():.4g}, so these are no probabilities; "
-            "pass --domain logits"
+            f"{name}, row {row}: all zero, and {int((~labels.any(1)).sum())} of the {len(labels)} rows here are: labels that were never "
+            "written? Label them again, or leave them out"
         )
+    raise BadLabels(
+        f"{name}, row {row}: sums to {total[row]:.4g} with smallest value {labels[row].min():.4g}, so it is no distribution, unlike others "
+        "of this dump; mend it, or leave it out"
+    )
 
 
 class LabelWriter(ABC):

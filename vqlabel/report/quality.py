@@ -1,0 +1,88 @@
+"""The report of a fit -> what its labels are worth: held-out KL and agreement beside those of one mean label, and warnings where they are poor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+POOR_AGREEMENT, POOR_KL = 0.5, 1.0  # share of labels; nats, times T^2
+
+
+def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | None = None) -> dict[str, Any]:
+    """What `pack` shows of the codec that it used.
+
+    Args:
+        report: of `fit`, or as a codec file has it, which may be of an older version or of another program.
+        code_bits: per label, that were packed; a codec file may have more.
+        codec_file: where the report comes from; None: from a fit to the very dump that was packed.
+
+    Returns:
+        codec_file, held_out, labels and temperature, those of the students that the codec was fitted for; held, calibrated and mean_label,
+        each with its KL at these temperatures, `held` with the agreement as well; contrast, contrast_limited; warnings, one sentence each.
+        Of a raw codec `{"exact": True}`. Without a figure for this rate an empty dictionary.
+    """
+    if report.get("codec") == "raw":
+        return {"exact": True}
+    held, temperatures = _held(report, code_bits), _temperatures(report)
+    names = [f"kl_T{t:g}" for t in temperatures]
+    figures = _numbers(held, (*names, "top1_agreement"))
+    if not names or len(figures) <= len(names):
+        return {}
+    parts = {"held": figures}
+    for part in ("calibrated", "mean_label"):
+        parts |= {part: found} if (found := _numbers(report.get(part), tuple(names))) else {}
+    if held is not report.get("held"):  # a lower rate of the codec, whose calibrated labels nobody measured
+        parts.pop("calibrated", None)
+    return {
+        "codec_file": codec_file,
+        "held_out": str(report.get("held_out")),
+        "labels": report["held"].get("labels"),
+        "temperature": temperatures,
+        **parts,
+        **{name: report[name] for name in ("contrast", "contrast_limited") if name in report},
+        "warnings": _warnings(parts, temperatures),
+    }
+
+
+def _held(report: Mapping[str, Any], code_bits: float) -> Any:
+    """Figures of the rate that was packed."""
+    if not isinstance(report.get("held"), dict):
+        return None
+    rates = report.get("rates")
+    bits = f"{code_bits:g}"
+    if isinstance(rates, dict) and bits in rates:
+        return rates[bits]
+    counted = isinstance(report.get("config"), dict) and report["config"].get("variable") is True
+    return report["held"] if counted or report.get("code_bits") == code_bits else None
+
+
+def _temperatures(report: Mapping[str, Any]) -> list[float]:
+    for part in ("config", "fit"):
+        config = report.get(part)
+        found = config.get("temperature") if isinstance(config, dict) else None
+        if isinstance(found, list | tuple) and all(isinstance(t, int | float) for t in found):
+            return list(found)
+    return []
+
+
+def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, float]:
+    return {name: found[name] for name in names if isinstance(found.get(name), int | float)} if isinstance(found, dict) else {}
+
+
+def _warnings(parts: Mapping[str, Mapping[str, float]], temperatures: list[float]) -> list[str]:
+    """Of what the codes keep: unbiased labels are further from the raw ones on purpose, the calibrated ones are as near as the codes allow."""
+    found, more = [], "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
+    agreement = parts["held"]["top1_agreement"]
+    if agreement < POOR_AGREEMENT:
+        found.append(f"the largest class is the teacher's in only {100 * agreement:.1f} % of the held-out labels{more}")
+    kept, mean = parts.get("calibrated", parts["held"]), parts.get("mean_label", {})
+    for t in temperatures:
+        name = f"kl_T{t:g}"
+        if name in mean and kept[name] >= mean[name]:
+            found.append(
+                f"held-out KL at T = {t:g} is {kept[name]:.3f}, one mean label for all has {mean[name]:.3f}: these codes tell labels apart "
+                f"no better than that{more}"
+            )
+        elif kept[name] > POOR_KL:
+            found.append(
+                f"held-out KL at T = {t:g} is {kept[name]:.3f} nats (times T^2), above {POOR_KL:g}: much of the labels is lost{more}"
+            )
+    return found
