@@ -76,13 +76,19 @@ def test_fkds_files_are_still_fkds(tmp_path: Path) -> None:
     assert source.layout == "fkd" and list(source.names or ()) == ["train/n01/a"]
 
 
+def test_halds_epochs_are_found_below_too(tmp_path: Path) -> None:
+    (tmp_path / "top" / "FKD").mkdir(parents=True)
+    (tmp_path / "top" / "FKD" / "epoch_0.tar").touch()
+    assert refusal(tmp_path / "top").endswith(f"the dump is {tmp_path / 'top' / 'FKD'}: name that folder")
+
+
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
         ("a.txt", r"text takes five times the bytes .* numpy\.save\('labels\.npy', labels\)"),
         ("a.csv", "text takes five times the bytes"),
         ("a.jsonl", "text takes five times the bytes"),
-        ("a.pkl", "a pickle may run any code, so none is loaded"),
+        ("a.pkl", r"one that holds nothing but tensors, arrays and containers is read under the name \.pt"),
         ("a.npy.gz", "unpack it, and name the folder or file that comes of it"),
         ("a.vql", "it holds labels already: vqlabel info and stats show them"),
         ("a.mat", r"scipy\.io\.loadmat"),

@@ -33,6 +33,8 @@ def labels_of(source: LabelSource) -> torch.Tensor:
             {"logits": Z, "features": torch.randn(64, 32), "epoch": 3},
             "the labels are 'logits'; not read: 'features' float32 [64, 32]",
         ),
+        ({"logits": Z.numpy(), "targets": Y.numpy()}, "the labels are 'logits'; not read: 'targets' int64 [64] (class numbers)"),
+        ((Y.numpy(), Z.numpy()), "the labels are '1'; not read: '0' int64 [64] (class numbers)"),
         ({"train": {"outputs": Z, "y": Y}}, "the labels are 'train/outputs'; not read: 'train/y' int64 [64] (class numbers)"),
         ((Z, Y), "the labels are '0'; not read: '1' int64 [64] (class numbers)"),
         ([Z, Y], "the labels are '0'; not read: '1' int64 [64] (class numbers)"),
@@ -50,7 +52,7 @@ def labels_of(source: LabelSource) -> torch.Tensor:
         ([{"logits": z, "target": y} for z, y in zip(Z, Y, strict=True)], "a list of 64 batches, joined in order"),
         ({at: Z[at] for at in reversed(range(64))}, "read as the labels of images 0 to 63"),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_every_usual_form_gives_the_labels_in_order(saved: Any, note: str | None, tmp_path: Path) -> None:
     source = opened(tmp_path, saved)

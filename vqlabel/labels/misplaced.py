@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from vqlabel.labels.hald import find_epochs
 from vqlabel.labels.lpqld import BATCH_ORDER_FILE, find_flat
 from vqlabel.labels.shards import SUFFIXES, shards_of
 from vqlabel.labels.tinyvit import FOLDER
@@ -14,7 +15,7 @@ DEPTH, LOOKED = 3, 2000  # folders below the one that was named, and how many of
 SHOWN = 4
 _SAVE = "save the array with numpy.save('labels.npy', labels), or torch.save(labels, 'labels.pt')"
 _TEXT = f"text takes five times the bytes and is slow to read; load it once (numpy.loadtxt, pandas), and {_SAVE}"
-_PICKLE = f"a pickle may run any code, so none is loaded; load it where you trust it, and {_SAVE}"
+_PICKLE = f"one that holds nothing but tensors, arrays and containers is read under the name .pt; load another where you trust it, and {_SAVE}"
 _ARCHIVE = "unpack it, and name the folder or file that comes of it"
 REMEDIES = {
     **dict.fromkeys((".txt", ".csv", ".tsv", ".json", ".jsonl", ".yaml"), _TEXT),
@@ -78,7 +79,9 @@ def _named(path: Path, below: list[Path]) -> str:
 
 def _holds_batches(folder: Path) -> bool:
     lpqld = (folder / BATCH_ORDER_FILE).exists() and find_flat(folder)
-    return bool(find_batches(folder) or lpqld) or any(re.fullmatch(FOLDER, entry.name) for entry in folder.iterdir())
+    return bool(find_batches(folder) or find_epochs(folder) or lpqld) or any(
+        re.fullmatch(FOLDER, entry.name) for entry in folder.iterdir()
+    )
 
 
 def _below(path: Path) -> Iterator[Path]:

@@ -1,0 +1,36 @@
+"""docs/inputs.md: every row of its tables names a test, and that test is there."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "inputs.md").read_text()
+ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not re.match(r"\| (what you have|---)", line)]
+
+
+def test_every_row_names_a_test_that_exists() -> None:
+    assert len(ROWS) > 60
+    for row in ROWS:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.split(" | ")[-1])
+        assert named, f"no test in the row: {row}"
+        for file, name in named:
+            functions = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
+            assert name in functions, f"{file} has no {name}"
+
+
+def test_every_suffix_that_is_read_stands_on_the_page() -> None:
+    from vqlabel.labels.shards import READERS
+
+    wanted = {".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet", ".arrow", ".h5", ".tar"}
+    assert wanted <= READERS.keys()
+    assert [suffix for suffix in wanted if suffix not in PAGE] == []
+
+
+def test_every_layout_stands_on_the_page() -> None:
+    from vqlabel.labels import LAYOUTS
+
+    titles = {"sre2l": "SRe2L", "lpld": "LPLD", "lpqld": "LPQLD", "gvbsm": "G-VBSM", "edc": "EDC", "hald": "HALD", "fkd": "FKD"}
+    titles |= {"tinyvit": "TinyViT", "tensor": "DD-Ranking", "arrays": "Files of arrays"}
+    assert titles.keys() == LAYOUTS.keys()
+    assert [title for title in titles.values() if title not in PAGE] == []
