@@ -1,10 +1,28 @@
 """Every refusal of vqlabel: one family, each with the exit code that the command line returns."""
 
+MESSAGE_CHARACTERS = 2000  # of a message: what it quotes from a file may have any length
+
+
+def printable(text: str) -> str:
+    """Control characters, line feeds among them, and invisible ones as escapes: names and values of a hostile file must not steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def message(text: str) -> str:
+    """Printable, and cut in the middle where it is longer than MESSAGE_CHARACTERS: it begins with what and where and ends with the remedy."""
+    if len(text) > MESSAGE_CHARACTERS:
+        first, last = text[: MESSAGE_CHARACTERS * 3 // 4], text[-MESSAGE_CHARACTERS // 4 :]
+        text = f"{first} [... {len(text) - len(first) - len(last):,} characters ...] {last}"
+    return printable(text)
+
 
 class VqlabelError(Exception):
     """Base of all refusals. The message says what, where, the value, the limit and the remedy."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(message(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(VqlabelError):

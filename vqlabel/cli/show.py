@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from vqlabel.errors import VqlabelError
+from vqlabel.errors import VqlabelError, message, printable
 from vqlabel.progress import Progress, silent
 
 INTERRUPTED = "interrupted; nothing half-written was left. A fit goes on with --resume, relabel with the same command"
@@ -48,9 +48,9 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def note(message: str) -> None:
+def note(sentence: str) -> None:
     """A line on stderr that stops nothing."""
-    typer.echo(f"vqlabel: {message}", err=True)
+    typer.echo(f"vqlabel: {message(sentence)}", err=True)
 
 
 def notes(found: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def progress_bar() -> Iterator[Progress]:
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
     """Columns on stdout, the first to the left and the rest to the right; plain text, so that a pipe gets the same."""
-    cells = [header, *rows]
+    cells = [header, *(tuple(map(printable, row)) for row in rows)]
     wide = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
         line = [row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:], strict=True))]
