@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.filetypes import HEAD_BYTES, identify, mistaken, require_regular
 from vqlabel.labels import open_labels
+from vqlabel.labels.order import image_classes
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
@@ -82,6 +83,18 @@ def test_a_named_pipe_is_refused_before_it_is_opened(name: str, tmp_path: Path) 
     os.mkfifo(path)
     with pytest.raises(BadLabels, match="is a named pipe, not a file"):
         open_labels(path if path.parent == tmp_path else tmp_path / "tree", layout="lpld" if "json" in name else None)
+
+
+def test_pipes_beside_a_dump_are_refused_before_they_are_opened(tmp_path: Path) -> None:
+    folder = tmp_path / "logits_top2_epoch0"
+    folder.mkdir()
+    (folder / "rank0-values.bin").write_bytes(bytes(12))
+    os.mkfifo(folder / "rank0-keys.txt")
+    with pytest.raises(BadLabels, match=r"rank0-keys\.txt: is a named pipe, not a file"):
+        open_labels(tmp_path)
+    (tmp_path / "img" / "a").mkdir(parents=True)
+    with pytest.raises(BadLabels, match=r"rank0-keys\.txt: is a named pipe, not a file"):
+        image_classes(tmp_path / "img", folder / "rank0-keys.txt", 2)
 
 
 def test_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:

@@ -104,6 +104,17 @@ def mistaken(path: Path, wanted: str) -> str | None:
     )
 
 
+def read_text(path: Path) -> str:
+    """All of a regular text file, UTF-8, line ends as they are.
+
+    Raises:
+        BadLabels: it is a pipe, a device or a folder.
+        OSError, UnicodeDecodeError: it cannot be read, or is no text.
+    """
+    require_regular(path)
+    return path.read_bytes().decode()
+
+
 def is_sidecar(path: Path) -> bool:
     """Whether a name is that of a file in which macOS keeps what another file system has no place for, beside the file that it is about."""
     return path.name.startswith("._")

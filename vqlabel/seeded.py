@@ -18,6 +18,7 @@ from vqlabel.columns import ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
 from vqlabel.files import appearing
+from vqlabel.filetypes import read_text
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import in_order
@@ -215,7 +216,7 @@ def read_recipe(file: Path) -> DrawnColumns:
 def _read_recipe(file: Path) -> tuple[DrawnColumns, str | None]:
     """And the name of the order of images, where it is not the recipe's."""
     try:
-        said = json.loads(file.read_text())
+        said = json.loads(read_text(file))
         images = ImageSet.from_dict(said["images"], file) if "images" in said else None
         order = None if said.get("order") is None else str(said["order"])[:80]
         return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images), order

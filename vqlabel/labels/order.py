@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.filetypes import read_text
 from vqlabel.labels.image_set import ImageSet, image_names
 from vqlabel.labels.images import class_folders, list_images
 from vqlabel.labels.source import LabelBatch, LabelSource
@@ -214,7 +215,7 @@ def _columns_of(folder: Path, names: list[str], columns: str | PathLike[str] | N
             )
         return np.arange(classes)
     try:
-        found: Any = json.loads(Path(columns).read_text())
+        found: Any = json.loads(read_text(Path(columns)))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{columns}: no readable JSON ({error}); it says folder -> class of the teacher") from None
     for name in names:

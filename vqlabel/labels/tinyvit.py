@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.filetypes import read_text
 from vqlabel.labels.largest import check_pairs, largest, probabilities, spread
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.tensor import refuse_augmentation
@@ -206,7 +207,7 @@ def read_keys(package: Package) -> list[str]:
     """The key of every record; each once."""
     file = package.keys
     try:
-        keys = [key.strip() for key in file.read_bytes().decode().removesuffix("\n").split("\n")]  # as TinyViT does
+        keys = [key.strip() for key in read_text(file).removesuffix("\n").split("\n")]  # as TinyViT does
     except (OSError, UnicodeDecodeError) as error:
         raise BadLabels(f"{file}: no readable keys ({error}); each is one line of UTF-8") from None
     if len(keys) != package.records:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
-from vqlabel.filetypes import mistaken, require_regular
+from vqlabel.filetypes import mistaken, read_text
 from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.items import narrowed
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
@@ -198,8 +198,7 @@ def read_order(file: Path) -> dict[int, Indices]:
         BadLabels: it is something else, or names a group twice ("0" and "00" are one).
     """
     try:
-        require_regular(file)
-        groups = json.loads(file.read_text(), object_pairs_hook=_Pairs)
+        groups = json.loads(read_text(file), object_pairs_hook=_Pairs)
         if not isinstance(groups, _Pairs) or not all(re.fullmatch("[0-9]{1,9}", group) for group, _ in groups):
             raise ValueError("it is no object whose keys are whole numbers")
         order = {int(group): indices(ids) for group, ids in groups}

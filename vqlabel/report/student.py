@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vqlabel.augment.pictures import Pictures, pillow
 from vqlabel.codecs.distortion import as_logits
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.filetypes import read_text
 from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.progress import Progress, silent
 
@@ -151,7 +152,7 @@ def _columns_of(folders: list[str], columns: str | PathLike[str] | None, classes
         found: Any = {name: at for at, name in enumerate(folders)}
     else:
         try:
-            found = json.loads(Path(columns).read_text())
+            found = json.loads(read_text(Path(columns)))
         except (OSError, ValueError) as error:
             raise UsageError(f"{columns}: no readable JSON ({error}); it says folder -> class of the teacher") from None
     for name in folders:
