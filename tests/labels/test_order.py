@@ -13,9 +13,9 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import Place, open_labels
-from vqlabel.labels.order import Evidence, Ordered, agreement, reconstruct, simulated, verify
+from vqlabel.labels.order import Evidence, Ordered, agreement, reconstruct, verify
 from vqlabel.labels.sre2l import Sre2lSource
-from vqlabel.labels.tree import ORDER_FILE, write_order
+from vqlabel.labels.tree import ORDER_FILE, simulated, write_order
 
 Write = Callable[..., Path]
 Items = Callable[..., list[Any]]
