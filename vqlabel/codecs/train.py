@@ -21,7 +21,6 @@ from vqlabel.codecs.contrast import set_contrast
 from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, temperature_weight
 from vqlabel.codecs.head import join, split
 from vqlabel.codecs.part import Part, make_part
-from vqlabel.codecs.precision import quick_matmul
 from vqlabel.codecs.price import PRICED, PRICED_LAST, set_price
 from vqlabel.codecs.prior import describe_context
 from vqlabel.codecs.sizing import FREE_BITS, Facts
@@ -252,8 +251,7 @@ def _train(
             known = None if seen.known is None else seen.known.rows(at)
             codes = _codes_of_a_rate(seen, shuffle)
             codes = seen.none(at) if codes is None else codes[at]
-            with quick_matmul(seen.labels.device):
-                out = functional_call(decoder, weights, (codes, known)).float()
+            out = functional_call(decoder, weights, (codes, known), {"quick": True})
             loss = mixed_cross_entropy(seen.visible(out, at), seen.pull(at), config.temperature)
             loss = loss + level_weight * F.huber_loss(out.mean(1), seen.level[at], reduction="none")
             loss = loss.mean() if seen.weight is None else (loss * seen.weight[at]).mean()

@@ -16,6 +16,7 @@ from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import as_logits, teacher_pull
 from vqlabel.codecs.encoder import Encoder
 from vqlabel.codecs.head import hide, join, split
+from vqlabel.codecs.precision import quick_addmm
 from vqlabel.codecs.prior import Known, Prior, read_context
 from vqlabel.codecs.sizing import bits_of, resolve
 from vqlabel.codecs.storage import expand, rounded, shrink
@@ -55,9 +56,11 @@ class Decoder(nn.Module):
         self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
         self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
 
-    def forward(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """[n, j] codes of the first j slots, or [n, 1 + m] counts and codes -> [n, C] calibrated logits, of no particular shift."""
-        return torch.addmm(self.bias, self.latent(codes, known), self.out)
+    def forward(self, codes: Tensor, known: Known | None = None, quick: bool = False) -> Tensor:
+        """[n, j] codes of the first j slots, or [n, 1 + m] counts and codes -> [n, C] calibrated logits, of no particular shift; `quick`
+        for training, which tolerates a product in bf16.
+        """
+        return (quick_addmm if quick else torch.addmm)(self.bias, self.latent(codes, known), self.out)
 
     def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
         """The same logits, moved from their mean until they are unbiased: `set_contrast`."""
