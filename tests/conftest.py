@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig, LabelBatch, VqlDataset
 from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.precision import bf16_products
 from vqlabel.config import MIX
 from vqlabel.labels import About, Place, writing
 
@@ -26,6 +27,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--bf16", action="store_true", help="fits multiply in bf16, native or emulated, where a test names no precision"
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_precision(pytestconfig: pytest.Config) -> Iterator[None]:
+    """The machine must not decide what is tested."""
+    with bf16_products(bool(pytestconfig.getoption("--bf16"))):
+        yield
 
 
 def draw_logits(epochs: int, images: int, classes: int, *, rank: int = 6, seed: int = 0) -> NDArray[np.float16]:

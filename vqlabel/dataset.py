@@ -107,7 +107,7 @@ class VqlDataset(Dataset[Tensor]):
         return self.file.columns.context(self._index(index))
 
     def _index(self, index: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-        at = np.atleast_1d(np.asarray(index))
+        at = np.atleast_1d(np.asarray(index.cpu() if isinstance(index, Tensor) else index))
         if at.dtype.kind not in "iu" and at.size:
             raise UsageError(f"indices are {at.dtype}; they must be integers")
         if at.ndim > 1:

@@ -144,7 +144,7 @@ class VqlViews(Dataset[ViewBatch]):
 
     def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = self.labels._index(records), self.labels.file.columns
-        shown = torch.empty(len(record), 3, self.size, self.size, memory_format=self._layout)
+        shown = torch.empty(len(record), 3, self.size, self.size, dtype=torch.float32, device="cpu", memory_format=self._layout)
         image, of = np.empty(len(record), np.int64), columns.batch_of(record)
         for at in np.unique(of).tolist():
             rows = np.flatnonzero(of == at)

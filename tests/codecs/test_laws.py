@@ -1,7 +1,10 @@
 """Laws that every codec keeps, and every configuration."""
 
+import copy
 import dataclasses
 import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pretended_cuda import pretended_cuda
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqlabel import FitConfig
 from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fixed
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
+from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
+from vqlabel.codecs.precision import bf16_products
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
@@ -46,6 +52,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
     "variable slots on a prior": ("F16", {**PRIOR, "bits": 6, "variable": True, "temperature": (1.0,)}, ALL),
     "a prior alone": ("BF16", {**PRIOR, "slots": 0, "weight_bits": 4}, ("mix", "crop", "partner_crop")),
 }
+FITTED_IN_BF16 = ("residual vqae", "grouped vqae", "vqae with a prior", "variable slots on a prior")
+COMPILED = ("raw fp16", "top-k", "sparse", "grouped vqae", "vqae with a prior", "a head and a prior", "variable slots on a prior")
 HELD = 60
 
 
@@ -53,6 +61,7 @@ HELD = 60
 class Case:
     """A fitted codec, the labels it was fitted to with their context, and what it was asked for."""
 
+    name: str
     codec: LabelCodec
     labels: Tensor
     context: Context | None
@@ -87,9 +96,10 @@ def domain(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, *(f"{kind}, fitted in bf16" for kind in FITTED_IN_BF16)])
 def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
-    dtype, options, has = KINDS[request.param]
+    kind, _, bf16 = request.param.partition(", fitted in ")
+    dtype, options, has = KINDS[kind]
     labels = torch.from_numpy(logits if domain == "logits" else probs).flatten(0, 1)
     if dtype != "F16":  # a dump of bf16 arrives as float32
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
@@ -97,8 +107,9 @@ def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16
     seen, held = (None if context is None else context.rows(part) for part in (slice(-HELD), slice(-HELD, None)))
     config = FitConfig(**{"codec": "vqae", "epochs": 1, **options})
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
-    codec = CODECS[str(config.codec)][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
-    return Case(codec, labels, context, domain)
+    with bf16_products(bool(bf16)):
+        codec = CODECS[str(config.codec)][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
+    return Case(request.param, codec, labels, context, domain)
 
 
 def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> None:
@@ -204,6 +215,83 @@ def test_no_labels_are_no_codes_and_no_labels_again(case: Case) -> None:
     codes = case.encode(slice(0))
     assert codes.shape == (0, len(case.codec.code_bits))
     assert case.decode(codes, slice(0)).shape == (0, case.labels.shape[1])
+
+
+@contextmanager
+def setting(get: Callable[[], Any], change: Callable[[Any], Any], value: Any) -> Iterator[None]:
+    before = get()
+    change(value)
+    try:
+        yield
+    finally:
+        change(before)
+
+
+def products_in(precision: str) -> AbstractContextManager[None]:
+    return setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, precision)
+
+
+AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast to bf16": lambda: torch.autocast("cpu", torch.bfloat16),
+    "autocast to fp16": lambda: torch.autocast("cpu", torch.float16),
+    "default dtype fp16": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float16),
+    "default dtype fp64": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "another default device": lambda: torch.device("meta"),
+    "products in bf16": lambda: products_in("medium"),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "gradients": torch.enable_grad,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_what_is_set_around_a_codec_changes_neither_codes_nor_labels(case: Case, around: str) -> None:
+    few = slice(16)
+    codes, want = case.encode(few), case.decode(case.encode(few), few)
+    with AROUND[around]():
+        assert torch.equal(case.encode(few), codes)
+        decoded = case.decode(codes, few)
+        built = build_codec(case.codec.kind, case.codec.config.to_dict(), case.codec.decoder_tensors())
+        rebuilt = built.decode(codes, case.known(few))
+    assert decoded.dtype == rebuilt.dtype == torch.float32
+    assert torch.equal(decoded, want) and torch.equal(rebuilt, want)
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_module_around_a_codec_may_be_cast_and_its_labels_stay(case: Case, cast: str) -> None:
+    module = nn.ModuleDict({"student": nn.Linear(2, 2), "labels": copy.deepcopy(case.codec)})
+    getattr(module, cast)()
+    assert module["student"].weight.dtype != torch.float32
+    assert torch.equal(module["labels"](case.encode(), case.context), case.decode(case.encode()))
+
+
+def test_a_codec_compiles_as_one_graph(case: Case) -> None:
+    if case.name not in COMPILED or case.domain == "logits":  # a second each
+        return
+    torch._dynamo.reset()
+    compiled, few = torch.compile(case.codec, backend="eager", fullgraph=True), slice(16)
+    codes = case.encode(few)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(codes, case.known(few)), case.decode(codes, few))
+    if case.context is not None:
+        with pytest.raises(UsageError, match="is unknown to the codec's prior"):
+            compiled(codes, dataclasses.replace(case.context.rows(few), image=np.arange(16) + 1000))
+
+
+def test_on_cuda_no_devices_are_mixed_and_labels_are_the_same(case: Case) -> None:
+    few, codec = slice(16), copy.deepcopy(case.codec)
+    codes = case.encode(few)
+    with pretended_cuda():
+        codec.to("cuda")
+        for effort in EFFORTS:
+            codec.set_effort(effort)
+            found = codec.encode(case.labels[few].to("cuda"), case.known(few))
+            assert found.device.type == "cuda"
+            if effort == case.codec.effort:
+                assert torch.equal(found.cpu(), codes)
+        decoded = codec(codes.to("cuda"), case.known(few))
+        assert decoded.device.type == "cuda"
+        assert torch.equal(decoded.cpu(), case.decode(codes, few))
 
 
 def test_another_number_of_classes_is_refused(case: Case) -> None:

@@ -150,14 +150,16 @@ def test_a_rate_keeps_the_effort_and_its_own_cheaper_rates(labels: Tensor) -> No
     assert set(nested.prefix(8).cheaper) == {1, 2, 4}
 
 
+@pytest.mark.usefixtures("precision")
 def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) -> None:
     masked = labels.clone()
     masked[:, 40:] = -1e4
     plain, hidden = (fit(x, temperature=(1.0,)) for x in (labels[:, :40], masked))
     alone, beside = (loss_of(codec, x[-HELD:], temperatures=(1.0,)) for codec, x in ((plain, labels[:, :40]), (hidden, masked)))
-    assert beside < 1.2 * alone
+    assert beside < 1.1 * alone
 
 
+@pytest.mark.usefixtures("precision")
 def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
     """The pull of such labels would leave half precision if it were not scaled to it."""
     two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))

@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from vqlabel.codecs.fitted_on import FittedOn
+from vqlabel.codecs.precision import float32_arithmetic
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context, Support
@@ -57,7 +59,8 @@ class FitHooks:
 class LabelCodec(nn.Module, ABC):
     """Base of the codecs.
 
-    What it decodes by, it encodes by: the same tensors travel in the `.vql` and lie in the codec file.
+    What it decodes by, it encodes by: the same tensors travel in the `.vql` and lie in the codec file. Its weights keep their types, and
+    all three of fit, encode and decode compute in float32, whatever a training loop around it casts, compiles or sets as a default.
     """
 
     kind: ClassVar[str]
@@ -73,9 +76,15 @@ class LabelCodec(nn.Module, ABC):
         return False
 
     @classmethod
-    @abstractmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         """Fit to `sample.seen`, stopping by `sample.held`."""
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), float32_arithmetic(torch.device(config.device)):
+            return cls._fit(sample, config, hooks)
+
+    @classmethod
+    @abstractmethod
+    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+        """`fit`, in float32 arithmetic."""
 
     @classmethod
     @abstractmethod
@@ -97,16 +106,37 @@ class LabelCodec(nn.Module, ABC):
         """What a file takes for codes [n, m], without its tables and tensors."""
         return float(len(codes) * sum(self.code_bits))
 
-    @abstractmethod
+    @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """[n, C] labels in the codec's domain -> [n, m] int32 codes (read as unsigned)."""
+        """[n, C] labels in the codec's domain -> [n, m] int32 codes (read as unsigned).
+
+        Raises:
+            BadLabels: labels of another number of classes.
+            UsageError: see `check_context`.
+        """
+        self.check_labels(labels)
+        with float32_arithmetic(labels.device):
+            return self._encode(labels, context)
 
     @abstractmethod
+    def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
+        """`encode` for labels that were checked, in float32 arithmetic."""
+
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """[n, m] codes of any integer type -> [n, C] float32 labels in the codec's domain.
 
-        Differentiable in the decoder's weights and free of Python branches on values, so it can run inside a training step.
+        Differentiable in the decoder's weights and free of Python branches on values, so it can run inside a training step and be
+        compiled as one graph. The same labels under any autocast, default dtype, grad mode or precision of products.
+
+        Raises:
+            UsageError: see `check_context`.
         """
+        with float32_arithmetic(codes.device):
+            return self._decode(codes, context)
+
+    @abstractmethod
+    def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
+        """`decode`, in float32 arithmetic."""
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         """What a reader needs, by name, in the types that travel."""
@@ -124,6 +154,15 @@ class LabelCodec(nn.Module, ABC):
     def forward(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """`decode`, so that a codec is the decoder module of a training loop."""
         return self.decode(codes, context)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Weights move to any device and keep their types: `.half()` of a module around the codec must not change its labels."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def check_context(self, context: Context | None) -> None:
         """Raises UsageError unless records of this context can be encoded and decoded; the message is "what is wrong; what to do"."""

@@ -1,9 +1,11 @@
-"""Where fits multiply in bf16, and what keeps a caller's settings out of codecs' float32.
+"""Where fits multiply in bf16, and how a codec computes in float32 whatever the code around it has set.
 
 A fit's largest product, latents by output map, gains most of bf16 and tolerates its 8 bits. Biases, losses, the search for codes and all
 else stay in float32: a bias of -1e4, which masks a class, would be off by up to 32 in bf16.
 """
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -12,6 +14,60 @@ import torch
 from torch import Tensor
 
 _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
+
+
+@contextmanager
+def float32_arithmetic(device: torch.device) -> Iterator[None]:
+    """Inside, `device` computes in float32, whatever autocast, default dtype or precision of products (TF32, bf16) is set outside.
+
+    Compiled code is built for the default dtype and the precision of products that are set where it is compiled; autocast is off there too.
+    """
+    if torch.compiler.is_compiling():
+        with torch.autocast(device.type, enabled=False):
+            yield
+        return
+    with _process.float32():
+        if device.type == "meta":  # has no autocast
+            yield
+        else:
+            with torch.autocast(device.type, enabled=False):
+                yield
+
+
+class _ProcessSettings:
+    """Settings of the whole process that change float32: set while any thread is inside, and given back by the last one."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """No thread is inside."""
+        self._lock, self._inside = threading.Lock(), 0
+
+    @contextmanager
+    def float32(self) -> Iterator[None]:
+        products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        with self._lock:
+            if not self._inside:
+                self._dtype, self._precisions = torch.get_default_dtype(), [one.fp32_precision for one in products]
+                torch.set_default_dtype(torch.float32)
+                for one in products:
+                    one.fp32_precision = "ieee"
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    torch.set_default_dtype(self._dtype)
+                    for one, precision in zip(products, self._precisions, strict=True):
+                        one.fp32_precision = precision
+
+
+_process = _ProcessSettings()
+if hasattr(os, "register_at_fork"):  # a worker may be forked while a thread that it does not have holds the lock
+    os.register_at_fork(after_in_child=_process.reset)
 
 
 @contextmanager

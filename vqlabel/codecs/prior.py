@@ -1,5 +1,6 @@
 """What a record says besides its label -> the latent that its label is likely to have, before a code is read."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
+ARRAYS = ("image", "partner", *CONTEXT_FIELDS)  # all that a context has
 # Numbers that a field of the context becomes.
 WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}
 
@@ -78,29 +80,51 @@ def read_context(config: PriorConfig, context: Context | None, device: torch.dev
     Raises:
         UsageError: the records lack a field that the prior was fitted with, name an image that it never saw, or hold NaN or Inf.
     """
+    if torch.compiler.is_compiling() and context is not None:
+        arrays = [getattr(context, name) for name in ARRAYS]
+        tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
+        parts = _read_in_graph(" ".join(config.fields), config.images, config.view, tensors)
+    else:
+        parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _read(config.fields, config.images, config.view, context)]
+    return Known(*(part.to(device) for part in parts))
+
+
+@torch.library.custom_op("vqlabel::read_context", mutates_args=())
+def _read_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | None]) -> list[Tensor]:
+    """`_read` as one node of a compiled graph: it looks at values, which no tracing can."""
+    context = Context(**{name: None if x is None else x.numpy() for name, x in zip(ARRAYS, arrays, strict=True)})
+    return [torch.tensor(part) for part in _read(fields.split(), images, view, context)]  # copies, for no output may be an input
+
+
+@_read_in_graph.register_fake
+def _shapes_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | None]) -> list[Tensor]:
+    n = next(len(x) for x in arrays if x is not None)
+    whole, real = torch.empty(n, dtype=torch.int64), torch.empty(n, 1 + sum(WIDTHS[name] for name in fields.split()))
+    return [whole, whole.clone(), real[:, :1].clone(), real[:, 1:].clone()]
+
+
+def _read(fields: Sequence[str], images: int, view: int, context: Context | None) -> tuple[NDArray[np.generic], ...]:
+    """The arrays of `Known`, for a prior of so many images."""
     if context is None:
         raise UsageError("the codec's prior needs the records' context, and got none; pass it, such as dataset.context(index)")
-    lacking = ["image"] if context.image is None else [n for n in config.fields if getattr(context, n) is None]
+    lacking = ["image"] if context.image is None else [n for n in fields if getattr(context, n) is None]
     if lacking or context.image is None:
         raise UsageError(
             f"the codec's prior needs {', '.join(lacking)} of every record, and these have none; fit on this dump, or with --no-prior"
         )
-    partner = context.image if context.partner is None or "mix" not in config.fields else context.partner
+    partner = context.image if context.partner is None or "mix" not in fields else context.partner
     most = max(int(context.image.max(initial=-1)), int(partner.max(initial=-1)))
-    if most >= config.images:
-        raise UsageError(
-            f"image {most} is unknown to the codec's prior, which has {config.images}; fit on this dump, or with --no-prior"
-        )
-    parts = [_features(config, name, np.asarray(getattr(context, name))) for name in config.fields]
+    if most >= images:
+        raise UsageError(f"image {most} is unknown to the codec's prior, which has {images}; fit on this dump, or with --no-prior")
+    parts = [_features(view, name, np.asarray(getattr(context, name))) for name in fields]
     features = np.concatenate(parts, 1) if parts else np.empty((len(partner), 0), np.float32)
-    share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in config.fields else context.mix
+    share = np.ones(len(partner), np.float32) if context.mix is None or "mix" not in fields else context.mix
     if not np.isfinite(features).all():
         raise UsageError("a lambda or a crop of these records is NaN or Inf; mend or drop these records")
-    tensors = (context.image, partner, share[:, None], features)
-    return Known(*(torch.from_numpy(np.ascontiguousarray(part)).to(device) for part in tensors))
+    return context.image, partner, share[:, None], features
 
 
-def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDArray[np.float32]:
+def _features(view: int, name: str, value: NDArray[np.generic]) -> NDArray[np.float32]:
     """[n, WIDTHS[name]] numbers of about unit size."""
     x = value.astype(np.float32)
     if name.endswith("flip"):
@@ -108,7 +132,7 @@ def _features(config: PriorConfig, name: str, value: NDArray[np.generic]) -> NDA
     if name == "mix":
         return np.stack([x, x * (1 - x)], 1)
     if name == "box":
-        return np.asarray(np.clip(x / config.view, 0, 2) - 0.5, np.float32)
+        return np.asarray(np.clip(x / view, 0, 2) - 0.5, np.float32)
     with np.errstate(over="ignore"):  # of a forged crop; what it becomes is clipped
         area = np.clip(x[:, 2:3] * x[:, 3:4], 1e-4, 4)
     return np.concatenate([np.clip(x, -2, 2) - 0.5, 0.5 * np.log(area) + 0.5], 1)

@@ -22,21 +22,20 @@ class RawCodec(LabelCodec):
         self.config = config
 
     @classmethod
-    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         return cls(RawConfig(classes=sample.classes, domain=sample.domain, dtype=sample.dtype))
 
     @classmethod
     def build(cls, config: RawConfig, tensors: Mapping[str, Tensor]) -> Self:
         return cls(config)
 
-    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        self.check_labels(labels)
+    def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         if self.config.dtype == "F32":
             return labels.float().contiguous().view(torch.int32)
         short = labels.to(torch.float16 if self.config.dtype == "F16" else torch.bfloat16)
         return short.contiguous().view(torch.int16).int() & 0xFFFF
 
-    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+    def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         if self.config.dtype == "F32":
             return codes.to(torch.int32).contiguous().view(torch.float32)
         short = codes.to(torch.int32).to(torch.int16)  # wraps: the same 16 bits

@@ -41,7 +41,7 @@ class SparseCodec(LabelCodec):
     def __init__(self, config: SparseConfig) -> None:
         super().__init__()
         self.config = config
-        least = torch.zeros(len(config.gap_bits))
+        least = torch.zeros(len(config.gap_bits), dtype=torch.float32, device="cpu")
         least[:1] = TIE
         if config.rest_bits:
             least[-1] = BELOW
@@ -49,7 +49,7 @@ class SparseCodec(LabelCodec):
         self.register_buffer("least", least, persistent=False)  # steps that a gap decodes to at least
 
     @classmethod
-    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         """Choose the step, and how wide the gaps' fields are: by `config.bits` the finest step whose labels take no more, of fewer classes
         where none does; else DEFAULT_STEP and all known classes.
 
@@ -81,8 +81,7 @@ class SparseCodec(LabelCodec):
     def holds_sets(self) -> bool:
         return self.config.rest == "zero" and self.config.k < self.config.classes
 
-    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        self.check_labels(labels)
+    def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         config = self.config
         ids, depth = _depths(labels, config.k, config.domain, config.rest)
         least, reached = self.least.tolist(), np.zeros(len(ids))
@@ -95,7 +94,7 @@ class SparseCodec(LabelCodec):
         ids[:, 1:] = np.sort(alike * config.classes + ids[:, 1:], axis=1) % config.classes
         return torch.from_numpy(np.concatenate([ids, gaps], 1)).int().to(labels.device)
 
-    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+    def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         config = self.config
         ids, gaps = codes[:, : config.k].long(), codes[:, config.k :].float()
         depth = (config.step * torch.maximum(gaps, self.least)).cumsum(1)

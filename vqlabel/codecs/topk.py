@@ -30,7 +30,7 @@ class TopkCodec(LabelCodec):
         self.config = config
 
     @classmethod
-    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
         if sample.support is not None and sample.support.rest == "uniform":
             raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
@@ -48,17 +48,16 @@ class TopkCodec(LabelCodec):
     def holds_sets(self) -> bool:
         return self.config.k < self.config.classes
 
-    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        self.check_labels(labels)
+    def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         value, index = labels.float().topk(self.config.k, 1)
         return torch.cat([index.int(), value.clamp(-HALF_MOST, HALF_MOST).half().view(torch.int16).int() & 0xFFFF], 1)
 
-    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+    def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         k = self.config.k
         index, value = codes[:, :k].long(), codes[:, k:].to(torch.int32).to(torch.int16).contiguous().view(torch.float16).float()
         if self.config.domain == "probs":
             value, fill = value / value.sum(1, keepdim=True).clamp_min(1e-12), 0.0
         else:
             fill = NOWHERE
-        out = torch.full((len(codes), self.config.classes), fill, device=codes.device)
+        out = torch.full((len(codes), self.config.classes), fill, dtype=torch.float32, device=codes.device)
         return out.scatter_(1, index, value)

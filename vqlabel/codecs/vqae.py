@@ -133,7 +133,7 @@ class VqaeCodec(LabelCodec):
         return self.config.variable
 
     @classmethod
-    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
+    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         if sample.support is not None and sample.domain == "logits":
             raise UsageError(
                 f"{sample.support.k} logits of each label are known and the other classes have none, which vqae cannot learn; use codec sparse "
@@ -191,9 +191,9 @@ class VqaeCodec(LabelCodec):
             if name in shared:
                 continue
             if not want.numel():  # codebooks of 0 slots
-                state[name] = torch.empty(shape)
+                state[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
             elif name in SPREAD and not tensors.keys() & SPREAD.keys():
-                state[name] = torch.full(shape, SPREAD[name])
+                state[name] = torch.full(shape, SPREAD[name], dtype=torch.float32, device="cpu")
             else:
                 state[name] = expand(name, tensors, shape, bits_of(name, config.weight_bits))
         codec.load_state_dict(state, assign=True)
@@ -285,8 +285,7 @@ class VqaeCodec(LabelCodec):
     def check_context(self, context: Context | None) -> None:
         self.known(context)
 
-    @torch.no_grad()
-    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+    def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         """For every slot in turn the code with the least loss, after as many beginnings and then again as often as the effort says: see
         `Encoder`. Variable labels have no beam.
 
@@ -294,7 +293,6 @@ class VqaeCodec(LabelCodec):
 
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` will choose.
         """
-        self.check_labels(labels)
         codes = [self.choose(labels, self.known(context))]
         if self.config.head:
             codes += split(as_logits(labels, self.config.domain), self.config.head, self.config.temperature)
@@ -340,7 +338,7 @@ class VqaeCodec(LabelCodec):
                 logits, expected = hide(logits, ids), hide(expected, ids)
             yield expected, teacher_pull(logits, config.temperature)
 
-    def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
+    def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         slots, head = self.config.variable + self.config.slots, self.config.head
         logits = self.decoder.spread(codes[:, :slots], self.known(context))
         if head:
