@@ -212,6 +212,30 @@ def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinit
         assert bool(torch.isfinite(read_labels(out)).all())
 
 
+@pytest.mark.parametrize("level", [8000.0, -8000.0])
+@pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree"])
+def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
+    name: str, level: float, tree: Path, codec: LabelCodec, tmp_path: Path
+) -> None:
+    """Halves have steps of 4 at 8,000, bf16 of 32; softmax does not see where the largest logit lies."""
+    assert isinstance(codec, VqaeCodec)
+    codec.decoder.bias.data.add_(level).round_()
+    codec.decoder.bias.data[7] = -65504  # a masked class, below what halves hold once the others are near 0
+    vqlabel.pack(tree, tmp_path / "a.vql", codec=codec)
+    wide = vqlabel.open(tmp_path / "a.vql")[:]
+    assert float(wide.amax(1).sub(level).abs().max()) < 50
+    for dtype in ["f16"] if name != "a.safetensors" else ["f16", "bf16"]:
+        options = {"layout": "sre2l"} if name == "tree" else {}
+        vqlabel.unpack(tmp_path / "a.vql", tmp_path / name, dtype=dtype, overwrite=True, **options)
+        written = torch.cat([t[5] for t in read_tree(tmp_path / name).values()]) if name == "tree" else read_labels(tmp_path / name)
+        assert (written.dtype, float(written.float().amax(1).abs().max())) == (TYPES[dtype.upper()], 0)
+        if name == "tree":  # in the order of its batches, which is not that of its file names
+            continue
+        lost = mixed_kl(as_logits(wide, "logits"), as_logits(written.clone(), "logits"), (1.0,))
+        assert float(lost.max()) < 0.001
+        assert torch.equal(written.argmax(1), wide.argmax(1))
+
+
 def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqlabel.unpacking.DECODE_RECORDS", 100)
     file = VqlFile(vql)

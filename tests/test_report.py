@@ -15,6 +15,7 @@ from vqlabel.codecs import Calibration, Distortion, LabelCodec
 from vqlabel.errors import MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
+from vqlabel.report.compare import compare
 from vqlabel.vql import VqlFile
 
 GROUPS = ("codes", "codec", "augmentation", "order", "container")
@@ -202,6 +203,22 @@ def test_distortion_against_the_dump_is_that_of_encode_and_decode(vql: Path, tre
     assert done == list(range(1, 25))
 
 
+def test_distortion_is_of_labels_in_the_dumps_type_and_of_float32_where_that_is_another(
+    logits: NDArray[np.float16], vql: Path, tree: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "dump.npy", 4 * logits)
+    vqlabel.pack(tmp_path / "dump.npy", tmp_path / "a.vql", codec=vqlabel.fit(tmp_path / "dump.npy", FitConfig(codec="raw"))[0])
+    file = VqlFile(tmp_path / "a.vql")
+    file.label = {**file.label, "dtype": "BF16"}  # 3 bits fewer than these labels have
+    found, figures = compare(file, tmp_path / "dump.npy"), Distortion()
+    raw = torch.from_numpy(4 * logits).flatten(0, 1)
+    figures.add(raw, raw.bfloat16())
+    assert found["distortion"] == pytest.approx(figures.figures(), rel=1e-3, abs=1e-6)
+    assert found["distortion"]["mse"] > 1e-4
+    assert found["distortion_f32"]["mse"] == 0
+    assert "distortion_f32" not in stats(vql, against=tree)
+
+
 def test_distortion_of_raw_labels_is_none(dump: Path, tmp_path: Path) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
     found = stats(tmp_path / "a.vql", against=dump)["distortion"]
@@ -211,7 +228,7 @@ def test_distortion_of_raw_labels_is_none(dump: Path, tmp_path: Path) -> None:
 def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tree: Path) -> None:
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
     want = Calibration(temperatures=(1.0, 4.0, 20.0))
-    want.add(raw, vqlabel.open(vql)[:])
+    want.add(raw, vqlabel.open(vql)[:].half())  # what is written
     found = stats(vql, against=tree)["calibration"]
     assert list(found) == ["T1", "T4", "T20"], "those that the codec was fitted to"
     for name, whole in want.figures().items():
@@ -256,8 +273,6 @@ def test_another_teachers_labels_of_the_same_shape_are_compared_and_told_apart(
 def test_a_file_that_does_not_say_what_it_was_packed_from_is_compared(
     vql: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vqlabel.report.compare import compare
-
     file = VqlFile(vql)
     monkeypatch.setattr(file, "source", {"layout": "sre2l"})
     assert compare(file, tree)["same_dump"] is None

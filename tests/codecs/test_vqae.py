@@ -159,6 +159,13 @@ def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) 
     assert beside < 1.1 * alone
 
 
+def test_where_most_classes_are_masked_the_others_lie_near_0_where_floats_are_fine(labels: Tensor) -> None:
+    masked = labels.clone()
+    masked[:, 10:] = -1e4
+    codec = fit(masked, temperature=(1.0,))
+    assert float(codec.decode(codec.encode(masked[-HELD:])).amax(1).mean().abs()) < 10  # 8,000 where the mean is 0
+
+
 @pytest.mark.usefixtures("precision")
 def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
     """The pull of such labels would leave half precision if it were not scaled to it."""

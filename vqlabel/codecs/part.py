@@ -27,7 +27,7 @@ class Part:
     labels: Tensor  # [n, C] in the dump's domain
     halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
-    level: Tensor  # [n] mean over classes, which softmax ignores; 0 where a decoder could not say it beside the rest
+    level: Tensor  # [n] mean over classes, which softmax ignores: `_level`
     known: Known | None
     head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
     weight: Tensor | None  # [n] probability of the others
@@ -72,11 +72,15 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
 
 
 def _level(labels: Tensor, domain: str) -> Tensor:
-    """[n] `levels`, or 0 where they differ so much from label to label, or lie so far from 0, that the map's few bits would go into them."""
+    """[n] `levels`, or one number for all where they differ so much from label to label, or lie so far from 0, that the map's few bits would
+    go into them: their mean, or what puts the largest logit of a label at 0 on average, where halves and bf16 are finest.
+    """
     level = levels(labels, domain)
     varies, spread = level_spread(labels, domain)
-    kept = varies < VARIES_MOST * spread and float(level.mean().abs()) < FAR_MOST * spread
-    return level if kept else torch.zeros_like(level)
+    near = float(level.mean().abs()) <= FAR_MOST * spread
+    if near and varies <= VARIES_MOST * spread:
+        return level
+    return torch.full_like(level, float(level.mean() if near else (level - labels.float().amax(1)).mean()))
 
 
 def level_spread(labels: Tensor, domain: str) -> tuple[float, float]:

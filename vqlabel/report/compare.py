@@ -12,17 +12,20 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.pruning import Pruned
-from vqlabel.unpacking import decode_steps, read_codec
+from vqlabel.unpacking import DTYPES, decode_steps, narrow, read_codec
 from vqlabel.vql import VqlFile
+
+DIFFERS = 0.01  # share of a figure by which that of float32 labels is another; of figures below it, a share of it
 
 
 def compare(
     file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
 ) -> dict[str, Any]:
-    """Decode every label and compare it with the dump's, batch by batch.
+    """Decode every label and compare it with the dump's, batch by batch, in the dump's type: what `unpack` writes.
 
     Returns:
         distortion: KL at T = 1, 4, 20, top-1 agreement, squared error: relative, of centred logits, and of the labels as they are.
+        distortion_f32: the same of labels before they are narrowed to that type (`vqlabel.open`), where that changes a figure by a hundredth.
         calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any.
         same_dump: are these the labels that the file was packed from, by their sha256? None where the file does not say.
 
@@ -42,9 +45,9 @@ def compare(
         )
     codec = read_codec(file).to(device)
     temperatures = tuple(getattr(codec.config, "temperature", (1.0,)))
-    distortion = Distortion(
-        domain=source.domain, sets=codec.holds_sets or (source.support is not None and source.support.rest == "zero")
-    )
+    dtype = DTYPES[file.label["dtype"]]
+    sets = codec.holds_sets or (source.support is not None and source.support.rest == "zero")
+    distortion, before = (Distortion(domain=source.domain, sets=sets) for _ in range(2))
     calibration = Calibration(domain=source.domain, temperatures=temperatures)
     fingerprint, at = hashlib.sha256(), 0
     for done, batch in enumerate(source):
@@ -54,15 +57,22 @@ def compare(
         raw = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device)
         for decoded in decode_steps(file, codec, at, at + len(batch), device):
             part, raw = raw.tensor_split([len(decoded)])
-            distortion.add(part, decoded)
-            calibration.add(part, decoded)
+            written = narrow(decoded, dtype, file, at + len(batch) - len(raw) - len(part)).float()
+            distortion.add(part, written)
+            calibration.add(part, written)
+            if dtype != torch.float32:
+                before.add(part, decoded)
         at += len(batch)
         progress("comparing", done + 1, len(source), {})
     if at != file.records:
         raise UsageError(f"{source.path} has {at} records, {where} has {file.records}: not the dump it was packed from")
     packed_from = file.source.get("labels_sha256")
+    figures = {name: round(value, 6) for name, value in distortion.figures().items()}
+    wide = {name: round(value, 6) for name, value in before.figures().items()}
+    differs = before.labels and any(abs(wide[name] - value) > DIFFERS * max(value, DIFFERS) for name, value in figures.items())
     return {
-        "distortion": {name: round(value, 6) for name, value in distortion.figures().items()},
+        "distortion": figures,
+        **({"distortion_f32": wide} if differs else {}),
         "calibration": _shortened(calibration.figures()),
         "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(),
     }
