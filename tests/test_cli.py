@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.cli import app
+from vqlabel.cli import app, show
 from vqlabel.cli.options import read_temperature
 from vqlabel.cli.show import INTERRUPTED
 from vqlabel.labels import open_labels
@@ -135,14 +135,16 @@ def test_squared_error_of_logits_is_a_high_temperature() -> None:
 
 def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
-    assert found.pop("augmentation_bits")["kept"] > 30
+    assert found.pop("augmentation_bits")["stored"] > 30
     fit = found.pop("fit")
     assert fit["codec_file"] == str(codec_file) and fit["held"]["kl_T1"] > 0
-    assert found == {"path": str(tmp_path / "a.vql"), "records": 360, "bytes": vql.stat().st_size, "code_bits": 12}
+    assert found.pop("stored_code_bits") == pytest.approx(12, abs=0.1)
+    read = {"records": 360, "classes": 40, "epochs": 6}
+    assert found == {"path": str(tmp_path / "a.vql"), **read, "bytes": vql.stat().st_size, "code_bits": 12}
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
-    assert "360 labels in" in out
-    assert "12 code bits each" in out
+    assert "360 labels of 40 classes, 6 epochs, in" in out
+    assert "12 code bits each\naugmentation and order: " in out
     assert f"{codec_file} reports, of the dump that it was fitted to, held out (the last epoch (5), 60 labels)" in out
 
 
@@ -174,6 +176,73 @@ def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, d
     assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
 
 
+def test_pack_says_what_it_read_and_no_price_of_views_that_there_are_not(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+    out = ok("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec_file)
+    assert "360 labels of 40 classes, 6 epochs, in" in out
+    assert "augmentation" not in out
+    assert ok_json("pack", dump, "-o", tmp_path / "b.vql", "--codec", codec_file)["augmentation_bits"] == {}
+
+
+def test_pack_says_what_raw_labels_weigh_in_the_file(tree: Path, tmp_path: Path) -> None:
+    found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", "raw")
+    codes = next(row["bytes"] for row in ok_json("stats", tmp_path / "a.vql")["rows"] if row["part"] == "codes")
+    assert (
+        found["code_bits"] == 640
+        and found["stored_code_bits"] == pytest.approx(8 * codes / 360, abs=1e-4)
+        and found["stored_code_bits"] < 600
+    )
+    out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", "raw")
+    assert f"640 code bits each, {found['stored_code_bits']:.1f} as they are compressed" in out
+
+
+def test_a_rate_that_a_codec_has_not_is_refused_with_those_that_it_has(tree: Path, codec_file: Path, tmp_path: Path) -> None:
+    for bits in (100, 2, 0):
+        result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file, "--bits", bits)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"bits is {bits}; it must be 3..12, the codec's 4 slots of 3 bits each" in result.stderr
+    result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", "vqea")
+    assert (result.exit_code, "or one to fit first: vqae, " in result.stderr) == (2, True)
+
+
+def test_info_of_a_codec_file_shows_the_report_of_its_fit(codec_file: Path) -> None:
+    found = ok_json("info", codec_file)
+    assert (found["codec"], found["code_bits"], found["report"]["held"]["labels"]) == ("vqae", 12, 60)
+    assert "held out: the last epoch (5)" in ok("info", codec_file)
+    for command in ("verify", "stats"):
+        result = run(command, codec_file)
+        assert (result.exit_code, "not a .vql file but a codec file; `vqlabel info` shows it" in result.stderr) == (3, True)
+
+
+def test_info_of_a_seeded_file_names_what_it_holds_and_what_is_drawn_again() -> None:
+    found = ok_json("info", Path(__file__).parent / "golden" / "seeded.vql")
+    assert (found["order"], found["columns"], found["epochs"], found["batch_size"]) == ("seeded", ["image_size"], 4, 4)
+    assert found["drawn"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box"]
+
+
+@pytest.mark.parametrize(
+    ("slopes", "asked", "said"),
+    [
+        ({"T20": 1.003}, None, r"contrast 1\.200: labels are unbiased, .* held out: 1\.00 at T = 20"),
+        ({"T20": 0.81}, None, r"contrast 1\.200: labels are nearer to unbiased ones .* held out: 0\.81 at T = 20"),
+        ({"T20": 0.81}, 1.2, r"contrast 1\.200: as asked for; .* held out: 0\.81 at T = 20"),
+    ],
+)
+def test_labels_are_called_unbiased_where_they_are(
+    slopes: dict[str, float], asked: float | None, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = {"labels": 1, "kl_T1": 0.5}
+    report = {
+        "codec": "vqae",
+        "config": {"classes": 3, "domain": "logits"},
+        "code_bits": 8,
+        "held_out": "x",
+        "held": part,
+        "seen": part,
+    }
+    show.show_fit({**report, "contrast": 1.2, "bias_slope": slopes, "fit": {"contrast": asked}})
+    assert re.search(said, capsys.readouterr().out)
+
+
 def test_unpack_writes_a_file_or_a_tree(vql: Path, tmp_path: Path) -> None:
     found = ok_json("unpack", vql, "-o", tmp_path / "a.npy", "--records", "10:-5", "--dtype", "f32")
     assert found == {"path": str(tmp_path / "a.npy"), "records": 345, "classes": 40, "dtype": "f32"}
@@ -196,7 +265,8 @@ def test_stats_account_for_every_byte(vql: Path, tree: Path, tmp_path: Path) -> 
         "perplexity per slot",
         "a teacher of 5.00 kB",
         "kl_T20",
-        f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g}  entropy",
+        f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g} (",
+        "% of the mean probability)",
     ):
         assert text in out
     for row in found["rows"]:
@@ -269,7 +339,7 @@ def test_info_says_what_the_header_holds(vql: Path) -> None:
     found = ok_json("info", vql)
     assert (found["records"], found["batches"], found["order"]) == (360, 24, "explicit")
     assert found["label"] == {"classes": 40, "domain": "logits", "dtype": "F16", "shift_preserved": False}
-    assert found["columns"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box"]
+    assert found["columns"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "image_size"]
     assert found["bytes"] == vql.stat().st_size
     out = ok("info", vql)
     assert all(any(line.startswith(key) for line in out.splitlines()) for key in found)
@@ -333,9 +403,12 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
         ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
         ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),
         ("a.vql: a safetensors file, but no codec", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
-        ("no .vql file", ("info", dump)),
-        ("no .vql file", ("stats", dump)),
-        ("no .vql file", ("unpack", dump, "-o", tmp_path / "b.npy")),
+        ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of labels in one", ("info", dump)),
+        ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of labels in one", ("stats", dump)),
+        (
+            "not a .vql file but a .npy file; `vqlabel pack` makes a .vql of labels in one",
+            ("unpack", dump, "-o", tmp_path / "b.npy"),
+        ),
     ):
         (tmp_path / "a.vql").write_bytes(vql.read_bytes())
         refused(3, message, *arguments)
@@ -382,7 +455,7 @@ def test_exit_codes_and_streams_as_a_shell_sees_them(vql: Path, dump: Path, tmp_
     assert json.loads(out)["records"] == 360
     for arguments, want, message in (
         (("info", tmp_path / "no.vql"), 2, "no such file; name a .vql file"),
-        (("stats", dump), 3, "no .vql file"),
+        (("stats", dump), 3, "not a .vql file but a .npy file"),
         (("stats", vql, "--plot", dump), 4, "logits.npy exists; pass --overwrite"),
     ):
         code, out, error = in_a_shell(*arguments)

@@ -259,7 +259,7 @@ def test_a_harder_search_gives_better_labels_in_no_more_bytes(
     for effort in ("fast", "normal", "best"):
         out = tmp_path / f"{effort}.vql"
         found = vqlabel.pack(dump, out, codec=codec, effort=effort)
-        assert found.pop("augmentation_bits") == {"kept": round(8 * (64 + 48) / 360, 3)}, "a payload and its table"
+        assert found.pop("augmentation_bits") == {}, "an array has no views"
         assert found == {"path": str(out), "records": 360, "bytes": out.stat().st_size, "code_bits": 12}
         decoded = vqlabel.open(out)[:]
         loss.append(float(mixed_kl(as_logits(raw, "logits"), as_logits(decoded, "logits"), (1.0, 4.0, 20.0)).mean()))

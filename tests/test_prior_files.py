@@ -187,7 +187,7 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "fields": ({"fields": ["mix", "crop"]}, "codec tensor 'decoder.prior.inside.* has shape"),
     "a field twice": ({"fields": ["mix", "mix"]}, "stored PriorConfig: fields is"),
     "no view": ({"view": 0}, "stored PriorConfig: view is 0"),
-    "a boolean": ({"hidden": True}, "hidden is True; it must be of type int"),
+    "a boolean": ({"hidden": True}, "hidden is True .*; it must be a whole number"),
 }
 
 

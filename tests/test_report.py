@@ -232,12 +232,12 @@ def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tr
     found = stats(vql, against=tree)["calibration"]
     assert list(found) == ["T1", "T4", "T20"], "those that the codec was fitted to"
     for name, whole in want.figures().items():
-        assert list(found[name]) == ["temperature", "slope", "intercept", "ece", "entropy", "bins"]
-        for key in ("temperature", "slope", "intercept", "ece", "entropy"):
+        assert list(found[name]) == ["temperature", "slope", "intercept", "ece", "relative_ece", "entropy", "bins"]
+        for key in ("temperature", "slope", "intercept", "ece", "relative_ece", "entropy"):
             assert found[name][key] == pytest.approx(whole[key], rel=1e-4)
         assert [b["labels"] for b in found[name]["bins"]] == [b["labels"] for b in whole["bins"]]
         assert sum(b["labels"] for b in found[name]["bins"]) == 360
-        assert list(found[name]["bins"][3]) == ["from", "to", "labels", "confidence", "raw"]
+        assert list(found[name]["bins"][3]) == ["labels", "confidence", "raw"]
 
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])

@@ -33,7 +33,7 @@ def read_vql(block: str) -> Callable[[Path], NDArray[np.float32]]:
 
 def test_it_is_short_and_does_not_lean_on_vqlabel(block: str) -> None:
     lines = [line for line in block.splitlines() if line.strip()]
-    assert len(lines) <= 25
+    assert len(lines) <= 27
     imported = {re.split(r"[ .]", line)[1] for line in lines if line.startswith(("import ", "from "))}
     assert imported == {"json", "numpy", "safetensors", "zstandard"}
 
@@ -76,6 +76,9 @@ def test_it_reads_the_golden_files(read_vql: Callable[[Path], NDArray[np.float32
     np.testing.assert_allclose(read_vql(GOLDEN / f"{name}.vql"), np.load(GOLDEN / f"{name}.labels.npy"), rtol=0, atol=1e-4)
 
 
-def test_it_refuses_labels_of_variable_slots_by_the_features_name(read_vql: Callable[[Path], NDArray[np.float32]]) -> None:
-    with pytest.raises(KeyError, match="variable_slots"):
-        read_vql(GOLDEN / "variable.vql")
+@pytest.mark.parametrize(
+    ("name", "feature"), [("variable", "variable_slots"), ("prior", "prior"), ("head", "head"), ("topk", "set()"), ("raw", "set()")]
+)
+def test_it_refuses_by_name_what_it_cannot_read(read_vql: Callable[[Path], NDArray[np.float32]], name: str, feature: str) -> None:
+    with pytest.raises(AssertionError, match=rf"{name}\.vql: this reader knows no .*{re.escape(feature)}"):
+        read_vql(GOLDEN / f"{name}.vql")

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.typed import typed_fields
 
 DOMAINS = ("logits", "probs")
 QUANTIZERS = ("residual", "grouped")
@@ -51,9 +51,16 @@ class _Json:
                 f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}"
             )
         try:
-            return cls(**{name: _typed(name, values[name], hints[name]) for name in values})
+            return cls(**{name: _inner(values[name], hints[name]) for name in values})
         except UsageError as error:
             raise BadContainer(f"stored {cls.__name__}: {error}") from None
+
+    def __post_init__(self) -> None:
+        typed_fields(self)
+        self._check()
+
+    def _check(self) -> None:
+        """Raises UsageError where a field, of the right type, is out of its range or contradicts another."""
 
 
 class _OfCodec(_Json):
@@ -77,21 +84,11 @@ class _OfCodec(_Json):
         return [(self.class_ids, self.classes)]
 
 
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the annotation `hint` has it: numbers are no booleans, lists become tuples, integers pass as floats."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = (h for h in typing.get_args(hint) if h is not type(None))
-    if typing.get_origin(hint) is tuple:
-        require(isinstance(value, list | tuple) and len(value) <= 64, name, value, "must be a short list", BadContainer)
-        return tuple(_typed(name, v, typing.get_args(hint)[0]) for v in value)
-    if hint is float and type(value) is int:
-        require(abs(value) < 1 << 53, name, f"{str(value)[:20]}...", "must be below 2^53", BadContainer)
-        value = float(value)
-    if isinstance(hint, type) and issubclass(hint, _Json):
-        return value if isinstance(value, hint) else hint.from_dict(value)
-    require(type(value) is hint, name, value, f"must be of type {getattr(hint, '__name__', hint)}", BadContainer)
+def _inner(value: Any, hint: Any) -> Any:
+    """A dictionary as the configuration that the annotation names, where it names one."""
+    for kind in typing.get_args(hint):
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, _Json):
+            return kind.from_dict(value)
     return value
 
 
@@ -119,7 +116,7 @@ class FitConfig(_Json):
     seed: int = 0
     device: str = "cpu"
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(self.codec is None or self.codec in CODEC_KINDS, "codec", self.codec, f"must be one of {', '.join(CODEC_KINDS)}")
         require(self.bits is None or 0 <= self.bits <= 1 << 20, "bits", self.bits, "must be 0..1048576 code bits per label")
         require(self.bytes is None or self.ratio is None, "bytes and ratio", (self.bytes, self.ratio), "are two budgets; give one")
@@ -181,7 +178,7 @@ class PriorConfig(_Json):
     fields: tuple[str, ...]  # of CONTEXT_FIELDS, in that order
     view: int  # pixels along a view, the unit of `box`
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         require(1 <= self.images <= 1 << 24, "images", self.images, "must be 1..16777216")
         for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, VIEW_MOST)):
             require(low <= getattr(self, name) <= high, name, getattr(self, name), f"must be {low}..{high}")
@@ -210,7 +207,7 @@ class VqaeConfig(_OfCodec):
     rate: float = 0.0  # of variable labels: code bits of the mean label, counts apart, that `price` was found for
     price: float = 0.0  # of variable labels: loss, as `mixed_kl` counts it, that a code bit must take away
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_labels(self.classes, self.domain)
         require(
             0 <= self.head <= min(HEAD_MOST, self.classes - 1), "head", self.head, f"must be 0..{min(HEAD_MOST, self.classes - 1)}"
@@ -289,7 +286,7 @@ class TopkConfig(_OfCodec):
     domain: str
     k: int
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_labels(self.classes, self.domain)
         require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
 
@@ -320,7 +317,7 @@ class SparseConfig(_OfCodec):
     gaps: tuple[int, ...]  # [MAX_GAP_BITS] how many of the k - 1 gaps have a field of 1, 2, ... bits; the widest fields come first
     rest_bits: int  # width of the gap from the last known class to the share of each other; 0: no such field
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_labels(self.classes, self.domain)
         require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
         require(self.rest in ("zero", "uniform"), "rest", self.rest, "must be zero or uniform")
@@ -361,7 +358,7 @@ class RawConfig(_OfCodec):
     domain: str
     dtype: str  # F16 | BF16 | F32
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         check_labels(self.classes, self.domain)
         require(self.dtype in ("F16", "BF16", "F32"), "dtype", self.dtype, "must be F16, BF16 or F32")
 

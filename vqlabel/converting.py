@@ -8,6 +8,7 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels, writing
 from vqlabel.labels.detect import written_as
 from vqlabel.progress import Progress, noted, silent
+from vqlabel.typed import typed_arguments
 
 
 def open_any(
@@ -35,6 +36,7 @@ def open_any(
     return VqlSource(path, dtype=dtype)
 
 
+@typed_arguments
 def convert(
     source: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],

@@ -31,6 +31,17 @@ class UsageError(VqlabelError):
     exit_code = 2
 
 
+class WrongType(UsageError, TypeError):
+    """An argument or a field is of a type that cannot be taken, or a call has an argument too many or too few."""
+
+
+class NoSuchFile(UsageError, FileNotFoundError):
+    """A file or folder that was named to be read is not there."""
+
+    def __str__(self) -> str:  # OSError's own looks for an errno
+        return str(self.args[0])
+
+
 class MissingExtra(VqlabelError):
     """An optional package is needed and not installed."""
 

@@ -27,6 +27,7 @@ from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.packing import describe_fit, join_contexts
 from vqlabel.progress import Progress, silent
+from vqlabel.typed import typed_arguments
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
 HELD_LABELS = 8192
@@ -34,6 +35,7 @@ STATE = 3  # of what an interrupted fit left; another where the same options mak
 CHUNK = 2048  # labels encoded at a time
 
 
+@typed_arguments
 def fit(
     dump: str | PathLike[str] | LabelSource,
     config: FitConfig | None = None,
@@ -52,7 +54,7 @@ def fit(
 
     Returns:
         The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
-        unbiased rather than calibrated, their `contrast`, and `calibrated`, the distortion held out that contrast 1 would have;
+        unbiased rather than calibrated, their `contrast`, `bias_slope` and `calibrated`, the distortion held out that contrast 1 would have;
         `contrast_limited`, true where codes say too little of a label for unbiased ones, so that they are calibrated; `mean_label`, KL held
         out of one label for all; `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
 
@@ -128,6 +130,7 @@ def fit_sample(
         report["mean_label"] = {"labels": len(sample.held), **measure_mean_label(sample, temperatures)}
     if isinstance(codec, VqaeCodec) and codec.contrast != 1:
         report["contrast"] = codec.contrast
+        report["bias_slope"] = bias_slope(codec, sample)
         report["calibrated"] = {"labels": len(sample.held), **measure(codec.calibrated(), sample, "held", temperatures)}
     if isinstance(codec, VqaeCodec) and codec.contrast_limited:
         report["contrast_limited"] = True
@@ -295,6 +298,26 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
             found[at] += float(kl(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
     count = max(1, len(sample.held))
     return {f"kl_T{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
+
+
+@torch.inference_mode()
+def bias_slope(codec: VqaeCodec, sample: LabelSample) -> dict[str, float]:
+    """Slope of decoded on raw probabilities about their means, held out, at each of the codec's temperatures: 1 where labels are unbiased."""
+    found = {}
+    for t in codec.config.temperature:
+        sums, means, count = (
+            torch.zeros(2, dtype=torch.float64),
+            torch.zeros(2, sample.classes, dtype=torch.float64),
+            len(sample.held),
+        )
+        for labels, context in sample.steps("held", CHUNK):
+            decoded = codec.decode(codec.encode(labels, context), context)
+            raw, own = (F.softmax(as_logits(x, sample.domain) / t, 1).double() for x in (labels, decoded))
+            sums += torch.stack([(raw * own).sum(), raw.square().sum()])
+            means += torch.stack([raw.sum(0), own.sum(0)]) / count
+        product, power = sums - count * torch.stack([means[0] @ means[1], means[0] @ means[0]])
+        found[f"T{t:g}"] = round(float(product / power.clamp_min(1e-30)), 4)
+    return found
 
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 from vqlabel.config import check_labels
 from vqlabel.errors import UsageError, require
 from vqlabel.labels.source import NOWHERE
+from vqlabel.typed import typed, typed_fields
 
 HUNDREDTHS = tuple(i / 100 for i in range(1, 101))  # where LPQLD looks for a student's temperature
 
@@ -48,6 +49,7 @@ def kl(
     target = targets(labels, temperature, domain)
     at = temperature if student_temperature is None else student_temperature
     _check_temperature("student_temperature", at)
+    _check_type("squared", squared, bool)
     loss = F.kl_div(F.log_softmax(student_logits.float() / at, 1), target, reduction="batchmean")
     return loss * temperature**2 if squared else loss
 
@@ -79,6 +81,7 @@ def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     """
     _check_rows(labels)
     check_labels(labels.shape[1], domain)
+    _check_type("k", k, int)
     require(1 <= k <= labels.shape[1], "k", k, f"must be 1..{labels.shape[1]} (the number of classes)")
     value, index = labels.float().topk(k, 1)
     if domain == "probs":
@@ -104,6 +107,10 @@ def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float
     check_labels(labels.shape[1], domain)
     if domain != "logits":
         raise UsageError("mse_gt compares logits, and these labels are probabilities; train with kl at temperature 1")
+    _check_type("target", target, Tensor)
+    good = target.shape == student_logits.shape[:1] and not target.is_floating_point()
+    require(good, "target", f"{target.dtype} {list(target.shape)}", f"must be {len(labels)} whole numbers, the true classes")
+    _check_type("weight", weight, float)
     student = student_logits.float()
     error = (student - labels.detach().float()).square().mean()  # not mse_loss: it keeps its target, which inference tensors refuse
     return error + weight * F.cross_entropy(student, target)
@@ -123,6 +130,7 @@ class StepSchedule:
     gamma: float = 0.7
 
     def __post_init__(self) -> None:
+        typed_fields(self)
         _check_temperature("end", self.end)
         require(self.end <= self.start < math.inf, "start", self.start, f"must be {self.end:g}, the end, or above")
         require(self.every >= 1, "every", self.every, "must be 1 epoch or more")
@@ -130,6 +138,7 @@ class StepSchedule:
 
     def temperature(self, epoch: int) -> float:
         """Of this epoch, 1..E: LPQLD counts from 1, so its first step comes an epoch early. A loop that counts from 0 may pass that."""
+        _check_type("epoch", epoch, int)
         require(epoch >= 0, "epoch", epoch, "must be 0 or above")
         return max(self.end, self.start * self.gamma ** (epoch // self.every))
 
@@ -143,12 +152,14 @@ class CosineSchedule:
     epochs: int = 300
 
     def __post_init__(self) -> None:
+        typed_fields(self)
         _check_temperature("start", self.start)
         _check_temperature("end", self.end)
         require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
 
     def temperature(self, epoch: int) -> float:
         """Of this epoch, 1..epochs; the last one's is `end`. Of 0 it is `start`."""
+        _check_type("epoch", epoch, int)
         require(0 <= epoch <= self.epochs, "epoch", epoch, f"must be 0..{self.epochs}, the epochs of this schedule")
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
 
@@ -169,7 +180,9 @@ class StudentTemperature:
     """
 
     def __init__(self, start: float = 1.0, grid: Sequence[float] = HUNDREDTHS) -> None:
+        typed("grid", grid, Sequence[float])
         require(len(grid) > 0, "grid", list(grid), "must have a temperature to choose")
+        _check_type("start", start, float)
         for t in (start, *grid):
             _check_temperature("a student's temperature", t)
         self.grid, self.tau = tuple(map(float, grid)), float(start)
@@ -208,12 +221,18 @@ class StudentTemperature:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called, on its grid."""
+        _check_type("state", state, Mapping)
+        require(
+            {"tau", "grid", "labels", "sums"} <= state.keys(), "state", sorted(map(str, state)), "must be what `state_dict` gave"
+        )
         self.tau, self.grid, self._labels = state["tau"], tuple(state["grid"]), state["labels"]
         self._sums = torch.tensor(state["sums"], dtype=torch.float64)
 
 
 def _check_pair(student_logits: Tensor, labels: Tensor) -> None:
     """A loss broadcasts in silence."""
+    _check_type("student_logits", student_logits, Tensor)
+    _check_type("labels", labels, Tensor)
     if labels.dim() != 2 or student_logits.shape != labels.shape:
         raise UsageError(
             f"student_logits are {list(student_logits.shape)}, labels {list(labels.shape)}; both must be [n, C], a row a label"
@@ -221,8 +240,16 @@ def _check_pair(student_logits: Tensor, labels: Tensor) -> None:
 
 
 def _check_rows(labels: Tensor) -> None:
+    _check_type("labels", labels, Tensor)
     require(labels.dim() == 2, "shape of labels", list(labels.shape), "must be [n, C], a row a label")
 
 
 def _check_temperature(name: str, value: float) -> None:
+    _check_type(name, value, float)
     require(0 < value < math.inf, name, value, "must be above 0")
+
+
+def _check_type(name: str, value: Any, kind: Any) -> None:
+    """`typed`, but nothing that torch.compile would have to trace where the type is the plain one."""
+    if type(value) is not kind:
+        typed(name, value, kind)

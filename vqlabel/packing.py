@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.bitstream import split_counted
-from vqlabel.codecs import LabelCodec
+from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.codecs.sizing import CHUNK_CODES
 from vqlabel.column_limits import PREFIX
@@ -34,6 +34,7 @@ from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
+from vqlabel.typed import typed_arguments
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
@@ -42,11 +43,12 @@ Codes = NDArray[np.unsignedinteger]  # [n, m]
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
 
+@typed_arguments
 def pack(
     dump: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],
     *,
-    codec: LabelCodec,
+    codec: LabelCodec | str | PathLike[str],
     effort: str = "normal",
     drawn: DrawnColumns | None = None,
     overwrite: bool = False,
@@ -57,14 +59,15 @@ def pack(
 
     Args:
         dump: a path for `open_labels`, or a source.
-        codec: a fitted codec (`fit`, `load_codec`).
+        codec: a fitted codec (`fit`, `load_codec`), or the path of its file.
         effort: "fast", "normal" or "best": how hard the best codes of a label are looked for (`vqae.SWEEPS`, `vqae.BEAM`).
         drawn: how the views were drawn (`seeded.read_recipe`): its seed is stored in the place of their augmentation, after every batch was
             compared with what it draws.
 
     Returns:
-        records, bytes, and code bits per label: where their number differs, of the mean label, its count as it is stored included; bits per
-        label of augmentation and order: as they are stored, and with `drawn` about what they would take if they were kept; `notes`, where
+        records, classes, epochs, bytes, and code_bits per label before any coding: where their number differs, of the mean label, its count as
+        it is stored included; stored_code_bits, what they weigh in the file; augmentation_bits per label of augmentation and order: `stored`,
+        what they weigh in the file, and with `drawn` about what they would weigh `if_kept`; empty where the dump has neither; `notes`, where
         something about the codec cannot be told, or rows are no labels.
 
     Raises:
@@ -73,6 +76,7 @@ def pack(
         TargetExists: `out` is there and `overwrite` is false.
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    codec = codec if isinstance(codec, LabelCodec) else load_codec(codec)[0]
     check_codec(codec, source)
     if drawn is not None:
         check_recipe(source, drawn)
@@ -112,12 +116,18 @@ def pack(
     file = VqlFile(writer.path)
     bits = round(file.label_bits, 4) if codec.counted else sum(codec.code_bits)
     stored = 8 * sum(one.stop - one.start for name, one in file.container.sections.items() if name.startswith(PREFIX))
-    prices: dict[str, float] = {"kept": stored} if drawn is None else {"kept": kept, "seeded": stored}
+    prices: dict[str, float] = {"stored": stored} if drawn is None else {"stored": stored, "if_kept": kept}
+    if {name for name in file.container.streams if name.startswith(PREFIX)} == {PREFIX + "batch"}:
+        prices = {}  # the dump has neither
+    codes = sum(file.container.stored(name) for name in (CODES, COUNTS) if name in file.container.streams)
     return {
         "path": str(writer.path),
         "records": records,
+        "classes": source.classes,
+        "epochs": len({place.epoch for place in source.places}),
         "bytes": size,
         "code_bits": bits,
+        "stored_code_bits": round(8 * codes / max(1, records), 4),
         "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
         **noted([*notes, *flat.notes()]),
     }

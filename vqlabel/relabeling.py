@@ -16,7 +16,7 @@ from vqlabel.augment.pictures import Pictures
 from vqlabel.augment.recipe import DrawnColumns, Recipe, Reordered
 from vqlabel.augment.views import views
 from vqlabel.bitstream import narrowest
-from vqlabel.codecs import LabelCodec
+from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
@@ -32,6 +32,7 @@ from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, 
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher, TeacherFailed
+from vqlabel.typed import typed_arguments
 from vqlabel.unpacking import as_tensor
 from vqlabel.vql import VqlFile
 
@@ -128,11 +129,12 @@ class TeacherSource(LabelSource):
         return self.drawn.batch(at, labels)
 
 
+@typed_arguments
 def relabel(
     source: TeacherSource,
     out: str | PathLike[str],
     *,
-    codec: LabelCodec | None = None,
+    codec: LabelCodec | str | PathLike[str] | None = None,
     layout: str | None = None,
     effort: str = "normal",
     device: str = "cpu",
@@ -144,13 +146,14 @@ def relabel(
     Args:
         out: a `.vql`, whose views are its recipe's, at 0 bits a label; or what `layout` writes, with the recipe in a file beside it.
         layout: one of LAYOUTS. "sre2l" has the recipe's views in the order of images that SRe2L's script shuffles.
-        codec: a fitted codec for a `.vql`; None: labels as they are.
+        codec: a fitted codec for a `.vql`, or the path of its file; None: labels as they are.
 
     Raises:
         UsageError: the codec is for other labels; an interrupted run left something of other settings.
         TargetExists: `out` is there and `overwrite` is false.
     """
     target, dense = Path(out), RawCodec(RawConfig(classes=source.classes, domain="logits", dtype=source.dtype))
+    codec = load_codec(codec)[0] if isinstance(codec, str | PathLike) else codec
     into_vql, whole = target.suffix == ".vql", codec or dense
     if not into_vql:
         require(codec is None, "codec", "a fitted one", f"makes codes, which go into a .vql file; {out} is none")

@@ -16,7 +16,7 @@ from vqlabel.augment.recipe import DrawnColumns, Recipe, Reordered
 from vqlabel.column_limits import PREFIX, check_streams
 from vqlabel.columns import ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
-from vqlabel.errors import BadContainer, BadLabels, UsageError, VqlabelError
+from vqlabel.errors import BadContainer, BadLabels, NoSuchFile, UsageError, VqlabelError
 from vqlabel.files import appearing
 from vqlabel.filetypes import read_text
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
@@ -221,7 +221,7 @@ def _read_recipe(file: Path) -> tuple[DrawnColumns, str | None]:
         order = None if said.get("order") is None else str(said["order"])[:80]
         return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images), order
     except FileNotFoundError:
-        raise UsageError(
+        raise NoSuchFile(
             f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, VqlabelError) as error:

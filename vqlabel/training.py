@@ -24,6 +24,7 @@ from vqlabel.labels import LabelBatch
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.seeded import Columns, DrawnPart
+from vqlabel.typed import typed_arguments
 from vqlabel.vql import VqlFile
 
 POOL = 5  # purpose of random bits; recipes have 1 to 4
@@ -84,6 +85,7 @@ class VqlViews(Dataset[ViewBatch]):
         UserWarning: it cannot be told whether these are the file's images, for the file or the list does not have their names.
     """
 
+    @typed_arguments
     def __init__(
         self,
         path: str | PathLike[str],
@@ -285,6 +287,7 @@ class StoredBatches(Sampler[list[int]]):
         UsageError: no stored batch, an epoch that is not stored, or rank and world that contradict each other.
     """
 
+    @typed_arguments
     def __init__(
         self,
         dataset: VqlDataset | VqlViews,
@@ -305,6 +308,7 @@ class StoredBatches(Sampler[list[int]]):
         self.epoch, self._begun, self._skip = 0, False, 0
         self._given = 0  # batches of the current iteration so far
 
+    @typed_arguments
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
         require(epoch >= 0, "epoch", epoch, "must be 0 or more")
@@ -312,6 +316,7 @@ class StoredBatches(Sampler[list[int]]):
             self._skip = 0  # left by `load_state_dict`
         self.epoch, self._begun, self._given = epoch, False, 0
 
+    @typed_arguments
     def state_dict(self, done: int | None = None) -> dict[str, int]:
         """Where training stands: `done` batches after this iteration began.
 
@@ -320,8 +325,11 @@ class StoredBatches(Sampler[list[int]]):
         """
         return {"epoch": self.epoch, "done": self._skip + (self._given if done is None else done)}
 
+    @typed_arguments
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there: the next iteration has what is left of that epoch. With the same number of ranks."""
+        counts = state.get("epoch"), state.get("done")
+        require(all(type(count) is int for count in counts), "state", state, "must be what `state_dict` gave: epoch and done")
         self.set_epoch(state["epoch"])
         require(0 <= state["done"] <= len(self), "done", state["done"], f"must be 0..{len(self)}, batches of this epoch and rank")
         self._skip = state["done"]
@@ -357,6 +365,7 @@ class PooledBatches(StoredBatches):
         UsageError: also where fewer batches are stored than an epoch draws without replacement.
     """
 
+    @typed_arguments
     def __init__(
         self,
         dataset: VqlDataset | VqlViews,

@@ -5,12 +5,14 @@ from os import PathLike
 import numpy as np
 
 from vqlabel.container import verify as verify_bytes
+from vqlabel.typed import typed_arguments
 from vqlabel.unpacking import blaming, read_codec
 from vqlabel.vql import VqlFile
 
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # read at a time; a code takes 4 bytes at most
 
 
+@typed_arguments
 def verify(path: str | PathLike[str]) -> dict[str, int]:
     """Read and check every byte of a `.vql` file, every code against its codebook, every context against the prior, and that the
     decoder can be built.

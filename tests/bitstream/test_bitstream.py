@@ -72,7 +72,7 @@ def test_a_value_beyond_its_width_is_refused_with_place_and_remedy(coding: Codin
 
 @pytest.mark.parametrize(("shape", "bits"), [((2, 2), [0, 4]), ((2, 1), [33]), ((2, 3), [4, 4]), ((4,), [4])])
 def test_widths_and_rows_that_do_not_fit_each_other_are_refused(coding: Coding, shape: tuple[int, ...], bits: list[int]) -> None:
-    with pytest.raises(CodeOutOfRange, match=r"each must be 1\.\.32 bits|the widths name"):
+    with pytest.raises(CodeOutOfRange, match=r"each must be 1\.\.32 bits|the widths name|must be integers of 2 axes"):
         coding[0](np.zeros(shape, np.uint32), bits)
 
 

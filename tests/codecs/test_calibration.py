@@ -76,13 +76,25 @@ def test_reliability_by_hand() -> None:
     decoded = torch.tensor([[0.62, 0.38], [0.34, 0.66], [0.05, 0.95], [1.0, 0.0]])
     raw = torch.tensor([[0.5, 0.5], [0.7, 0.3], [0.1, 0.9], [0.8, 0.2]])
     found = figures(raw, decoded, domain="probs")["T1"]
-    bins = {b["from"]: b for b in found["bins"] if b["labels"]}
-    assert list(bins) == [0.6, 0.9]
-    assert bins[0.6] == pytest.approx({"from": 0.6, "to": 0.7, "labels": 2, "confidence": 0.64, "raw": 0.4}, abs=1e-6)
-    assert bins[0.9] == pytest.approx({"from": 0.9, "to": 1, "labels": 2, "confidence": 0.975, "raw": 0.85}, abs=1e-6)
-    assert found["ece"] == pytest.approx(0.5 * 0.24 + 0.5 * 0.125, abs=1e-6)
-    assert [b["from"] for b in found["bins"]] == [i / 10 for i in range(10)]
-    assert found["bins"][0] == {"from": 0, "to": 0.1, "labels": 0, "confidence": None, "raw": None}
+    want = [(1, 0.62, 0.5), (1, 0.66, 0.3), (1, 0.95, 0.9), (1, 1.0, 0.8)]
+    assert [tuple(each.values()) for each in found["bins"]] == [pytest.approx(each, abs=1e-6) for each in want]
+    assert list(found["bins"][0]) == ["labels", "confidence", "raw"]
+    assert found["ece"] == pytest.approx((0.12 + 0.36 + 0.05 + 0.2) / 4, abs=1e-6)
+    assert found["relative_ece"] == pytest.approx((0.12 + 0.36 + 0.05 + 0.2) / (0.62 + 0.66 + 0.95 + 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_bins_have_as_many_labels_each_and_an_error_shows_at_every_temperature(temperature: float) -> None:
+    """At T = 20 all 1,000 probabilities of a label lie near 0.001: bins of equal width have one point, and an error of 0.0001."""
+    logits = 3 * torch.randn(2000, 1000, generator=torch.Generator().manual_seed(0))
+    found = figures(logits, 2 * logits, temperature)[f"T{temperature:g}"]
+    assert len(found["bins"]) == 10
+    assert max(abs(each["labels"] - 200) for each in found["bins"]) <= 40
+    assert [each["confidence"] for each in found["bins"]] == sorted(each["confidence"] for each in found["bins"])
+    assert found["relative_ece"] > 0.2
+    assert found["ece"] == pytest.approx(
+        found["relative_ece"] * sum(each["labels"] * each["confidence"] for each in found["bins"]) / 2000
+    )
 
 
 def test_batches_give_what_one_batch_gives(raw: Tensor) -> None:
@@ -94,7 +106,7 @@ def test_batches_give_what_one_batch_gives(raw: Tensor) -> None:
     for found, want in zip(running.figures().values(), figures(raw, decoded, *TEMPERATURES).values(), strict=True):
         assert found.pop("entropy") == pytest.approx(want.pop("entropy"), rel=1e-9)
         for one, whole in zip(found.pop("bins"), want.pop("bins"), strict=True):
-            assert one == (pytest.approx(whole, rel=1e-9) if whole["labels"] else whole)
+            assert one == pytest.approx(whole, rel=1e-9)
         assert found == pytest.approx(want, rel=1e-9)
 
 
@@ -103,7 +115,7 @@ def test_what_is_kept_does_not_grow_with_the_labels(raw: Tensor) -> None:
     for _ in range(3):
         running.add(raw, raw)
         (sums,) = running._sums
-        assert (sums.bins.shape, sums.bins.dtype, sums.entropy.shape) == ((3, 10), "float64", (2,))
+        assert (sums.counts.shape, sums.counts.dtype, sums.entropy.shape) == ((3, 21 * 512), "float64", (2,))
         assert type(sums.power) is type(sums.product) is float
 
 
@@ -122,5 +134,5 @@ def test_uniform_labels_have_no_slope_and_no_labels_no_figures(raw: Tensor) -> N
     found = figures(raw, torch.zeros(500, 20))["T1"]
     assert found["slope"] is found["intercept"] is None
     assert found["entropy"]["decoded"] == pytest.approx(math.log(20))
-    assert found["bins"][0]["labels"] == 500
+    assert [each["labels"] for each in found["bins"]] == [500]
     assert Calibration().figures() == {}

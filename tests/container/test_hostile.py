@@ -184,14 +184,22 @@ def test_a_file_truncated_while_it_is_read_is_refused(small: Path, target: Path)
 def test_what_is_no_vql_file_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"logits": np.zeros((4, 3), np.float32)}, other)
-    refused(other, "no .vql file|a .vql file has at least")
+    refused(other, "not a .vql file but a .safetensors file; `vqlabel pack` makes a .vql of labels in one")
     area = 8192
     header = json.dumps({"x": {"dtype": "U8", "shape": [32], "data_offsets": [0, 32]}}).encode().ljust(area - 8)
     other.write_bytes((area - 8).to_bytes(8, "little") + header + bytes(32))
-    refused(other, "a safetensors file, but no .vql file")
-    for content in (b"", b"PK\x03\x04", b"\0" * 20_000, b"\xff" * 20_000):
+    refused(other, "a safetensors file, but no .vql file|not a .vql file but a .safetensors file")
+    known = {
+        b"": "an empty file",
+        b"PK\x03\x04": "a zip archive",
+        b"\0" * 20_000: "a file of zero bytes only",
+        b"<html>": "an HTML page",
+    }
+    for content, what in known.items():
         other.write_bytes(content)
-        refused(other, "no .vql file")
+        refused(other, f"not a .vql file but {what}")
+    other.write_bytes(b"\xff" * 20_000)
+    refused(other, "no .vql file")
     for missing, says in ((tmp_path, "is a folder, and a .vql is a file"), (tmp_path / "none.vql", "no such file")):
         with pytest.raises(UsageError, match=says):
             verify(missing)

@@ -3,7 +3,7 @@
 docs/augmentation.md, "Views", says what is done in which order.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Views = NDArray[np.uint8] | NDArray[np.float32]
 
 
+@runtime_checkable
 class Images(Protocol):
     """Images by index: `Pictures`, or a list."""
 

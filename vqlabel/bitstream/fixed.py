@@ -1,6 +1,7 @@
 """Rows of unsigned integers <-> fixed-width bitstream, least significant bit first. Numpy only."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,33 +12,44 @@ MAX_BITS = 32
 
 
 def packed_size(rows: int, bits: Sequence[int]) -> int:
-    """Bytes of `rows` rows whose fields have these widths: ceil(rows * sum(bits) / 8)."""
+    """Bytes of `rows` rows whose fields have these widths: ceil(rows * sum(bits) / 8).
+
+    Raises:
+        CodeOutOfRange: `rows` is not a whole number from 0 on, or a width is not one in 1..32.
+    """
+    check_widths(bits)
+    check_count("rows", rows)
     return -(-rows * sum(bits) // 8)
 
 
 def narrowest(bits: Sequence[int]) -> np.dtype[np.unsignedinteger]:
-    """The smallest of uint8, uint16 and uint32 that holds the widest field."""
+    """The smallest of uint8, uint16 and uint32 that holds the widest field.
+
+    Raises:
+        CodeOutOfRange: a width is not a whole number in 1..32.
+    """
+    check_widths(bits)
     widest = max(bits, default=1)
     return np.dtype(np.uint8 if widest <= 8 else np.uint16 if widest <= 16 else np.uint32)
 
 
-def pack_fixed(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
+def pack_fixed(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
     """Pack rows of fields into one bitstream: row after row, field after field, no padding between rows.
 
     Args:
-        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+        rows: [n, m] integers, field j in [0, 2**bits[j]).
         bits: [m] widths in bits, each 1..32.
 
     Returns:
         ceil(n * sum(bits) / 8) bytes; the unused high bits of the last byte are zero.
 
     Raises:
-        CodeOutOfRange: a value needs more than its field's bits.
+        CodeOutOfRange: a value is below 0 or needs more than its field's bits; or `rows` holds something else than integers.
 
     Source: docs/format.md, "Coding: fixed".
     """
-    rows, n = np.ascontiguousarray(rows), len(rows)
-    check_range(rows, bits)
+    rows = np.ascontiguousarray(check_range(rows, bits))
+    n = len(rows)
     whole = _machine_type(bits)
     if whole is not None:
         return rows.astype(whole).tobytes()
@@ -62,6 +74,7 @@ def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> ND
     Raises:
         CodeOutOfRange: `data` has another length than `packed_size(rows, bits)`, or its unused high bits are not zero.
     """
+    check_bytes(data)
     if len(data) != packed_size(rows, bits):
         raise CodeOutOfRange(f"{rows} rows of {sum(bits)} bits are {packed_size(rows, bits)} bytes; found {len(data)}")
     kind, whole = narrowest(bits), _machine_type(bits)
@@ -99,12 +112,22 @@ def _places(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:
     return places
 
 
-def check_range(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> None:
-    """Raises CodeOutOfRange unless `rows` is [n, m] and every value fits its field's width."""
-    if not all(1 <= width <= MAX_BITS for width in bits):
-        raise CodeOutOfRange(f"field widths are {list(bits)}; each must be 1..{MAX_BITS} bits")
-    if rows.ndim != 2 or rows.shape[1] != len(bits):
-        raise CodeOutOfRange(f"rows have shape {rows.shape}; the widths name {len(bits)} fields")
+def check_range(rows: NDArray[np.integer], bits: Sequence[int], name: str = "rows") -> NDArray[np.integer]:
+    """`rows`, where it is [n, m] integers and every value fits its field's width.
+
+    Raises:
+        CodeOutOfRange: otherwise.
+    """
+    check_widths(bits)
+    rows = integers(name, rows, 2)
+    if rows.shape[1] != len(bits):
+        raise CodeOutOfRange(f"{name} have shape {rows.shape}; the widths name {len(bits)} fields")
+    lows = rows.min(0, initial=0) if rows.dtype.kind == "i" else ()
+    for field, low in enumerate(lows):
+        if low < 0:
+            raise CodeOutOfRange(
+                f"value {low} at row {int(rows[:, field].argmin())}, field {field} is below 0; only 0 and above can be packed"
+            )
     for field, top in enumerate(rows.max(0, initial=0).tolist()):
         if top >> bits[field]:
             at = int(rows[:, field].argmax())
@@ -112,3 +135,40 @@ def check_range(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> None:
                 f"value {top} at row {at}, field {field} needs {top.bit_length()} bits, the stream has {bits[field]}; "
                 f"pack with bits >= {top.bit_length()}"
             )
+    return rows
+
+
+def integers(name: str, values: Any, axes: int) -> NDArray[Any]:
+    """`values` as an array of integers of so many axes; CodeOutOfRange where it is none."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # lists of several lengths
+        found = np.empty(0, object)
+    if found.dtype.kind not in "iu" or found.ndim != axes:
+        raise CodeOutOfRange(
+            f"{name} are {type(values).__name__} of {found.dtype} {list(found.shape)}; they must be integers of {axes} axes"
+        )
+    return found
+
+
+def check_widths(bits: Sequence[int]) -> None:
+    """CodeOutOfRange where a field's width is not a whole number in 1..32."""
+    good = (
+        isinstance(bits, Sequence)
+        and set(map(type, bits)) <= {int}
+        and 1 <= min(bits, default=1) <= max(bits, default=1) <= MAX_BITS
+    )
+    if not good:
+        raise CodeOutOfRange(f"field widths are {str(bits)[:80]}; each must be 1..{MAX_BITS} bits, a whole number")
+
+
+def check_count(name: str, value: int, least: int = 0) -> None:
+    """CodeOutOfRange where `value` is not a whole number from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise CodeOutOfRange(f"{name} is {str(value)[:80]!r}; it must be a whole number, {least} or above")
+
+
+def check_bytes(data: Any) -> None:
+    """CodeOutOfRange where `data` is no bytes."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise CodeOutOfRange(f"data is {type(data).__name__}; it must be bytes")

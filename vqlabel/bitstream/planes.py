@@ -6,29 +6,38 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.fixed import check_range, narrowest
-from vqlabel.errors import CodeOutOfRange
+from vqlabel.bitstream.fixed import check_bytes, check_count, check_range, check_widths, narrowest
+from vqlabel.errors import CodeOutOfRange, require
 
 
 def planes_size(rows: int, bits: Sequence[int]) -> int:
-    """Bytes before compression: every field takes ceil(bits / 8) planes of `rows` bytes."""
+    """Bytes before compression: every field takes ceil(bits / 8) planes of `rows` bytes.
+
+    Raises:
+        CodeOutOfRange: `rows` is not a whole number from 0 on, or a width is not one in 1..32.
+    """
+    check_widths(bits)
+    check_count("rows", rows)
     return rows * sum(-(-width // 8) for width in bits)
 
 
-def pack_planes(rows: NDArray[np.unsignedinteger], bits: Sequence[int], level: int = 3) -> bytes:
+def pack_planes(rows: NDArray[np.integer], bits: Sequence[int], level: int = 3) -> bytes:
     """Split each field into byte planes, low byte first, field after field, and compress them as one zstd frame.
 
     Planes put bytes of one meaning side by side (sign and exponent of one class, say), which zstd's entropy stage needs.
 
     Args:
-        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+        rows: [n, m] integers, field j in [0, 2**bits[j]).
+        level: zstd's, 1..22.
 
     Raises:
-        CodeOutOfRange: a value needs more than its field's bits.
+        CodeOutOfRange: a value is below 0 or needs more than its field's bits; or `rows` holds something else than integers.
+        UsageError: there is no such level.
 
     Source: docs/format.md, "Coding: zstd".
     """
-    check_range(rows, bits)
+    rows = check_range(rows, bits)
+    require(type(level) is int and 1 <= level <= zstandard.MAX_COMPRESSION_LEVEL, "level", level, "must be 1..22")
     planes = [(rows[:, j] >> (8 * b) & 0xFF).astype(np.uint8) for j, width in enumerate(bits) for b in range(-(-width // 8))]
     # Content size stays in the frame: the reader checks it before it allocates.
     return zstandard.ZstdCompressor(level=level).compress(np.concatenate(planes).tobytes() if planes else b"")
@@ -40,6 +49,7 @@ def unpack_planes(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> N
     Raises:
         CodeOutOfRange: the frame is damaged, holds another number of bytes, or a value exceeds its field's width.
     """
+    check_bytes(data)
     planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(planes_size(1, bits), rows)
     out, plane = np.zeros((rows, len(bits)), narrowest(bits)), 0
     for j, width in enumerate(bits):

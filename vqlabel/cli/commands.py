@@ -11,7 +11,7 @@ import typer
 from vqlabel.cli import show
 from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
 from vqlabel.config import CODEC_KINDS, FitConfig
-from vqlabel.errors import UsageError, VqlabelError
+from vqlabel.errors import NoSuchFile, UsageError, VqlabelError
 
 app = typer.Typer(
     help="Teacher labels in a few bits each: fit a codec, pack a dump into a .vql file, read it back, account for every bit.",
@@ -221,6 +221,8 @@ def pack(
         source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
         if drawn is not None:
             check_recipe(source, drawn)
+        if not named and not Path(str(codec)).exists():
+            raise NoSuchFile(f"{codec}: no such file; name a codec that `vqlabel fit` wrote, or one to fit first: {CODECS}")
         if named:
             fitted, report = _fitter(kl)(source, replace(config, codec=codec), progress=progress)
         else:
@@ -237,7 +239,9 @@ def pack(
         )
     if drawn is None and recipe_file(dump).exists():  # the other price
         try:
-            found["augmentation_bits"]["seeded"] = round(drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3)
+            found["augmentation_bits"]["if_seeded"] = round(
+                drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3
+            )
         except VqlabelError as error:
             show.note(f"what seeded views would take is not known: {error}")
     if named:
@@ -507,12 +511,22 @@ def _rates(values: list[str] | None) -> list[int] | None:
 
 @app.command()
 @show.refusing
-def info(path: Vql, json: Json = False) -> None:
-    """Say what a .vql file holds, without a label of it."""
+def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file")], json: Json = False) -> None:
+    """Show what a .vql file holds, without decoding a label, or a codec file and the report of its fit."""
+    from vqlabel.container import is_codec_file
+
+    if is_codec_file(path):
+        _codec_info(path, json)
+        return
+    import numpy as np
+
+    from vqlabel.column_limits import PREFIX
     from vqlabel.labels.source import OF_BATCHES, OF_PARTNERS, OF_RECORDS
     from vqlabel.vql import VqlFile
 
-    file = VqlFile(path)
+    file, known = VqlFile(path), (*OF_RECORDS, *OF_PARTNERS, *OF_BATCHES, "image_size", "drawn", "names")
+    says = file.container.json_object("vql.columns")
+    drawn = says.get("order") == "seeded"
     found = {
         "path": str(path),
         "bytes": file.container.size,
@@ -520,14 +534,28 @@ def info(path: Vql, json: Json = False) -> None:
         "records": file.records,
         "label": file.label,
         "codec": file.codec,
+        "epochs": len({place.epoch for place in file.columns.places}),
         "batches": len(file.columns.places),
-        "order": file.columns.order,
-        "columns": [name for name in (*OF_RECORDS, *OF_PARTNERS, *OF_BATCHES) if file.columns.has(name)],
-        "recipe": file.container.json_object("vql.columns").get("recipe"),
+        "batch_size": int(np.diff(file.columns.starts).max(initial=0)),
+        "order": "seeded" if drawn else file.columns.order,
+        "columns": [name for name in known if PREFIX + name in file.container.streams],
+        "drawn": [name for name in known if file.columns.has(name)] if drawn else [],
+        "recipe": says.get("recipe"),
         "source": file.source,
         "writer": file.container.metadata.get("vql.writer"),
     }
     show.emit(found, json, lambda f: show.table([(key, str(value)) for key, value in f.items()], ("field", "value")))
+
+
+def _codec_info(path: Path, json: bool) -> None:
+    from vqlabel.codecs import load_codec
+
+    codec, report = load_codec(path)
+    found = {
+        "path": str(path), "bytes": path.stat().st_size, "codec": codec.kind, "config": codec.config.to_dict(), "code_bits": sum(codec.code_bits),
+        "report": report,
+    }  # fmt: skip
+    show.emit(found, json, show.show_codec)
 
 
 @app.command()

@@ -14,6 +14,8 @@ import typer
 from vqlabel.errors import VqlabelError, message, printable
 from vqlabel.progress import Progress, silent
 
+COMPRESSED = 0.01  # share of the code bits that coding must save to be worth a word
+UNBIASED = 0.1  # of the slope of decoded on raw probabilities, 1 where labels are unbiased
 INTERRUPTED = "interrupted; nothing half-written was left. A fit goes on with --resume, relabel with the same command"
 
 
@@ -140,11 +142,17 @@ def size(count: float) -> str:
 
 
 def show_pack(found: dict[str, Any]) -> None:
-    """Size, rate, and what views cost beside the labels."""
-    typer.echo(f"{found['path']}: {found['records']:,} labels in {size(found['bytes'])}, {found['code_bits']} code bits each")
+    """What was read, size, rate, and what views cost beside the labels."""
+    epochs, bits, stored = found["epochs"], found["code_bits"], found["stored_code_bits"]
+    read = f"{found['records']:,} labels of {found['classes']:,} classes, {epochs:,} epoch{'s' * (epochs != 1)}"
+    coded = f", {stored:.1f} as they are compressed" if stored < (1 - COMPRESSED) * bits else ""
+    typer.echo(f"{found['path']}: {read}, in {size(found['bytes'])}, {bits} code bits each{coded}")
     prices = found["augmentation_bits"]
-    seeded = f", {prices['seeded']:.2f} as they are here, drawn by their seed" if "seeded" in prices else ""
-    typer.echo(f"augmentation and order: {prices['kept']:.2f} bits per label kept{seeded}")
+    if prices:
+        how = ", drawn again from their seed" if "if_kept" in prices else ""
+        others = {"if_kept": "without --augmentation seeded", "if_seeded": "with --augmentation seeded"}
+        other = "".join(f"; about {prices[name]:.2f} {words}" for name, words in others.items() if name in prices)
+        typer.echo(f"augmentation and order: {prices['stored']:.2f} bits per label{how}{other}")
     _show_quality(found["fit"])
 
 
@@ -197,11 +205,36 @@ def show_fit(report: dict[str, Any]) -> None:
         rows.append((f"held out, packed with --bits {bits}", labels, *(f"{found[n]:.4f}" for n in names)))
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
     if "contrast" in report:
-        typer.echo(f"contrast {report['contrast']:.3f}: labels are unbiased, which students gain from and KL does not")
+        typer.echo(_contrast(report))
+    if report.get("contrast_limited"):
+        typer.echo("labels are calibrated, not unbiased: the codes keep too little of a label for any contrast up to 2")
     if "perplexity" in report:
         typer.echo(
             f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"
         )
+
+
+def show_codec(found: dict[str, Any]) -> None:
+    """A codec file: the report of its fit, or, where it has none of ours, its configuration."""
+    typer.echo(f"{found['path']}: a codec file, {size(found['bytes'])}")
+    if {"codec", "config", "fit", "code_bits", "held_out", "seen", "held"} <= found["report"].keys():
+        show_fit(found["report"])
+    else:
+        table([(name, str(value)) for name, value in found["config"].items()], (found["codec"], ""))
+
+
+def _contrast(report: dict[str, Any]) -> str:
+    """How far decoded labels are from their mean, and how near that brings them to unbiased ones."""
+    found = report.get("bias_slope", {})  # which older codec files have not
+    slopes = ", ".join(f"{slope:.2f} at T = {name[1:]}" for name, slope in found.items()) or "not measured"
+    nearest = min((abs(slope - 1) for slope in found.values()), default=1)
+    if report["fit"]["contrast"] is not None:
+        why = "as asked for"
+    elif nearest <= UNBIASED:
+        why = "labels are unbiased, which students gain from and KL does not"
+    else:
+        why = "labels are nearer to unbiased ones than calibrated labels are; name the student's --temperature for more"
+    return f"contrast {report['contrast']:.3f}: {why}; slope of decoded on raw probabilities held out: {slopes}"
 
 
 def show_trial(trial: Any) -> None:
@@ -270,10 +303,20 @@ def show_stats(found: dict[str, Any]) -> None:
         typer.echo(
             "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
         )
+    if "mass_kept" in found.get("distortion", {}):
+        typer.echo(
+            "of the classes that a label keeps, re-normalised over them; mass_kept is the share of the raw label that they have"
+        )
+    if "distortion_f32" in found:
+        typer.echo(
+            f"  before labels are narrowed to {found['dtype']}: "
+            + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion_f32"].items())
+        )
     for name, at in found.get("calibration", {}).items():
         slope = "none" if at["slope"] is None else f"{at['slope']:.4f}"
+        error = f"{at['ece']:.4g} ({100 * at['relative_ece']:.2g} % of the mean probability)"
         entropy = f"{at['entropy']['raw']:.4f} raw, {at['entropy']['decoded']:.4f} decoded"
-        typer.echo(f"calibration at {name}: slope {slope}  ECE {at['ece']:.4g}  entropy in nats {entropy}")
+        typer.echo(f"calibration at {name}: slope {slope}  ECE {error}  entropy in nats {entropy}")
 
 
 def show_demo(found: dict[str, Any]) -> None:

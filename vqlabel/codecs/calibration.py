@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vqlabel.codecs.distortion import as_logits
 
-BINS = 10  # of the decoded top-1 confidence, of equal width
+BINS = 10  # of the decoded top-1 confidence, each of as many labels as another
+OCTAVES, STEPS = 21, 512  # what the confidences are first counted in: 2^-21 (a label of 2^20 classes) to 1, in steps of 0.14 %
 FLAT = 1e-12  # a variance of C * q below it is what single precision makes of labels that are all uniform
 
 
@@ -22,7 +23,15 @@ class _Sums:
     power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
     product: float = 0.0  # (q - 1/C) (p - 1/C)
     entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
-    bins: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, BINS)))  # labels, confidence, raw
+    counts: NDArray[np.float64] = field(
+        default_factory=lambda: np.zeros((3, OCTAVES * STEPS))
+    )  # labels, confidence, raw; by confidence
+
+    def bins(self) -> list[NDArray[np.float64]]:
+        """[3] labels, confidence and raw, summed, of at most BINS parts with as many labels each as the counts allow, the least sure first."""
+        labels = self.counts[0]
+        part = ((labels.cumsum() - labels / 2) * BINS / max(1.0, labels.sum())).astype(np.int64)
+        return [self.counts[:, chosen].sum(1) for at in range(BINS) if labels[chosen := part == at].any()]
 
 
 @dataclass(kw_only=True)
@@ -58,9 +67,10 @@ class Calibration:
 
         Returns:
             temperature; slope (None where all decoded labels are uniform: no line fits best) and intercept; ece, the mean over labels
-            of |confidence - raw|, taken bin by bin; entropy, raw and decoded, nats, the mean over labels; bins, each with its edges,
-            labels, and over these the mean confidence (the decoded top-1 probability) and the mean raw probability of that same class
-            (None in an empty bin).
+            of |confidence - raw|, taken bin by bin, and relative_ece, its share of the mean confidence, which says the same at every temperature
+            and number of classes; entropy, raw and decoded, nats, the mean over labels; bins, the least sure first and of about as many
+            labels each: their labels, and over these the mean confidence (the decoded top-1 probability) and the mean raw probability of
+            that same class.
         """
         return {f"T{t:g}": self._at(t, sums) for t, sums in zip(self.temperatures, self._sums, strict=True)} if self._sums else {}
 
@@ -68,22 +78,18 @@ class Calibration:
         n = max(1, self.labels)
         flat = sums.power * self.classes <= FLAT * n
         slope = None if flat else sums.product / sums.power
-        labels, confidence, raw = sums.bins
+        bins = sums.bins()
+        error = sum(abs(confidence - raw) for _, confidence, raw in bins)
         return {
             "temperature": temperature,
             "slope": slope,
             "intercept": None if slope is None else (1 - slope) / self.classes,  # the line goes through (1/C, 1/C)
-            "ece": float(np.abs(confidence - raw).sum()) / n,
+            "ece": float(error) / n,
+            "relative_ece": float(error / max(1e-30, sums.counts[1].sum())),
             "entropy": {"raw": float(sums.entropy[0]) / n, "decoded": float(sums.entropy[1]) / n},
             "bins": [
-                {
-                    "from": at / BINS,
-                    "to": (at + 1) / BINS,
-                    "labels": int(labels[at]),
-                    "confidence": float(confidence[at] / labels[at]) if labels[at] else None,
-                    "raw": float(raw[at] / labels[at]) if labels[at] else None,
-                }
-                for at in range(BINS)
+                {"labels": int(labels), "confidence": float(confidence / labels), "raw": float(raw / labels)}
+                for labels, confidence, raw in bins
             ],
         }
 
@@ -94,8 +100,9 @@ def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
     sums.entropy -= [(p * log_p).sum(dtype=torch.float64).item(), (q * log_q).sum(dtype=torch.float64).item()]
     confidence, top = q.max(1)
     pair = torch.stack([confidence, p.gather(1, top[:, None])[:, 0]]).double().cpu().numpy()  # [2, n]
-    bins = np.minimum((pair[0] * BINS).astype(np.int64), BINS - 1)  # 1 belongs to the last
-    sums.bins += [np.bincount(bins, weights, BINS) for weights in (None, *pair)]
+    most = OCTAVES * STEPS
+    at = ((np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES) * STEPS).astype(np.int64).clip(0, most - 1)  # 1 belongs to the last
+    sums.counts += [np.bincount(at, weights, most) for weights in (None, *pair)]
     p, q = p.sub_(1 / p.shape[1]), q.sub_(1 / q.shape[1])
     sums.power += q.square().sum(dtype=torch.float64).item()
     sums.product += p.mul_(q).sum(dtype=torch.float64).item()

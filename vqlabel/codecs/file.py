@@ -15,8 +15,9 @@ from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import FitConfig, codec_config
-from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.errors import BadContainer, NoSuchFile, UsageError, require
 from vqlabel.files import appearing
+from vqlabel.typed import typed_arguments
 
 KEY = "vqlabel.codec"
 
@@ -31,6 +32,7 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
     return CODECS[resolved.kind][0].build(resolved, tensors).eval()
 
 
+@typed_arguments
 def save_codec(
     codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
 ) -> None:
@@ -53,6 +55,7 @@ def save_codec(
         partial.write_bytes(save(codec.file_tensors(), metadata))
 
 
+@typed_arguments
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
     """Read a codec file: the codec, and the report stored with it.
 
@@ -63,7 +66,7 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise UsageError(f"{path}: no such file; name a codec that `vqlabel fit` wrote")
+        raise NoSuchFile(f"{path}: no such file; name a codec that `vqlabel fit` wrote")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -104,9 +107,15 @@ def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
         rate = codec.config.rate
         require(config.bits == rate, "bits", config.bits, f"must be left out: labels of this codec have {rate:g} on average")
         return codec
-    slots = (
-        config.slots if config.slots is not None else ((config.bits or 0) - sum(codec.config.head_bits)) // codec.config.code_bits
-    )
+    slots = config.slots
+    if slots is None:
+        resolved, bits = codec.config, config.bits or 0
+        each, head = resolved.code_bits, sum(resolved.head_bits)
+        most = head + each * resolved.slots
+        least = min(most, head + each * (bits > 0 or resolved.prior is None))  # of 0 bits all is left to the prior
+        limit = f"must be {least}..{most}, the codec's {resolved.slots} slots of {each} bits each"
+        require(least <= bits <= most, "bits", bits, limit)
+        slots = (bits - head) // each
     shorter = codec.prefix(slots)
     shorter.fitted_on = codec.fitted_on
     return shorter

@@ -26,6 +26,7 @@ FIELDS_MOST = 1 << 21  # of one stream
 FILE_FIELDS_MOST = 1 << 22  # of all streams of a file: a few bytes of header can ask for many
 ALIGN = 64  # a compressed chunk, and the payload of a stream, is padded with zeros to a multiple of it
 
+CODEC_FILE = b'{"__metadata__":{"vqlabel.codec"'  # how the header of a codec file begins, which is no .vql
 SEAL = "vql.seal"
 CHUNKS = ".chunks"  # stream "codes" has its chunk table in the tensor "codes.chunks"
 CHUNK_FIELDS = 6  # offset, stored length, raw length, first record, records, crc32

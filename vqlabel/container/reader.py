@@ -19,6 +19,7 @@ from vqlabel.container.layout import (
     ALIGN,
     CHUNK_FIELDS,
     CHUNKS,
+    CODEC_FILE,
     DEPTH_MOST,
     FEATURES,
     FILE_FIELDS_MOST,
@@ -34,7 +35,8 @@ from vqlabel.container.layout import (
     VERSION,
     Stream,
 )
-from vqlabel.errors import BadContainer, CodeOutOfRange, UsageError
+from vqlabel.errors import BadContainer, CodeOutOfRange, NoSuchFile, UsageError
+from vqlabel.filetypes import HEAD_BYTES, identify
 
 _CACHE_BYTES = 256 << 20
 _READ = 1 << 22
@@ -64,13 +66,10 @@ class ContainerReader:
 
     def __init__(self, path: str | PathLike[str], seal: bytes | None = None) -> None:
         self.path, self.seal = Path(path), seal
+        if self.path.is_dir():
+            raise UsageError(f"{self.path}: is a folder, and a .vql is a file; `vqlabel pack` makes one of a dump")
         if not self.path.is_file():
-            what = (
-                "is a folder, and a .vql is a file; `vqlabel pack` makes one of a dump"
-                if self.path.is_dir()
-                else "no such file; name a .vql file"
-            )
-            raise UsageError(f"{self.path}: {what}")
+            raise NoSuchFile(f"{self.path}: no such file; name a .vql file")
         self._handle: int | None = None
         self._forget()
         _READERS.add(self)
@@ -143,6 +142,9 @@ class ContainerReader:
 
     def _read_header(self) -> tuple[int, bytes, dict[str, Any]]:
         least = HEADER_STEP + 32
+        foreign = _what_else(self._pread(0, min(self.size, least)))
+        if foreign is not None:
+            raise BadContainer(f"{self.path}: not a .vql file but {foreign}")
         if self.size < least:
             raise BadContainer(f"{self.path}: {self.size} bytes; a .vql file has at least {least}: it is truncated or no .vql file")
         area = 8 + int.from_bytes(self._pread(0, 8), "little")
@@ -346,6 +348,27 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
         elif name != SEAL:
             reader.tensor(name)
     return {"bytes": reader.size, "tensors": len(reader.sections), "streams": len(reader.streams), "chunks": chunks}
+
+
+def is_codec_file(path: str | PathLike[str]) -> bool:
+    """Whether a file begins as codec files do, for those who take a `.vql` or one of them."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(8 + len(CODEC_FILE))[8:] == CODEC_FILE
+
+
+def _what_else(start: bytes) -> str | None:
+    """What a file that begins so is, where it is known and no `.vql`, and what to do with it."""
+    if start[8:].startswith(CODEC_FILE):
+        return "a codec file; `vqlabel info` shows it, `vqlabel pack --codec` encodes by it"
+    found = identify(start[:HEAD_BYTES])
+    if found is None or (found.what == "a .safetensors file" and b'"vql' in start):
+        return None
+    if found.what in ("a .npy file", "a zip archive", "a .safetensors file"):
+        return f"{found.what}; `vqlabel pack` makes a .vql of labels in one"
+    return f"{found.what}; {found.remedy}"
 
 
 def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> tuple[dict[str, str], dict[str, Section]]:

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from vqlabel.config import DOMAINS
-from vqlabel.errors import BadLabels, TargetExists, UsageError, require
+from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, require
 from vqlabel.files import appearing
 from vqlabel.filetypes import is_sidecar, require_regular
 from vqlabel.labels.arrays import ArrayWriter, array_form
@@ -35,6 +35,7 @@ from vqlabel.labels.tensor import TensorSource, TensorWriter
 from vqlabel.labels.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
 from vqlabel.labels.tree import ORDER_FILE, find_batches
 from vqlabel.labels.webdataset import is_tar
+from vqlabel.typed import typed_arguments
 
 LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "arrays": ArraySource,
@@ -65,6 +66,7 @@ WRITERS: dict[str, type[LabelWriter]] = {
 _OF_LENGTH = {7: "gvbsm", 8: "edc"}  # of the list in a tree's files
 
 
+@typed_arguments
 def open_labels(
     path: str | PathLike[str],
     layout: str | None = None,
@@ -105,7 +107,7 @@ def open_labels(
     require(image_digest in (None, *DIGESTS), "image_digest", image_digest, f"must be one of {', '.join(DIGESTS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
-        raise UsageError(
+        raise NoSuchFile(
             f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or of another layout)"
         )
     if layout == "sre2l" and (path / ORDER_FILE).exists():

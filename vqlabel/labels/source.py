@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.typed import typed_fields
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
@@ -120,6 +121,10 @@ class LabelBatch:
     )
     ops: NDArray[np.float32] | None = None  # [n, ops, 3] RandAugment: operation, decision, level; as the dump has them
     seed: NDArray[np.int64] | None = None  # [n] in -2^31 .. 2^31 - 1: of the view, for the pipeline that the dump was made with
+
+    def __post_init__(self) -> None:
+        typed_fields(self)
+        require(self.labels.ndim == 2, "labels", list(self.labels.shape), "must be [n, C], a row a label")
 
     def __len__(self) -> int:
         return len(self.labels)

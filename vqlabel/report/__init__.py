@@ -3,17 +3,20 @@
 from os import PathLike
 from typing import Any
 
+from vqlabel.labels import LabelSource
 from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
+from vqlabel.typed import typed_arguments
 from vqlabel.vql import VqlFile
 
 __all__ = ["Account", "Row", "account", "stats"]
 
 
+@typed_arguments
 def stats(
     path: str | PathLike[str],
     *,
-    against: Any = None,
+    against: str | PathLike[str] | LabelSource | None = None,
     teacher_bytes: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,

@@ -39,6 +39,7 @@ class Account:
     classes: int
     images: int | None  # None: the file does not say which image a label belongs to
     kind: str  # of the codec
+    dtype: str  # of the labels: f16, bf16 or f32
     code_bits: float  # per label, before any coding; of variable labels the mean, counts as they are stored
     rows: tuple[Row, ...]
     perplexity: tuple[float, ...] | None
@@ -92,6 +93,7 @@ class Account:
             "path": self.path,
             "records": self.records,
             "classes": self.classes,
+            "dtype": self.dtype,
             "images": self.images,
             "codec": self.kind,
             "code_bits": self.code_bits,
@@ -137,6 +139,7 @@ def account(file: VqlFile) -> Account:
         classes=file.classes,
         images=None if image is None else len(np.unique(image)),
         kind=kind,
+        dtype=str(file.label["dtype"]).lower(),
         code_bits=round(file.label_bits, 4) if file.counted else sum(file.code_bits),
         rows=tuple(rows),
         perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),

@@ -75,7 +75,7 @@ def plot_bits(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> N
 
 def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
     """Draw the calibration of `stats(..., against=...)`: above, what decoded labels promise against what the raw ones keep, a panel per
-    temperature; below, how many labels promise how much. It appears whole or not at all.
+    temperature; below, which share of the labels promises more than that. It appears whole or not at all.
 
     Raises:
         UsageError: `stats` has no calibration.
@@ -86,33 +86,40 @@ def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = Fals
     check_picture(out, overwrite=overwrite)
     found = list(stats["calibration"].values())
     figure = figure_of(figsize=(max(4, 3.4 * len(found)), 5))
-    above, below = figure.subplots(2, len(found), squeeze=False, height_ratios=(3, 1))  # a row of curves, a row of histograms
-    for at, curve, histogram in zip(found, above, below, strict=True):
+    above, below = figure.subplots(2, len(found), squeeze=False, height_ratios=(3, 1))  # reliability, then how sure labels are
+    for at, curve, spread in zip(found, above, below, strict=True):
         _reliability(curve, at)
-        _confidences(histogram, at["bins"])
-        for axes in (curve, histogram):
+        _confidences(spread, at)
+        for axes in (curve, spread):
             axes.set_xlabel("decoded top-1 probability")
             axes.spines[["top", "right"]].set_visible(False)
     above[0].set_ylabel("raw probability of that class")
-    below[0].set_ylabel("share of labels")
+    below[0].set_ylabel("share of surer labels")
     figure.suptitle(f"{Path(stats['path']).name}: decoded against raw, {stats['records']:,} labels")
     save(figure, out, overwrite=overwrite)
 
 
 def _reliability(axes: Any, at: dict[str, Any]) -> None:
-    """A point for each bin that has labels; on the diagonal, decoded labels promise what the raw ones keep."""
-    pairs = [(each["confidence"], each["raw"]) for each in at["bins"] if each["labels"]]
-    most = min(1, 1.1 * max(map(max, pairs)))  # at T = 20 and 1,000 classes all lie below 0.01
-    axes.plot([0, most], [0, most], color=COLOURS["container"], linewidth=1)
+    """A point for each bin; on the diagonal, decoded labels promise what the raw ones keep."""
+    pairs = [(each["confidence"], each["raw"]) for each in at["bins"]]
+    low, high = _limits([value for pair in pairs for value in pair])
+    axes.plot([low, high], [low, high], color=COLOURS["container"], linewidth=1)
     axes.plot(*zip(*pairs, strict=True), "o-", color=COLOURS["codes"])
-    axes.set(xlim=(0, most), ylim=(0, most), aspect="equal")
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     slope = "none" if at["slope"] is None else f"{at['slope']:.3f}"
-    axes.set_title(f"T = {at['temperature']:g}: slope {slope}, ECE {at['ece']:.3g}", fontsize="medium")
+    axes.set_title(f"T = {at['temperature']:g}: slope {slope}, ECE {100 * at['relative_ece']:.2g} % of the mean", fontsize="medium")
 
 
-def _confidences(axes: Any, bins: list[dict[str, Any]]) -> None:
-    """Which share of the labels is how sure."""
-    labels = sum(each["labels"] for each in bins)
-    shares = [each["labels"] / labels for each in bins]
-    axes.bar([each["from"] for each in bins], shares, width=1 / len(bins), align="edge", color=COLOURS["codes"], edgecolor="white")
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+def _confidences(axes: Any, at: dict[str, Any]) -> None:
+    """Which share of the labels is surer than that, from the bins, which have as many labels each."""
+    labels = [each["labels"] for each in at["bins"]]
+    surer = [1 - (sum(labels[:i]) + count / 2) / sum(labels) for i, count in enumerate(labels)]
+    axes.plot([each["confidence"] for each in at["bins"]], surer, "o-", color=COLOURS["codes"])
+    axes.set(xlim=_limits([each[name] for each in at["bins"] for name in ("confidence", "raw")]), ylim=(0, 1))
+
+
+def _limits(values: list[float]) -> tuple[float, float]:
+    """Of an axis of probabilities: at T = 20 and 1,000 classes all of them lie about 0.0015."""
+    low, high = min(values), max(values)
+    room = 0.08 * (high - low) or 0.1 * high
+    return max(0.0, low - room), min(1.0, high + room)

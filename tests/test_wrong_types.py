@@ -1,0 +1,185 @@
+"""Arguments of the wrong type: every public callable refuses each of them by name, in vqlabel's own errors, before it does anything."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vqlabel
+from vqlabel import bitstream, losses
+from vqlabel.codecs.raw import RawCodec
+from vqlabel.config import RawConfig
+from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
+from vqlabel.labels import Place
+from vqlabel.relabeling import TeacherSource
+from vqlabel.typed import typed
+
+DATASET, SOURCE = object.__new__(vqlabel.VqlDataset), object.__new__(TeacherSource)
+LOGITS = torch.zeros(2, 3)
+CODES, BITS = np.ones((2, 3), np.uint32), [8, 8, 8]
+FILE, OUT = {"path": "nowhere.vql"}, {"out": "nowhere.npy"}
+RUN = {"overwrite": False, "progress": lambda *_: None}
+LABELLED = {"labels": np.zeros((2, 3), np.float32), "place": Place(0, 0)}
+LOSS = {"student_logits": LOGITS, "labels": LOGITS, "domain": "logits"}
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+CALLS: dict[str, Call] = {
+    "FitConfig": (vqlabel.FitConfig, {
+        "codec": "vqae", "bits": 8, "bytes": 9, "ratio": 2.0, "slots": 2, "variable": False, "codebook_size": 8, "code_width": 2,
+        "latent": 8, "weight_bits": 8, "prior": False, "image_width": 4, "hidden": 8, "temperature": (1.0,), "head": 0,
+        "contrast": 1.0, "epochs": 1, "seed": 0, "device": "cpu",
+    }),
+    "LabelBatch": (vqlabel.LabelBatch, {
+        **LABELLED, "image": np.zeros(2, int), "crop": np.zeros((2, 4)), "flip": np.zeros(2, bool), "mix_index": np.zeros(2, int),
+        "mix_lam": 0.5, "mix_box": (0, 0, 1, 1), "partner_image": np.zeros(2, int), "partner_crop": np.zeros((2, 4)),
+        "partner_flip": np.zeros(2, bool), "cutout": np.zeros((2, 7)), "patches": np.zeros((2, 2, 1), int),
+        "ops": np.zeros((2, 1, 3)), "seed": np.zeros(2, int),
+    }),
+    "open_labels": (vqlabel.open_labels, {
+        "path": "nowhere", "layout": "arrays", "domain": "logits", "classes": 3, "images": "nowhere", "columns": "nowhere",
+    }),
+    "fit": (vqlabel.fit, {"dump": "nowhere", "config": vqlabel.FitConfig(), **OUT, "resume": False, **RUN}),
+    "pack": (vqlabel.pack, {"dump": "nowhere", **OUT, "codec": "nowhere", "effort": "fast", "device": "cpu", **RUN}),
+    "unpack": (vqlabel.unpack, {
+        **FILE, **OUT, "layout": "arrays", "records": (0, None), "dtype": "f16", "device": "cpu", **RUN,
+    }),
+    "convert": (vqlabel.convert, {"source": "nowhere", **OUT, "layout": "arrays", **RUN}),
+    "relabel": (vqlabel.relabel, {
+        "source": SOURCE, **OUT, "codec": "nowhere", "layout": "arrays", "effort": "fast", "device": "cpu", **RUN,
+    }),
+    "verify": (vqlabel.verify, FILE),
+    "stats": (vqlabel.stats, {**FILE, "against": "nowhere", "teacher_bytes": 5, "device": "cpu", "progress": lambda *_: None}),
+    "load_codec": (vqlabel.load_codec, FILE),
+    "save_codec": (vqlabel.save_codec, {"codec": RawCodec(RawConfig(classes=2, domain="logits", dtype="F16")), **FILE, "report": {}, "overwrite": False}),
+    "open": (vqlabel.open, {**FILE, "device": "cpu"}),
+    "VqlDataset": (vqlabel.VqlDataset, {**FILE, "device": "cpu"}),
+    "VqlViews": (vqlabel.VqlViews, {
+        **FILE, "images": "nowhere", "size": 8, "transform": abs, "device": "cpu", "decode": True,
+    }),
+    "StoredBatches": (vqlabel.StoredBatches, {"dataset": DATASET, "epochs": [0], "rank": 0, "world": 1}),
+    "PooledBatches": (vqlabel.PooledBatches, {
+        "dataset": DATASET, "per_epoch": 1, "replacement": True, "seed": 0, "epochs": [0], "rank": 0, "world": 1,
+    }),
+    "kl": (losses.kl, {**LOSS, "temperature": 1.0, "student_temperature": 1.0, "squared": False}),
+    "targets": (losses.targets, {"labels": LOGITS, "temperature": 1.0, "domain": "logits"}),
+    "top_k": (losses.top_k, {"labels": LOGITS, "k": 1, "domain": "logits"}),
+    "mse_gt": (losses.mse_gt, {**LOSS, "target": torch.tensor([0, 1]), "weight": 0.1}),
+    "StepSchedule": (losses.StepSchedule, {"start": 20.0, "end": 2.0, "every": 30, "gamma": 0.7}),
+    "StepSchedule.temperature": (losses.StepSchedule().temperature, {"epoch": 1}),
+    "CosineSchedule": (losses.CosineSchedule, {"start": 20.0, "end": 2.0, "epochs": 30}),
+    "CosineSchedule.temperature": (losses.CosineSchedule().temperature, {"epoch": 1}),
+    "StudentTemperature": (losses.StudentTemperature, {"start": 1.0, "grid": [1.0]}),
+    "StudentTemperature.update": (losses.StudentTemperature().update, {**LOSS, "temperature": 1.0}),
+    "StudentTemperature.load_state_dict": (losses.StudentTemperature().load_state_dict, {"state": {}}),
+    "Usage": (bitstream.Usage, {"slots": 3, "codebook_size": 8}),
+    "Usage.add": (bitstream.Usage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
+    "counted_bits": (bitstream.counted_bits, {"counts": CODES[:, :1], "width": 8}),
+    "split_counted": (bitstream.split_counted, {"codes": CODES}),
+    "join_counted": (bitstream.join_counted, {"counts": CODES[:, :1], "run": CODES[:, :1], "slots": 2}),
+    "narrowest": (bitstream.narrowest, {"bits": BITS}),
+    "packed_size": (bitstream.packed_size, {"rows": 2, "bits": BITS}),
+    "planes_size": (bitstream.planes_size, {"rows": 2, "bits": BITS}),
+    "pack_fixed": (bitstream.pack_fixed, {"rows": CODES, "bits": BITS}),
+    "pack_planes": (bitstream.pack_planes, {"rows": CODES, "bits": BITS, "level": 3}),
+    "unpack_fixed": (bitstream.unpack_fixed, {"data": bytes(6), "rows": 2, "bits": BITS}),
+    "unpack_planes": (bitstream.unpack_planes, {"data": bytes(6), "rows": 2, "bits": BITS}),
+}  # fmt: skip
+NEAR = {int: (1.5, "3"), float: ("1",), str: (3,), bool: (1, "no"), tuple: (1.0,), list: (3, "ab")}
+
+
+def every(call: Callable[..., Any], right: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call: what is named here, else the default."""
+    return {name: right.get(name, parameter.default) for name, parameter in inspect.signature(call).parameters.items()}
+
+
+WRONG = [
+    (name, argument, wrong)
+    for name, (call, right) in CALLS.items()
+    for argument, value in every(call, right).items()
+    for wrong in (object(), *NEAR.get(type(value), ()))
+    if not (argument == "bits" and wrong == "ab")
+]
+
+
+@pytest.mark.parametrize(("name", "argument", "wrong"), WRONG, ids=[f"{n}({a}={w!r:.12})" for n, a, w in WRONG])
+def test_an_argument_of_another_type_is_refused_by_name(name: str, argument: str, wrong: object) -> None:
+    call, right = CALLS[name]
+    said = "widths are" if argument in ("bits", "width") and name != "FitConfig" else rf"^{argument} (is|are) "
+    with pytest.raises(VqlabelError, match=said) as refused:
+        call(**{**every(call, right), argument: wrong})
+    assert len(str(refused.value)) < 400
+
+
+def test_every_public_callable_is_held_to_that_and_every_argument_of_it() -> None:
+    public = {name for name in vqlabel.__all__ if name != "VqlabelError"} | set(bitstream.__all__)
+    public |= {n for n, v in vars(losses).items() if getattr(v, "__module__", "") == losses.__name__ and not n.startswith("_")}
+    assert public <= set(CALLS)
+    for call, right in CALLS.values():
+        assert set(right) <= set(every(call, right))
+        assert not any(value is inspect.Parameter.empty for value in every(call, right).values())
+
+
+def test_numbers_of_numpy_and_lists_are_taken_and_become_plain() -> None:
+    config = vqlabel.FitConfig(bits=np.int64(64), ratio=None, temperature=[np.float32(1), 4], contrast=1)  # type: ignore[arg-type]
+    assert (config.bits, config.temperature, config.contrast) == (64, (1.0, 4.0), 1.0)
+    assert [type(v) for v in (config.bits, *config.temperature, config.contrast)] == [int, float, float, float]
+    assert vqlabel.FitConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: vqlabel.FitConfig(temperature=1.0), r"temperature is 1\.0 \(float\); it must be a list of .* such as \(1\.0,\)"),
+        (lambda: vqlabel.FitConfig(bits=1.5), r"bits is 1\.5 \(float\); it must be a whole number or None"),
+        (lambda: vqlabel.FitConfig(ratio=10**400), r"ratio is 1000.*; it must be a number"),
+        (lambda: vqlabel.fit(np.zeros((3, 4))), r"dump is ndarray \[3, 4\]; it must be a path .*: save it, .* and name the file"),
+        (lambda: vqlabel.fit(torch.zeros(3, 4)), r"dump is Tensor \[3, 4\]; it must be a path .*: save it"),
+        (lambda: vqlabel.fit("d", {"bits": 64}), r"config is .* \(dict\); it must be a FitConfig, such as FitConfig\(bits=64\)"),
+        (lambda: vqlabel.fit("d", bits=64), r"fit: .*'bits'; its arguments are dump, config"),
+        (lambda: vqlabel.pack("d", "o", codec=(None, {})), r"codec is .*; fit and load_codec return|codec is .*take the first"),
+        (lambda: vqlabel.relabel("ims", "x.vql"), r"source is 'ims' \(str\); it must be a vqlabel\.relabeling\.TeacherSource"),
+    ],
+)
+def test_what_people_pass_is_refused_with_what_to_do(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(WrongType, match=said) as refused:
+        call()
+    assert isinstance(refused.value, TypeError | UsageError)
+
+
+def test_a_codec_is_taken_by_the_path_of_its_file(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+    for name, codec in (("a", codec_file), ("b", str(codec_file)), ("c", vqlabel.load_codec(codec_file)[0])):
+        vqlabel.pack(dump, tmp_path / name, codec=codec)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "call", [vqlabel.open, vqlabel.verify, vqlabel.stats, vqlabel.load_codec, vqlabel.open_labels, vqlabel.fit]
+)
+def test_a_file_that_is_not_there_is_a_filenotfounderror_too(call: Callable[[Path], Any], tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^\S*gone: no such file"):
+        call(tmp_path / "gone")
+    assert NoSuchFile("a").exit_code == 2
+
+
+def test_a_negative_integer_is_not_packed_as_another() -> None:
+    for pack in (bitstream.pack_fixed, bitstream.pack_planes):
+        for kind in (np.int8, np.int64):
+            with pytest.raises(VqlabelError, match="value -1 at row 1, field 0 is below 0"):
+                pack(np.array([[1], [-1]], kind), [8])
+        with pytest.raises(VqlabelError, match=r"rows are ndarray of float64 \[1, 1\]; they must be integers"):
+            pack(np.array([[0.5]]), [8])  # type: ignore[arg-type]
+    with pytest.raises(VqlabelError, match=r"codes lie in -1\.\.-1; they must be 0\.\.3"):
+        bitstream.Usage(1, 4).add(np.array([[-1]]))
+    with pytest.raises(VqlabelError, match=r"counts lie in -1\.\.0; a label has 0\.\.2 codes"):
+        bitstream.split_counted(np.array([[-1, 0, 0]]))  # type: ignore[arg-type]
+
+
+def test_a_dictionary_a_text_or_an_array_of_two_axes_is_no_list_and_true_is_no_number() -> None:
+    for value in ({0: 1.0}, "1", np.ones((1, 1)), [True], [None], [[1.0]]):
+        with pytest.raises(WrongType):
+            typed("x", value, tuple[float, ...])
+    assert typed("x", np.ones(2), tuple[float, ...]) == (1.0, 1.0)

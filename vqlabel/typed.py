@@ -1,0 +1,184 @@
+"""Arguments and fields <-> their annotations: another type is refused where it enters. Standard library only."""
+
+import collections.abc
+import dataclasses
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+from vqlabel.errors import WrongType
+
+P = ParamSpec("P")
+R = TypeVar("R")
+ITEMS_MOST = 1 << 16  # of a sequence that are looked at: a longer one is data, which its function checks
+_WORDS = {
+    "str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "PathLike": "a path",
+    "FitConfig": "a FitConfig, such as FitConfig(bits=64)", "LabelCodec": "a codec, such as load_codec(path)[0]",
+    "LabelSource": "a dump, such as open_labels(path)", "TeacherSource": "a vqlabel.relabeling.TeacherSource",
+}  # fmt: skip
+
+
+def typed(name: str, value: Any, hint: Any) -> Any:
+    """`value` if it is of the type that the annotation `hint` names: numbers are no booleans, whole numbers pass as floats, lists as tuples.
+
+    Returns:
+        A plain int or float for a number of NumPy's, a tuple where the annotation has one; else `value` itself.
+
+    Raises:
+        WrongType: it is of another type; the message has the name, the value and what it must be.
+    """
+    for plain in _fitting(value, hint):
+        return plain
+    raise WrongType(f"{name} is {_shown(value)}; it must be {_in_words(hint)}{_remedy(value, hint)}")
+
+
+def typed_fields(instance: Any) -> None:
+    """Hold every field of a dataclass against its annotation; called by `__post_init__`, of a frozen one too.
+
+    Raises:
+        WrongType: see `typed`.
+    """
+    hints = _hints(type(instance))  # type: ignore[arg-type]
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        plain = typed(field.name, value, hints[field.name])
+        if plain is not value:
+            object.__setattr__(instance, field.name, plain)
+
+
+def typed_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Hold every argument of a call against its annotation.
+
+    Raises:
+        WrongType: see `typed`; or an argument is missing, or unknown.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def called(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            bound = signature.bind(*args, **options)
+        except TypeError as error:
+            known = ", ".join(name for name in signature.parameters if name != "self")
+            raise WrongType(f"{function.__qualname__}: {error}; its arguments are {known}") from None
+        hints = _hints(function)
+        for name, value in bound.arguments.items():
+            if name in hints:
+                bound.arguments[name] = typed(name, value, hints[name])
+        return function(*bound.args, **bound.kwargs)
+
+    return called
+
+
+@functools.cache
+def _hints(of: Any) -> dict[str, Any]:
+    return typing.get_type_hints(of)
+
+
+def _fitting(value: Any, hint: Any) -> Iterator[Any]:
+    """`value` as the annotation has it, once for every way in which it fits; nothing where it does not."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        yield value
+    elif origin in (typing.Union, types.UnionType):
+        for part in parts:
+            yield from _fitting(value, part)
+    elif hint is None or hint is type(None):
+        if value is None:
+            yield value
+    elif origin is tuple:
+        yield from _as_tuple(value, parts)
+    elif origin is collections.abc.Sequence:
+        if _is_list(value) and (len(value) > ITEMS_MOST or all(any(True for _ in _fitting(v, parts[0])) for v in value)):
+            yield value
+    elif origin is collections.abc.Callable:
+        if callable(value):
+            yield value
+    elif getattr(origin, "__name__", "") == "ndarray":
+        if isinstance(value, origin) and _same_kind(value.dtype.type, parts[1]):
+            yield value
+    elif hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        if isinstance(value, number) and not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+            if type(value) is hint:
+                yield value
+            elif hint is int or not isinstance(value, int) or abs(value) < 1 << 53:  # else it would be another number, or none
+                yield hint(value)
+    elif isinstance(value, origin or hint):
+        yield value
+
+
+def _as_tuple(value: Any, parts: tuple[Any, ...]) -> Iterator[Any]:
+    if not _is_list(value):
+        return
+    hints = parts[:1] * len(value) if len(parts) == 2 and parts[1] is Ellipsis else parts
+    if not len(value) == len(hints) <= ITEMS_MOST:
+        return
+    found = [next(_fitting(item, hint), _NONE) for item, hint in zip(value, hints, strict=True)]
+    if not any(item is _NONE for item in found):
+        same = isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True))
+        yield value if same else tuple(found)
+
+
+_NONE = object()
+
+
+def _is_list(value: Any) -> bool:
+    """Whether it has a length and items by number: lists, tuples, ranges, vectors of NumPy and torch; no text, no dictionary."""
+    return (
+        hasattr(value, "__len__")
+        and hasattr(value, "__getitem__")
+        and not isinstance(value, str | bytes | collections.abc.Mapping)
+        and getattr(value, "ndim", 1) == 1
+    )
+
+
+def _same_kind(found: Any, wanted: Any) -> bool:
+    """Whether NumPy's scalar type is of the kind that an annotation's dtype[...] names: integers of any width are integers."""
+    kinds = ("integer", "floating", "bool", "bool_")
+    names = {
+        kind.__name__ for of in typing.get_args(wanted) if isinstance(of, type) for kind in of.__mro__ if kind.__name__ in kinds
+    }
+    return not names or any(kind.__name__ in names for kind in found.__mro__)
+
+
+def _shown(value: Any) -> str:
+    if hasattr(value, "shape"):
+        return f"{type(value).__name__} {list(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _in_words(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        named = [_in_words(part) for part in parts if part is not type(None)]
+        paths = _WORDS["PathLike"] in named  # what takes a path takes it as text, too
+        words = list(dict.fromkeys(word for word in named if not (paths and word == _WORDS["str"])))
+        return " or ".join([*words, "None"] if type(None) in parts else words)
+    if origin is tuple:
+        if parts[-1] is Ellipsis:
+            return f"a list of which each is {_in_words(parts[0])}, such as (1.0,)" if parts[0] is float else "a list"
+        return f"{len(parts)} of which each is {_in_words(parts[0])}"
+    if origin is collections.abc.Sequence:
+        return f"a list of which each is {_in_words(parts[0])}"
+    if origin is collections.abc.Callable:
+        return "a function"
+    if getattr(origin, "__name__", "") == "ndarray":
+        return "a NumPy array of " + ", ".join(of.__name__ for of in typing.get_args(parts[1]) if isinstance(of, type))
+    name = getattr(origin or hint, "__name__", str(hint))
+    return _WORDS.get(name, f"a {name}")
+
+
+def _remedy(value: Any, hint: Any) -> str:
+    """For what is near: labels in memory where files are read, and the pair that `fit` and `load_codec` return."""
+    words = _in_words(hint)
+    if hasattr(value, "shape") and _WORDS["PathLike"] in words:
+        return ": save it, with numpy.save for example, and name the file"
+    if isinstance(value, tuple) and len(value) == 2 and _WORDS["LabelCodec"] in words:
+        return ": fit and load_codec return a codec and its report, take the first"
+    return ""
