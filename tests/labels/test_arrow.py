@@ -69,7 +69,7 @@ def test_a_row_of_several_lists_is_an_image_with_its_views(file: str, tmp_path: 
 def test_shards_and_a_named_column(tmp_path: Path) -> None:
     for shard in range(2):
         write(tmp_path / f"train-0000{shard}-of-00002.parquet", a=lists(draw(9, 5) + shard), b=lists(draw(9, 5)))
-    with pytest.raises(BadLabels, match=r"does not say which of its arrays are labels: 'a' .*; name one with --array a"):
+    with pytest.raises(BadLabels, match=r"it is not clear which of its arrays are labels: 'a' .*; name one with --array a"):
         open_labels(tmp_path)
     source = open_labels(tmp_path, array="a")
     assert (np.concatenate([batch.labels for batch in source]) == np.concatenate([draw(9, 5), draw(9, 5) + 1])).all()

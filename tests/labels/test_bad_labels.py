@@ -215,7 +215,7 @@ def test_several_arrays_without_a_name_are_refused(tmp_path: Path, draw: Draw) -
     for file in ("a.npz", "b.npz", "a.safetensors", "none.npz"):
         with pytest.raises(
             BadLabels,
-            match=r"does not say which of its arrays are labels: '(x|logits)' .*; name one with --array (x|logits)|holds no arrays",
+            match=r"it is not clear which of its arrays are labels: '(x|logits)' .*; name one with --array (x|logits)|holds no arrays",
         ):
             open_labels(tmp_path / file)
 

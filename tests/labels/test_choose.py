@@ -86,7 +86,7 @@ def test_the_array_that_is_named_as_outputs_are_is_read_and_the_others_are_noted
 def test_arrays_of_which_none_or_several_may_be_labels_are_refused_with_the_remedy(
     arrays: dict[str, Any], save: Save, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadLabels, match=r"does not say which of its arrays are labels: .*; name one with --array \w+"):
+    with pytest.raises(BadLabels, match=r"it is not clear which of its arrays are labels: .*; name one with --array \w+"):
         open_labels(save(tmp_path / "a", arrays))
 
 

@@ -92,7 +92,7 @@ def test_halds_epochs_are_found_below_too(tmp_path: Path) -> None:
         ("a.npy.gz", "unpack it, and name the folder or file that comes of it"),
         ("a.vql", "it holds labels already: vqlabel info and stats show them"),
         ("a.mat", r"scipy\.io\.loadmat"),
-        ("a.bin", r"says neither shape nor type; read it with numpy\.fromfile"),
+        ("a.bin", r"records neither shape nor type; read it with numpy\.fromfile"),
         ("a.onnx", "it is a network: vqlabel relabel makes labels"),
         ("a.tar", "it is one file of a dump of many"),
         ("a.xyz", r"it must be one of \.npy, .* or a folder; save the array with numpy\.save"),

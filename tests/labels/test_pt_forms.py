@@ -92,8 +92,8 @@ def test_batches_are_epochs_where_the_axes_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        ((Z, -Z), "does not say which of its arrays are labels: '0' .*, '1' .*; name one with --array 0"),
-        ([Z, Z[:, :9]], "does not say which of its arrays are labels"),
+        ((Z, -Z), "it is not clear which of its arrays are labels: '0' .*, '1' .*; name one with --array 0"),
+        ([Z, Z[:, :9]], "it is not clear which of its arrays are labels"),
         ([{"logits": Z}, {"outputs": Z}], r"batch 1 holds the arrays \['outputs'\], batch 0 \['logits'\]; save labels alone"),
         ({"a.jpg": Z[0], "b.jpg": Z[0][:9]}, "and no array .* of floats, which labels are"),
         (["a", "b"], r"holds list \[str, str\], and no tensor of labels"),

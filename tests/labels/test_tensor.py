@@ -155,11 +155,11 @@ class Exploit:
         (torch.ones(6, 5, device="meta"), "its pickle asks for _rebuild_meta_tensor_no_storage of the module"),
         (
             {"a": torch.ones(6, 5), "b": torch.ones(6, 5)},
-            "does not say which of its arrays are labels: 'a' .*, 'b' .*; name one with --array a",
+            "it is not clear which of its arrays are labels: 'a' .*, 'b' .*; name one with --array a",
         ),
         (
             {"fc.weight": torch.ones(6, 5), "fc.bias": torch.ones(6)},
-            "does not say which of its arrays are labels: 'fc.weight' .*--array fc.weight",
+            "it is not clear which of its arrays are labels: 'fc.weight' .*--array fc.weight",
         ),
         ([torch.ones(6, 5)] * 40, r"its 40 arrays span 4800 bytes in a file of \d+; save each with \.clone\(\)"),
         ({"lr": 0.1}, r"holds dict, and no tensor of labels \[n, C\]: torch\.save\(labels, 'labels\.pt'\)"),

@@ -103,7 +103,7 @@ def choose(found: Mapping[str, Stored], wanted: str | None, path: object) -> Cho
         return _chosen(named[0], found, path)
     floats = {name: floats[name] for name in named} or floats
     raise BadLabels(
-        f"{path}: does not say which of its arrays are labels: {_listed(floats)}; name one with --array {next(iter(floats))}"
+        f"{path}: it is not clear which of its arrays are labels: {_listed(floats)}; name one with --array {next(iter(floats))}"
     )
 
 

@@ -119,7 +119,7 @@ def open_labels(
     require(array is None or arrays, "array", array, f"must be left out: {layout} records which of its arrays are labels")
     require(axes is None or arrays, "axes", axes, f"must be left out: {layout} records its axes")
     source = LAYOUTS[layout](path, domain, *((how,) if arrays else () if classes is None else (classes,)))
-    if classes is None and source.support is not None:
+    if layout in SPARSE and classes is None and source.support is not None:
         source.notes.append(
             f"{path}: C = {source.classes:,}: the largest class that is named, plus one; a teacher of more classes needs --classes"
         )
