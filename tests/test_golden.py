@@ -22,6 +22,7 @@ CODED = {
     "smoothed": "zstd",
     "topk": "fixed",
     "sparse": "fixed",
+    "ranked": "ans",
     "shared": "zstd",
     "vqae": "zstd",
     "grouped": "fixed",
@@ -34,7 +35,7 @@ CODED = {
     "seeded": "zstd",
     "pruned": "fixed",
 }
-CROPS = {"smoothed": "float32", "shared": "float32", "outside": "float32", "seeded": None, "pruned": None}
+CROPS = {"smoothed": "float32", "shared": "float32", "outside": "float32", "seeded": None, "pruned": None, "ranked": None}
 REQUIRES = {"variable": ["variable_slots"], "outside": ["view_columns"], "seeded": ["seeded_views"], "pruned": ["seeded_views"]}
 
 
@@ -111,23 +112,27 @@ def test_a_prior_alone_is_the_formula_of_the_format() -> None:
     assert tensors["codes"].any() == 0 and file.container.streams["codes"].bits == (1,)
 
 
-def test_sparse_labels_are_the_formula_of_the_format() -> None:
-    for name in ("sparse", "shared"):
-        file = VqlFile(GOLDEN / f"{name}.vql")
-        config, codes = file.codec["config"], file.codes(0, file.records).astype(np.int64)
-        k, ids, steps = config["k"], codes[:, : config["k"]], codes[:, config["k"] :].astype(np.float64)
-        assert list(file.code_bits) == [4] * k + ([4, 3, 2] if name == "sparse" else [5, 6])
-        steps[:, 0] = np.maximum(steps[:, 0], 1 / 8)
-        if name == "shared":
-            steps[:, -1] = np.maximum(steps[:, -1], 1 / 4)
-        logits = -np.concatenate([np.zeros((len(ids), 1)), np.cumsum(config["step"] * steps, 1)], 1)
-        want = np.full((len(ids), config["classes"]), -10_000.0)
-        if name == "shared":
-            others = config["classes"] - k
-            total = np.exp(logits[:, :k]).sum(1, keepdims=True) + others * np.exp(logits[:, k:])
-            want, logits = np.tile(np.exp(logits[:, k:]) / total, config["classes"]), np.exp(logits[:, :k]) / total
-        np.put_along_axis(want, ids, logits, 1)
-        np.testing.assert_allclose(want, np.load(GOLDEN / f"{name}.labels.npy"), rtol=1e-6)
+@pytest.mark.parametrize("name", ["sparse", "shared", "ranked"])
+def test_sparse_labels_are_the_formula_of_the_format(name: str) -> None:
+    file = VqlFile(GOLDEN / f"{name}.vql")
+    config, codes = file.codec["config"], file.codes(0, file.records).astype(np.int64)
+    k, ids, steps = config["k"], codes[:, : config["k"]], codes[:, config["k"] :].astype(np.float64)
+    assert list(file.code_bits) == [4] * k + {"sparse": [4, 3, 2], "shared": [5, 6], "ranked": [4, 3, 3]}[name]
+    if length := config["neighbours"]:
+        packed = safetensors.numpy.load_file(GOLDEN / f"{name}.vql")["codec.neighbours"]
+        near = np.unpackbits(packed, count=12 * length * 4, bitorder="little").reshape(12, length, 4) @ (1 << np.arange(4))
+        order = [[*row, *sorted(set(range(12)) - set(row))] for row in near.tolist()]  # of the classes, for each first one
+        ids = np.array([[first, *(order[first][rank] for rank in ranks)] for first, *ranks in ids.tolist()])
+    steps[:, 0] = np.maximum(steps[:, 0], 1 / 8)
+    if name == "shared":
+        steps[:, -1] = np.maximum(steps[:, -1], 1 / 4)
+    logits = -np.concatenate([np.zeros((len(ids), 1)), np.cumsum(config["step"] * steps, 1)], 1)
+    want = np.full((len(ids), config["classes"]), -10_000.0)
+    if name == "shared":
+        total = np.exp(logits[:, :k]).sum(1, keepdims=True) + (config["classes"] - k) * np.exp(logits[:, k:])
+        want, logits = np.tile(np.exp(logits[:, k:]) / total, config["classes"]), np.exp(logits[:, :k]) / total
+    np.put_along_axis(want, ids, logits, 1)
+    np.testing.assert_allclose(want, np.load(GOLDEN / f"{name}.labels.npy"), rtol=1e-6)
 
 
 def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:

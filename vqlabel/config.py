@@ -18,6 +18,7 @@ SLOTS_MOST = 1024  # codes of a label
 HEAD_MOST, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
 VIEW_MOST = 1 << 16  # pixels
 MAX_GAP_BITS, MAX_STEP = 12, 64.0  # of a sparse label: bits of the gap between two classes, nats of one step
+MAX_NEIGHBOURS = 256  # classes in the list that each class has of those that come with it
 CODEC_KINDS = ("vqae", "sparse", "topk", "raw")
 VARIABLE = ("variable", "rate", "price")  # what a VqaeConfig says of labels with a number of slots of their own
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
@@ -316,6 +317,7 @@ class SparseConfig(_OfCodec):
     step: float  # nats of a logit
     gaps: tuple[int, ...]  # [MAX_GAP_BITS] how many of the k - 1 gaps have a field of 1, 2, ... bits; the widest fields come first
     rest_bits: int  # width of the gap from the last known class to the share of each other; 0: no such field
+    neighbours: int = 0  # classes in the list that each class has of those that come with it
 
     def _check(self) -> None:
         check_labels(self.classes, self.domain)
@@ -325,6 +327,8 @@ class SparseConfig(_OfCodec):
         require(0 < self.step <= MAX_STEP, "step", self.step, f"must be above 0 and at most {MAX_STEP} nats")
         counts = len(self.gaps) == MAX_GAP_BITS and min(self.gaps) >= 0 and sum(self.gaps) == self.k - 1
         require(counts, "gaps", list(self.gaps), f"must be {MAX_GAP_BITS} counts that add up to k - 1 = {self.k - 1}")
+        most = min(MAX_NEIGHBOURS, self.classes - 1)
+        require(0 <= self.neighbours <= most, "neighbours", self.neighbours, f"must be 0..{most}")
         others = self.rest == "uniform" and self.k < self.classes
         want = f"must be 1..{MAX_GAP_BITS}" if others else "must be 0: no other class has a share"
         require((1 if others else 0) <= self.rest_bits <= (MAX_GAP_BITS if others else 0), "rest_bits", self.rest_bits, want)
@@ -340,7 +344,11 @@ class SparseConfig(_OfCodec):
 
     @property
     def class_ids(self) -> slice:
-        return slice(self.k)
+        return slice(1 if self.neighbours else 0, self.k)  # ranks, which are as distinct as the ids that they stand for
+
+    @property
+    def indices(self) -> list[tuple[slice, int]]:
+        return [(slice(self.k), self.classes)]
 
     @property
     def gap_bits(self) -> list[int]:

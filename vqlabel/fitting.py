@@ -322,7 +322,7 @@ def bias_slope(codec: VqaeCodec, sample: LabelSample) -> dict[str, float]:
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
     """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
-    if not codec.counted:
+    if not codec.counted and "ans" not in codec.codings:
         return sum(codec.code_bits)
     before, bits, count = codec.effort, 0.0, 0
     codec.set_effort("fast")  # how many codes a label has does not depend on it

@@ -174,7 +174,7 @@ def _number_of(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> i
 
 def store_codes(writer: ContainerWriter, codec: LabelCodec, parts: Iterable[Codes]) -> int:
     """Write the codes of all records, [n, m] at a time. Returns the number of records."""
-    store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits)
+    store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits, codec.codings)
     for codes in parts:
         store.append(codes)
     return store.end()
@@ -215,10 +215,10 @@ def finish(
 class _Plain:
     """Codes -> their stream."""
 
-    def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
+    def __init__(self, writer: ContainerWriter, bits: list[int], codings: tuple[str, ...]) -> None:
         self._writer, self._none = writer, not bits
         if bits:
-            writer.begin(CODES, bits)
+            writer.begin(CODES, bits, codings)
         else:
             writer.begin(CODES, NO_CODES, chunk_rows=CHUNK_CODES)
 

@@ -1,4 +1,4 @@
-"""Laws of both codings: what goes in comes out, sizes are as promised, nothing out of range passes; and the exact bytes, once."""
+"""Laws of all codings: what goes in comes out, sizes are as promised, nothing out of range passes; and the exact bytes, once."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 import zstandard
 
-from vqlabel.bitstream import Usage, narrowest, pack_fixed, pack_planes, packed_size, planes_size, unpack_fixed, unpack_planes
+from vqlabel.bitstream import (
+    Usage,
+    narrowest,
+    pack_ans,
+    pack_fixed,
+    pack_planes,
+    packed_size,
+    planes_size,
+    unpack_ans,
+    unpack_fixed,
+    unpack_planes,
+)
 from vqlabel.bitstream.planes import inflate
 from vqlabel.errors import CodeOutOfRange
 
-CODINGS = {"fixed": (pack_fixed, unpack_fixed), "zstd": (pack_planes, unpack_planes)}
+CODINGS = {"fixed": (pack_fixed, unpack_fixed), "zstd": (pack_planes, unpack_planes), "ans": (pack_ans, unpack_ans)}
 WIDTHS = [[width] * fields for width in range(1, 33) for fields in (1, 3)]
 MIXED = [[1, 32], [32, 1, 7], [5, 8, 16, 3], [10] * 4 + [16] * 4, [31, 2], list(range(1, 33))]
 

@@ -126,7 +126,8 @@ def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> No
 def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_nothing(case: Case) -> None:
     codes = case.encode()
     if not case.codec.counted:
-        assert case.codec.stored_bits(codes) == len(codes) * sum(case.codec.code_bits)
+        fixed = len(codes) * sum(case.codec.code_bits)
+        assert case.codec.stored_bits(codes) == fixed if "ans" not in case.codec.codings else case.codec.stored_bits(codes) <= fixed
         return
     slots = case.codec.config.slots
     beyond = torch.arange(slots) >= codes[:, :1]

@@ -17,7 +17,7 @@ from vqlabel import FitConfig
 from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelSample
 from vqlabel.codecs.sparse import DEFAULT_STEP, SparseCodec
 from vqlabel.config import MIX, SparseConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import BadContainer, UsageError
 from vqlabel.fitting import with_codec
 from vqlabel.labels import Support
 from vqlabel.labels.largest import largest, spread, whole
@@ -118,7 +118,7 @@ def test_bits_for_fewer_classes_keep_the_largest_and_the_figures_tell_their_mass
     assert codec.config.k == 4 and sum(codec.code_bits) <= 30
     mass = labels.float().softmax(1).topk(4).values.sum(1).mean()
     assert through(codec, labels)[1]["mass_kept"] == pytest.approx(float(mass), abs=1e-5)
-    with pytest.raises(UsageError, match=r"sparse needs 6 bits for one of 40 classes; --bits is 5"):
+    with pytest.raises(UsageError, match=r"bits is 5; it must be about 6 or more: a label has one class of 40"):
         fitted(labels, "logits", "zero", 8, bits=5)
 
 
@@ -139,6 +139,22 @@ def test_equal_numbers_keep_their_classes_and_a_tie_at_the_top_goes_to_the_lower
     assert torch.equal(codec.encode(codec.decode(codes)), codes)
 
 
+def test_neighbours_travel_with_the_codec_and_a_forged_list_is_refused() -> None:
+    near = torch.tensor([[1, 2], [0, 2], [0, 1], [4, 0], [3, 5], [4, 3]])
+    config = SparseConfig(classes=6, domain="logits", k=3, rest="zero", step=1.0, gaps=(0, 2, *[0] * 10), rest_bits=0, neighbours=2)
+    codec = SparseCodec(config, near)
+    labels = torch.full((1, 6), NOWHERE).scatter(1, torch.tensor([[4, 3, 1]]), torch.tensor([[5.0, 4.0, 2.0]]))
+    assert codec.encode(labels).tolist() == [[4, 0, 3, 1, 2]], "3 is the first neighbour of 4; before 1 among the others lies 0"
+    tensors = codec.decoder_tensors()
+    again = SparseCodec.build(config, tensors)
+    assert torch.equal(again.decode(codec.encode(labels)), codec.decode(codec.encode(labels)))
+    for forged in (bytes([255] * 4 + [15]), bytes(5)):
+        with pytest.raises(BadContainer, match="names a class twice, or one above 5"):
+            SparseCodec.build(config, {"neighbours": torch.frombuffer(bytearray(forged), dtype=torch.uint8)})
+    with pytest.raises(BadContainer, match="the codec has no tensor 'neighbours'"):
+        SparseCodec.build(config, {})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -150,6 +166,7 @@ def test_equal_numbers_keep_their_classes_and_a_tie_at_the_top_goes_to_the_lower
         ({"gaps": (3,)}, r"gaps is \[3\]; it must be 12 counts"),
         ({"rest_bits": 0}, r"rest_bits is 0; it must be 1\.\.12"),
         ({"k": 9}, r"k is 9; it must be 1\.\.8"),
+        ({"neighbours": 8}, r"neighbours is 8; it must be 0\.\.7"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:

@@ -7,6 +7,7 @@ golden files beside these, not instead of them.
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ import vqlabel
 from vqlabel.augment import Recipe
 from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.codecs import CODECS, LabelCodec
+from vqlabel.codecs.sparse import SparseCodec
 from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
-from vqlabel.labels import LabelBatch, LabelSource
-from vqlabel.labels.source import Place
+from vqlabel.labels import LabelBatch, LabelSource, Place, Support
+from vqlabel.labels.largest import largest, whole
+from vqlabel.labels.source import NOWHERE
 
 HERE = Path(__file__).parent
 CLASSES, IMAGES, BATCH, EPOCHS = 12, 10, 5, 4
@@ -47,6 +50,21 @@ class Views(LabelSource):
             mix_lam=float(rng.random()),
             mix_box=tuple(int(v) for v in rng.integers(0, 224, 4)),
         ), f"batch {at}"
+
+
+class Known(LabelSource):
+    """Four logits of every label are known, of classes that come together; enough labels for an entropy coder."""
+
+    path, layout, classes, domain, dtype, order = HERE, "lpqld", CLASSES, "logits", "F16", "rows"
+    support, places = Support(k=4, rest="zero"), (Place(0, 0),)
+
+    def _load(self, at: int) -> tuple[LabelBatch, str]:
+        rng = np.random.default_rng(9)
+        first = rng.integers(0, CLASSES, 2000)
+        logits = rng.standard_normal((2000, CLASSES)) - np.abs(np.arange(CLASSES) - first[:, None])
+        ids, values = largest(logits.astype(np.float16), 4)
+        labels = whole(ids, values, CLASSES, "known", NOWHERE)
+        return LabelBatch(labels=labels, place=self.places[at], image=np.arange(2000)), "known"
 
 
 class Smoothed(LabelSource):
@@ -145,28 +163,23 @@ def untrained(
     return codec
 
 
+def sparse(domain: str, gaps: tuple[int, ...], neighbours: int = 0, rest_bits: int = 0, **options: Any) -> LabelCodec:
+    """A sparse codec; with neighbours each class has those whose ids are next to its own."""
+    widths = (*gaps, *[0] * (12 - len(gaps)))
+    config = SparseConfig(classes=CLASSES, domain=domain, gaps=widths, rest_bits=rest_bits, neighbours=neighbours, **options)
+    near = (np.arange(CLASSES)[:, None] + [1, 11, 2][:neighbours]) % CLASSES
+    return SparseCodec(config, torch.from_numpy(near) if neighbours else None)
+
+
 def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     """Name, dump and codec of every golden file; those whose dump is `Drawn` have their recipe in the place of their columns."""
     raw = CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
     yield "raw", Views(), raw
     yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
     yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
-    yield (
-        "sparse",
-        Views(),
-        CODECS["sparse"][0](
-            SparseConfig(classes=CLASSES, domain="logits", k=4, rest="zero", step=0.5, gaps=(0, 1, 1, 1, *[0] * 8), rest_bits=0)
-        ),
-    )
-    yield (
-        "shared",
-        Smoothed(),
-        CODECS["sparse"][0](
-            SparseConfig(
-                classes=CLASSES, domain="probs", k=2, rest="uniform", step=0.25, gaps=(0, 0, 0, 0, 1, *[0] * 7), rest_bits=6
-            )
-        ),
-    )
+    yield "sparse", Views(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 1, 1, 1))
+    yield "shared", Smoothed(), sparse("probs", k=2, rest="uniform", step=0.25, gaps=(0, 0, 0, 0, 1), rest_bits=6)
+    yield "ranked", Known(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 0, 2, 1), neighbours=3)
     yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6, slots=5)  # k is no power of two
     yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2, weight_bits=5)
     yield "prior", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=4, prior=PRIOR)

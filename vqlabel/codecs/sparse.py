@@ -1,9 +1,11 @@
 """Labels of which k numbers are known: class ids exactly, and how far each class lies below the one before it, in steps of a logit.
 
-A student of such labels sees a distribution over k classes, and what stands for all others. The ids take most of the bits; logits rounded
-to steps of s cost at most s^2 / 24 nats, times T^2, at any temperature T, so a few bits a class are enough for their values.
+A student of such labels sees a distribution over k classes, and what stands for all others. The ids take most of the bits: each class but
+the first is stored by its place in a list of those that often come with the first. Logits rounded to steps of s cost at most s^2 / 24 nats,
+times T^2, at any temperature T, so a bit or two a class are enough for their values. An entropy coder makes use of both.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Self
 
@@ -12,9 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqlabel.bitstream import pack_ans, pack_fixed, packed_size, unpack_fixed
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs.neighbours import choose_neighbours, to_ids, to_ranks
+from vqlabel.codecs.storage import take
 from vqlabel.config import MAX_GAP_BITS, FitConfig, SparseConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.labels import Context
 from vqlabel.labels.largest import largest
 from vqlabel.labels.source import NOWHERE
@@ -23,22 +28,23 @@ DEFAULT_STEP = 0.5  # nats: KL over the known classes is at most 0.0104, times T
 STEPS = tuple(2 ** (i / 2) for i in range(-8, 3))  # nats, 1/16 .. 2: what a rate in bits chooses from
 TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest
 BELOW = 1 / 4  # of a step: the same for the classes that were not stored below the last one that was
-CLIPPED = 1e-2  # share of the labels whose gap may exceed its field, which the gaps after it make up for
-SAMPLED = 16_384  # labels that the widths of fields are chosen by
+CLIPPED = 1e-3  # share of the labels whose gap may exceed its field, which the gaps after it make up for
+SAMPLED = 8192  # labels that the step, and the widths of fields, are chosen by
+NEIGHBOURS = "neighbours"  # codec tensor: [C, R] class ids as a bitstream
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
 
 
 class SparseCodec(LabelCodec):
-    """Codes are k class ids, the largest entry first, then k - 1 gaps, each the steps that a class lies below the one before it; and, where
-    the other classes share what is left of 1, the gap to the share of each.
+    """Codes are k class ids, the largest entry first, the others by their ranks among its neighbours; then k - 1 gaps, each the steps that a
+    class lies below the one before it; and, where the other classes share what is left of 1, the gap to the share of each.
 
     Gaps are chosen in turn, each against what those before it decode to, so that rounding errors do not add up.
     """
 
-    kind = "sparse"
+    kind, codings = "sparse", ("fixed", "zstd", "ans")
     config: SparseConfig
 
-    def __init__(self, config: SparseConfig) -> None:
+    def __init__(self, config: SparseConfig, neighbours: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
         least = torch.zeros(len(config.gap_bits), dtype=torch.float32, device="cpu")
@@ -46,12 +52,15 @@ class SparseCodec(LabelCodec):
         if config.rest_bits:
             least[-1] = BELOW
         self.least: Tensor
-        self.register_buffer("least", least, persistent=False)  # steps that a gap decodes to at least
+        self.neighbours: Tensor
+        self.register_buffer("least", least)  # steps that a gap decodes to at least
+        none = torch.empty(config.classes, 0, dtype=torch.long, device="cpu")
+        self.register_buffer("neighbours", none if neighbours is None else neighbours)
 
     @classmethod
     def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        """Choose the step, and how wide the gaps' fields are: by `config.bits` the finest step whose labels take no more, of fewer classes
-        where none does; else DEFAULT_STEP and all known classes.
+        """Choose the step, by `config.bits` the finest whose labels take no more, of fewer classes where none does, else DEFAULT_STEP and
+        all known classes; how wide the gaps' fields are; and the lists of neighbours.
 
         Raises:
             UsageError: the labels have all classes, and nothing names how many to keep; or the bits are too few for one class.
@@ -61,25 +70,54 @@ class SparseCodec(LabelCodec):
                 "codec sparse is for labels of which k numbers are known, and these have all: name k with --slots, or --bits"
             )
         known = sample.classes if sample.support is None else sample.support.k
-        rest = "zero" if sample.support is None else sample.support.rest
-        labels = sample.seen[torch.linspace(0, len(sample.seen) - 1, min(len(sample.seen), SAMPLED)).long()]
-        k = min(config.slots or known, known)
-        while k:
-            depth = _depths(labels, k, sample.domain, rest)[1]
-            for step in (DEFAULT_STEP,) if config.bits is None else STEPS:
-                codec = cls(_sized(sample.classes, sample.domain, rest, step, k, depth))
-                if config.bits is None or sum(codec.code_bits) <= config.bits:
-                    return codec
-            k = min(k - 1, max(1, (config.bits or 0) // codec.config.id_bits))
-        raise UsageError(f"sparse needs {sum(codec.code_bits)} bits for one of {sample.classes} classes; --bits is {config.bits}")
+        most, rest = min(config.slots or known, known), "zero" if sample.support is None else sample.support.rest
+        seen, held = (_depths(part, most, sample.domain, rest)[0] for part in (sample.seen, sample.held))
+        table = choose_neighbours(seen, held, sample.classes, sample.total or len(seen) + len(held))
+        some = sample.seen[torch.linspace(0, len(seen) - 1, min(len(seen), SAMPLED)).long()]
+
+        def shape(k: int, step: float) -> SparseConfig:
+            depth = _depths(some, k, sample.domain, rest)[1]
+            return _sized(sample.classes, sample.domain, rest, step, k, depth, table.shape[1])
+
+        def fits(k: int, step: float) -> bool:
+            codec = cls(shape(k, step), torch.from_numpy(table))
+            return codec.stored_bits(codec.encode(some)) <= (config.bits or 0) * len(some)
+
+        k, step = most, DEFAULT_STEP
+        if config.bits is not None:
+            k = bisect_left(range(1, most + 1), True, key=lambda k: not fits(k, STEPS[-1]))
+            least = max(1, (sample.classes - 1).bit_length())
+            require(k, "bits", config.bits, f"must be about {least} or more: a label has one class of {sample.classes} at least")
+            step = next(step for step in STEPS if fits(k, step))
+        return cls(shape(k, step), torch.from_numpy(table))
 
     @classmethod
     def build(cls, config: SparseConfig, tensors: Mapping[str, Tensor]) -> Self:
-        return cls(config)
+        if not config.neighbours:
+            return cls(config)
+        shape = (config.classes, config.neighbours)
+        packed = take(tensors, NEIGHBOURS, (packed_size(config.classes * config.neighbours, [config.id_bits]),), torch.uint8)
+        ids = unpack_fixed(packed.numpy().tobytes(), config.classes * config.neighbours, [config.id_bits])[:, 0].astype(np.int64)
+        table = ids.reshape(shape)
+        if int(table.max()) >= config.classes or (np.diff(np.sort(table, 1), axis=1) == 0).any():
+            raise BadContainer(
+                f"codec tensor {NEIGHBOURS!r} names a class twice, or one above {config.classes - 1}; damaged or forged"
+            )
+        return cls(config, torch.from_numpy(table))
+
+    def decoder_tensors(self) -> dict[str, Tensor]:
+        if not self.config.neighbours:
+            return {}
+        ids = self.neighbours.cpu().numpy().astype(np.uint32).reshape(-1, 1)
+        return {NEIGHBOURS: torch.frombuffer(bytearray(pack_fixed(ids, [self.config.id_bits])), dtype=torch.uint8)}
 
     @property
     def holds_sets(self) -> bool:
         return self.config.rest == "zero" and self.config.k < self.config.classes
+
+    def stored_bits(self, codes: Tensor) -> float:
+        rows = codes.cpu().numpy().view(np.uint32)
+        return min(super().stored_bits(codes), 8.0 * len(pack_ans(rows, self.code_bits)))
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         config = self.config
@@ -92,11 +130,15 @@ class SparseCodec(LabelCodec):
         # Classes that decode alike stand in the order of their ids, so that decoded labels have the codes that they came from.
         alike = np.cumsum(gaps[:, : config.k - 1] != 0, axis=1) - (gaps[:, :1] != 0)
         ids[:, 1:] = np.sort(alike * config.classes + ids[:, 1:], axis=1) % config.classes
+        if config.neighbours:
+            ids = to_ranks(ids, self.neighbours.cpu().numpy())
         return torch.from_numpy(np.concatenate([ids, gaps], 1)).int().to(labels.device)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         config = self.config
         ids, gaps = codes[:, : config.k].long(), codes[:, config.k :].float()
+        if config.neighbours:
+            ids = to_ids(ids, self.neighbours)
         depth = (config.step * torch.maximum(gaps, self.least)).cumsum(1)
         logits = torch.cat([depth.new_zeros(len(codes), 1), -depth], 1)
         if config.domain == "logits":
@@ -111,16 +153,18 @@ class SparseCodec(LabelCodec):
 def _depths(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of labels [n, C]: the k largest classes [n, k], and how far each lies below the first in logits [n, k]; in a last column [n, k + 1]
     the same of each other class, where these share what is left of 1."""
-    more = rest == "uniform" and k < labels.shape[1]
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
-    ids, values = largest(array, k + more, signed=domain == "probs")
+    ids, values = largest(array, k, signed=domain == "probs")
     values = values.astype(np.float64)
+    if rest == "uniform" and k < array.shape[1]:
+        others = array.sum(1, keepdims=True, dtype=np.float64) - values.sum(1, keepdims=True)
+        values = np.concatenate([values, others / (array.shape[1] - k)], 1)
     if domain == "probs":
         values = np.log(values.clip(SMALLEST))
-    return ids[:, :k], values[:, :1] - values
+    return ids, values[:, :1] - values
 
 
-def _sized(classes: int, domain: str, rest: str, step: float, k: int, depth: NDArray[np.float64]) -> SparseConfig:
+def _sized(classes: int, domain: str, rest: str, step: float, k: int, depth: NDArray[np.float64], neighbours: int) -> SparseConfig:
     """The configuration whose fields hold nearly all gaps of labels with these depths, and all gaps to the rest."""
     gaps = np.diff(np.rint(depth / step), axis=1)
     largest_gaps = np.quantile(gaps, 1 - CLIPPED, axis=0, method="higher")
@@ -128,4 +172,13 @@ def _sized(classes: int, domain: str, rest: str, step: float, k: int, depth: NDA
     falling = np.maximum.accumulate(np.array(widths[::-1], np.int64))  # a field is no narrower than those behind it
     counts = np.bincount(falling, minlength=MAX_GAP_BITS + 1)[1:]
     rest_bits = max(1, min(MAX_GAP_BITS, int(gaps[:, -1].max()).bit_length())) if depth.shape[1] > k else 0
-    return SparseConfig(classes=classes, domain=domain, k=k, rest=rest, step=step, gaps=tuple(counts.tolist()), rest_bits=rest_bits)
+    return SparseConfig(
+        classes=classes,
+        domain=domain,
+        k=k,
+        rest=rest,
+        step=step,
+        gaps=tuple(counts.tolist()),
+        rest_bits=rest_bits,
+        neighbours=neighbours,
+    )

@@ -10,7 +10,7 @@ from vqlabel.errors import BadContainer
 FORMAT = "vql"
 VERSION = (1, 0)
 FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns"})  # what this reader knows of `vql.requires`
-SUPPORTED_CODINGS = ("fixed", "zstd")
+SUPPORTED_CODINGS = ("fixed", "zstd", "ans")
 
 HEADER_STEP = 4096  # the header area is a multiple of it
 HEADER_FIRST = 8192  # reserved before the streams; a larger header moves them
@@ -42,7 +42,7 @@ class Stream:
         bits: width of every field of a row, 1..32.
         rows: number of rows.
         chunk_rows: rows of every chunk but the last; a multiple of 8, so that chunks of packed bits begin at a byte.
-        coding: "fixed" (row i begins at bit i * sum(bits)) or "zstd" (byte planes).
+        coding: "fixed" (row i begins at bit i * sum(bits)), "zstd" (byte planes) or "ans" (entropy-coded, field by field).
     """
 
     bits: tuple[int, ...]
@@ -55,7 +55,7 @@ class Stream:
         return -(-self.rows // self.chunk_rows)
 
     def raw_size(self, rows: int) -> int:
-        """Bytes of `rows` rows before compression."""
+        """Bytes of `rows` rows before compression: as byte planes, or of "fixed" as they are stored."""
         return packed_size(rows, self.bits) if self.coding == "fixed" else planes_size(rows, self.bits)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import narrowest, unpack_fixed, unpack_planes
+from vqlabel.bitstream import narrowest, unpack_ans, unpack_fixed, unpack_planes
 from vqlabel.container.layout import (
     ALIGN,
     CHUNK_FIELDS,
@@ -40,6 +40,7 @@ from vqlabel.filetypes import HEAD_BYTES, identify
 
 _CACHE_BYTES = 256 << 20
 _READ = 1 << 22
+_UNPACK = {"fixed": unpack_fixed, "zstd": unpack_planes, "ans": unpack_ans}
 
 
 class Section(NamedTuple):
@@ -225,7 +226,7 @@ class ContainerReader:
             good = good and (stored[i] == raw[i] if stream.coding == "fixed" else 0 < stored[i] <= raw[i] + (raw[i] >> 3) + 4096)
             if not good:
                 raise BadContainer(f"{where}: chunk {i} does not tile rows and bytes ({table[i].tolist()}); damaged or forged")
-            at, done = at + stored[i] + (-stored[i] % ALIGN if stream.coding == "zstd" else 0), done + want
+            at, done = at + stored[i] + (-stored[i] % ALIGN if stream.coding != "fixed" else 0), done + want
         if at + -at % ALIGN != section.stop - section.start:
             raise BadContainer(f"{where}: its chunks end at byte {at} of {section.stop - section.start}; damaged or forged")
         return table
@@ -307,8 +308,7 @@ class ContainerReader:
         if zlib.crc32(data[:stored]) != crc or data[stored:].strip(b"\0"):
             raise BadContainer(f"{where} does not fit its checksum; the file is damaged: copy it again")
         try:
-            unpack = unpack_fixed if stream.coding == "fixed" else unpack_planes
-            return unpack(data[:stored], rows, stream.bits)
+            return _UNPACK[stream.coding](data[:stored], rows, stream.bits)
         except CodeOutOfRange as error:
             raise BadContainer(f"{where}: {error}") from None
 

@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import pack_fixed, pack_planes
+from vqlabel.bitstream import pack_ans, pack_fixed, pack_planes
 from vqlabel.container.layout import (
     ALIGN,
     CHUNK_BYTES_MOST,
@@ -32,6 +32,7 @@ from vqlabel.files import partial_of, publish, refuse_existing, unwritable
 
 _CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
 _COPY = 1 << 20
+_PACK = {"fixed": pack_fixed, "zstd": pack_planes, "ans": pack_ans}
 
 
 class ContainerWriter:
@@ -80,14 +81,17 @@ class ContainerWriter:
         if isinstance(error, OSError):
             raise unwritable(self.path, error) from error
 
-    def begin(self, name: str, bits: Iterable[int], coding: str = "auto", chunk_rows: int = _CHUNK_ROWS) -> None:
-        """Start a stream of rows whose fields have these widths. "auto" takes the coding that makes the first chunk smaller.
+    def begin(
+        self, name: str, bits: Iterable[int], codings: tuple[str, ...] = ("fixed", "zstd"), chunk_rows: int = _CHUNK_ROWS
+    ) -> None:
+        """Start a stream of rows whose fields have these widths.
 
         Args:
+            codings: of "fixed", "zstd" and "ans"; the one that makes the first chunk smallest is taken.
             chunk_rows: at most, a multiple of 8: rows of a few bits in longer chunks make a smaller table.
         """
         assert self._open is None and name not in self._tensors, name
-        self._open = _OpenStream(name, tuple(bits), coding, chunk_rows)
+        self._open = _OpenStream(name, tuple(bits), codings, chunk_rows)
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
         """[n, fields] more rows of the stream that `begin` started."""
@@ -108,22 +112,20 @@ class ContainerWriter:
             self._write_chunk(stream, np.concatenate(stream.waiting))
         self._put(stream, bytes(-stream.size % ALIGN))
         self._enter(stream.name, "U8", [stream.size], stream.size, stream.sum.hexdigest())
-        coding = stream.coding if stream.coding != "auto" else "fixed"
-        done = Stream(bits=stream.bits, rows=stream.rows, chunk_rows=stream.chunk_rows, coding=coding)
+        done = Stream(bits=stream.bits, rows=stream.rows, chunk_rows=stream.chunk_rows, coding=stream.codings[0])
         self.streams[stream.name] = done
         table = np.array(stream.table, "<u8").reshape(-1, 6)
         self.tensor(stream.name + CHUNKS, "U64", table)
         return done
 
     def _write_chunk(self, stream: "_OpenStream", rows: NDArray[np.unsignedinteger]) -> None:
-        stored = {"fixed": lambda: pack_fixed(rows, stream.bits), "zstd": lambda: pack_planes(rows, stream.bits)}
-        if stream.coding == "auto":
-            stream.coding = min(stored, key=lambda coding: len(stored[coding]()))
-        data = stored[stream.coding]()
-        raw = Stream(bits=stream.bits, rows=len(rows), chunk_rows=8, coding=stream.coding).raw_size(len(rows))
+        stored = {coding: _PACK[coding](rows, stream.bits) for coding in stream.codings}
+        coding, data = min(stored.items(), key=lambda item: len(item[1]))
+        stream.codings = (coding,)
+        raw = Stream(bits=stream.bits, rows=len(rows), chunk_rows=8, coding=coding).raw_size(len(rows))
         assert raw <= CHUNK_BYTES_MOST
         stream.table.append((stream.size, len(data), raw, stream.written, len(rows), zlib.crc32(data)))
-        if stream.coding == "zstd":
+        if coding != "fixed":
             data += bytes(-len(data) % ALIGN)
         self._put(stream, data)
         stream.written += len(rows)
@@ -206,8 +208,8 @@ class ContainerWriter:
 class _OpenStream:
     """A stream while it is written."""
 
-    def __init__(self, name: str, bits: tuple[int, ...], coding: str, chunk_rows: int) -> None:
-        self.name, self.bits, self.coding = name, bits, coding
+    def __init__(self, name: str, bits: tuple[int, ...], codings: tuple[str, ...], chunk_rows: int) -> None:
+        self.name, self.bits, self.codings = name, bits, codings
         row = sum(-(-width // 8) for width in bits)
         self.chunk_rows = max(8, min(chunk_rows, _CHUNK_BYTES // row // 8 * 8))
         self.waiting: list[NDArray[np.unsignedinteger]] = []

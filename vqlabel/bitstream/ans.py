@@ -1,0 +1,169 @@
+"""Rows of unsigned integers <-> an entropy-coded chunk: range ANS with a table of frequencies for each field. Numpy only.
+
+For fields whose small values are common, such as gaps between sorted numbers: zstd's Huffman codes take a bit a value at least, and share
+their tables among fields. Everything is integers, so every machine decodes the same.
+
+Source: range ANS, Duda, arXiv 1311.2540; interleaved states, Giesen, arXiv 1402.3392; docs/format.md, "Coding: ans".
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.bitstream.fixed import check_range, narrowest, pack_fixed, packed_size, unpack_fixed
+from vqlabel.errors import CodeOutOfRange
+
+PRECISION = 12  # the frequencies of a field add up to 2^12
+FREQUENCY_BITS = PRECISION + 1
+LANES = 64  # states, one for every 64th row: 256 bytes a chunk, and as many rows at a time
+STATE_BITS, WORD_BITS = 32, 16  # a state lies in LOW .. 2^32 - 1; it gives and takes words of 16 bits
+LOW = 1 << STATE_BITS - WORD_BITS
+MAX_LISTED = 1 << 10  # values that a field's table lists
+WORD, STATE = np.dtype("<u2"), np.dtype("<u4")
+Symbols = NDArray[np.int64]  # [n, coded fields]
+
+
+def pack_ans(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
+    """Entropy-code rows of fields, each field by its frequencies in these very rows.
+
+    A field lists the values 0 .. t - 1, with the t that makes it smallest; all others are one more symbol, the escape, and their values
+    follow as they are. Of a field whose frequencies save nothing t is 0, and all its values follow as they are.
+
+    Args:
+        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+
+    Raises:
+        CodeOutOfRange: a value needs more than its field's bits.
+    """
+    check_range(rows, bits)
+    listed = [_listed(rows[:, j], width) for j, width in enumerate(bits)]
+    coded = [j for j, count in enumerate(listed) if count]
+    parts = [np.array(listed, WORD).tobytes()]
+    if coded:
+        symbols = np.stack([np.minimum(rows[:, j].astype(np.int64), listed[j]) for j in coded], 1)
+        tables = [_frequencies(np.bincount(symbols[:, at], minlength=listed[j] + 1)) for at, j in enumerate(coded)]
+        parts += [pack_fixed(np.concatenate(tables)[:, None].astype(np.uint32), [FREQUENCY_BITS]), *_encode(symbols, tables)]
+    for j, width in enumerate(bits):
+        parts.append(pack_fixed(rows[rows[:, j] >= listed[j], j : j + 1], [width]))
+    return b"".join(parts)
+
+
+def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDArray[np.unsignedinteger]:
+    """Inverse of `pack_ans`: [rows, m] of the narrowest unsigned type; writable.
+
+    Raises:
+        CodeOutOfRange: the chunk is damaged: its length, tables or states contradict each other.
+    """
+    chunk = _Chunk(data)
+    listed = np.frombuffer(chunk.take(WORD.itemsize * len(bits)), WORD).tolist()
+    if any(count > min(MAX_LISTED, 1 << width) or (count and not rows) for count, width in zip(listed, bits, strict=True)):
+        raise CodeOutOfRange(
+            f"fields list {listed[:8]} values; at most {MAX_LISTED}, and no more than they have: the stream is damaged"
+        )
+    out = np.zeros((rows, len(bits)), narrowest(bits))
+    escaped = np.ones((rows, len(bits)), bool)
+    if coded := [j for j, count in enumerate(listed) if count]:
+        sizes = [listed[j] + 1 for j in coded]
+        packed = chunk.take(packed_size(sum(sizes), [FREQUENCY_BITS]))
+        frequencies = unpack_fixed(packed, sum(sizes), [FREQUENCY_BITS])[:, 0].astype(np.int64)
+        symbols = _decode(chunk, rows, np.split(frequencies, np.cumsum(sizes)[:-1]))
+        escaped[:, coded] = symbols == np.array(sizes) - 1
+        out[:, coded] = np.where(escaped[:, coded], 0, symbols)
+    for j, width in enumerate(bits):
+        count = int(escaped[:, j].sum())
+        out[escaped[:, j], j] = unpack_fixed(chunk.take(packed_size(count, [width])), count, [width])[:, 0]
+    chunk.end()
+    return out
+
+
+def _listed(values: NDArray[np.unsignedinteger], width: int) -> int:
+    """How many values a field's table should list, 0 or a power of two, or as many as there are."""
+    top = int(values.max(initial=0)) + 1
+    count = np.bincount(values[values < MAX_LISTED], minlength=min(top, MAX_LISTED)).astype(np.float64)
+    best, least = 0, float(len(values) * width)
+    for listed in sorted({min(1 << i, top, MAX_LISTED) for i in range(1, MAX_LISTED.bit_length())}):
+        part = np.append(count[:listed], len(values) - count[:listed].sum())
+        there = part[part > 0]
+        entropy = float((there * np.log2(len(values) / there)).sum())
+        cost = entropy + part[-1] * width + FREQUENCY_BITS * (listed + 1)
+        if cost < least:
+            best, least = listed, cost
+    return best
+
+
+def _frequencies(count: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts -> integers that add up to 2^PRECISION, at least 1 for what there is and 0 for what there is not."""
+    whole = 1 << PRECISION
+    found = np.where(count > 0, np.maximum(1, count * whole // max(1, int(count.sum()))), 0)
+    while (missing := whole - int(found.sum())) != 0:  # a few steps: the largest frequencies can spare or take most
+        at = int(found.argmax())
+        found[at] += missing if missing > 0 else max(missing, 1 - int(found[at]) // 2)
+    return found
+
+
+def _starts(table: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.cumsum(table) - table
+
+
+def _encode(symbols: Symbols, tables: list[NDArray[np.int64]]) -> list[bytes]:
+    """Final states, number of words, words. Row i is coded by state i % LANES; from the last symbol to the first, for decoding undoes it."""
+    state = np.full(LANES, LOW, np.int64)
+    words: list[NDArray[np.int64]] = []
+    starts = [_starts(table) for table in tables]
+    for first in range((len(symbols) - 1) // LANES * LANES, -1, -LANES):
+        block = symbols[first : first + LANES]
+        for at in range(len(tables) - 1, -1, -1):
+            frequency, start = tables[at][block[:, at]], starts[at][block[:, at]]
+            x = state[: len(block)]
+            full = x >= frequency << STATE_BITS - PRECISION
+            words.append(x[full] & (LOW - 1))
+            x = np.where(full, x >> WORD_BITS, x)
+            state[: len(block)] = (x // frequency << PRECISION) + x % frequency + start
+    run = np.concatenate(words[::-1])
+    return [state.astype(STATE).tobytes(), np.array([len(run)], STATE).tobytes(), run.astype(WORD).tobytes()]
+
+
+def _decode(chunk: "_Chunk", rows: int, tables: list[NDArray[np.int64]]) -> Symbols:
+    """Inverse of `_encode`: [rows, len(tables)]."""
+    whole = 1 << PRECISION
+    if any(int(table.sum()) != whole for table in tables):
+        raise CodeOutOfRange(f"the frequencies of a field do not add up to {whole}: the stream is damaged")
+    state = np.frombuffer(chunk.take(STATE.itemsize * LANES), STATE).astype(np.int64)
+    count = int(np.frombuffer(chunk.take(STATE.itemsize), STATE)[0])
+    run = np.frombuffer(chunk.take(WORD.itemsize * count), WORD).astype(np.int64)
+    starts, symbol_of = [_starts(table) for table in tables], [np.repeat(np.arange(len(table)), table) for table in tables]
+    out, used = np.empty((rows, len(tables)), np.int64), 0
+    for first in range(0, rows, LANES):
+        block = out[first : first + LANES]
+        for at, table in enumerate(tables):
+            x = state[: len(block)]
+            slot = x & (whole - 1)
+            symbol = block[:, at] = symbol_of[at][slot]
+            x = table[symbol] * (x >> PRECISION) + slot - starts[at][symbol]
+            low = x < LOW
+            need = int(low.sum())
+            if used + need > count:
+                raise CodeOutOfRange(f"{count} words are too few for {rows} rows: the stream is damaged")
+            x[low] = x[low] << WORD_BITS | run[used : used + need]
+            state[: len(block)], used = x, used + need
+    if used != count or (state != LOW).any():
+        raise CodeOutOfRange("its states do not end where they began: the stream is damaged")
+    return out
+
+
+class _Chunk:
+    """Bytes, taken from the front; what a chunk claims is held against what it has before anything is made of it."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data, self._at = memoryview(data), 0
+
+    def take(self, size: int) -> memoryview:
+        if size > len(self._data) - self._at:
+            raise CodeOutOfRange(f"{size} bytes belong at byte {self._at} of {len(self._data)}: the stream is damaged")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise CodeOutOfRange(f"{len(self._data) - self._at} bytes are left over: the stream is damaged")
