@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,22 @@ def test_settings_that_the_file_does_not_allow_are_value_errors(root: Path, pack
     for epoch in (-1, 3):
         with pytest.raises(ValueError, match=rf"epoch {epoch} leaves 0\.\.2, the epochs of"):
             make().set_epoch(epoch)
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_a_script_that_mixes_otherwise_than_the_labels_is_stopped(mix: str, root: Path, pack: Pack) -> None:
+    """It tells its dataset everything but --mix-type, which it forgets by default."""
+    path = pack(draw(shuffled(), mix))
+
+    def main(args: Any) -> ImageFolder_FKD_MIX:
+        return ImageFolder_FKD_MIX(fkd_path=args.fkd_path, mode="fkd_load", args_epoch=EPOCHS, args_bs=BATCH, root=root)
+
+    assert main(SimpleNamespace(fkd_path=path, mix_type=mix)).max_epoch == EPOCHS
+    for other in {"cutmix", "mixup", None} - {mix}:
+        with pytest.raises(
+            ValueError, match=rf"--mix-type is {other}; the labels of .* are of views made with --mix-type {mix}: pass"
+        ):
+            main(SimpleNamespace(fkd_path=path, mix_type=other))
 
 
 def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path, pack: Pack, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ SRe2L's own reader takes a batch for the one that begins with the same image in 
 hand. This one takes the batch of the epoch whose images are all the same in the same order, or refuses, in any PyTorch since 2.6, edited or not.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         max_epoch: how many epochs are stored.
 
     Raises:
-        WrongSetting: another mode, batch size or number of epochs than the file allows.
+        WrongSetting: another mode, batch size, number of epochs or, as far as the script's `args` can be seen, --mix-type than the file allows.
         UsageError: the labels are probabilities, or of views that the script cannot make.
     """
 
@@ -85,6 +86,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         self._epochs = stored_epochs(self.labels.file.columns)
         self.max_epoch = len(self._epochs)
         self._refuse_other_settings(args_epoch, args_bs)
+        self._refuse_other_mixing()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # so that persistent workers see it change
         self._found: tuple[int, dict[bytes, int]] = -1, {}
 
@@ -112,6 +114,22 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
                 f"--batch-size is {size}; the batches of {self.fkd_path} have {stored} labels: pass {stored}, and "
                 "--gradient-accumulation-steps for smaller steps"
             )
+
+    def _refuse_other_mixing(self) -> None:
+        """A script tells its dataset all of its settings but --mix-type, and mixes by it what the labels are not of; so its `args` are looked
+        for where the dataset is made."""
+        columns, frame = self.labels.file.columns, inspect.currentframe()
+        mixed = "cutmix" if columns.has("mix_box") else "mixup" if columns.has("mix_lam") else None
+        while frame is not None:
+            args: Any = frame.f_locals.get("args", frame.f_globals.get("args"))
+            if hasattr(args, "mix_type") and hasattr(args, "fkd_path"):
+                if args.mix_type != mixed:
+                    how = "without it" if mixed is None else f"with --mix-type {mixed}"
+                    raise WrongSetting(
+                        f"--mix-type is {args.mix_type}; the labels of {self.fkd_path} are of views made {how}: pass the same"
+                    )
+                return
+            frame = frame.f_back
 
     @property
     def epoch(self) -> int:
