@@ -158,10 +158,14 @@ def test_records_without_images_are_refused(
 @pytest.mark.parametrize(
     ("places", "lengths", "says"),
     [
-        ([(0, 0), (0, 2)], [4, 4], "batch i // 4, and batch 2 of epoch 0 has 4 records after 4"),
-        ([(0, 0), (0, 1), (0, 2)], [4, 3, 4], "batch i // 4, and batch 2 of epoch 0 has 4 records after 7"),
-        ([(0, 0), (0, 1)], [3, 4], "batch i // 3, and batch 1 of epoch 0 has 4 records after 3"),
-        ([(0, 0), (3, 1)], [4, 4], "batch i // 4, and batch 1 of epoch 3 has 4 records after 0"),
+        ([(0, 0), (0, 2)], [4, 4], "finds a batch's images by its number, and batch 1 of epoch 0 is missing"),
+        (
+            [(0, 0), (0, 1), (0, 2)],
+            [4, 3, 4],
+            "finds row i of an epoch in batch i // 4, and batch 2 of epoch 0 has 4 records after 7",
+        ),
+        ([(0, 0), (0, 1)], [3, 4], "finds row i of an epoch in batch i // 3, and batch 1 of epoch 0 has 4 records after 3"),
+        ([(0, 0), (3, 1)], [4, 4], "finds a batch's images by its number, and batch 0 of epoch 3 is missing"),
     ],
     ids=["a gap", "a short batch inside", "a longer batch", "an epoch that begins late"],
 )
@@ -170,7 +174,7 @@ def test_batches_that_the_reader_would_misplace_are_refused(
 ) -> None:
     for place, b in zip(places, lengths, strict=True):
         write_sre2l(tmp_path / "dump", items("gvbsm", b), *place)
-    with pytest.raises(UsageError, match=f"gvbsm finds row i of an epoch in {says}.*: write lpqld"):
+    with pytest.raises(UsageError, match=f"gvbsm {says}.*: write lpqld"):
         write_all(open_labels(tmp_path / "dump"), tmp_path / "ours", "gvbsm")
     assert not (tmp_path / "ours").exists()
 
