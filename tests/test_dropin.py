@@ -290,7 +290,7 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
     source.names = [f"n{at}" for at in range(IMAGES)]
     with pytest.raises(UsageError, match="its records have names instead of numbers of images, so"):
         ImageFolder_FKD_MIX(pack(source), "fkd_load", root=root)
-    probs = np.full((EPOCHS, IMAGES, CLASSES), 1 / CLASSES, np.float16)
+    probs = np.random.default_rng(0).dirichlet(np.ones(CLASSES), (EPOCHS, IMAGES)).astype(np.float16)
     np.save(tmp_path / "probs.npy", probs)
     np.save(tmp_path / "logits.npy", probs - 1)
     with pytest.raises(UsageError, match="holds probs; the script divides logits by its temperature"):
