@@ -15,6 +15,7 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products
 from vqlabel.config import MIX
 from vqlabel.labels import About, Place, writing
+from vqlabel.threads import named_threads
 
 EPOCHS, IMAGES, CLASSES, BATCH = 6, 60, 40, 16
 HEIGHT, WIDTH = 48, 64  # pixels of every image: crops are whole in them
@@ -25,7 +26,8 @@ def _one_thread() -> Iterator[None]:
     """Matrices this small only wait for a second thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with named_threads(1):
+        yield
     torch.set_num_threads(threads)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
 LAYERS = (
     ("errors",),
-    ("config", "files", "filetypes", "progress", "typed"),
+    ("config", "files", "filetypes", "progress", "threads", "typed"),
     ("labels", "bitstream", "container"),
     ("augment", "column_limits", "columns", "counts", "crops", "seeded", "vql", "teachers", "preprocessing", "codecs"),
     ("packing", "fitting", "unpacking", "converting", "verifying", "pruning", "journal"),

@@ -28,6 +28,7 @@ from vqlabel.columns import ColumnWriter
 from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.threads import named_threads
 from vqlabel.unpacking import decode_steps, read_codec
 from vqlabel.vql import VqlFile
 
@@ -279,9 +280,9 @@ def test_the_same_dump_and_codec_give_the_same_bytes_whatever_the_machine(
     """In small groups on many threads, too."""
     import vqlabel.packing
 
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(workers)), raising=False)
     monkeypatch.setattr(vqlabel.packing, "ENCODE_RECORDS", 2048 if workers == 1 else 60)
-    vqlabel.pack(tree, tmp_path / "a.vql", codec=codec)
+    with named_threads(workers):
+        vqlabel.pack(tree, tmp_path / "a.vql", codec=codec)
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
 
 

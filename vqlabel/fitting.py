@@ -27,6 +27,7 @@ from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.packing import describe_fit, join_contexts
 from vqlabel.progress import Progress, silent
+from vqlabel.threads import small_operations
 from vqlabel.typed import typed_arguments
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
@@ -91,6 +92,7 @@ def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
     return replace(config, codec="sparse", bits=bits, bytes=None, ratio=None)
 
 
+@small_operations()
 def fit_sample(
     sample: LabelSample,
     held_out: str,

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import os
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -34,6 +33,7 @@ from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
+from vqlabel.threads import worker_count
 from vqlabel.typed import typed_arguments
 from vqlabel.vql import CODEC, NO_CODES, VqlFile
 
@@ -321,14 +321,12 @@ def _encoded(
     On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,
     and for the reader too. So does the reader, whose second thread would spin on a worker's core.
     """
-    workers = len(os.sched_getaffinity(0)) if device == "cpu" and hasattr(os, "sched_getaffinity") else 1
-    alone = (lambda: torch.set_num_threads(1)) if workers > 1 else None
+    workers = worker_count() if device == "cpu" else 1
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(SWITCH_SECONDS)
-    if alone is not None:
-        alone()
+    torch.set_num_threads(1)
     waiting: deque[tuple[int, list[LabelBatch], Future[NDArray[np.unsignedinteger]]]] = deque()
-    with ThreadPoolExecutor(workers, initializer=alone) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for done, batches in _grouped(source):
                 waiting.append((done, batches, pool.submit(encode, codec, batches, device)))

@@ -32,6 +32,7 @@ from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, 
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.teachers import Teacher, TeacherFailed
+from vqlabel.threads import large_operations
 from vqlabel.typed import typed_arguments
 from vqlabel.unpacking import as_tensor
 from vqlabel.vql import VqlFile
@@ -129,6 +130,7 @@ class TeacherSource(LabelSource):
         return self.drawn.batch(at, labels)
 
 
+@large_operations()
 @typed_arguments
 def relabel(
     source: TeacherSource,

@@ -18,6 +18,7 @@ from vqlabel.files import check_target
 from vqlabel.fitting import fit_sample, measure, read_sample, with_temperature
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
+from vqlabel.threads import small_operations
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
@@ -42,6 +43,7 @@ class Trial:
         return {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
 
 
+@small_operations()
 def tune(
     dump: str | PathLike[str] | LabelSource,
     config: FitConfig,

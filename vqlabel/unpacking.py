@@ -17,6 +17,7 @@ from vqlabel.labels import LabelBatch, LabelSource, Place, writing
 from vqlabel.labels.arrays import ArrayWriter
 from vqlabel.labels.detect import written_as
 from vqlabel.progress import Progress, noted, silent
+from vqlabel.threads import large_operations
 from vqlabel.typed import typed_arguments
 from vqlabel.vql import CODEC, VqlFile
 
@@ -81,6 +82,7 @@ def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "
     return torch.from_numpy(codes if codes.dtype == np.uint8 else codes.astype(np.uint32).view(np.int32)).to(device)
 
 
+@large_operations()
 @typed_arguments
 def unpack(
     path: str | PathLike[str],

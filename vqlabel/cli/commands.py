@@ -12,6 +12,7 @@ from vqlabel.cli import show
 from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
 from vqlabel.config import CODEC_KINDS, FitConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError
+from vqlabel.threads import named_threads
 
 app = typer.Typer(
     help="Teacher labels in a few bits each: fit a codec, pack a dump into a .vql file, read it back, account for every bit.",
@@ -32,6 +33,12 @@ Dump = Annotated[
 Vql = Annotated[Path, typer.Argument(help="a .vql file")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="by default one for fits, whose operations are small, and else all processors that this process may use"
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
 Layout = Annotated[str | None, typer.Option(help=f"of the dump: {LAYOUTS}; detected by default")]
 Classes = Annotated[
@@ -88,6 +95,7 @@ def fit(
     array: Array = None,
     axes: Axes = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -96,7 +104,7 @@ def fit(
 
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
         )
@@ -133,6 +141,7 @@ def tune(
     columns: Columns = None,
     array: Array = None,
     axes: Axes = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -140,7 +149,7 @@ def tune(
     from vqlabel.labels import open_labels
     from vqlabel.tuning import tune as run
 
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
         )
@@ -182,6 +191,7 @@ def pack(
     image_digest: ImageDigest = None,
     array: Array = None,
     axes: Axes = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -204,7 +214,7 @@ def pack(
     if kl is not None and not named:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, overwrite)
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
                 dump,
@@ -263,6 +273,7 @@ def unpack(
     records: Annotated[str | None, typer.Option(help="first:stop, as in Python")] = None,
     dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32; the dump's by default")] = None,
     device: Device = "cpu",
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -270,7 +281,7 @@ def unpack(
     span = _span(records)
     from vqlabel.unpacking import unpack as run
 
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
     show.notes(found)
     show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}"))
@@ -339,6 +350,7 @@ def relabel(
     image_digest: ImageDigest = None,
     effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
     device: Device = "cpu",
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -355,7 +367,7 @@ def relabel(
     pictures = Pictures(images)
     recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
     looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
         found = run(
             source, out, codec=None if codec is None else load_codec(codec)[0], layout=layout, effort=effort, device=device,
@@ -395,6 +407,7 @@ def stats(
     array: Array = None,
     axes: Axes = None,
     device: Device = "cpu",
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -412,7 +425,7 @@ def stats(
     for picture in (plot, plot_calibration):
         if picture is not None:
             pictures.check_picture(picture, overwrite=overwrite)
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         file = VqlFile(path)
         classes = file.classes if file.about.support is not None and file.about.layout in SPARSE else None
         source = (
@@ -457,6 +470,7 @@ def compare(
     images: Images = None,
     array: Array = None,
     axes: Axes = None,
+    threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -479,7 +493,7 @@ def compare(
     from vqlabel.report.curve import compare as run
     from vqlabel.report.student import Lesson
 
-    with show.progress_bar() as progress:
+    with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
                 dump, layout, domain, classes=classes, images=images, columns=columns if images else None, array=array, axes=axes

@@ -14,6 +14,7 @@ from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context, Support
 from vqlabel.progress import Progress, silent
+from vqlabel.threads import small_operations
 
 EFFORTS = ("fast", "normal", "best")
 
@@ -79,7 +80,8 @@ class LabelCodec(nn.Module, ABC):
     @classmethod
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         """Fit to `sample.seen`, stopping by `sample.held`."""
-        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), float32_arithmetic(torch.device(config.device)):
+        device = torch.device(config.device)
+        with small_operations(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), float32_arithmetic(device):
             return cls._fit(sample, config, hooks)
 
     @classmethod

@@ -12,12 +12,14 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.pruning import Pruned
+from vqlabel.threads import large_operations
 from vqlabel.unpacking import DTYPES, decode_steps, narrow, read_codec
 from vqlabel.vql import VqlFile
 
 DIFFERS = 0.01  # share of a figure by which that of float32 labels is another; of figures below it, a share of it
 
 
+@large_operations()
 def compare(
     file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
 ) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vqlabel.labels import Context, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.report.peers import HALF_MOST, PEERS, Faiss, Peer, Seen, import_faiss
 from vqlabel.report.student import Lesson, Recode
+from vqlabel.threads import large_operations
 
 BITS = (8, 16, 32, 64, 128, 256)
 BITS_MOST = 1 << 16  # of a rate: more than raw labels of 4,096 classes
@@ -38,6 +39,7 @@ class Measured:
     distortion: dict[str, dict[str, float]]  # of `Distortion`, by part
 
 
+@large_operations()
 def compare(
     dump: str | PathLike[str] | LabelSource,
     bits: Sequence[int] = BITS,
