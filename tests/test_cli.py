@@ -21,7 +21,6 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app, show
 from vqlabel.cli.options import read_temperature
-from vqlabel.cli.show import INTERRUPTED
 from vqlabel.labels import open_labels
 
 ROOT = Path(__file__).parents[1]
@@ -456,7 +455,7 @@ def test_exit_codes_and_streams_as_a_shell_sees_them(vql: Path, dump: Path, tmp_
     for arguments, want, message in (
         (("info", tmp_path / "no.vql"), 2, "no such file; name a .vql file"),
         (("stats", dump), 3, "not a .vql file but a .npy file"),
-        (("stats", vql, "--plot", dump), 4, "logits.npy exists; pass --overwrite"),
+        (("unpack", vql, "-o", dump), 4, "logits.npy exists; pass --overwrite"),
     ):
         code, out, error = in_a_shell(*arguments)
         assert (code, out) == (want, "")
@@ -535,8 +534,9 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     shown, error = process.communicate(timeout=60)
-    assert (process.returncode, shown) == (1, ""), error
-    assert said(error) == f"vqlabel: {INTERRUPTED}\n"
+    assert (process.returncode, shown) == (130, ""), error
+    end = "nothing half-written was left; the same command with --resume goes on where it was"
+    assert said(error) == f"vqlabel: interrupted; {end}\n"
     assert list(tmp_path.iterdir()) == [state]
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
@@ -561,8 +561,8 @@ def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_pat
     command = [sys.executable, "-m", "stopped", "fit", str(dump), "-o", str(tmp_path / "a.codec")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert said(done.stderr) == f"vqlabel: {INTERRUPTED}\n"
+    assert (done.returncode, done.stdout) == (130, "")
+    assert said(done.stderr) == "vqlabel: interrupted; nothing half-written was left\n", "there is no state to resume from"
     assert list(tmp_path.iterdir()) == [tmp_path / "stopped.py"]
 
 

@@ -1,6 +1,7 @@
 """Fitting: what is held out, what is reported, and that an interruption changes no byte."""
 
 import dataclasses
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -209,16 +210,15 @@ def test_an_interrupted_and_resumed_fit_gives_the_bytes_of_an_uninterrupted_one(
 def test_an_interruption_while_the_state_is_written_leaves_the_state_before(
     dump: Path, tmp_path: Path, uninterrupted: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, saves, save = tmp_path / "a.codec", [], torch.save
+    out, written, write = tmp_path / "a.codec", [], Path.write_bytes
 
-    def halting_save(values: Any, path: Path) -> None:
-        saves.append(path)
-        if len(saves) == 3:
-            Path(path).write_bytes(b"half")
+    def halting_write(path: Path, data: bytes) -> None:
+        written.append(path)
+        write(path, data[: len(data) // 2] if len(written) == 3 else data)
+        if len(written) == 3:
             raise KeyboardInterrupt
-        save(values, path)
 
-    monkeypatch.setattr(torch, "save", halting_save)
+    monkeypatch.setattr(Path, "write_bytes", halting_write)
     with pytest.raises(KeyboardInterrupt):
         fit(dump, LONGER, out=out)
     monkeypatch.undo()
@@ -253,11 +253,49 @@ def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
         fit(dump, QUICK, out=out, resume=True)
 
 
-def test_a_new_fit_takes_no_notice_of_an_old_state(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
-    (tmp_path / "a.codec.state").write_bytes(b"of long ago")
-    fit(dump, LONGER, out=tmp_path / "a.codec")
-    assert (tmp_path / "a.codec").read_bytes() == uninterrupted
-    assert not (tmp_path / "a.codec.state").exists()
+def test_a_new_fit_replaces_an_old_state_and_nothing_else_of_that_name(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
+    out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
+    with pytest.raises(KeyboardInterrupt):
+        fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
+    fit(dump, LONGER, out=out)
+    assert out.read_bytes() == uninterrupted
+    assert not state.exists()
+    state.write_bytes(b"of somebody else")
+    with pytest.raises(
+        TargetExists, match=r"a\.codec\.state: is no state that this vqlabel's fit left.*; delete it, or name another"
+    ):
+        fit(dump, QUICK, out=out, overwrite=True)
+    assert state.read_bytes() == b"of somebody else"
+
+
+@pytest.mark.parametrize("lost", ["a bit", "the end", "a field"])
+def test_a_damaged_state_is_refused(lost: str, dump: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
+    with pytest.raises(KeyboardInterrupt):
+        fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
+    data = bytearray(state.read_bytes())
+    damaged = [data[:-1]]
+    if lost == "a bit":
+        damaged = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), len(data) // 40)]
+    elif lost == "a field":
+        saved = torch.load(io.BytesIO(data), weights_only=True)
+        for name in saved["fit"]:
+            torch.save({**saved, "fit": {key: value for key, value in saved["fit"].items() if key != name}}, kept := io.BytesIO())
+            damaged.append(bytearray(kept.getvalue()))
+    for one in damaged:
+        state.write_bytes(one)
+        with pytest.raises(UsageError, match=r"no readable state of a fit .*; delete it and run without --resume"):
+            fit(dump, QUICK, out=out, resume=True)
+
+
+def test_a_state_that_is_a_link_is_not_written_through(dump: Path, tmp_path: Path) -> None:
+    out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
+    with pytest.raises(KeyboardInterrupt):
+        fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
+    elsewhere, before = state.rename(tmp_path / "elsewhere"), (tmp_path / "elsewhere").read_bytes()
+    state.symlink_to(elsewhere)
+    fit(dump, QUICK, out=out)
+    assert elsewhere.read_bytes() == before
 
 
 def test_an_existing_codec_is_kept_unless_overwriting_was_asked_for(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from numpy.typing import NDArray
 
 import vqlabel
@@ -51,6 +52,14 @@ def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
     assert file.container.streams["codes"].coding == CODED[name]
     assert file.container.json_object("vql.columns").get("crop") == CROPS.get(name, "integers")
     assert file.container.requires == REQUIRES.get(name, [])
+
+
+def test_a_codec_file_of_before_they_had_a_sum_is_read() -> None:
+    codec, report = vqlabel.load_codec(GOLDEN / "unsummed.codec")
+    assert (codec.kind, report) == ("vqae", {"held": {"labels": 1, "kl_T1": 0.5}})
+    codes = torch.arange(40, dtype=torch.uint8).reshape(8, 5) % 20
+    with torch.inference_mode():
+        np.testing.assert_allclose(codec.decode(codes).numpy(), np.load(GOLDEN / "unsummed.labels.npy"), atol=1e-4)
 
 
 def test_its_labels_are_those_of_the_day(name: str) -> None:

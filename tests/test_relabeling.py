@@ -1,5 +1,6 @@
 """Images and a teacher -> labels: nothing dense but a batch, the same bytes after any interruption, views that a seed draws again."""
 
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ from vqlabel.cli import app
 from vqlabel.codecs.topk import TopkCodec
 from vqlabel.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
-from vqlabel.journal import Journal
+from vqlabel.journal import HEADER, Journal
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.pruning import Pruned
 from vqlabel.relabeling import TeacherSource, relabel
@@ -206,6 +207,61 @@ def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> 
         assert all(np.array_equal(found, row) for found in journal)
     with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
         assert journal.done == 2
+
+
+@pytest.mark.parametrize(
+    ("batches", "whole"), [((1, 2), 0), ((0, 0, 1, 2), 1), ((1, 0, 2), 0), ((0, 2), 1), ((0, 1, 2, 2), 3)], ids=str
+)
+def test_a_journal_whose_batches_were_lost_doubled_or_swapped_counts_those_before(
+    batches: tuple[int, ...], whole: int, tmp_path: Path
+) -> None:
+    with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
+        for number in range(3):
+            journal.append(np.full((2, 2), number, np.uint16))
+    data, size = (tmp_path / "j").read_bytes(), 2 * 2 * 2 + 4
+    head, stored = data[:HEADER], [data[HEADER + at * size :][:size] for at in range(3)]
+    (tmp_path / "j").write_bytes(head + b"".join(stored[at] for at in batches))
+    with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
+        assert journal.done == whole
+
+
+def test_a_batch_of_another_journal_does_not_count(tmp_path: Path) -> None:
+    for name, key in (("j", 1), ("k", 2)):
+        with Journal(tmp_path / name, {"a": key}, [2], 2, "uint16") as journal:
+            journal.append(np.zeros((2, 2), np.uint16))
+    mixed = (tmp_path / "j").read_bytes()[:HEADER] + (tmp_path / "k").read_bytes()[HEADER:]
+    (tmp_path / "j").write_bytes(mixed)
+    with Journal(tmp_path / "j", {"a": 1}, [2], 2, "uint16") as journal:
+        assert journal.done == 0
+
+
+def test_a_journal_is_never_written_through_a_link_and_a_full_disk_keeps_its_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precious").touch()
+    (tmp_path / "link").symlink_to("precious")
+    with pytest.raises(VqlabelError, match="link: cannot be opened"):
+        Journal(tmp_path / "link", {"a": 1}, [1, 1], 2, "uint16")
+    assert (tmp_path / "precious").read_bytes() == b""
+    with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
+        journal.append(np.zeros((1, 2), np.uint16))
+        monkeypatch.setattr(journal, "_file", Full(journal._file))
+        with pytest.raises(VqlabelError, match=r"j: cannot be written \(No space left on device\); its 1 batches are kept"):
+            journal.append(np.zeros((1, 2), np.uint16))
+    assert Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16").done == 1
+
+
+class Full:
+    """A file on a disk that is full."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("layout", ["lpld", "lpqld", "gvbsm"])
@@ -550,6 +606,34 @@ def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> N
     (work / "junk.pt").write_bytes(b"junk")
     with pytest.raises(UsageError, match=message):
         load_teacher(name)
+
+
+def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    (work / "chatty_of_tests.py").write_text(
+        "import teachers_of_tests, torch\nprint('imported')\n"
+        "class Chatty(torch.nn.Module):\n"
+        "  def __init__(self):\n    super().__init__(); print('made'); self.inner = teachers_of_tests.small()\n"
+        "  def forward(self, x):\n    print('asked'); return self.inner(x)\n"
+    )
+    words = [
+        "relabel",
+        images,
+        "-o",
+        tmp_path / "a.vql",
+        "--teacher",
+        "chatty_of_tests:Chatty",
+        "--epochs",
+        1,
+        "--view",
+        VIEW,
+        "--json",
+    ]
+    run = CliRunner().invoke(app, [str(word) for word in words])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["records"] == IMAGES
+    assert run.stderr.splitlines()[:3] == ["imported", "made", "asked"]
 
 
 def test_the_command_line_labels_images_and_says_what_it_made(images: Path, work: Path, tmp_path: Path) -> None:

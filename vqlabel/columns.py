@@ -6,6 +6,7 @@ Source: docs/format.md, "Columns".
 import math
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -178,6 +179,7 @@ class Spool:
 
     def __init__(self, folder: Path, fields: int) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with the object)
+        weakref.finalize(self, self._file.close)
         self.fields, self.most = fields, np.zeros(fields, np.uint32)
 
     def add(self, rows: NDArray[np.uint32]) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import UsageError
+from vqlabel.files import check_apart
 from vqlabel.labels import LabelSource, open_labels, writing
-from vqlabel.labels.detect import written_as
+from vqlabel.labels.detect import check_dump_target, written_as
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.typed import typed_arguments
 
@@ -52,18 +53,21 @@ def convert(
         layout: "sre2l", "lpqld:10", ...: one of `vqlabel.labels.WRITERS`, its form after a colon; None: as the name of `out` ends.
 
     Raises:
-        UsageError: the layout cannot hold what the dump has, and why.
-        BadLabels: the dump is malformed; nothing is written.
+        UsageError: the layout cannot hold what the dump has, and why; or `files.Partial` or `files.check_apart` refuses the target.
+        BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
-    source = source if isinstance(source, LabelSource) else open_any(source)
     layout = written_as(Path(out), layout)
+    check_dump_target(out, layout, overwrite=overwrite)
+    source = source if isinstance(source, LabelSource) else open_any(source)
+    check_apart(out, *source.inputs)
     records = 0
     with writing(out, source.about, layout, overwrite=overwrite) as writer:
         for at, batch in enumerate(source):
             writer.add(batch)
             records += len(batch)
             progress("converting", at + 1, len(source), {})
+        source.check_unchanged()
         if not records:
             raise UsageError(f"{source.path}: has no labels, so there is nothing to write")
     found = {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}

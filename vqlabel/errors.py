@@ -79,6 +79,10 @@ class TargetExists(VqlabelError):
     exit_code = 4
 
 
+class VqlabelWarning(UserWarning):
+    """Something failed that the result does not depend on; the command line prints it to stderr as a note."""
+
+
 def require(ok: object, field: str, got: object, want: str, error: type[VqlabelError] = UsageError) -> None:
     """Raise `error` with "field is got; want" unless `ok`.
 

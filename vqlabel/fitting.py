@@ -1,7 +1,9 @@
 """A dump -> a fitted codec: what is kept out, what is seen, and the distortion on both."""
 
 import hashlib
+import io
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -21,8 +23,8 @@ from vqlabel.codecs.part import VARIES_MOST, level_spread
 from vqlabel.codecs.sizing import budget_of, code_bits_within
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
-from vqlabel.errors import BadLabels, UsageError
-from vqlabel.files import appearing, check_target
+from vqlabel.errors import BadLabels, TargetExists, UsageError, VqlabelError, VqlabelWarning
+from vqlabel.files import CODEC, RECORD, appearing, check_apart, check_target
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.packing import describe_fit, join_contexts
@@ -34,6 +36,7 @@ SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most
 HELD_LABELS = 8192
 STATE = 3  # of what an interrupted fit left; another where the same options make other steps, or sizes
 CHUNK = 2048  # labels encoded at a time
+SUM = 32  # bytes of a state's sha256, which stands at its end
 
 
 @typed_arguments
@@ -51,7 +54,8 @@ def fit(
     Args:
         dump: a path for `open_labels`, or a source.
         out: where to write the codec file; the state of an unfinished fit lies beside it as `<out>.state`.
-        resume: continue from that state; the result is the same, byte for byte, as without the interruption.
+        resume: continue from that state; the result is the same, byte for byte, as without the interruption, with the same number of
+            threads on the same machine.
 
     Returns:
         The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
@@ -60,15 +64,18 @@ def fit(
         out of one label for all; `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
 
     Raises:
-        BadLabels: the dump is malformed, or has fewer than 2 labels.
-        TargetExists: `out` is there and `overwrite` is false.
-        UsageError: `resume` without a state, or the state is of another dump or configuration.
+        BadLabels: the dump is malformed, has fewer than 2 labels, or changed while it was read.
+        TargetExists: `out` is there and `overwrite` is false; or something else has the name of the state.
+        UsageError: `resume` without a state, or the state is of another dump or configuration; or `out` is no place for a codec file.
     """
-    check_target(out, overwrite)
+    check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    check_apart(out, *source.inputs)
     config = with_temperature(config or FitConfig(), source)
     if resume and (out is None or not _state_of(out).exists()):
         raise UsageError(f"--resume: there is no {_state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
+    if not resume and out is not None:
+        _refuse_other_state(_state_of(out))
     sample, held_out = read_sample(source, progress, least=1 if config.codec == "raw" else 2)
     return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
@@ -113,7 +120,7 @@ def fit_sample(
         name = mark.hexdigest()
         hooks = FitHooks(
             progress=progress,
-            save=lambda values: _save_state(state, {"mark": name, "fit": values}),
+            save=_StateKeeper(state, name),
             resumed=_load_state(state, name) if resume else None,
         )
     codec = CODECS[str(config.codec)][0].fit(sample, config, hooks).eval()
@@ -172,6 +179,7 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
     most = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
     seen = _read_some(source, seen_at, most, lambda done, total: progress("reading", done, total, {}))
     held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
+    source.check_unchanged()
     total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
     flat = FlatRows(path=source.path)
     seen, held = ([_telling(batch, flat) for batch in part] for part in (seen, held))
@@ -347,17 +355,49 @@ def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
     return [round(float(p), 1) for p in usage.perplexity()]
 
 
+class _StateKeeper:
+    """Saves the state of a fit. Where that fails, as on a full disk, the fit goes on without: a state is a convenience."""
+
+    def __init__(self, path: Path, mark: str) -> None:
+        self._path, self._mark, self._failed = path, mark, False
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        try:
+            _save_state(self._path, {"mark": self._mark, "fit": values})
+        except VqlabelError as error:
+            if not self._failed:
+                warnings.warn(f"{error}; the fit goes on, and cannot be resumed from here", VqlabelWarning, stacklevel=2)
+            self._failed = True
+
+
 def _save_state(path: Path, state: dict[str, Any]) -> None:
-    with appearing(path, overwrite=True) as partial:
-        torch.save(state, partial)
+    """torch.save, and the sha256 of that behind it."""
+    torch.save(state, data := io.BytesIO())
+    if path.is_symlink():  # the target's owner may link it elsewhere; a state is ours, and goes nowhere else
+        path.unlink()
+    with appearing(path, RECORD, overwrite=True) as partial:
+        partial.write_bytes(data.getvalue() + hashlib.sha256(data.getvalue()).digest())
+
+
+def _read_state(path: Path) -> bytes | None:
+    """What `_save_state` saved; None where a file is something else, or damaged."""
+    data = path.read_bytes()
+    return data[:-SUM] if hashlib.sha256(data[:-SUM]).digest() == data[-SUM:] else None
 
 
 def _load_state(path: Path, mark: str) -> dict[str, Any]:
-    try:
-        state = torch.load(path, weights_only=True)
-        found, values = state["mark"], state["fit"]
-    except Exception as error:  # torch.load raises a dozen types on a damaged file
-        raise UsageError(f"{path}: no readable state of a fit ({str(error)[:120]}); delete it and run without --resume") from None
-    if found != mark:
+    data = _read_state(path)
+    if data is None:
+        raise UsageError(f"{path}: no readable state of a fit (its sha256 does not fit); delete it and run without --resume")
+    state = torch.load(io.BytesIO(data), weights_only=True)
+    if state["mark"] != mark:
         raise UsageError(f"{path}: is of another dump or another configuration; give the same flags, or run without --resume")
-    return dict(values)
+    return dict(state["fit"])
+
+
+def _refuse_other_state(path: Path) -> None:
+    """Raises TargetExists where a fit would replace something that no fit left."""
+    if path.exists() and (path.is_dir() or _read_state(path) is None):
+        raise TargetExists(
+            f"{path}: is no state that this vqlabel's fit left, and a fit keeps its own there; delete it, or name another codec file"
+        )

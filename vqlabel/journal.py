@@ -11,18 +11,16 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import UsageError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from vqlabel.errors import UsageError, VqlabelError
+from vqlabel.files import lock
 
 HEADER = 4096  # bytes in front of the batches: what they are of
+VERSION = 2  # of the layout below
 
 
 class Journal:
-    """Rows [n, width] of one unsigned type, batch by batch, each with its crc32 behind it.
+    """Rows [n, width] of one unsigned type, batch by batch, each with a crc32 behind it: of the header, the batch's number and its rows, so
+    that a batch that was lost, doubled, swapped or taken from another journal does not fit.
 
     Args:
         key: what the batches are of, as JSON takes it; a file of something else is refused.
@@ -33,14 +31,15 @@ class Journal:
 
     Raises:
         UsageError: the file belongs to a run with another key, or to one that is still going.
+        VqlabelError: it cannot be written (here, and in `append`).
     """
 
     def __init__(self, path: Path, key: dict[str, Any], sizes: Sequence[int], width: int, dtype: str) -> None:
         self.path, self._sizes, self._width, self._type = path, sizes, width, np.dtype(dtype).newbyteorder("<")
-        said = json.dumps({**key, "width": width, "type": dtype}, sort_keys=True).encode()
-        head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
-        self._file: IO[bytes] = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
-        if not _locked(self._file):
+        said = json.dumps({**key, "journal": VERSION, "width": width, "type": dtype}, sort_keys=True).encode()
+        self._head = head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
+        self._file = _open(path)
+        if lock(self._file) is False:
             self._file.close()
             raise UsageError(f"{path}: another run is writing it; wait for that, or stop it and go on where it was")
         if not os.fstat(self._file.fileno()).st_size:
@@ -48,7 +47,8 @@ class Journal:
         elif self._file.read(HEADER) != head:
             self._file.close()
             raise UsageError(
-                f"{path}: is left of an interrupted run with other settings; repeat those to go on with it, or remove it"
+                f"{path}: is left of an interrupted run with other settings; repeat those to go on with it, or remove it, as one of another "
+                "version of vqlabel"
             )
         self.done = self._whole()
 
@@ -63,8 +63,13 @@ class Journal:
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
         """The next batch's."""
         data = np.ascontiguousarray(rows, self._type).tobytes()
-        self._file.write(data + zlib.crc32(data).to_bytes(4, "little"))
-        self._file.flush()  # so that a killed process loses this batch at most
+        try:
+            self._file.write(data + self._sum(self.done, data))
+            self._file.flush()  # so that a killed process loses this batch at most
+        except OSError as error:
+            raise VqlabelError(
+                f"{self.path}: cannot be written ({error.strerror or error}); its {self.done} batches are kept: the same command goes on"
+            ) from error
         self.done += 1
 
     def __iter__(self) -> Iterator[NDArray[np.unsignedinteger]]:
@@ -77,13 +82,17 @@ class Journal:
     def _bytes(self, size: int) -> int:
         return size * self._width * self._type.itemsize + 4
 
+    def _sum(self, number: int, data: bytes) -> bytes:
+        """The 4 bytes behind batch `number`."""
+        return zlib.crc32(data, zlib.crc32(number.to_bytes(8, "little"), zlib.crc32(self._head))).to_bytes(4, "little")
+
     def _whole(self) -> int:
         """The batches from the first on whose crc32 fits; what is behind them goes."""
         done, end = 0, HEADER
         self._file.seek(HEADER)
         for size in self._sizes:
             data = self._file.read(self._bytes(size))
-            if len(data) < self._bytes(size) or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+            if len(data) < self._bytes(size) or self._sum(done, data[:-4]) != data[-4:]:
                 break
             done, end = done + 1, end + len(data)
         self._file.seek(end)
@@ -96,13 +105,10 @@ class Journal:
         os.unlink(self.path)
 
 
-def _locked(file: IO[bytes]) -> bool:
-    """Whether `file` is ours alone, until it is closed or we are killed; where the system has no such locks, it is."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            pass
-    return True
+def _open(path: Path) -> IO[bytes]:
+    """For reading and writing, made if it is not there; never what a link points to."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        return os.fdopen(os.open(path, flags, 0o666), "r+b")
+    except OSError as error:
+        raise VqlabelError(f"{path}: cannot be opened ({error.strerror or error}); an interrupted run goes on from it") from error

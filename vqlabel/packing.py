@@ -28,6 +28,7 @@ from vqlabel.config import PriorConfig
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS
 from vqlabel.errors import UsageError
+from vqlabel.files import check_apart
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
@@ -71,11 +72,13 @@ def pack(
         something about the codec cannot be told, or rows are no labels.
 
     Raises:
-        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views.
-        BadLabels: the dump is malformed; nothing is written.
+        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views; or `out` is no
+            place for a .vql file (`files.Partial`, `files.check_apart`).
+        BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    check_apart(out, *source.inputs, beside=() if isinstance(codec, LabelCodec) else (codec,))
     codec = codec if isinstance(codec, LabelCodec) else load_codec(codec)[0]
     check_codec(codec, source)
     if drawn is not None:
@@ -106,6 +109,7 @@ def pack(
 
         with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
             records = store_codes(writer, codec, parts(encoded))
+        source.check_unchanged()
         flat.check()
         kept = 0 if drawn is None else columns.bits()
         says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)

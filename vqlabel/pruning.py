@@ -1,5 +1,7 @@
 """A dump -> a part of it: some epochs, batches or views, chosen by a seed, every one with its own place, image and augmentation."""
 
+from pathlib import Path
+
 import numpy as np
 
 from vqlabel.augment.philox import shuffled
@@ -50,6 +52,9 @@ class Pruned(LabelSource):
         many = round(self._keep * count)
         require(many > 0, "keep", self._keep, f"keeps none of {count} {what}; keep more, or prune by smaller parts")
         return sorted(shuffled(self._seed, WHOLE, 0, count)[:many].tolist())
+
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return self._source.files_of(self._at[at])
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = self._source._load(self._at[at])

@@ -22,10 +22,10 @@ from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
 from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
-from vqlabel.files import check_target
+from vqlabel.files import RECORD, VQL, check_apart, check_target
 from vqlabel.journal import Journal
 from vqlabel.labels import LabelBatch, LabelSource, writing
-from vqlabel.labels.detect import check_writer, written_as
+from vqlabel.labels.detect import check_dump_target, check_writer, written_as
 from vqlabel.labels.source import check_domain
 from vqlabel.labels.tree import DRAWS, SEED, Shuffle
 from vqlabel.packing import check_codec, check_fitted_on, encode, finish, lent, store_codes
@@ -157,6 +157,7 @@ def relabel(
     target, dense = Path(out), RawCodec(RawConfig(classes=source.classes, domain="logits", dtype=source.dtype))
     codec = load_codec(codec)[0] if isinstance(codec, str | PathLike) else codec
     into_vql, whole = target.suffix == ".vql", codec or dense
+    check_apart(target, source.path)
     if not into_vql:
         require(codec is None, "codec", "a fitted one", f"makes codes, which go into a .vql file; {out} is none")
         layout = _layout_of(target, layout)
@@ -173,9 +174,9 @@ def relabel(
     notes = check_fitted_on(whole, FittedOn(images=source.images, view=source.view), source.path)
     sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(whole.code_bits).name
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
-    check_target(target, overwrite)
+    check_relabel_target(target, layout, overwrite=overwrite)
     if not into_vql and not path.exists():  # else it is the one that the interrupted run wrote
-        check_target(recipe_file(target), overwrite)
+        check_target(recipe_file(target), RECORD, overwrite=overwrite)
     with lent(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
         _label(source, whole, journal, device, progress)
         if into_vql:
@@ -191,6 +192,14 @@ def relabel(
         **found,
         **noted([*notes, *found.get("notes", ())]),
     }
+
+
+def check_relabel_target(out: Path, layout: str | None, *, overwrite: bool) -> None:
+    """Refuse a target before the teacher is asked: what `check_target` refuses."""
+    if out.suffix == ".vql":
+        check_target(out, VQL, overwrite=overwrite)
+    else:
+        check_dump_target(out, _layout_of(out, layout), overwrite=overwrite)
 
 
 def _layout_of(target: Path, layout: str | None) -> str:

@@ -17,7 +17,7 @@ from vqlabel.column_limits import PREFIX, check_streams
 from vqlabel.columns import ColumnReader, widths
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, NoSuchFile, UsageError, VqlabelError
-from vqlabel.files import appearing
+from vqlabel.files import RECORD, appearing
 from vqlabel.filetypes import read_text
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
 from vqlabel.labels.image_set import ImageSet
@@ -194,7 +194,7 @@ def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) ->
         said["order"] = drawn.order_name
     if drawn.images is not None:
         said["images"] = drawn.images.to_dict()
-    with appearing(file, overwrite=overwrite) as partial:
+    with appearing(file, RECORD, overwrite=overwrite) as partial:
         partial.write_text(json.dumps(said) + "\n")
 
 

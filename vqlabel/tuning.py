@@ -14,7 +14,7 @@ from vqlabel.codecs.train import facts_of, usual_epochs
 from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import UsageError, require
-from vqlabel.files import check_target
+from vqlabel.files import CODEC, check_apart, check_target
 from vqlabel.fitting import fit_sample, measure, read_sample, with_temperature
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
@@ -81,8 +81,9 @@ def tune(
         require(value is None or 0 < value < math.inf, name, value, "must be above 0")
     require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could choose; vqae has")
     require(config.code_width is None, "code_width", config.code_width, "cuts code bits that you name: give no budget")
-    check_target(out, overwrite)
+    check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    check_apart(out, *source.inputs)
     config = replace(with_temperature(config, source), codec="vqae")
     if kl is not None and config.contrast is None:
         config = replace(config, contrast=1.0)

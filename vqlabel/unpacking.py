@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vqlabel.codecs import LabelCodec, build_codec
 from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.files import check_apart
 from vqlabel.labels import LabelBatch, LabelSource, Place, writing
 from vqlabel.labels.arrays import ArrayWriter
 from vqlabel.labels.detect import written_as
@@ -106,7 +107,7 @@ def unpack(
 
     Raises:
         UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold, a layout that cannot
-            hold these labels or their augmentation.
+            hold these labels or their augmentation; or a target that `files.Partial` or `files.check_apart` refuses.
         TargetExists: `out` is there and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """
@@ -116,6 +117,7 @@ def unpack(
     if any(r is not None and not -file.records <= r <= file.records for r in records) or start > stop:
         raise UsageError(f"records {records[0]}:{records[1]} leave 0:{file.records}")
     layout = written_as(target, layout, source.layout)
+    check_apart(target, path)
     if not layout.startswith("arrays:"):
         whole = (start, stop) == (0, file.records)
         require(whole, "records", f"{start}:{stop}", "needs a .npy or .safetensors target: other layouts have whole batches")

@@ -321,6 +321,23 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
         save_codec(case.codec, path)
 
 
+def test_a_codec_file_with_one_flipped_bit_is_refused_or_the_same(case: Case, tmp_path: Path) -> None:
+    path = tmp_path / "some.codec"
+    save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
+    data, want = path.read_bytes(), case.codec.file_tensors()
+    refused = 0
+    for at in range(3, len(data), max(1, len(data) // 150)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        try:
+            loaded, report = load_codec(path)
+        except BadContainer:
+            refused += 1
+            continue
+        assert (loaded.config, report) == (case.codec.config, {"held": {"kl_T1": 0.5}})
+        assert all(torch.equal(loaded.file_tensors()[name], tensor) for name, tensor in want.items())
+    assert refused > 100
+
+
 def test_decoder_tensors_and_configuration_are_all_that_encoding_and_decoding_need(case: Case) -> None:
     config = json.loads(case.codec.config.to_json())
     tensors = {name: tensor.clone() for name, tensor in case.codec.decoder_tensors().items()}
@@ -355,6 +372,8 @@ def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
             "codec kind 'pixie' is unknown; this vqlabel has vqae, sparse, topk, raw: upgrade it",
         ),
         ('{"kind": ["raw"], "config": {}, "report": {}}', r"codec kind \['raw'\] is unknown"),
+        ('{"kind": "raw", "config": {}, "report": {}, "sha256": "0"}', "its sha256 does not fit what it holds; it is damaged"),
+        ('{"kind": "raw", "config": {}, "report": {}, "sha25v": "0"}', "its sha256 does not fit what it holds; it is damaged"),
     ):
         save_file({"a": torch.zeros(1)}, path, {KEY: said})
         with pytest.raises(BadContainer, match=rf"some\.codec: {message}"):

@@ -215,6 +215,8 @@ def records(source: LabelSource) -> np.ndarray:
     return out
 
 
+# unsummed.codec: the codec of the case vqae, as save_codec wrote it with the report {"held": {"labels": 1, "kl_T1": 0.5}} before codec files had a sum
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for name, source, codec in cases():

@@ -16,7 +16,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line; exits with 0 ok, 1 failed, 2 usage, 3 malformed input, 4 refused."""
+    """Run the command line; exits with 0 ok, 1 failed, 2 usage, 3 malformed input, 4 the target exists, 130 Ctrl-C."""
     signal.signal(signal.SIGINT, _interrupt)
     app()
 

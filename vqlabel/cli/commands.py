@@ -94,16 +94,21 @@ def fit(
     columns: Columns = None,
     array: Array = None,
     axes: Axes = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted fit to the same bytes")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue an interrupted fit, to the same bytes with the same number of threads")
+    ] = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
+    from vqlabel.files import CODEC, check_apart, check_target
     from vqlabel.labels import open_labels
 
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
+    check_target(out, CODEC, overwrite=overwrite)
+    check_apart(out, dump, beside=(images, columns))
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
@@ -146,9 +151,12 @@ def tune(
     json: Json = False,
 ) -> None:
     """Find the best codec inside a budget: --ratio, --bytes, --kl, or --bits per label, here with everything but augmentation counted."""
+    from vqlabel.files import CODEC, check_apart, check_target
     from vqlabel.labels import open_labels
     from vqlabel.tuning import tune as run
 
+    check_target(out, CODEC, overwrite=overwrite)
+    check_apart(out, dump, beside=(images, columns))
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
@@ -198,7 +206,7 @@ def pack(
     """Encode a dump into a .vql file, fitting a codec first where none is given."""
     named = codec is None or codec in CODEC_KINDS
     from vqlabel.codecs import cut, load_codec
-    from vqlabel.files import check_target
+    from vqlabel.files import VQL, check_apart, check_target
     from vqlabel.labels import open_labels
     from vqlabel.packing import check_recipe
     from vqlabel.packing import pack as run
@@ -213,7 +221,8 @@ def pack(
     drawn = read_recipe(recipe_file(dump)) if augmentation == "seeded" else None
     if kl is not None and not named:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
-    check_target(out, overwrite)
+    check_target(out, VQL, overwrite=overwrite)
+    check_apart(out, dump, beside=(images, columns, None if named else codec))
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
@@ -307,7 +316,11 @@ def convert(
     """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
     from vqlabel.converting import convert as run
     from vqlabel.converting import open_any
+    from vqlabel.files import check_apart
+    from vqlabel.labels.detect import check_dump_target, written_as
 
+    check_dump_target(out, written_as(out, layout), overwrite=overwrite)
+    check_apart(out, source, beside=(images, columns))
     with show.progress_bar() as progress:
         labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns, array, axes))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
@@ -358,12 +371,13 @@ def relabel(
     from vqlabel.augment.pictures import Pictures
     from vqlabel.augment.recipe import Recipe
     from vqlabel.codecs import load_codec
-    from vqlabel.files import check_target
-    from vqlabel.relabeling import TeacherSource
+    from vqlabel.files import check_apart
+    from vqlabel.relabeling import TeacherSource, check_relabel_target
     from vqlabel.relabeling import relabel as run
     from vqlabel.teachers import load_teacher
 
-    check_target(out, overwrite)
+    check_relabel_target(out, layout, overwrite=overwrite)
+    check_apart(out, images, beside=(codec, teacher))
     pictures = Pictures(images)
     recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
     looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
@@ -412,6 +426,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Account for every byte of a .vql file."""
+    from vqlabel.files import check_apart
     from vqlabel.labels import open_labels
     from vqlabel.labels.detect import SPARSE
     from vqlabel.report import plot as pictures
@@ -425,6 +440,7 @@ def stats(
     for picture in (plot, plot_calibration):
         if picture is not None:
             pictures.check_picture(picture, overwrite=overwrite)
+            check_apart(picture, path, against)
     with named_threads(threads), show.progress_bar() as progress:
         file = VqlFile(path)
         classes = file.classes if file.about.support is not None and file.about.layout in SPARSE else None
@@ -463,7 +479,7 @@ def compare(
     view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher saw")] = 224,
     passes: Annotated[int, typer.Option(help="of a student over all views")] = 4,
     temperature: Temperature = None,
-    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
+    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine with the same number of threads")] = 0,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -482,10 +498,12 @@ def compare(
         raise UsageError(f"{teacher}: no such file; name the teacher's weights, or give --teacher-bytes")
     size = teacher_bytes if teacher is None else teacher.stat().st_size
     if plot is not None:
+        from vqlabel.files import check_apart
         from vqlabel.report.plot import check_picture
         from vqlabel.report.plot_curve import plot_curve
 
         check_picture(plot, overwrite=overwrite)
+        check_apart(plot, dump, beside=(teacher, images, columns, student, val, val_labels))
     if (student is None) != (val is None):
         raise UsageError("--student and --val go together: images that labels were made of, and new ones to judge students by")
     from vqlabel.labels import open_labels
@@ -590,7 +608,7 @@ def verify(path: Vql, json: Json = False) -> None:
 def demo(
     folder: Annotated[Path | None, typer.Option(help="keep dump, codec and .vql here; by default they are deleted")] = None,
     bits: Annotated[int, typer.Option(help="code bits per label")] = 32,
-    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine")] = 0,
+    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine with the same number of threads")] = 0,
     json: Json = False,
 ) -> None:
     """Teacher, labels, codec, .vql and two students on 1,000 drawn characters: the whole story in minutes, no download."""

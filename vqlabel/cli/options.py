@@ -57,7 +57,7 @@ OPTIONS: dict[str, Any] = {
         typer.Option(help="how far labels lie from their mean; by default unbiased, for students; 1: calibrated, the least KL"),
     ],
     "epochs": Annotated[int | None, typer.Option(help="passes of training over the labels, in each part of a fit")],
-    "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine")],
+    "seed": Annotated[int, typer.Option(help="same seed, same bytes on the same machine with the same number of threads")],
     "device": Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")],
 }
 SCHEDULE = 4  # temperatures that stand for a schedule

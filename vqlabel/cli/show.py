@@ -5,18 +5,25 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NoReturn
+from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
+from typing import Any, NoReturn, TextIO
 
 import typer
 
-from vqlabel.errors import VqlabelError, message, printable
+from vqlabel.errors import VqlabelError, VqlabelWarning, message, printable
 from vqlabel.progress import Progress, silent
 
 COMPRESSED = 0.01  # share of the code bits that coding must save to be worth a word
 UNBIASED = 0.1  # of the slope of decoded on raw probabilities, 1 where labels are unbiased
-INTERRUPTED = "interrupted; nothing half-written was left. A fit goes on with --resume, relabel with the same command"
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+GOES_ON = {  # command -> suffix of what an interrupted run keeps beside its target, and what goes on from there
+    "fit": (".state", "the same command with --resume goes on where it was"),
+    "relabel": (".journal", "the same command goes on where it was"),
+}
+_stdout: ContextVar[TextIO] = ContextVar("stdout")  # of the process, while `sys.stdout` is stderr
 
 
 def refusing(command: Callable[..., None]) -> Callable[..., None]:
@@ -25,11 +32,12 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
-            command(*args, **options)
+            with _stdout_for_results(), _warnings_as_notes():
+                command(*args, **options)
         except VqlabelError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail(INTERRUPTED, 1)
+            _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
         except BrokenPipeError:  # the reader of our output went away, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except MemoryError as error:
@@ -43,11 +51,44 @@ def refusing(command: Callable[..., None]) -> Callable[..., None]:
             _fail(f"{error}; check --device", 1)
         except RuntimeError as error:  # torch: no such device, out of its memory
             if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what stops the making of a class, in an import
-                _fail(INTERRUPTED, 1)
+                _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
             reason = str(error).partition("\n")[0]
             _fail(f"{reason}; check --device", 2 if "device string" in reason else 1)
 
     return run
+
+
+def _interrupted(command: str, out: object) -> str:
+    """What is left after Ctrl-C."""
+    suffix, way = GOES_ON.get(command, ("", ""))
+    return "interrupted; nothing half-written was left" + (f"; {way}" if way and os.path.exists(f"{out}{suffix}") else "")
+
+
+@contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """What libraries and a teacher's own code print while a command runs goes to stderr; stdout is for `emit` alone."""
+    token = _stdout.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout.reset(token)
+
+
+@contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """vqlabel's own warnings as one line each, others as Python shows them."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, VqlabelWarning):
+                note(str(message))
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = one_line
+        yield
 
 
 def note(sentence: str) -> None:
@@ -79,10 +120,11 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def emit(found: dict[str, Any], as_json: bool, human: Callable[[dict[str, Any]], None]) -> None:
     """One JSON object, or what a person reads."""
-    if as_json:
-        typer.echo(json.dumps(found))
-    else:
-        human(found)
+    with redirect_stdout(_stdout.get(sys.stdout)):
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            human(found)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A fitted codec <-> one safetensors file: decoder, resolved configuration, and what was measured when it was fitted."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from os import PathLike
@@ -16,10 +17,10 @@ from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import FitConfig, codec_config
 from vqlabel.errors import BadContainer, NoSuchFile, UsageError, require
-from vqlabel.files import appearing
+from vqlabel.files import CODEC, appearing
 from vqlabel.typed import typed_arguments
 
-KEY = "vqlabel.codec"
+KEY, SUM = "vqlabel.codec", "sha256"
 
 
 def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
@@ -44,15 +45,25 @@ def save_codec(
     from safetensors.torch import save
 
     # One metadata key, because safetensors writes several in no fixed order, and the same fit should give the same bytes.
-    said = {
+    described = {
         "kind": codec.kind,
         "config": codec.config.to_dict(),
         "report": dict(report or {}),
         "fitted_on": codec.fitted_on.to_dict(),
     }
-    metadata = {KEY: json.dumps(said, sort_keys=True)}
-    with appearing(Path(path), overwrite=overwrite) as partial:
-        partial.write_bytes(save(codec.file_tensors(), metadata))
+    tensors = codec.file_tensors()
+    metadata = {KEY: json.dumps({**described, SUM: _sha256(described, tensors)}, sort_keys=True)}
+    with appearing(Path(path), CODEC, overwrite=overwrite) as partial:
+        partial.write_bytes(save(tensors, metadata))
+
+
+def _sha256(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of all that a codec file holds (docs/format.md, "Codec files")."""
+    total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        total.update(f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 @typed_arguments
@@ -76,10 +87,16 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
     if KEY not in metadata:
         raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
     try:
-        said = json.loads(metadata[KEY])
-        kind, config, report, fitted_on = said["kind"], said["config"], dict(said["report"]), said.get("fitted_on", {})
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        described = json.loads(metadata[KEY])
+        found, fitted_on = described.pop(SUM, None), described.get("fitted_on", {})
+        kind, config, report = described["kind"], described["config"], dict(described["report"])
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
+    whole = described.keys() - {"fitted_on"} == {"kind", "config", "report"} and (
+        found is None or found == _sha256(described, tensors)
+    )
+    if not whole:  # files of before there was a sum have none
+        raise BadContainer(f"{path}: its {SUM} does not fit what it holds; it is damaged: copy it again, or fit again")
     try:
         codec = build_codec(kind, config, tensors)
         codec.fitted_on = FittedOn.from_dict(fitted_on, path)

@@ -28,7 +28,7 @@ from vqlabel.container.layout import (
     Stream,
 )
 from vqlabel.errors import VqlabelError
-from vqlabel.files import partial_of, publish, refuse_existing, unwritable
+from vqlabel.files import VQL, Partial, unwritable
 
 _CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
 _COPY = 1 << 20
@@ -36,7 +36,7 @@ _PACK = {"fixed": pack_fixed, "zstd": pack_planes, "ans": pack_ans}
 
 
 class ContainerWriter:
-    """Writes `<path>.partial` beside the target and renames it when `finish` has sealed it; any exception removes it.
+    """Writes a file of its own beside the target and renames it when `finish` has sealed it; any exception removes it.
 
         with ContainerWriter("out.vql") as writer:
             writer.begin("codes", [8] * 16)
@@ -46,24 +46,21 @@ class ContainerWriter:
             writer.finish(metadata)
 
     Raises:
-        TargetExists: the target is there and `overwrite` is false.
+        What `Partial` does.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path)
-        self._partial = partial_of(self.path)
-        self._overwrite = overwrite
-        refuse_existing(self.path, overwrite)
-        if not self.path.parent.is_dir():
-            raise VqlabelError(f"{self.path.parent}: no such folder; make it first")
+        self._partial = Partial(self.path, VQL, overwrite=overwrite)
         self._tensors: dict[str, dict[str, Any]] = {}
         self._small: dict[str, tuple[str, NDArray[Any]]] = {}
         self._sums: dict[str, str] = {}
         self.streams: dict[str, Stream] = {}
         self._area = HEADER_FIRST
         try:
-            self._file: IO[bytes] = self._partial.open("w+b")
+            self._file: IO[bytes] = self._partial.path.open("x+b")
         except OSError as error:
+            self._partial.close()
             raise unwritable(self.path, error) from error
         self._file.seek(self._area)
         self._end = 0  # bytes in the buffer so far
@@ -77,7 +74,7 @@ class ContainerWriter:
             self._file.close()
         except OSError as closing:  # the disk is full and the buffer could not be flushed
             error = error or closing
-        self._partial.unlink(missing_ok=True)
+        self._partial.close()
         if isinstance(error, OSError):
             raise unwritable(self.path, error) from error
 
@@ -189,7 +186,7 @@ class ContainerWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         size = os.fstat(self._file.fileno()).st_size
-        publish(self._partial, self.path, overwrite=self._overwrite)
+        self._partial.publish()
         return size
 
     def _move_buffer(self, area: int) -> None:

@@ -9,8 +9,8 @@ from os import PathLike
 from pathlib import Path
 
 from vqlabel.config import DOMAINS
-from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, require
-from vqlabel.files import appearing
+from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, VqlabelError, require
+from vqlabel.files import NPY, SAFETENSORS, TENSOR, TREE, Form, appearing, check_target
 from vqlabel.filetypes import is_sidecar, require_regular
 from vqlabel.labels.arrays import ArrayWriter, array_form
 from vqlabel.labels.choose import Selection
@@ -216,15 +216,13 @@ def writing(
 
     Raises:
         UsageError: no such layout, or it cannot hold such labels.
-        TargetExists: `out` is there and `overwrite` is false; or it is a folder with other things in it than such a dump.
+        What `check_dump_target` does.
+        VqlabelError: files of the dump were removed while it was written.
     """
     target, (name, _, form) = Path(out), layout.partition(":")
     require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
-    if target.is_dir() and any(target.iterdir()) and not _is_dump(target):
-        raise TargetExists(
-            f"{target} is a folder with other things in it; name a new one, or one that holds a dump of labels and nothing else"
-        )
-    with appearing(target, overwrite=overwrite) as partial:
+    _refuse_other_things(target)
+    with appearing(target, form_of(layout), overwrite=overwrite) as partial:
         writer = WRITERS[name](partial, about, form or None)
         try:
             yield writer
@@ -232,6 +230,35 @@ def writing(
                 writer.finish()
         finally:
             writer.close()
+        there = sum(entry.is_file() for entry in partial.rglob("*"))
+        if there != writer.files and partial.is_dir():
+            raise VqlabelError(
+                f"{target}: {writer.files} files were written, {there} of them are still there: somebody removed the others meanwhile; "
+                "nothing was left behind"
+            )
+
+
+def form_of(layout: str) -> Form:
+    """What a layout is written as."""
+    return {"arrays:npy": NPY, "arrays:safetensors": SAFETENSORS, "tensor": TENSOR}.get(layout, TREE)
+
+
+def check_dump_target(out: str | PathLike[str], layout: str, *, overwrite: bool) -> None:
+    """Refuse a target for a dump in `layout`, before minutes of work.
+
+    Raises:
+        TargetExists: `out` is there and `overwrite` is false; or it is a folder with other things in it than a dump.
+        UsageError: see `Partial`.
+    """
+    _refuse_other_things(Path(out))
+    check_target(out, form_of(layout), overwrite=overwrite)
+
+
+def _refuse_other_things(target: Path) -> None:
+    if target.is_dir() and any(target.iterdir()) and not _is_dump(target):
+        raise TargetExists(
+            f"{target} is a folder with other things in it; name a new one, or one that holds a dump of labels and nothing else"
+        )
 
 
 def _is_dump(path: Path) -> bool:

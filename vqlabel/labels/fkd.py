@@ -92,6 +92,9 @@ class FkdSource(LabelSource):
         ids = self._stored(at).ids
         return 0 if ids is None else int(ids.max())
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return (self._file(at),)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         found, name = self._stored(at), str(self._file(at))
         labels = found.values if found.ids is None else spread(found.ids, found.values, self.classes, name, found.rest)
@@ -212,7 +215,8 @@ class FkdWriter(LabelWriter):
             if file.exists():
                 raise UsageError(f"fkd names files up to the first dot, and two images would be {file.name}: rename one of them")
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_items(file, [to_tensor(crops["crop"], self._coords), to_tensor(crops["flip"]), to_tensor(crops["label"])])
+            items = [to_tensor(crops["crop"], self._coords), to_tensor(crops["flip"]), to_tensor(crops["label"])]
+            write_items(self.counted(file), items)
 
     def close(self) -> None:
         self._spool.close()

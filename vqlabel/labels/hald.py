@@ -71,6 +71,9 @@ class HaldSource(LabelSource):
             items[0] = items[0].float()
         return *parse_six(file, place, items), coords
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return (self._files[self.places[at].epoch],)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         place = self.places[at]
         file, batches = self._files[place.epoch], self._epoch(place.epoch)
@@ -128,11 +131,11 @@ class HaldWriter(LabelWriter):
 
     def finish(self) -> None:
         self._write()
-        write_items(self._out / ORDER_FILE, self._order)
+        write_items(self.counted(self._out / ORDER_FILE), self._order)
 
     def _write(self) -> None:
         if self._epoch is not None:
-            write_items(self._out / f"epoch_{self._epoch}.tar", self._batches)
+            write_items(self.counted(self._out / f"epoch_{self._epoch}.tar"), self._batches)
 
 
 def _is_batch(items: Any) -> bool:

@@ -1,5 +1,6 @@
 """The items of one torch.save file <-> arrays, each checked before it is used: kinds, shapes, ranges."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,22 @@ def to_tensor(array: NDArray[Any] | None, kind: str | None = None) -> Any:
 
 def write_items(file: Path, items: list[Any] | dict[str, Any]) -> None:
     """torch.save tensors, numbers, strings, lists and dicts of them, and nothing else, so that torch.load(weights_only=True) takes it."""
+    save(file, items)
+
+
+def save(file: Path, value: Any) -> None:
+    """torch.save to a new file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     import torch
 
-    torch.save(items, file)
+    file.open("wb").close()  # Python's reason where it cannot be opened
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:
+        if "inline_container" not in str(error):
+            raise
+        torch.save(value, data := io.BytesIO())  # torch's writer does not tell why it failed: Python's does
+        file.write_bytes(data.getvalue())

@@ -49,7 +49,7 @@ class LpldWriter(TreeWriter):
     def finish(self) -> None:
         super().finish()
         order = self.order()
-        write_order(self.out / ORDER_FILE, order)
+        write_order(self.counted(self.out / ORDER_FILE), order)
         if not fitting_draws(order):
             self.notes.append(
                 "lpld: LPLD's script trains on these labels with --granularity batch and batch_to_epoch; with epoch it shuffles images by itself "

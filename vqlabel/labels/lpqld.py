@@ -90,6 +90,9 @@ class LpqldSource(LabelSource):
                 raise BadLabels(f"{file}: {what} is {has}; the dump began with {began}: mix no recipes")
         return stored
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return (self.files[at],)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, classes, _ = self._stored(at)
         name = str(self.files[at])
@@ -139,10 +142,10 @@ class LpqldWriter(LabelWriter):
                 f"lpqld finds a batch by its first three images, and batches {twin} and {number} both begin with "
                 f"{self._order[number][:3].tolist()}: write gvbsm"
             )
-        write_items(self._out / f"batch_{number}.tar", items)
+        write_items(self.counted(self._out / f"batch_{number}.tar"), items)
 
     def finish(self) -> None:
-        write_order(self._out / BATCH_ORDER_FILE, self._order)
+        write_order(self.counted(self._out / BATCH_ORDER_FILE), self._order)
 
     def _items(self, batch: LabelBatch) -> list[Any]:
         if batch.mix_index is not None and len(batch) > SLOTS_MOST:

@@ -116,6 +116,9 @@ class Ordered(LabelSource):
         self.found, self.evidence = found, found.said
         self._source, self._shuffle = source, shuffle
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return self._source.files_of(at)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = self._source._load(at)
         return self._shuffle.place(batch), name

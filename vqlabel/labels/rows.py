@@ -134,6 +134,9 @@ class RowsSource(LabelSource):
                 f"{path}: read as {epochs:,} epochs of {first.layout.images:,} images; where images stand first, pass --axes {IMAGES_FIRST}"
             )
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return (Path(self._spans[at].rows.name),)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         place, span = self.places[at], self._spans[at]
         labels = span.rows.read(span.epoch, span.start, span.stop)

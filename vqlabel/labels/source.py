@@ -1,5 +1,6 @@
 """What every dump becomes: batches of labels with their place and their augmentation, checked before anybody uses them."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -216,8 +217,10 @@ class LabelSource(ABC):
         """The batch at `places[at]`.
 
         Raises:
-            BadLabels: it is malformed, has another number of classes, holds NaN or Inf, or is of the other domain.
+            BadLabels: it is malformed, has another number of classes, holds NaN or Inf, or is of the other domain; or its file changed since
+                it was read before.
         """
+        self._stamp(at)
         batch, name = self._load(at)
         if batch.labels.shape[1] != self.classes:
             raise BadLabels(
@@ -230,6 +233,37 @@ class LabelSource(ABC):
     def load(self, at: int) -> tuple[LabelBatch, str]:
         """The batch at `places[at]` before it is checked, and its name in messages."""
         return self._load(at)
+
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        """The files that the batch at `places[at]` is read from; none where it is made when it is read."""
+        return (self.path,) if self.path.is_file() else ()
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """What no target may replace: `path`, where batches are read from files in it."""
+        return (self.path,) if len(self) and self.files_of(0) else ()
+
+    def check_unchanged(self) -> None:
+        """Raises BadLabels where a file changed since a batch was first read from it."""
+        for at in np.flatnonzero(self._stamps):
+            self._stamp(int(at))
+
+    @cached_property
+    def _stamps(self) -> NDArray[np.int64]:
+        """Of every batch, a hash of size and time of its files when it was first read; 0: not yet."""
+        return np.zeros(len(self), np.int64)
+
+    def _stamp(self, at: int) -> None:
+        files = self.files_of(at)
+        try:
+            found = hash(tuple((now.st_size, now.st_mtime_ns) for now in map(os.stat, files)))
+        except OSError as error:
+            raise BadLabels(f"{error.filename}: {error.strerror}; it was there when the dump was opened") from None
+        if self._stamps[at] not in (0, found):
+            raise BadLabels(
+                f"{' or '.join(map(str, files or (self.path,)))}: changed while it was read: nothing was written. Run again when the dump is whole"
+            )
+        self._stamps[at] = found
 
     @abstractmethod
     def _load(self, at: int) -> tuple[LabelBatch, str]:
@@ -295,9 +329,14 @@ class LabelWriter(ABC):
         about: of what will be written.
         form: what follows the colon in a layout's name, such as the "10" of "lpqld:10".
 
+    Attributes:
+        files: files written so far, where `out` is a folder.
+
     Raises:
         UsageError: the layout cannot hold such labels (in the constructor), or such a batch (in `add`); says what and why.
     """
+
+    files = 0
 
     @abstractmethod
     def __init__(self, out: Path, about: About, form: str | None = None) -> None: ...
@@ -310,6 +349,11 @@ class LabelWriter(ABC):
     @abstractmethod
     def add(self, batch: LabelBatch) -> None:
         """Write one batch; its labels are float16, or float32 where `about.dtype` is BF16 or F32."""
+
+    def counted(self, file: Path) -> Path:
+        """`file`, which is about to be written, counted."""
+        self.files += 1
+        return file
 
     def finish(self) -> None:
         """Write what is known only at the end."""

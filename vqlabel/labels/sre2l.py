@@ -64,7 +64,7 @@ class TreeWriter(LabelWriter):
         if not there and len(self.batches) == 1:  # early: the first epoch is whole
             self.check_epochs()
         self.batches[epoch], self.records[epoch] = at + 1, before + len(batch)
-        write_items(file, self.items(batch))
+        write_items(self.counted(file), self.items(batch))
         if batch.image is not None and self.about.order != "none":
             self._images.setdefault(epoch, []).append(batch.image.astype(np.int32))
 

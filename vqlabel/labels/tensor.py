@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.choose import Selection, Stored, choose, is_array_name
-from vqlabel.labels.items import describe, plain, to_tensor
+from vqlabel.labels.items import describe, plain, save, to_tensor
 from vqlabel.labels.rows import BF16, Rows, RowsSource
 from vqlabel.labels.source import About, LabelBatch, LabelWriter
 from vqlabel.labels.sre2l import refuse_form
@@ -239,15 +239,13 @@ class TensorWriter(LabelWriter):
         self._labels.append(batch.labels)
 
     def finish(self) -> None:
-        import torch
-
         order = [self._row.get(image) for image in range(len(self._row))]
         if None in order:
             raise UsageError(f"tensor has a row for every image, and image {order.index(None)} has no label; write .npy")
         labels = np.concatenate(self._labels)[np.array(order)]
         tensor = to_tensor(labels, "bfloat16" if self._about.dtype == "BF16" else None)
         names = self._about.names
-        torch.save(tensor if names is None else dict(zip(names, tensor, strict=True)), self._out)
+        save(self._out, tensor if names is None else dict(zip(names, tensor, strict=True)))
 
 
 def refuse_augmentation(batch: LabelBatch, layout: str, held: tuple[str, ...], why: str) -> None:

@@ -8,6 +8,7 @@ seed is of the view: TinyViT's pipeline draws crop, flip, colours and mixing fro
 numbered through all ranks.
 """
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -88,6 +89,10 @@ class TinyVitSource(LabelSource):
             self._last = package, np.array([self._index[key] for key in read_keys(package)], np.int64)
         return self._last[1]
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        package, _ = self._starts[at]
+        return package.keys, package.values
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         package, start = self._starts[at]
         rows = read_records(package, self._k, start, start + self._step)
@@ -124,6 +129,7 @@ class TinyVitWriter(LabelWriter):
             )
         self._out, self._about, self._k = out, about, int(k)
         self._ranks = _ranks(about)
+        self._begun: set[Path] = set()
         self._package: tuple[int, int] | None = None
         self._seen: set[int] = set()  # images of that package
         out.mkdir()
@@ -141,9 +147,16 @@ class TinyVitWriter(LabelWriter):
         rank = next((rank for first, rank in self._ranks.get(epoch, []) if first <= number), 0)
         folder = self._out / f"logits_top{self._k}_epoch{epoch}"
         folder.mkdir(exist_ok=True)
-        with (folder / f"rank{rank}-keys.txt").open("ab") as keys, (folder / f"rank{rank}-values.bin").open("ab") as file:
-            keys.write(self._keys(batch.image.tolist(), (epoch, rank)).encode())
-            file.write(rows.tobytes())
+        self._append(folder / f"rank{rank}-keys.txt", self._keys(batch.image.tolist(), (epoch, rank)).encode())
+        self._append(folder / f"rank{rank}-values.bin", rows.tobytes())
+
+    def _append(self, file: Path, data: bytes) -> None:
+        """To a file that is new, or there since it was."""
+        with file.open("xb" if file not in self._begun else "r+b") as out:
+            out.seek(0, os.SEEK_END)
+            out.write(data)
+        if file not in self._begun:
+            self._begun.add(self.counted(file))
 
     def _keys(self, images: list[int], package: tuple[int, int]) -> str:
         """A line for each; of two records with one key in a package TinyViT sees one."""

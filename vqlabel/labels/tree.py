@@ -51,6 +51,9 @@ class TreeSource(LabelSource):
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
         """One file's batch, checked, and the type of its labels."""
 
+    def files_of(self, at: int) -> tuple[Path, ...]:
+        return (self.files[self.places[at]],)
+
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         place = self.places[at]
         file = self.files[place]
@@ -142,7 +145,7 @@ def batch_file(folder: Path, place: Place) -> Path:
         UsageError: it was written already.
     """
     epoch = folder / f"epoch_{place.epoch}"
-    epoch.mkdir(parents=True, exist_ok=True)
+    epoch.mkdir(exist_ok=True)  # without parents: a tree that was removed meanwhile is not begun again from its middle
     file = epoch / f"batch_{place.batch}.tar"
     require(not file.exists(), "batch", place.batch, f"stands twice in epoch {place.epoch}; a tree has one file for it")
     return file

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import MissingExtra, UsageError
-from vqlabel.files import appearing, refuse_existing
+from vqlabel.files import PICTURE, appearing, check_target
 
 COLOURS = {"codes": "#2b6cb0", "codec": "#dd8a2d", "augmentation": "#4a9d6f", "order": "#8e6bbf", "container": "#9aa0a6"}
 
@@ -13,18 +13,16 @@ def check_picture(out: Path, *, overwrite: bool) -> None:
     """Refuse a picture before the work that leads to it.
 
     Raises:
-        TargetExists: `out` is there and `overwrite` is false.
+        What `check_target` does.
         MissingExtra: matplotlib is not installed.
-        UsageError: its folder is not there, or its suffix names no format that matplotlib writes.
+        UsageError: its suffix names no format that matplotlib writes.
     """
-    refuse_existing(out, overwrite)
     known = figure_of().canvas.get_supported_filetypes()
     if out.suffix[1:].lower() not in known:
         raise UsageError(
             f"{out}: no picture can be written there (formats: {', '.join(sorted(known))}); end the name in .png, .svg or .pdf"
         )
-    if not out.resolve().parent.is_dir():
-        raise UsageError(f"{out.resolve().parent}: no such folder; make it first")
+    check_target(out, PICTURE, overwrite=overwrite)
 
 
 def figure_of(**options: Any) -> Any:
@@ -42,7 +40,7 @@ def figure_of(**options: Any) -> Any:
 
 def save(figure: Any, out: Path, *, overwrite: bool) -> None:
     """Write the figure; it appears whole or not at all."""
-    with appearing(out, overwrite=overwrite) as partial:
+    with appearing(out, PICTURE, overwrite=overwrite) as partial:
         figure.savefig(partial, format=out.suffix[1:].lower(), dpi=120)
 
 
