@@ -174,6 +174,11 @@ def widths(most: NDArray[Any]) -> list[int]:
     return [max(1, int(top).bit_length()) for top in most]
 
 
+def as_lambda(words: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
+    """[n, 2] low and high words -> [n] lambdas."""
+    return np.ascontiguousarray(words.astype("<u4")).view("<f8")[:, 0]
+
+
 class Spool:
     """Rows of uint32 in a nameless temporary file, and the largest value of every field."""
 
@@ -202,7 +207,7 @@ class ColumnReader:
     """
 
     def __init__(self, reader: ContainerReader, says: dict[str, Any], records: int) -> None:
-        self._reader = reader
+        self._reader, self.path = reader, reader.path
         self.order, self._floats = str(says.get("order")), {name: says[name] for name in FLOATS if name in says}
         where = reader.path
         kinds = {name: ("integers", "float16", "float32") if name in CROPS else ("float16", "float32") for name in FLOATS}
@@ -243,10 +248,10 @@ class ColumnReader:
         start, stop = int(self.starts[at]), int(self.starts[at + 1])
         record = np.arange(start, stop)
         lam, box = self._of_batch("mix_lam", at), self._of_batch("mix_box", at)
-        index = self._column("mix_index", record)
+        index = self.column("mix_index", record)
         if index is not None and len(index) and int(index.max()) >= len(record):
             raise BadContainer(f"{self._reader.path}: mix_index {int(index.max())} in batch {at} leaves its {len(record)} slots")
-        patches, ops, seed = self._column("patches", record), self._float("ops", record), self._column("seed", record)
+        patches, ops, seed = self.column("patches", record), self.numbers("ops", record), self.column("seed", record)
         return LabelBatch(
             labels=labels,
             place=self.places[at],
@@ -254,12 +259,12 @@ class ColumnReader:
             crop=self.crop(record),
             flip=self._flip("flip", record),
             mix_index=None if index is None else index.astype(np.int64)[:, 0],
-            mix_lam=None if lam is None else float(lam.astype("<u4").view("<f8")[0]),
+            mix_lam=None if lam is None else float(as_lambda(lam[None])[0]),
             mix_box=None if box is None else (int(box[0]), int(box[1]), int(box[2]), int(box[3])),
             partner_image=self._integer("partner_image", record),
             partner_crop=self.crop(record, "partner_crop"),
             partner_flip=self._flip("partner_flip", record),
-            cutout=self._float("cutout", record),
+            cutout=self.numbers("cutout", record),
             patches=None if patches is None else patches.astype(np.int64).reshape(len(record), 2, patches.shape[1] // 2),
             ops=None if ops is None else ops.reshape(len(record), ops.shape[1] // 3, 3),
             seed=None if seed is None else seed.astype(np.uint32).view(np.int32).astype(np.int64)[:, 0],
@@ -276,8 +281,8 @@ class ColumnReader:
     def crop(self, record: NDArray[np.int64], name: str = "crop") -> NDArray[np.float32] | None:
         """[n, 4] shares, the very floats of the dump: the record's own, or of its "partner_crop"."""
         if self._floats.get(name) != "integers":
-            return self._float(name, record)
-        crop = self._column(name, record)
+            return self.numbers(name, record)
+        crop = self.column(name, record)
         if crop is None or self._sizes is None:
             return None
         at = np.zeros(len(record), np.int64)
@@ -306,7 +311,7 @@ class ColumnReader:
         """What a codec may know of these records: their whole batches are looked at for the partners."""
         batch = self.batch_of(record)
         image = self.image(record)
-        index, lam, box = (self._column(n, r) for n, r in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
+        index, lam, box = (self.column(n, r) for n, r in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
         partner = self._integer("partner_image", record), self.crop(record, "partner_crop"), self._flip("partner_flip", record)
         if index is not None:
             other = self.starts[batch] + index[:, 0].astype(np.int64)
@@ -318,31 +323,33 @@ class ColumnReader:
             partner=partner[0],
             partner_crop=partner[1],
             partner_flip=partner[2],
-            mix=None if lam is None else np.ascontiguousarray(lam.astype("<u4")).view("<f8")[:, 0].astype(np.float32),
+            mix=None if lam is None else as_lambda(lam).astype(np.float32),
             crop=self.crop(record),
             flip=self._flip("flip", record),
             box=None if box is None else box.astype(np.int64),
         )
 
     def _flip(self, name: str, record: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        flip = self._column(name, record)
+        flip = self.column(name, record)
         return None if flip is None else flip.astype(bool)[:, 0]
 
     def _integer(self, name: str, record: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        value = self._column(name, record)
+        value = self.column(name, record)
         return None if value is None else value.astype(np.int64)[:, 0]
 
-    def _float(self, name: str, record: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        bits = self._column(name, record)
+    def numbers(self, name: str, record: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """[n, fields] of a column of numbers that are not stored as integers."""
+        bits = self.column(name, record)
         if bits is None:
             return None
         if self._floats.get(name, "float32") == "float16":
             return bits.astype(np.uint16).view(np.float16).astype(np.float32)
         return bits.astype(np.uint32).view(np.float32)
 
-    def _column(self, name: str, row: NDArray[np.int64]) -> NDArray[np.unsignedinteger] | None:
+    def column(self, name: str, row: NDArray[np.int64]) -> NDArray[np.unsignedinteger] | None:
+        """[n, fields] of a column as it is stored; None where the file has none."""
         return self._reader.take(PREFIX + name, row) if PREFIX + name in self._reader.streams else None
 
     def _of_batch(self, name: str, at: int) -> NDArray[np.unsignedinteger] | None:
-        found = self._column(name, np.array([at]))
+        found = self.column(name, np.array([at]))
         return None if found is None else found[0]

@@ -27,6 +27,8 @@ from vqlabel.seeded import Columns, DrawnPart
 from vqlabel.typed import typed_arguments
 from vqlabel.vql import VqlFile
 
+VIEWS_BYTES_MOST = 1 << 33  # float32 of the views of a batch: 14,000 of 224 pixels
+SIDE_SHOWN_MOST = 4096  # pixels along a view: 0.2 GB each
 POOL = 5  # purpose of random bits; recipes have 1 to 4
 SHAPES = 256  # images whose aspect ratios are looked at
 
@@ -146,6 +148,7 @@ class VqlViews(Dataset[ViewBatch]):
 
     def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = self.labels._index(records), self.labels.file.columns
+        _check_memory(len(record), self.size)
         shown = torch.empty(len(record), 3, self.size, self.size, dtype=torch.float32, device="cpu", memory_format=self._layout)
         image, of = np.empty(len(record), np.int64), columns.batch_of(record)
         for at in np.unique(of).tolist():
@@ -235,6 +238,7 @@ def _check(file: VqlFile, images: Images, size: int | None) -> int:
     side = file.recipe.view if file.recipe else size or 0
     require(side, "size", size, "must be named: the file does not say how large the teacher's views were")
     require(size in (None, side), "size", size, f"must be {side}, as the recipe in the file says; resize in `transform`")
+    _check_memory(1, side)
     if file.columns.order == "none" and file.source.get("layout") == "arrays":
         raise BadLabels(
             "labels of an array [n, C], which does not record their images; save it as [epochs, n, C], where row i of every epoch is the label "
@@ -243,6 +247,13 @@ def _check(file: VqlFile, images: Images, size: int | None) -> int:
     if file.columns.places:
         check_batch(said(file, 0), len(images), side)
     return side
+
+
+def _check_memory(count: int, side: int) -> None:
+    """Raises UsageError where so many views of `side` pixels are more than VIEWS_BYTES_MOST: a file names the side."""
+    size = 12 * count * side**2
+    want = f"are views of {side} pixels, {size / 1e9:.1f} GB; they must take {VIEWS_BYTES_MOST / 1e9:.1f} GB at most: ask for fewer records at a time"
+    require(size <= VIEWS_BYTES_MOST and side <= SIDE_SHOWN_MOST, "records", count, want)
 
 
 def said(file: VqlFile, at: int) -> LabelBatch:

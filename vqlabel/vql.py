@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.augment.recipe import DrawnColumns, Recipe
+from vqlabel.column_limits import IMAGES_MOST
 from vqlabel.config import CodecConfig, VqaeConfig, codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.counts import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
@@ -105,6 +106,16 @@ class VqlFile:
         )
 
     @property
+    def pruned(self) -> dict[str, Any] | None:
+        """What was kept of a dump, as `Pruned` records it: keep, by and seed; None: all, or it is not recorded so."""
+        details = self.source.get("details")
+        found = details.get("pruned") if isinstance(details, dict) else None
+        kinds = {"keep": (int, float), "by": (str,), "seed": (int,)}
+        if not isinstance(found, dict) or any(type(found.get(name)) not in kind for name, kind in kinds.items()):
+            return None
+        return found if 0 < found["keep"] <= 1 else None
+
+    @property
     def recipe(self) -> Recipe | None:
         """By which the views are drawn; None: they are stored."""
         return self.columns.recipe if isinstance(self.columns, DrawnColumns | DrawnPart) else None
@@ -124,10 +135,12 @@ class VqlFile:
             drawn = len(names)
         if drawn is None and self.columns.has("image") and self.columns.places:
             epoch, starts, whole = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
-            last = next((at for at, place in enumerate(self.columns.places) if place.epoch != epoch), len(starts) - 1)
-            image = self.columns.image(np.arange(starts[0], starts[last]))
-            assert image is not None  # `has` said so
-            whole.add(epoch, image)
+            others = np.flatnonzero(self.columns.places.epoch != epoch)
+            last = int(others[0]) if len(others) else len(starts) - 1
+            if starts[last] - starts[0] <= IMAGES_MOST:  # more are no whole epoch
+                image = self.columns.image(np.arange(starts[0], starts[last]))
+                assert image is not None  # `has` said so
+                whole.add(epoch, image)
             drawn = whole.images()
         return None if drawn is None else ImageSet(count=drawn)
 

@@ -33,6 +33,8 @@ def check_batch(batch: LabelBatch, images: int, size: int) -> None:
                 f"{images} images; the labels are of {int(image.max()) + 1} or more: give the images they were made of"
             )
     require(1 <= size <= 1 << 16, "size", size, "must be 1..65536 pixels")
+    if batch.mix_lam is not None and not 0 <= batch.mix_lam <= 1:
+        raise BadLabels(f"lambda of the views is {batch.mix_lam}; it must be in 0..1: mend or drop this batch")
     if batch.mix_box is not None and not 0 <= min(batch.mix_box) <= max(batch.mix_box) <= size:
         raise UsageError(f"mix_box is {batch.mix_box}, views have {size} pixels; pass the size of the views that the teacher saw")
 

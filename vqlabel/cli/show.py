@@ -343,7 +343,8 @@ def show_stats(found: dict[str, Any]) -> None:
         )
     if "distortion" in found:
         typer.echo(
-            "distortion against the dump: " + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion"].items())
+            "distortion against the dump: "
+            + "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in found["distortion"].items())
         )
     if "mass_kept" in found.get("distortion", {}):
         typer.echo(

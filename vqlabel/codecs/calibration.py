@@ -13,6 +13,7 @@ from vqlabel.codecs.distortion import as_logits
 
 BINS = 10  # of the decoded top-1 confidence, each of as many labels as another
 OCTAVES, STEPS = 21, 512  # what the confidences are first counted in: 2^-21 (a label of 2^20 classes) to 1, in steps of 0.14 %
+LARGEST = 1e38  # of a centred logit: float32 holds the difference of two
 FLAT = 1e-12  # a variance of C * q below it is what single precision makes of labels that are all uniform
 
 
@@ -55,8 +56,10 @@ class Calibration:
 
     @torch.no_grad()
     def add(self, raw: Tensor, decoded: Tensor) -> None:
-        """Count in [n, C] labels and their decoded form, both in `domain`."""
+        """Count in [n, C] labels and their decoded form, both in `domain`; without those that differ by more than float32 holds."""
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
+        held = ((x.abs() < LARGEST) & (y.abs() < LARGEST)).all(1)
+        x, y = x[held], y[held]
         self._sums = self._sums or [_Sums() for _ in self.temperatures]
         self.labels, self.classes = self.labels + len(x), x.shape[1]
         for t, sums in zip(self.temperatures, self._sums, strict=True):

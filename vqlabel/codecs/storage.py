@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.bitstream import pack_fixed, packed_size, unpack_fixed
-from vqlabel.errors import BadContainer
+from vqlabel.errors import BadContainer, CodeOutOfRange
 
 SCALE = ".scale"
 HALF_NORMAL = 2**-14  # below it halves are multiples of 2**-24; rounded up to one, a line would be another after its second trip
@@ -37,7 +37,7 @@ def expand(name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...], bit
     """Inverse of `shrink` for a weight of this shape: float32.
 
     Raises:
-        BadContainer: a tensor is missing, of another shape or type, or not finite.
+        BadContainer: a tensor is missing, of another shape or type, not finite, or has unused bits that are not zero.
     """
     if len(shape) < 2:
         return take(tensors, name, shape, torch.float16).float()
@@ -46,7 +46,10 @@ def expand(name: str, tensors: Mapping[str, Tensor], shape: tuple[int, ...], bit
     if bits == 8:
         return take(tensors, name, shape, torch.int8).float() * scale
     stored = take(tensors, name, (packed_size(count, [bits]),), torch.uint8)
-    whole = torch.from_numpy(unpack_fixed(stored.numpy().tobytes(), count, [bits])).view(shape).float()
+    try:
+        whole = torch.from_numpy(unpack_fixed(stored.numpy().tobytes(), count, [bits])).view(shape).float()
+    except CodeOutOfRange as error:
+        raise BadContainer(f"codec tensor {name!r}: {error}") from None
     return (whole - _most(bits)) * scale
 
 

@@ -5,17 +5,20 @@ from typing import Any
 
 import numpy as np
 
+from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.bitstream import Usage
-from vqlabel.column_limits import PREFIX
-from vqlabel.container.layout import CHUNKS
+from vqlabel.column_limits import COLUMNS, IMAGES_MOST, PREFIX
+from vqlabel.config import VqaeConfig
+from vqlabel.container.layout import CHUNKS, SEAL
 from vqlabel.counts import CODES, COUNTS
+from vqlabel.errors import BadContainer
 from vqlabel.report.published import break_even
 from vqlabel.vql import CODEC, VqlFile
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
 ORDER = ("image", "batch", "drawn", "names")  # columns that say which image a record belongs to; the others are augmentation
 GROUPS = ("codes", "codec", "augmentation", "order", "container")
-USAGE_RECORDS = 65_536
+USAGE_RECORDS = IMAGE_RECORDS = 65_536
 FIXED = "fixed"
 PER_LABEL = "per label"
 
@@ -131,44 +134,58 @@ def account(file: VqlFile) -> Account:
         Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
         Row(part="padding", group="container", bytes=box.header_area - used + padding, grows=FIXED),
     ]
-    image = file.columns.image(np.arange(file.records))
     usage = _usage(file) if kind == "vqae" and file.records else None
     return Account(
         path=str(box.path),
         records=file.records,
         classes=file.classes,
-        images=None if image is None else len(np.unique(image)),
+        images=_images(file),
         kind=kind,
         dtype=str(file.label["dtype"]).lower(),
         code_bits=round(file.label_bits, 4) if file.counted else sum(file.code_bits),
         rows=tuple(rows),
         perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),
         codebook_size=config.get("codebook_size"),
-        kept=_kept(file),
+        kept=None if file.pruned is None else file.pruned["keep"],
     )
 
 
-def _kept(file: VqlFile) -> float | None:
-    pruned = file.source.get("details", {}).get("pruned")
-    keep = pruned.get("keep") if isinstance(pruned, dict) else None
-    return keep if isinstance(keep, int | float) and 0 < keep <= 1 else None
+def _images(file: VqlFile) -> int | None:
+    """How many images the labels are of."""
+    if isinstance(file.columns, DrawnColumns):
+        return file.columns.recipe.images  # an epoch shows each of them
+    seen = np.zeros(IMAGES_MOST, bool)
+    for at in range(0, file.records, IMAGE_RECORDS):
+        image = file.columns.image(np.arange(at, min(at + IMAGE_RECORDS, file.records)))
+        if image is None:
+            return None
+        if int(image.max()) >= IMAGES_MOST:
+            raise BadContainer(
+                f"{file.container.path}: a label of image {int(image.max())}; the format allows {IMAGES_MOST} images"
+            )
+        seen[image] = True
+    return int(seen.sum())
 
 
 def _payloads(file: VqlFile) -> list[Row]:
     """Codes and codec tensors without padding; columns with their padding and chunk tables, which a file without them would not have."""
-    rows, codec = [], {"codebook": 0, "decoder": 0}
+    rows, codec, streams = [], {"codebook": 0, "decoder": 0}, file.container.streams
     for name, section in file.container.sections.items():
-        size = section.stop - section.start
-        if name in (CODES, COUNTS) and name in file.container.streams:
-            rows.append(Row(part=name, group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
+        size, stream = section.stop - section.start, name.removesuffix(CHUNKS)
+        part = stream.removeprefix(PREFIX)
+        if stream in (CODES, COUNTS) and stream in streams:
+            if name == stream:
+                rows.append(Row(part=name, group="codes", bytes=file.container.stored(name), grows=PER_LABEL))
         elif name.startswith(CODEC):
             part = "codebook" if ".codebook" in name else "image vectors" if ".prior.images" in name else "decoder"
             codec[part] = codec.get(part, 0) + size
-        elif name.startswith(PREFIX) and not name.endswith(CHUNKS):
-            part = name.removeprefix(PREFIX)
-            grows = FIXED if part in ("image_size", "names") else PER_LABEL
-            size += _size(file, name + CHUNKS)
-            rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=size, grows=grows))
+        elif stream == PREFIX + part and part in COLUMNS and stream in streams:
+            if name == stream:
+                grows = FIXED if part in ("image_size", "names") else PER_LABEL
+                size += _size(file, name + CHUNKS)
+                rows.append(Row(part=part, group="order" if part in ORDER else "augmentation", bytes=size, grows=grows))
+        elif name != SEAL:  # of a later minor version
+            rows.append(Row(part=name, group="container", bytes=size, grows=FIXED))
     rows += [Row(part=part, group="codec", bytes=size, grows=FIXED) for part, size in codec.items()]
     return sorted(rows, key=lambda row: (GROUPS.index(row.group), row.part))
 
@@ -180,7 +197,12 @@ def _size(file: VqlFile, name: str) -> int:
 
 def _usage(file: VqlFile) -> Usage:
     """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
-    slots, k = (int(file.codec["config"][name]) for name in ("slots", "codebook_size"))
+    config = file.config
+    assert isinstance(config, VqaeConfig)
+    slots, k = config.slots, config.codebook_size
+    book = file.container.sections.get(CODEC + "decoder.codebook")
+    if slots and (book is None or 8 * (book.stop - book.start) < slots * k):  # a code is a bit or more of it
+        raise BadContainer(f"{file.container.path}: its codebook is too small for {slots} slots of {k} codes; damaged or forged")
     usage = Usage(slots, k)
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):

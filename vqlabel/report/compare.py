@@ -1,6 +1,7 @@
 """A `.vql` held against a dump: distortion, calibration, and whether it is the dump that the file was packed from."""
 
 import hashlib
+import math
 from os import PathLike
 from typing import Any
 
@@ -26,7 +27,8 @@ def compare(
     """Decode every label and compare it with the dump's, batch by batch, in the dump's type: what `unpack` writes.
 
     Returns:
-        distortion: KL at T = 1, 4, 20, top-1 agreement, squared error: relative, of centred logits, and of the labels as they are.
+        distortion: KL at T = 1, 4, 20, top-1 agreement, squared error: relative, of centred logits, and of the labels as they are; None
+            for a figure that float32 cannot hold.
         distortion_f32: the same of labels before they are narrowed to that type (`vqlabel.open`), where that changes a figure by a hundredth.
         calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any.
         same_dump: are these the labels that the file was packed from, by their sha256? None where the file does not say.
@@ -35,8 +37,8 @@ def compare(
         UsageError: the dump has another number of classes, records or another domain.
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump, domain=file.label["domain"])
-    pruned = file.source.get("details", {}).get("pruned")
-    if isinstance(pruned, dict) and "pruned" not in source.details:  # what was kept of it
+    pruned = file.pruned
+    if pruned is not None and "pruned" not in source.details:  # what was kept of it
         source = Pruned(source, pruned["keep"], pruned["by"], pruned["seed"])
     where = file.container.path
     if source.classes != file.classes:
@@ -73,11 +75,16 @@ def compare(
     wide = {name: round(value, 6) for name, value in before.figures().items()}
     differs = before.labels and any(abs(wide[name] - value) > DIFFERS * max(value, DIFFERS) for name, value in figures.items())
     return {
-        "distortion": figures,
-        **({"distortion_f32": wide} if differs else {}),
+        "distortion": _finite(figures),
+        **({"distortion_f32": _finite(wide)} if differs else {}),
         "calibration": _shortened(calibration.figures()),
         "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(),
     }
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN and no infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def _shortened(value: Any) -> Any:
