@@ -342,24 +342,23 @@ def show_stats(found: dict[str, Any]) -> None:
             f"with more than {teacher['break_even_labels']:,} labels a teacher of {size(teacher['teacher_bytes'])} is the smaller thing to ship"
         )
     if "distortion" in found:
-        typer.echo(
-            "distortion against the dump: "
-            + "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in found["distortion"].items())
-        )
-    if "mass_kept" in found.get("distortion", {}):
+        typer.echo("distortion against the dump: " + _figures(found["distortion"]))
+    if found.get("distortion", {}).get("mass_kept") is not None:
         typer.echo(
             "of the classes that a label keeps, re-normalised over them; mass_kept is the share of the raw label that they have"
         )
     if "distortion_f32" in found:
-        typer.echo(
-            f"  before labels are narrowed to {found['dtype']}: "
-            + "  ".join(f"{name} {value:.4f}" for name, value in found["distortion_f32"].items())
-        )
+        typer.echo(f"  before labels are narrowed to {found['dtype']}: " + _figures(found["distortion_f32"]))
     for name, at in found.get("calibration", {}).items():
         slope = "none" if at["slope"] is None else f"{at['slope']:.4f}"
         error = f"{at['ece']:.4g} ({100 * at['relative_ece']:.2g} % of the mean probability)"
         entropy = f"{at['entropy']['raw']:.4f} raw, {at['entropy']['decoded']:.4f} decoded"
         typer.echo(f"calibration at {name}: slope {slope}  ECE {error}  entropy in nats {entropy}")
+
+
+def _figures(values: dict[str, float | None]) -> str:
+    """In a row; a dash where float32 could not hold one."""
+    return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in values.items())
 
 
 def show_demo(found: dict[str, Any]) -> None:
