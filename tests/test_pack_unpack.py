@@ -226,7 +226,7 @@ def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
     wide = vqlabel.open(tmp_path / "a.vql")[:]
     assert float(wide.amax(1).sub(level).abs().max()) < 50
     for dtype in ["f16"] if name != "a.safetensors" else ["f16", "bf16"]:
-        options = {"layout": "sre2l"} if name == "tree" else {}
+        options = {"layout": "lpld"} if name == "tree" else {}
         vqlabel.unpack(tmp_path / "a.vql", tmp_path / name, dtype=dtype, overwrite=True, **options)
         written = torch.cat([t[5] for t in read_tree(tmp_path / name).values()]) if name == "tree" else read_labels(tmp_path / name)
         assert (written.dtype, float(written.float().amax(1).abs().max())) == (TYPES[dtype.upper()], 0)
