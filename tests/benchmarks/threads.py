@@ -1,0 +1,104 @@
+"""Wall and processor time of fit and pack, alone and beside a busy neighbour, for numbers of threads.
+
+    python tests/benchmarks/threads.py [--labels 16000] [--bits 32] [--json]
+
+On an otherwise quiet machine. The neighbour computes on one processor all the time. Beside it a command may take 1.5 times the processor
+time that it takes alone, and 1.5 times the wall time that its share of the processors would; exit code 1 where the number of threads that
+vqlabel chooses takes more.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vqlabel.threads import available_processors
+
+MOST = 1.5
+BUSY = "import numpy as np; a = np.ones((400, 400), np.float32)\nwhile True: a @ a"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", type=int, default=16_000)
+    parser.add_argument("--bits", type=int, default=32)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = measure(Path(folder), options.labels, 1000, options.bits, (None, 1, 2, available_processors()))
+    if options.json:
+        print(json.dumps(rows))
+    else:
+        print(
+            f"{available_processors()} processors\n{'':8}{'threads':>9}{'alone':>16}{'beside a neighbour':>22}{'wall':>8}{'processor':>11}"
+        )
+        for row in rows:
+            alone, beside = (f"{row[name]['wall']:.1f} / {row[name]['processor']:.1f} s" for name in ("alone", "beside"))
+            print(
+                f"{row['command']:8}{row['threads'] or 'auto':>9}{alone:>16}{beside:>22}{row['wall']:>8.2f}{row['processor']:>11.2f}"
+            )
+        print("alone, beside: wall / processor time; wall: of that for its share of the processors; processor: of that alone")
+    sys.exit(any(row["threads"] is None and max(row["wall"], row["processor"]) > MOST for row in rows))
+
+
+def measure(
+    folder: Path, labels: int, classes: int, bits: int, numbers: tuple[int | None, ...], kind: str = "vqae"
+) -> list[dict[str, Any]]:
+    """A row for each command and number of threads; None: vqlabel's choice."""
+    dump, codec = folder / "dump.npy", folder / "a.codec"
+    rng = np.random.default_rng(0)
+    views = np.tile(rng.normal(size=(labels // 8, 16)), (8, 1)) + 0.5 * rng.normal(size=(labels // 8 * 8, 16))
+    np.save(dump, (views @ rng.normal(size=(16, classes))).astype(np.float16))
+    commands = {
+        "fit": ["fit", dump, "-o", codec, "--codec", kind, "--bits", bits, "--epochs", 2, "--overwrite"],
+        "pack": ["pack", dump, "-o", folder / "a.vql", "--codec", codec, "--overwrite"],
+    }
+    rows = []
+    for name, command in commands.items():
+        for threads in dict.fromkeys(numbers):
+            words = [*map(str, command), *([] if threads is None else ["--threads", str(threads)])]
+            alone = run(words)
+            with neighbour():
+                beside = run(words)
+            used = alone["processor"] / alone["wall"]  # processors, on average
+            share = min(1.0, available_processors() / (used + 1))
+            rows.append({
+                "command": name, "threads": threads, "alone": alone, "beside": beside,
+                "wall": beside["wall"] / (alone["wall"] / share), "processor": beside["processor"] / alone["processor"],
+            })  # fmt: skip
+    return rows
+
+
+def run(words: list[str]) -> dict[str, float]:
+    """Seconds of the command in a process of its own."""
+    began, before = time.perf_counter(), os.times()
+    subprocess.run([sys.executable, "-m", "vqlabel", *words], check=True, capture_output=True)
+    after = os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"wall": time.perf_counter() - began, "processor": processor}
+
+
+@contextmanager
+def neighbour() -> Iterator[None]:
+    """Another process that keeps one processor busy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
