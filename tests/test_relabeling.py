@@ -175,7 +175,9 @@ def test_a_journal_of_other_settings_is_refused_and_damage_is_made_again(images:
 
     with pytest.raises(Stop):
         relabel(make_source(images), tmp_path / "a.vql", progress=stop)
-    with pytest.raises(UsageError, match=r"a\.vql\.journal: is left of an interrupted run with other settings; repeat those"):
+    with pytest.raises(
+        UsageError, match=r"a\.vql\.journal: is left of an interrupted run with other settings \(.*recipe .*, now .*\); repeat"
+    ):
         relabel(make_source(images, seed=4), tmp_path / "a.vql")
     data = bytearray((tmp_path / "a.vql.journal").read_bytes())
     data[4096 + 2 * (BATCH * CLASSES * 2 + 4) + 3] ^= 1  # in the third batch
@@ -410,7 +412,8 @@ def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: 
         shutil.copytree(images, other)
         (other / "class0" / "00.png").rename(other / "class0" / "000.png")
         source = TeacherSource(Pictures(other), source.teacher, source.drawn.recipe)
-    with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):
+    changed = {"mean": "teacher_sha256", "images": "images 13 with the digest", "dtype": ".*dtype F16"}[what]
+    with pytest.raises(UsageError, match=rf"is left of an interrupted run with other settings \({changed}.*, now .*\); repeat"):
         relabel(source, tmp_path / "a.vql")
 
 

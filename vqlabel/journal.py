@@ -44,11 +44,11 @@ class Journal:
             raise UsageError(f"{path}: another run is writing it; wait for that, or stop it and go on where it was")
         if not os.fstat(self._file.fileno()).st_size:
             self._file.write(head)
-        elif self._file.read(HEADER) != head:
+        elif (found := self._file.read(HEADER)) != head:
             self._file.close()
             raise UsageError(
-                f"{path}: is left of an interrupted run with other settings; repeat those to go on with it, or remove it, as one of another "
-                "version of vqlabel"
+                f"{path}: is left of an interrupted run with other settings{_differences(found, said)}; repeat those to go on "
+                "with it, or remove it, as one of another version of vqlabel"
             )
         self.done = self._whole()
 
@@ -103,6 +103,17 @@ class Journal:
         """The run is over."""
         self._file.close()
         os.unlink(self.path)
+
+
+def _differences(found: bytes, wanted: bytes) -> str:
+    """Which settings a header has that are not those of this run, for messages; "" where it is none of a journal."""
+    try:
+        before, now = json.loads(found[4:].rstrip()), json.loads(wanted)
+        other = [name for name in now if before.get(name) != now[name]]
+    except (ValueError, AttributeError):  # another file, or a header that was cut
+        return ""
+    said = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in other)
+    return f" ({said})" if said else ""
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -88,8 +88,12 @@ class TeacherSource(LabelSource):
 
     def key(self) -> dict[str, Any]:
         """What labels depend on."""
-        views = {"recipe": self.drawn.recipe.to_dict(), "digest": digest(self.drawn), "images": self._pictures.digest()}
-        return {**self.made_by, **views, "dtype": self.dtype}
+        views = {
+            "recipe": self.drawn.recipe.to_dict(),
+            "digest": digest(self.drawn),
+            "images": f"{len(self._pictures)} with the digest {self._pictures.digest()}",
+        }
+        return {**self.made_by, "scale": self.teacher.scale, "bgr": self.teacher.bgr, **views, "dtype": self.dtype}
 
     def read_from(self, first: int) -> Iterator[LabelBatch]:
         """The batches from number `first` on; views of the next one are drawn while the teacher looks at these."""
