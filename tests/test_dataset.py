@@ -237,5 +237,5 @@ def test_probabilities_come_as_probabilities(probs: NDArray[np.float16], tmp_pat
 def test_what_is_no_vql_file_is_refused(tmp_path: Path, dump: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing\.vql: no such file; name a \.vql file"):
         vqlabel.open(tmp_path / "nothing.vql")
-    with pytest.raises(BadContainer, match=r"logits\.npy: no \.vql file"):
+    with pytest.raises(BadContainer, match=r"logits\.npy: not a \.vql file but a \.npy file"):
         vqlabel.open(dump)

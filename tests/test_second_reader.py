@@ -64,7 +64,7 @@ def test_it_agrees_with_vqlabel_in_both_codings(
     codec = vqlabel.fit(tmp_path / "a.npy", config)[0]
     begin = ContainerWriter.begin
     for coding in ("fixed", "zstd"):
-        monkeypatch.setattr(ContainerWriter, "begin", lambda self, name, bits: begin(self, name, bits, coding))  # noqa: B023
+        monkeypatch.setattr(ContainerWriter, "begin", lambda self, name, bits, _=(): begin(self, name, bits, (coding,)))  # noqa: B023
         vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding}.vql", codec=codec)
         dataset = vqlabel.open(tmp_path / f"{coding}.vql")
         assert dataset.file.container.streams["codes"].coding == coding

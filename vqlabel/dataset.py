@@ -16,7 +16,7 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.typed import typed_arguments
-from vqlabel.unpacking import as_tensor, decode, read_codec
+from vqlabel.unpacking import as_tensor, check_batch_memory, decode, read_codec
 from vqlabel.vql import VqlFile
 
 
@@ -175,6 +175,7 @@ class VqlDataset(Dataset[Tensor]):
     def _batch(self, at: int) -> TrainingBatch:
         columns = self.file.columns
         record = np.arange(int(columns.starts[at]), int(columns.starts[at + 1]))
+        check_batch_memory(self.file, len(record))
         said = columns.batch(at, np.empty((len(record), 0), np.float32))
 
         def tensor(array: np.ndarray[Any, Any] | None) -> Tensor | None:

@@ -24,6 +24,7 @@ from vqlabel.vql import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
 STEP = 1 / 8  # between neighbouring values about the largest logit, at most: rounding to them costs less than 0.001 nats of KL
+BATCH_NUMBERS_MOST = 1 << 30  # of the labels of a stored batch: 4.3 GB; 49,000 labels of 21,841 classes
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -161,10 +162,22 @@ class VqlSource(LabelSource):
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         columns = self.file.columns
         start, stop = int(columns.starts[at]), int(columns.starts[at + 1])
+        check_batch_memory(self.file, stop - start)
         parts = list(decode_steps(self.file, self.codec, start, stop, self._device))
         whole = torch.cat(parts) if parts else torch.empty(0, self.classes)
         labels = narrow(whole, self.torch_dtype, self.file, start).cpu()
         return columns.batch(at, (labels.float() if self.dtype == "BF16" else labels).numpy()), f"{self.path}, record {start}"
+
+
+def check_batch_memory(file: VqlFile, records: int) -> None:
+    """Raises UsageError where the labels of a stored batch are more than BATCH_NUMBERS_MOST: codes of kilobytes can stand for terabytes."""
+    numbers = records * file.classes
+    require(
+        numbers <= BATCH_NUMBERS_MOST,
+        f"{file.container.path}: a stored batch",
+        f"{records} labels of {file.classes} classes",
+        f"takes {4 * numbers / 1e9:.0f} GB, above {4 * BATCH_NUMBERS_MOST / 1e9:.0f}: decode it by records, as dataset[first:stop]",
+    )
 
 
 def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Tensor:

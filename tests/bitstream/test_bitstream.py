@@ -1,6 +1,7 @@
 """Laws of all codings: what goes in comes out, sizes are as promised, nothing out of range passes; and the exact bytes, once."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -140,3 +141,19 @@ def test_usage_agrees_with_closed_forms() -> None:
     np.testing.assert_allclose(usage.entropy(), [3, 0, 1.5], atol=1e-12)  # log2 8, 0, 1/2 + 2 * 2/4
     np.testing.assert_allclose(usage.perplexity(), [8, 1, 2**1.5])
     np.testing.assert_array_equal(Usage(2, 4).entropy(), [0, 0])  # nothing seen, nothing said
+
+
+@pytest.mark.parametrize("bits", [[1] * 3000, [5, 17, 32, 1] * 300, [32] * 300 + [3], [20] * 500 + [16] * 500])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 70])
+def test_many_fields_of_few_rows_come_back(bits: list[int], rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    wanted = np.stack([rng.integers(0, 1 << width, rows, np.uint32) for width in bits], 1)
+    for found in (unpack_fixed(pack_fixed(wanted, bits), rows, bits), unpack_planes(pack_planes(wanted, bits), rows, bits)):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_million_fields_are_unpacked_in_seconds() -> None:
+    bits, began = [1] * (1 << 20), time.process_time()
+    assert not unpack_fixed(bytes(1 << 17), 1, bits).any()
+    assert not unpack_planes(zstandard.compress(bytes(1 << 20)), 1, bits).any()
+    assert time.process_time() - began < 5

@@ -17,6 +17,7 @@ from vqlabel.cli import app
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.report import stats
 from vqlabel.training import VqlViews
+from vqlabel.unpacking import VqlSource
 from vqlabel.vql import VqlFile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -86,6 +87,19 @@ def test_a_file_that_claims_much_is_refused_in_little_memory(case: str, tmp_path
     assert tracemalloc.get_traced_memory()[1] < 64 << 20
     tracemalloc.stop()
     assert str(path) in str(found.value)
+
+
+def test_a_batch_whose_labels_memory_does_not_hold_is_refused(tmp_path: Path) -> None:
+    forgery = Forgery(GOLDEN / "raw.vql")
+    huge_batch(forgery)
+    forgery.metadata["vql.codec"]["config"]["classes"] = forgery.metadata["vql.label"]["classes"] = 1 << 20
+    forgery.zeros("codes", [[20, 1], [16, 1]], 4096, 1)
+    forgery.put("columns.batch", np.array([[0, 0, 4096]]), [1, 1, 13])
+    path = forgery.write(tmp_path / "a.vql")
+    for read in (lambda: next(vqlabel.open(path).batches()), lambda: VqlSource(path).read(0)):
+        with pytest.raises(UsageError, match="4096 labels of 1048576 classes'; it takes 17 GB, above 4"):
+            read()
+    assert len(vqlabel.open(path)[0]) == 1 << 20
 
 
 def test_names_that_take_no_bytes_are_refused(tmp_path: Path) -> None:

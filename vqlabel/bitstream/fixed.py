@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from vqlabel.errors import CodeOutOfRange
 
 MAX_BITS = 32
+_LOOPED = 256  # fields that a loop unpacks as fast
+_PIECE = 1 << 20  # numbers unpacked at a time where fields are many
 
 
 def packed_size(rows: int, bits: Sequence[int]) -> int:
@@ -87,12 +89,31 @@ def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> ND
     filled.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
     filled = np.pad(filled, ((0, 0), (0, 4)))
     out = np.empty((len(filled), 8, len(bits)), kind)
+    if len(bits) > _LOOPED and len(bits) > len(filled):  # of many fields and few rows the loop below would take minutes
+        _unpack_wide(filled, bits, out)
+        return out.reshape(-1, len(bits))[:rows].copy()
     for row, field, at, width in _places(bits):
         value = np.zeros(len(filled), np.uint64)
         for byte in range(-(-(at % 8 + width) // 8)):
             value |= filled[:, at // 8 + byte].astype(np.uint64) << np.uint64(8 * byte)
         out[:, row, field] = (value >> np.uint64(at % 8)) & np.uint64((1 << width) - 1)
     return out.reshape(-1, len(bits))[:rows].copy()
+
+
+def _unpack_wide(filled: NDArray[np.uint8], bits: Sequence[int], out: NDArray[np.unsignedinteger]) -> None:
+    """Many fields at a time: `filled` [groups, bytes of eight rows and 4 more] -> `out` [groups, 8, m]."""
+    widths = np.asarray(bits, np.int64)
+    start, piece = np.cumsum(widths) - widths, max(1, _PIECE // max(1, len(filled)))
+    for row in range(8):
+        for at in range(0, len(bits), piece):
+            some = slice(at, at + piece)
+            bit = row * int(widths.sum()) + start[some]
+            value = np.zeros((len(filled), len(bit)), np.uint64)
+            for byte in range(5):  # a field of 32 bits may begin at the last bit of a byte
+                reached = bit // 8 + byte
+                value |= filled[:, np.minimum(reached, filled.shape[1] - 1)].astype(np.uint64) << np.uint64(8 * byte)
+            mask = (np.uint64(1) << widths[some].astype(np.uint64)) - np.uint64(1)
+            out[:, row, some] = (value >> (bit % 8).astype(np.uint64)) & mask
 
 
 def _machine_type(bits: Sequence[int]) -> np.dtype[np.unsignedinteger] | None:

@@ -51,14 +51,20 @@ def unpack_planes(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> N
     """
     check_bytes(data)
     planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(planes_size(1, bits), rows)
-    out, plane = np.zeros((rows, len(bits)), narrowest(bits)), 0
-    for j, width in enumerate(bits):
-        for b in range(-(-width // 8)):
-            out[:, j] |= planes[plane].astype(out.dtype) << (8 * b)
-            plane += 1
-        if rows and int(out[:, j].max()) >> width:
-            raise CodeOutOfRange(f"field {j} holds {int(out[:, j].max())}, more than its {width} bits: the stream is damaged")
-    return out
+    widths, kind = np.asarray(bits), narrowest(bits)
+    many = -(-widths // 8)  # planes of each field
+    first, columns = np.cumsum(many) - many, np.zeros((len(bits), rows), kind)
+    for b in range(
+        int(many.max(initial=0))
+    ):  # all fields together: of many fields and few rows a loop over fields would take minutes
+        here = many > b
+        columns[here] |= planes[first[here] + b].astype(kind) << kind.type(8 * b)
+    most = columns.max(1, initial=0)
+    wide = most.astype(np.int64) >> widths != 0
+    if wide.any():
+        j = int(wide.argmax())
+        raise CodeOutOfRange(f"field {j} holds {most[j]}, more than its {bits[j]} bits: the stream is damaged")
+    return np.ascontiguousarray(columns.T)
 
 
 def inflate(data: bytes | memoryview, size: int) -> bytes:
