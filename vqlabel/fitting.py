@@ -148,7 +148,7 @@ def fit_sample(
         report["rates"] = {str(sum(c.code_bits)): measure(c, sample, "held", temperatures) for c in cheaper}
     if isinstance(codec, VqaeCodec) and codec.config.slots:
         report["perplexity"] = _perplexity(codec, sample)
-    if notes := [*sample.notes, *_level_notes(codec, sample)]:
+    if notes := [*sample.notes, *_level_notes(codec, sample), *_dropped_notes(codec, sample)]:
         report["notes"] = notes
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
@@ -269,6 +269,18 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
         for labels, context in sample.steps(part, CHUNK):
             figures.add(labels, codec.decode(codec.encode(labels, context), context))
     return {name: round(value, 6) for name, value in figures.figures().items()}
+
+
+def _dropped_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
+    """Where a codec stores fewer classes of a label than are known."""
+    kept = getattr(codec.config, "k", None)
+    if sample.support is None or kept is None or kept >= sample.support.k:
+        return []
+    mass = measure(codec, sample, "held", ()).get("mass_kept")
+    share = "" if mass is None else f", which have {100 * mass:.1f} % of the probability at T = 1"
+    return [
+        f"{kept} of the {sample.support.k} known classes of a label are stored{share}; more --bits, or a smaller --ratio, keep all"
+    ]
 
 
 def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:

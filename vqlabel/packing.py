@@ -118,7 +118,7 @@ def pack(
         images = _images_of(source, about.images, whole.images() if drawn is None else drawn.recipe.images)
         size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()}, images)
     file = VqlFile(writer.path)
-    bits = round(file.label_bits, 4) if codec.counted else sum(codec.code_bits)
+    bits = file.label_bits
     stored = 8 * sum(one.stop - one.start for name, one in file.container.sections.items() if name.startswith(PREFIX))
     prices: dict[str, float] = {"stored": stored} if drawn is None else {"stored": stored, "if_kept": kept}
     if {name for name in file.container.streams if name.startswith(PREFIX)} == {PREFIX + "batch"}:

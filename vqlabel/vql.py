@@ -161,11 +161,15 @@ class VqlFile:
 
     @property
     def label_bits(self) -> float:
-        """Code bits of a label, before any coding; of variable labels those of the mean label, and what its count takes in the file."""
-        if not self._counted:
-            return sum(self.code_bits)
+        """Code bits of a label: the widths of its codes; where codes are entropy-coded, and of variable labels, what the mean label takes."""
         codes = self.container.streams[CODES]
-        return (codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)) / max(1, self.records)
+        if self._counted:
+            stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
+        elif codes.coding == "ans":
+            stored = 8 * self.container.stored(CODES)
+        else:
+            return sum(self.code_bits)
+        return round(stored / max(1, self.records), 4)
 
     def codes(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
         """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable.

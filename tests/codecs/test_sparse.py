@@ -187,6 +187,18 @@ def test_labels_of_k_numbers_are_coded_as_such_unless_another_codec_is_named() -
     assert budget.bits == 31 and (budget.ratio, budget.bytes) == (None, None), "32 bits a label, less what the container takes"
 
 
+def test_a_fit_notes_how_many_classes_its_bits_leave_out(tmp_path: Path) -> None:
+    lpqld(tmp_path / "dump", 8)
+    source = vqlabel.open_labels(tmp_path / "dump", classes=CLASSES)
+    report = vqlabel.fit(source, FitConfig(bits=24))[1]
+    mass = 100 * report["held"]["mass_kept"]
+    assert 50 < mass < 99
+    (note,) = report["notes"]
+    assert note.startswith(
+        f"{report['config']['k']} of the 8 known classes of a label are stored, which have {mass:.1f} % of the probability"
+    )
+
+
 def test_topk_keeps_all_that_is_known_and_refuses_to_drop_what_the_rest_shares() -> None:
     labels = known("logits", "zero", 9)
     codec = CODECS["topk"][0].fit(sample_of(labels, "logits", "zero", 9), FitConfig(codec="topk"), FitHooks())
@@ -222,7 +234,7 @@ def test_a_dump_of_k_logits_packed_by_default_keeps_every_class_and_its_distribu
     codec, report = vqlabel.fit(source)
     size = vqlabel.pack(source, tmp_path / "l.vql", codec=codec)["bytes"]
     topk = vqlabel.pack(source, tmp_path / "t.vql", codec=vqlabel.fit(source, FitConfig(codec="topk"))[0])["bytes"]
-    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == 1 and size < topk
+    assert codec.kind == "sparse" and "notes" not in report and report["held"]["top1_agreement"] == 1 and size < topk
     found = vqlabel.stats(tmp_path / "l.vql", against=source)["distortion"]
     assert found["top1_agreement"] == found["mass_kept"] == 1 and max(found[f"kl_T{t:g}"] for t in MIX) < 0.02
     decoded = vqlabel.open(tmp_path / "l.vql")[:].numpy()

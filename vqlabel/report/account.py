@@ -142,7 +142,7 @@ def account(file: VqlFile) -> Account:
         images=_images(file),
         kind=kind,
         dtype=str(file.label["dtype"]).lower(),
-        code_bits=round(file.label_bits, 4) if file.counted else sum(file.code_bits),
+        code_bits=file.label_bits,
         rows=tuple(rows),
         perplexity=None if usage is None else tuple(round(float(p), 1) for p in usage.perplexity()),
         codebook_size=config.get("codebook_size"),

@@ -50,8 +50,9 @@ def _held(report: Mapping[str, Any], code_bits: float) -> Any:
     bits = f"{code_bits:g}"
     if isinstance(rates, dict) and bits in rates:
         return rates[bits]
-    counted = isinstance(report.get("config"), dict) and report["config"].get("variable") is True
-    return report["held"] if counted or report.get("code_bits") == code_bits else None
+    config = report.get("config")
+    one_rate = report.get("codec") != "vqae" or (isinstance(config, dict) and config.get("variable") is True)
+    return report["held"] if one_rate or report.get("code_bits") == code_bits else None
 
 
 def _temperatures(report: Mapping[str, Any]) -> list[float]:
