@@ -157,7 +157,9 @@ def test_any_records_are_read_in_any_order(
     monkeypatch.setattr(
         ContainerWriter,
         "begin",
-        lambda self, name, bits, coding="auto", chunk_rows=chunk_rows, c=chunk_rows: begin(self, name, bits, coding, c),
+        lambda self, name, bits, codings=("fixed", "zstd"), chunk_rows=chunk_rows, c=chunk_rows: begin(
+            self, name, bits, codings, c
+        ),
     )
     vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
     rng, at = np.random.default_rng(0), [0, 1, 7, 8, 63, 64, 65, 1000, N - 1, N]

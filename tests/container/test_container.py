@@ -299,11 +299,14 @@ def test_a_folder_that_is_not_there_and_a_name_that_cannot_be_are_refused(tmp_pa
         ContainerWriter(tmp_path / ("a" * 250 + ".vql"))
 
 
-@pytest.mark.parametrize("coding", ["fixed", "zstd"])
+CODINGS = ("fixed", "zstd", "ans")
+
+
+@pytest.mark.parametrize("coding", CODINGS)
 def test_a_row_beyond_its_width_is_refused_and_nothing_is_left(tmp_path: Path, coding: str) -> None:
     wide = np.full((10, 1), 32, np.uint32)
     with pytest.raises(CodeOutOfRange, match="needs 6 bits"):
-        attempt(tmp_path / "a.vql", lambda w: w.begin("codes", [5], coding), lambda w: w.append(wide), the_rest)
+        attempt(tmp_path / "a.vql", lambda w: w.begin("codes", [5], (coding,)), lambda w: w.append(wide), the_rest)
     assert not list(tmp_path.iterdir())
 
 
@@ -313,15 +316,20 @@ def test_a_header_beyond_its_limit_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_auto_takes_the_smaller_coding(tmp_path: Path) -> None:
-    sizes: dict[tuple[str, str], int] = {}
-    for name, rows, bits in (("even", EVEN, [5] * 3), ("skewed", SKEWED, [17] * 2)):
-        for coding in ("fixed", "zstd", "auto"):
+def test_of_several_codings_the_one_that_makes_the_first_chunk_smallest_is_taken(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    gaps = rng.geometric(0.7, (2000, 3)).clip(1, 32).astype(np.uint32) - 1
+    best = {"even": "fixed", "skewed": "zstd", "gaps": "ans"}
+    for name, rows, bits in (("even", EVEN, [5] * 3), ("skewed", SKEWED, [17] * 2), ("gaps", gaps, [5] * 3)):
+        sizes = {}
+        for codings in (*((one,) for one in CODINGS), CODINGS):
             with ContainerWriter(tmp_path / "a.vql", overwrite=True) as writer:
-                writer.begin("codes", bits, coding)
+                writer.begin("codes", bits, codings)
                 writer.append(rows)
                 writer.end()
                 writer.finish({})
-            sizes[name, coding] = ContainerReader(tmp_path / "a.vql").stored("codes")
-    for name in ("even", "skewed"):
-        assert sizes[name, "auto"] == min(sizes[name, "fixed"], sizes[name, "zstd"])
+            reader = ContainerReader(tmp_path / "a.vql")
+            sizes[codings] = reader.stored("codes")
+            np.testing.assert_array_equal(reader.rows("codes"), rows)
+        assert reader.streams["codes"].coding == best[name]
+        assert sizes[CODINGS] == min(sizes[one,] for one in CODINGS)
