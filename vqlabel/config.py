@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.typed import typed_fields
 
-DOMAINS = ("logits", "probs")
+DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of classes that each have a probability of their own
 QUANTIZERS = ("residual", "grouped")
 CONTEXT_FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 USUAL_BITS = 128
@@ -213,6 +213,12 @@ class VqaeConfig(_OfCodec):
         require(
             0 <= self.head <= min(HEAD_MOST, self.classes - 1), "head", self.head, f"must be 0..{min(HEAD_MOST, self.classes - 1)}"
         )
+        require(
+            self.domain != "sigmoid" or not self.head,
+            "head",
+            self.head,
+            "must be 0 for sigmoid labels: a head keeps the largest classes of one distribution",
+        )
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
         require(0 <= self.slots <= SLOTS_MOST, "slots", self.slots, "must be 0..1024")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
@@ -289,6 +295,12 @@ class TopkConfig(_OfCodec):
 
     def _check(self) -> None:
         check_labels(self.classes, self.domain)
+        require(
+            self.domain != "sigmoid",
+            "domain",
+            self.domain,
+            f"is for vqae and raw: {self.kind} keeps the largest classes of one distribution",
+        )
         require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
 
     @property
@@ -321,6 +333,12 @@ class SparseConfig(_OfCodec):
 
     def _check(self) -> None:
         check_labels(self.classes, self.domain)
+        require(
+            self.domain != "sigmoid",
+            "domain",
+            self.domain,
+            f"is for vqae and raw: {self.kind} keeps the largest classes of one distribution",
+        )
         require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
         require(self.rest in ("zero", "uniform"), "rest", self.rest, "must be zero or uniform")
         require(self.rest == "zero" or self.domain == "probs", "rest", self.rest, "must be zero where labels are logits")
@@ -393,7 +411,7 @@ def codec_config(kind: object, values: object) -> CodecConfig:
 def check_labels(classes: int, domain: str) -> None:
     """Raises UsageError unless C is 2..2^20 and the domain is known."""
     require(2 <= classes <= 1 << 20, "classes", classes, "must be 2..1048576")
-    require(domain in DOMAINS, "domain", domain, "must be logits or probs")
+    require(domain in DOMAINS, "domain", domain, "must be logits, probs or sigmoid")
 
 
 def _check_temperatures(values: tuple[float, ...]) -> None:

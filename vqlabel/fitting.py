@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.bitstream import Usage
 from vqlabel.bitstream.counted import COUNTED_ROWS
-from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelCodec, LabelSample, save_codec
-from vqlabel.codecs.distortion import SMALLEST, as_logits, kl
+from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
+from vqlabel.codecs.distortion import as_logits
+from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.part import VARIES_MOST, level_spread
 from vqlabel.codecs.sizing import budget_of, code_bits_within
 from vqlabel.codecs.vqae import VqaeCodec
@@ -81,9 +81,11 @@ def fit(
 
 
 def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
-    """Where the user named no temperature: what the students of this layout train at, or a mix."""
+    """Where the user named no temperature: what the students of this layout train at, or a mix; 1 for those of sigmoids."""
     if config.temperature is not None:
         return config
+    if source.domain == "sigmoid":
+        return replace(config, temperature=(1.0,))
     return replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
 
 
@@ -125,7 +127,9 @@ def fit_sample(
         )
     codec = CODECS[str(config.codec)][0].fit(sample, config, hooks).eval()
     codec.fitted_on = sample.fitted_on
-    temperatures = tuple(sorted({*MIX, *(config.temperature or ())}))
+    temperatures = config.temperature or MIX
+    if sample.domain != "sigmoid":
+        temperatures = tuple(sorted({*MIX, *temperatures}))
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
@@ -260,7 +264,7 @@ def _stack(batches: list[LabelBatch]) -> Tensor:
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
     """Distortion at these temperatures of the `part` ("seen" or "held") of a sample, through encode and decode."""
-    figures = Distortion(
+    figures = likelihood_of(sample.domain).distortion(
         temperatures=temperatures,
         domain=sample.domain,
         sets=_over_sets(codec, sample),
@@ -305,21 +309,20 @@ def _over_sets(codec: LabelCodec, sample: LabelSample) -> bool:
 @torch.inference_mode()
 def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
     """KL held out of one label for all, at each temperature the best that there is: the mean of the distributions that the fit sees."""
+    likelihood = likelihood_of(sample.domain)
     totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
     for labels, _ in sample.steps("seen", CHUNK):
         logits = as_logits(labels, sample.domain)
         for total, t in zip(totals, temperatures, strict=True):
-            total += F.softmax(logits / t, 1).sum(0, dtype=torch.float64)
-    means = [
-        t * (total / len(sample.seen)).clamp_min(SMALLEST).log().float() for total, t in zip(totals, temperatures, strict=True)
-    ]
+            total += likelihood.probabilities(logits / t).sum(0, dtype=torch.float64)
+    means = [t * likelihood.inverse(total / len(sample.seen)).float() for total, t in zip(totals, temperatures, strict=True)]
     found = [0.0] * len(temperatures)
     for labels, _ in sample.steps("held", CHUNK):
         logits = as_logits(labels, sample.domain)
         for at, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
-            found[at] += float(kl(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
+            found[at] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
     count = max(1, len(sample.held))
-    return {f"kl_T{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
+    return {f"{likelihood.figure}{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
 
 
 @torch.inference_mode()

@@ -64,6 +64,7 @@ def targets(labels: Tensor, temperature: float = 20.0, domain: str = "logits") -
     check_labels(labels.shape[1], domain)
     _check_temperature("temperature", temperature)
     x = labels.detach().float()
+    _check_distribution(domain)
     if domain == "logits":
         return F.softmax(x / temperature, 1)
     limit = "must be 1 for probs: what a softmax rounded away, no temperature brings back; student_temperature is free"
@@ -82,12 +83,34 @@ def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     _check_rows(labels)
     check_labels(labels.shape[1], domain)
     _check_type("k", k, int)
+    _check_distribution(domain)
     require(1 <= k <= labels.shape[1], "k", k, f"must be 1..{labels.shape[1]} (the number of classes)")
     value, index = labels.float().topk(k, 1)
     if domain == "probs":
         value = value / value.sum(1, keepdim=True)
     rest = torch.full(labels.shape, NOWHERE if domain == "logits" else 0.0, device=labels.device)
     return rest.scatter(1, index, value)
+
+
+def bce(student_logits: Tensor, labels: Tensor, temperature: float = 1.0, *, squared: bool = False) -> Tensor:
+    """Binary cross entropy of sigmoid(student_logits / T) with sigmoid(labels / T), the mean over all n * C: nn.BCEWithLogitsLoss.
+
+    For labels of the domain "sigmoid", whose classes each have a probability of their own. It is their binary KL plus the entropy of the
+    labels, which no student changes.
+
+    Args:
+        student_logits, labels: [n, C] logits.
+        temperature: T, of both.
+        squared: times T^2, which keeps the gradient's scale at every T.
+
+    Raises:
+        UsageError: shapes differ, or the temperature is not above 0.
+    """
+    _check_pair(student_logits, labels)
+    _check_temperature("temperature", temperature)
+    target = torch.sigmoid(labels.detach().float() / temperature)
+    loss = F.binary_cross_entropy_with_logits(student_logits.float() / temperature, target)
+    return loss * temperature**2 if squared else loss
 
 
 def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float = 0.1, *, domain: str = "logits") -> Tensor:
@@ -105,7 +128,7 @@ def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float
     """
     _check_pair(student_logits, labels)
     check_labels(labels.shape[1], domain)
-    if domain != "logits":
+    if domain == "probs":
         raise UsageError("mse_gt compares logits, and these labels are probabilities; train with kl at temperature 1")
     _check_type("target", target, Tensor)
     good = target.shape == student_logits.shape[:1] and not target.is_floating_point()
@@ -242,6 +265,11 @@ def _check_pair(student_logits: Tensor, labels: Tensor) -> None:
 def _check_rows(labels: Tensor) -> None:
     _check_type("labels", labels, Tensor)
     require(labels.dim() == 2, "shape of labels", list(labels.shape), "must be [n, C], a row a label")
+
+
+def _check_distribution(domain: str) -> None:
+    limit = "must be logits or probs, one distribution a label; the loss of sigmoid labels is losses.bce"
+    require(domain != "sigmoid", "domain", domain, limit)
 
 
 def _check_temperature(name: str, value: float) -> None:

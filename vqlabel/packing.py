@@ -36,7 +36,7 @@ from vqlabel.progress import Progress, noted, silent
 from vqlabel.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
 from vqlabel.threads import worker_count
 from vqlabel.typed import typed_arguments
-from vqlabel.vql import CODEC, NO_CODES, VqlFile
+from vqlabel.vql import CODEC, NO_CODES, SIGMOID_LABELS, VqlFile
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
 SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
@@ -212,6 +212,7 @@ def finish(
         },
         [VARIABLE_SLOTS] * codec.counted
         + [SEEDED_VIEWS] * (says["order"] == "seeded")
+        + [SIGMOID_LABELS] * (source.domain == "sigmoid")
         + [VIEW_COLUMNS] * any(PREFIX + name in writer.streams for name in NEVER_DRAWN),
     )
 
@@ -306,8 +307,9 @@ def check_fitted_on(codec: LabelCodec, found: FittedOn, where: Path) -> list[str
 
 
 def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:
-    """What `vql.label` says. Only `raw` keeps the level of the logits, which MSE students need; KL students never see it."""
-    said = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": codec.kind == "raw"}
+    """What `vql.label` says. The level of logits, which MSE students need and KL students never see, only `raw` keeps; sigmoid labels have it."""
+    kept = codec.kind == "raw" or source.domain == "sigmoid"
+    said = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": kept}
     return said if source.support is None else {**said, "support": {"k": source.support.k, "rest": source.support.rest}}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import temperature_weight
+from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.sizing import HEADER, LEAST_BITS, MOST_BITS, USUAL_BITS, Facts, budget_of, file_bytes, resolve
 from vqlabel.codecs.train import facts_of, usual_epochs
 from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
@@ -237,7 +238,7 @@ class Search:
         passes = self._quick_passes()
         codec = CODECS["vqae"][0].fit(self.sample, replace(quick, epochs=passes), FitHooks()).eval()
         found = measure(codec, self.sample, "held", codec.config.temperature)
-        kl = {name: value for name, value in found.items() if name.startswith("kl_")}
+        kl = {name: value for name, value in found.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
         trial = Trial(
             config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.facts.labels), loss=round(loss, 6), kl=kl,

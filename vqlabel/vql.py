@@ -19,6 +19,7 @@ from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.seeded import DrawnPart, read_columns
 
 CODEC = "codec."
+SIGMOID_LABELS = "sigmoid_labels"  # in `vql.requires`: labels are logits of classes that each have a probability of their own
 NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
 
 
@@ -55,6 +56,10 @@ class VqlFile:
             raise BadContainer(
                 f"{path}: vql.label is {str(self.label)[:120]}, the codec's configuration {str(self.codec['config'])[:120]}; "
                 "damaged or forged"
+            )
+        if (self.label["domain"] == "sigmoid") != (SIGMOID_LABELS in self.container.requires):
+            raise BadContainer(
+                f"{path}: vql.requires is {self.container.requires}, the labels' domain {self.label['domain']}; damaged or forged"
             )
         self._counted = self._variable()
         self._check_widths()

@@ -73,7 +73,12 @@ Target = Annotated[
 Kl = Annotated[
     float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
 ]
-Domain = Annotated[str | None, typer.Option(help="logits or probs; by default as the file declares it, else logits")]
+Domain = Annotated[
+    str | None,
+    typer.Option(
+        help="logits, probs, or sigmoid: logits of a teacher of several labels an image; by default as the file declares it, else logits"
+    ),
+]
 
 
 @app.command()

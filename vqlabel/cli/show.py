@@ -209,16 +209,23 @@ def _show_quality(fit: dict[str, Any]) -> None:
         )
         return
 
+    sigmoid = "half_f1" in fit["held"]
+    figure = "binary_kl_T" if sigmoid else "kl_T"
+    agreement = (
+        f"classes above 0.5 agree with the teacher's to {100 * fit['held']['half_f1']:.1f} % (F1), binary KL summed over classes"
+        if sigmoid
+        else f"the same largest class as the teacher in {100 * fit['held']['top1_agreement']:.1f} %, KL"
+    )
+
     def kls(part: str) -> str:
-        return ", ".join(f"{fit[part][f'kl_T{t:g}']:.3f} at T = {t:g}" for t in fit["temperature"] if f"kl_T{t:g}" in fit[part])
+        return ", ".join(
+            f"{fit[part][f'{figure}{t:g}']:.3f} at T = {t:g}" for t in fit["temperature"] if f"{figure}{t:g}" in fit[part]
+        )
 
     origin = (
         "held out" if fit["codec_file"] is None else f"{fit['codec_file']} reports, of the dump that it was fitted to, held out"
     )
-    typer.echo(
-        f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): the same largest class as the teacher in "
-        f"{100 * fit['held']['top1_agreement']:.1f} %, KL {kls('held')}"
-    )
+    typer.echo(f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): {agreement} {kls('held')}")
     if "calibrated" in fit:
         typer.echo(
             f"labels are moved from their mean by a contrast of {fit['contrast']:.2f}, which raises that KL and brings students closer to those "

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.distortion import as_logits
+from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.part import Part
 from vqlabel.codecs.sizing import bits_of
 from vqlabel.codecs.storage import rounded
@@ -55,7 +56,9 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
     decoder, temperatures = codec.decoder, codec.config.temperature
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
-    if contrast is None and all(float(_around_mean(raw, t).square().sum(1).mean()) <= NOTHING for t in temperatures):
+    if contrast is None and all(
+        float(_around_mean(raw, t, codec.config.domain).square().sum(1).mean()) <= NOTHING for t in temperatures
+    ):
         return
     found: list[float] = []
     for slots in (rates := sorted(rates, reverse=True)):
@@ -64,7 +67,7 @@ def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: f
             decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
             if decoder.lift is not None:
                 decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
-        factor = _unbiased(decoder, z, raw, temperatures) if contrast is None else contrast
+        factor = _unbiased(decoder, z, raw, temperatures, codec.config.domain) if contrast is None else contrast
         if factor is None and not found:
             codec.calibrate()
             codec.contrast_limited = True
@@ -93,14 +96,14 @@ def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, .
     return lift
 
 
-def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> float | None:
+def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...], domain: str) -> float | None:
     """The factor on latents [n, d_h], about their center, that gives their labels a slope of 1 on the `raw` logits [n, C]; None: more than MOST."""
-    wanted = [_around_mean(raw, t) for t in temperatures]
+    wanted = [_around_mean(raw, t, domain) for t in temperatures]
 
     def reached(contrast: float) -> bool:
         logits = decoder.contrasted(z, contrast)
         return any(
-            bool((want * _around_mean(logits, t)).sum() >= want.square().sum())
+            bool((want * _around_mean(logits, t, domain)).sum() >= want.square().sum())
             for t, want in zip(temperatures, wanted, strict=True)
         )
 
@@ -113,7 +116,7 @@ def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     return low if high < MOST else None
 
 
-def _around_mean(logits: Tensor, temperature: float) -> Tensor:
+def _around_mean(logits: Tensor, temperature: float, domain: str) -> Tensor:
     """The probabilities of [n, C] logits, less their mean over labels."""
-    share = F.softmax(logits / temperature, 1)
+    share = likelihood_of(domain).probabilities(logits / temperature)
     return share - share.mean(0)

@@ -21,15 +21,17 @@ def present(labels: Tensor, domain: str) -> Tensor:
 
 
 def as_logits(labels: Tensor, domain: str) -> Tensor:
-    """[n, C] labels of either domain -> float32 logits whose mean over classes is 0 (softmax ignores a shift)."""
+    """[n, C] labels of any domain -> float32 logits, whose mean over classes is 0 where softmax ignores a shift."""
     x = labels.float()
+    if domain == "sigmoid":
+        return x
     if domain == "probs":
         x = x.clamp_min(SMALLEST).log()
     return x - x.mean(1, keepdim=True)
 
 
 def levels(labels: Tensor, domain: str) -> Tensor:
-    """[n] mean over classes that `as_logits` takes away: what squared error sees and softmax does not; 0 for probabilities."""
+    """[n] mean over classes that `as_logits` takes away: what squared error sees and softmax does not; 0 for other domains."""
     return labels.float().mean(1) if domain == "logits" else torch.zeros(len(labels), device=labels.device)
 
 

@@ -37,23 +37,24 @@ Found = TypeVar("Found")
 
 
 @dataclass
-class _Reached:
+class Reached:
     """What the decoder says with the codes so far, changed in place."""
 
     share: dict[float, Tensor]  # by temperature, [n, C] probabilities, up to a factor a label
     slope: Tensor  # [n, d] of the loss in the latent
     logits: Tensor | None  # [n, C], where probabilities are made anew from them after every code
+    target: Tensor | None = None  # [n, C] logits of the labels, where the loss needs them
 
     def first(self, count: int) -> Self:
         """Of the first `count` labels, on the same memory."""
-        logits = None if self.logits is None else self.logits[:count]
-        return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits)
+        logits, target = (None if x is None else x[:count] for x in (self.logits, self.target))
+        return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits, target)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows, any of them as often as it is named."""
         self.share = {t: share.index_select(0, rows) for t, share in self.share.items()}
         self.slope = self.slope.index_select(0, rows)
-        self.logits = None if self.logits is None else self.logits.index_select(0, rows)
+        self.logits, self.target = (None if x is None else x.index_select(0, rows) for x in (self.logits, self.target))
 
     def vanishes(self) -> bool:
         """Whether a probability has come too near to 0 to be kept up by products."""
@@ -107,7 +108,7 @@ class Encoder:
             than CLAMP * T.
         """
 
-        def choose(reached: _Reached) -> Tensor:
+        def choose(reached: Reached) -> Tensor:
             codes = self._begin(reached, beam)
             for _ in range(sweeps):
                 for slot, code in enumerate(codes):
@@ -129,7 +130,7 @@ class Encoder:
         have = [int((count > slot).sum()) for slot in range(len(codes))]
         codes = codes[:, order]
 
-        def choose_again(reached: _Reached) -> Tensor:
+        def choose_again(reached: Reached) -> Tensor:
             chosen = codes.clone()
             for slot, code in enumerate(chosen):
                 self._move(slot, code[: have[slot]], reached.first(have[slot]), 1)
@@ -156,7 +157,7 @@ class Encoder:
     def _in_turn(self, logits: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """`prefix_losses`, and the codes [m, n]: shares add up to 1 as long as no code is taken away, so a slot's least loss is its change."""
 
-        def choose(reached: _Reached) -> tuple[Tensor, Tensor]:
+        def choose(reached: Reached) -> tuple[Tensor, Tensor]:
             codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
             losses = torch.zeros(len(logits), len(self.books) + 1, device=logits.device)
             for slot, code in enumerate(codes):
@@ -166,7 +167,7 @@ class Encoder:
 
         return self._safely(choose, logits, pull)
 
-    def _begin(self, reached: _Reached, beam: int) -> Tensor:
+    def _begin(self, reached: Reached, beam: int) -> Tensor:
         """[m, n] the codes of every slot in turn, of the `beam` best beginnings that each label has at any slot."""
         count, device = len(reached.slope), reached.slope.device
         if beam == 1:
@@ -187,20 +188,20 @@ class Encoder:
             begun = torch.cat([begun.gather(1, before[:, :, None].expand(-1, -1, slot)), code[:, :, None]], 2)
         return begun[:, 0].T.contiguous()
 
-    def _safely(self, choose: Callable[[_Reached], Found], logits: Tensor, pull: Tensor) -> Found:
+    def _safely(self, choose: Callable[[Reached], Found], logits: Tensor, pull: Tensor) -> Found:
         """What `choose` finds with probabilities kept up by products, which take half the time of exponentials; where one of them vanished
         or a code grows more than a product can say, with those.
         """
         share = {t: F.softmax(logits / t, 1) for t in self.near}
-        reached = _Reached(share, self._slope(logits, pull), None)
+        reached = Reached(share, self._slope(logits, pull), None)
         if self.kept_up and not reached.vanishes():
             found = choose(reached)
             if not reached.vanishes():
                 return found
             share = {t: F.softmax(logits / t, 1) for t in self.near}
-        return choose(_Reached(share, self._slope(logits, pull), logits.clone() if self.near else None))
+        return choose(Reached(share, self._slope(logits, pull), logits.clone() if self.near else None))
 
-    def _add_best(self, slot: int, code: Tensor, reached: _Reached) -> Tensor:
+    def _add_best(self, slot: int, code: Tensor, reached: Reached) -> Tensor:
         """Set `code` [n] to those with the least loss beside what was reached, and put them in.
 
         Returns:
@@ -211,14 +212,14 @@ class Encoder:
         self._move(slot, code, reached, 1)
         return loss
 
-    def _losses(self, slot: int, reached: _Reached) -> Tensor:
+    def _losses(self, slot: int, reached: Reached) -> Tensor:
         """[n, k] by how much each code changes the loss, up to a constant a label."""
         loss = torch.addmm(self.bend[slot], reached.slope, self.books[slot].T)
         for t, grown in self.grown.items():
             loss.add_((reached.share[t] @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
         return loss
 
-    def _move(self, slot: int, code: Tensor, reached: _Reached, sign: int) -> None:
+    def _move(self, slot: int, code: Tensor, reached: Reached, sign: int) -> None:
         """Put codes [n] in (1) or take them away (-1)."""
         if reached.logits is not None:
             reached.logits.add_(self.moves[slot].index_select(0, code), alpha=sign)

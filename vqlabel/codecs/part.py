@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.base import LabelSample
+from vqlabel.codecs.binary import binary_pull
 from vqlabel.codecs.distortion import as_logits, levels, teacher_pull, temperature_weight
 from vqlabel.codecs.head import hide, rest_mass
 from vqlabel.codecs.prior import Known, read_context
@@ -25,7 +26,9 @@ class Part:
     """Labels of the sample, seen or held out, as fitting takes them."""
 
     labels: Tensor  # [n, C] in the dump's domain
-    halves: Tensor  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
+    halves: (
+        Tensor | None
+    )  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
     level: Tensor  # [n] mean over classes, which softmax ignores: `_level`
     known: Known | None
@@ -33,9 +36,14 @@ class Part:
     weight: Tensor | None  # [n] probability of the others
     # By rate: [n, j] codes of the first j slots, chosen for a codec that has no more; or [n, 1 + m], variable.
     codes: dict[int, Tensor]
+    temperatures: tuple[
+        float, ...
+    ] = ()  # of the loss, where there are no halves: probabilities near 1 need more digits than these have
 
     def pull(self, at: Tensor) -> Tensor:
-        """[b, C] float32 `teacher_pull` of the labels `at`."""
+        """[b, C] float32 `Likelihood.pull` of the labels `at`."""
+        if self.halves is None:
+            return binary_pull(self.labels[at].float(), self.temperatures)
         return self.halves[at].float().mul_(self.unit)
 
     def visible(self, logits: Tensor, at: Tensor) -> Tensor:
@@ -57,6 +65,9 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
     """The part `name`, "seen" or "held", without codes."""
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config
+    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
+    if config.domain == "sigmoid":
+        return Part(labels, None, 1.0, _level(labels, config.domain), known, None, None, {}, config.temperature)
     unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
     halves, heads, weights = [], [], []
     for x in labels.split(CHUNK):
@@ -66,7 +77,6 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
             weights.append(rest_mass(logits, heads[-1], config.temperature))
             logits = hide(logits, heads[-1])
         halves.append((teacher_pull(logits, config.temperature) / unit).half())
-    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
     head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
     return Part(labels, torch.cat(halves), unit, _level(labels, config.domain), known, head, weight, {})
 

@@ -135,15 +135,17 @@ def _class_bits(facts: Facts) -> int:
 
 def _head(config: FitConfig, facts: Facts, bits: int) -> int:
     """Classes kept exactly; where that is left open, as many as `bits` code bits per label pay for in KL at a low temperature."""
-    if config.head is not None:
-        return config.head
+    if config.head is not None or facts.domain == "sigmoid":
+        return config.head or 0
     low = min(config.temperature or MIX) < HEAD_BELOW
     return min(facts.classes - 1, sum(bits >= times * _class_bits(facts) for times in HEAD_PAYS)) if low else 0
 
 
-def _lifts(config: FitConfig, head: int, budget: int | None = None) -> bool:
+def _lifts(config: FitConfig, facts: Facts, head: int, budget: int | None = None) -> bool:
     """Labels for students of known temperatures are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
     if budget is not None and LIFT_SHARE * budget < MORE_HEADER:
+        return False
+    if facts.domain == "sigmoid":
         return False
     return config.contrast is None and not head and config.temperature is not None and config.temperature != MIX
 
@@ -187,7 +189,7 @@ def _plain(config: FitConfig, facts: Facts, prior: PriorConfig | None) -> VqaeCo
     return VqaeConfig(
         classes=facts.classes, domain=facts.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
-        head=head, lift=_lifts(config, head), variable=config.variable, rate=rate,
+        head=head, lift=_lifts(config, facts, head), variable=config.variable, rate=rate,
     )  # fmt: skip
 
 
@@ -211,7 +213,7 @@ def _within(config: FitConfig, facts: Facts, prior: PriorConfig | None, budget: 
         bare = VqaeConfig(
             classes=facts.classes, domain=facts.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
             quantizer="residual", weight_bits=config.weight_bits or USUAL_BITS, prior=prior, temperature=config.temperature or MIX,
-            head=head, lift=_lifts(config, head, budget), variable=config.variable, rate=shape.rate,
+            head=head, lift=_lifts(config, facts, head, budget), variable=config.variable, rate=shape.rate,
         )  # fmt: skip
         best = _widest(bare, facts, budget, config, enough)
         if best is None:

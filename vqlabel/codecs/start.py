@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs.distortion import as_logits, hellinger_features
+from vqlabel.codecs.distortion import as_logits
+from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.part import CHUNK, Part
 from vqlabel.codecs.quantizer import fit_codebooks, quantize
 
@@ -74,7 +75,8 @@ def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) ->
         rest = as_logits(seen.labels[at], config.domain)
         if seen.known is not None:
             rest -= decoder(seen.none(at), seen.known.rows(at))
-            rest -= rest.mean(1, keepdim=True)
+            if likelihood_of(config.domain).levelled:
+                rest -= rest.mean(1, keepdim=True)
         if seen.head is not None:
             rest = rest.scatter(1, seen.head[at], 0)
         if seen.known is None:
@@ -121,11 +123,12 @@ def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tu
 def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:
     """[n, len(temperatures) * C] of the labels `at`."""
     logits, temperatures = part.visible(as_logits(part.labels[at], codec.config.domain), at), codec.config.temperature
-    found = torch.cat([hellinger_features(logits, t) for t in temperatures], 1)
+    features = likelihood_of(codec.config.domain).features
+    found = torch.cat([features(logits, t) for t in temperatures], 1)
     if part.known is None:
         return found
     expected = part.visible(codec.decoder(part.none(at), part.known.rows(at)), at)
-    return found.sub_(torch.cat([hellinger_features(expected, t) for t in temperatures], 1))
+    return found.sub_(torch.cat([features(expected, t) for t in temperatures], 1))
 
 
 def _balanced(variance: Tensor, slots: int, width: int) -> Tensor:

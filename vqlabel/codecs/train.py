@@ -18,8 +18,9 @@ from torch.func import functional_call
 
 from vqlabel.codecs.base import FitHooks, LabelSample
 from vqlabel.codecs.contrast import set_contrast
-from vqlabel.codecs.distortion import Distortion, as_logits, mixed_cross_entropy, temperature_weight
+from vqlabel.codecs.distortion import as_logits, temperature_weight
 from vqlabel.codecs.head import join, split
+from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.part import Part, make_part
 from vqlabel.codecs.price import PRICED, PRICED_LAST, set_price
 from vqlabel.codecs.prior import describe_context
@@ -173,11 +174,11 @@ def _forget_prior(codec: VqaeCodec, parts: tuple[Part, Part]) -> None:
 def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
-    constant = _best_constant(_mean_pull(seen), codec.config.temperature)
+    constant = _best_constant(_mean_pull(seen), codec.config.domain, codec.config.temperature)
     return _judge(codec, held)["loss"] < (1 - EARNS) * _judge(codec, held, constant)["loss"]
 
 
-def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+def _best_constant(pull: Tensor, domain: str, temperatures: tuple[float, ...]) -> Tensor:
     """[1, C] logits that are the best of all that are the same for every label, from the labels' mean pull [1, C].
 
     No formula gives them where there are several temperatures; the loss is convex.
@@ -187,7 +188,7 @@ def _best_constant(pull: Tensor, temperatures: tuple[float, ...]) -> Tensor:
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = mixed_cross_entropy(logits, pull, temperatures).sum()
+        value = likelihood_of(domain).cross_entropy(logits, pull, temperatures).sum()
         value.backward()
         return value
 
@@ -241,7 +242,8 @@ def _train(
         schedule.load_state_dict(resumed["schedule"])
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
     # No softmax sees a label's mean over classes, but squared error does; the output map is free to say it, and little weight suffices.
-    level_weight = LEVEL * sum(map(temperature_weight, config.temperature))
+    likelihood = likelihood_of(config.domain)
+    level_weight = LEVEL * sum(map(temperature_weight, config.temperature)) if likelihood.levelled else 0.0
     title = title or (f"decoder, round {stage}" if stage else "prior")
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
@@ -252,7 +254,7 @@ def _train(
             codes = _codes_of_a_rate(seen, shuffle)
             codes = seen.none(at) if codes is None else codes[at]
             out = functional_call(decoder, weights, (codes, known), {"quick": True})
-            loss = mixed_cross_entropy(seen.visible(out, at), seen.pull(at), config.temperature)
+            loss = likelihood.cross_entropy(seen.visible(out, at), seen.pull(at), config.temperature)
             loss = loss + level_weight * F.huber_loss(out.mean(1), seen.level[at], reduction="none")
             loss = loss.mean() if seen.weight is None else (loss * seen.weight[at]).mean()
             optimizer.zero_grad(set_to_none=True)
@@ -291,7 +293,8 @@ def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
 def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict[str, float]:
     """Held-out loss (`mixed_kl`), and KL at each temperature, of the decoder as it will be stored, or of `constant` logits [1, C]."""
     config = codec.config
-    figures = Distortion(temperatures=config.temperature)
+    likelihood = likelihood_of(config.domain)
+    figures = likelihood.distortion(temperatures=config.temperature)
     weights = codec.rounded_decoder()
     for at in part.chunks(JUDGED):
         known = None if part.known is None else part.known.rows(at)
@@ -301,5 +304,5 @@ def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict
         if config.head:
             said = join(said, *split(raw, config.head, config.temperature), config.temperature)
         figures.add(raw, said)
-    found = {name: value for name, value in figures.figures().items() if name.startswith("kl_")}
-    return {"loss": sum(temperature_weight(t) * found[f"kl_T{t:g}"] for t in config.temperature), **found}
+    found = {name: value for name, value in figures.figures().items() if name.startswith(likelihood.figure)}
+    return {"loss": sum(temperature_weight(t) * found[f"{likelihood.figure}{t:g}"] for t in config.temperature), **found}

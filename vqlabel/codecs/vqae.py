@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vqlabel.bitstream import counted_bits
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs.binary_encoder import BinaryEncoder
 from vqlabel.codecs.distortion import as_logits, teacher_pull
 from vqlabel.codecs.encoder import Encoder
 from vqlabel.codecs.head import hide, join, split
@@ -324,10 +325,12 @@ class VqaeCodec(LabelCodec):
         return torch.cat([torch.zeros(0, self.config.slots + 1, device=labels.device), *losses])
 
     def _encoder(self, slots: int) -> Encoder:
+        if self.config.domain == "sigmoid":
+            return BinaryEncoder(self.decoder.books()[:slots], self.decoder.out, self.config.temperature)
         return Encoder(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
 
     def _asked(self, labels: Tensor, known: Known | None, chunk: int = ENCODE_CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
-        """What an `Encoder` is called with, `chunk` labels at a time: logits without a code, and the labels' pull."""
+        """What an `Encoder` is called with, `chunk` labels at a time: logits without a code, and the labels' pull, or for a `BinaryEncoder` theirs."""
         config = self.config
         for at in range(0, len(labels), chunk):
             logits = as_logits(labels[at : at + chunk], config.domain)
@@ -336,14 +339,14 @@ class VqaeCodec(LabelCodec):
             if config.head:
                 ids = logits.topk(config.head, 1).indices
                 logits, expected = hide(logits, ids), hide(expected, ids)
-            yield expected, teacher_pull(logits, config.temperature)
+            yield expected, logits if config.domain == "sigmoid" else teacher_pull(logits, config.temperature)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         slots, head = self.config.variable + self.config.slots, self.config.head
         logits = self.decoder.spread(codes[:, :slots], self.known(context))
         if head:
             logits = join(logits, codes[:, slots : slots + head].long(), codes[:, slots + head :], self.config.temperature)
-        return logits if self.config.domain == "logits" else F.softmax(logits, 1)
+        return F.softmax(logits, 1) if self.config.domain == "probs" else logits
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

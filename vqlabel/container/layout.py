@@ -9,7 +9,9 @@ from vqlabel.errors import BadContainer
 
 FORMAT = "vql"
 VERSION = (1, 0)
-FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns"})  # what this reader knows of `vql.requires`
+FEATURES = frozenset(  # what this reader knows of `vql.requires`
+    {"variable_slots", "seeded_views", "view_columns", "sigmoid_labels"}
+)
 SUPPORTED_CODINGS = ("fixed", "zstd", "ans")
 
 HEADER_STEP = 4096  # the header area is a multiple of it

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqlabel.codecs import Calibration, Distortion
+from vqlabel.codecs import Calibration
+from vqlabel.codecs.likelihood import likelihood_of
+from vqlabel.config import MIX
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
@@ -30,7 +32,8 @@ def compare(
         distortion: KL at T = 1, 4, 20, top-1 agreement, squared error: relative, of centred logits, and of the labels as they are; None
             for a figure that float32 cannot hold.
         distortion_f32: the same of labels before they are narrowed to that type (`vqlabel.open`), where that changes a figure by a hundredth.
-        calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any.
+        calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any. Empty of sigmoid
+            labels, which are no distributions.
         same_dump: are these the labels that the file was packed from, by their sha256? None where the file does not say.
 
     Raises:
@@ -49,10 +52,11 @@ def compare(
         )
     codec = read_codec(file).to(device)
     temperatures = tuple(getattr(codec.config, "temperature", (1.0,)))
-    dtype = DTYPES[file.label["dtype"]]
+    dtype, sigmoid = DTYPES[file.label["dtype"]], source.domain == "sigmoid"
     sets = codec.holds_sets or (source.support is not None and source.support.rest == "zero")
-    distortion, before = (Distortion(domain=source.domain, sets=sets) for _ in range(2))
-    calibration = Calibration(domain=source.domain, temperatures=temperatures)
+    measure, degrees = likelihood_of(source.domain).distortion, temperatures if sigmoid else MIX
+    distortion, before = (measure(temperatures=degrees, domain=source.domain, sets=sets) for _ in range(2))
+    calibration = None if sigmoid else Calibration(domain=source.domain, temperatures=temperatures)
     fingerprint, at = hashlib.sha256(), 0
     for done, batch in enumerate(source):
         if at + len(batch) > file.records:
@@ -63,7 +67,8 @@ def compare(
             part, raw = raw.tensor_split([len(decoded)])
             written = narrow(decoded, dtype, file, at + len(batch) - len(raw) - len(part)).float()
             distortion.add(part, written)
-            calibration.add(part, written)
+            if calibration is not None:
+                calibration.add(part, written)
             if dtype != torch.float32:
                 before.add(part, decoded)
         at += len(batch)
@@ -77,7 +82,7 @@ def compare(
     return {
         "distortion": _finite(figures),
         **({"distortion_f32": _finite(wide)} if differs else {}),
-        "calibration": _shortened(calibration.figures()),
+        "calibration": {} if calibration is None else _shortened(calibration.figures()),
         "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(),
     }
 

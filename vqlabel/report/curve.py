@@ -12,7 +12,7 @@ from vqlabel.codecs import Distortion, FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.distortion import as_logits
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
-from vqlabel.errors import BadLabels, MissingExtra, require
+from vqlabel.errors import BadLabels, MissingExtra, UsageError, require
 from vqlabel.fitting import code_bits, measure, read_sample
 from vqlabel.labels import Context, LabelSource, open_labels
 from vqlabel.progress import Progress, silent
@@ -82,6 +82,11 @@ def compare(
     require(passes >= 1, "passes", passes, "must be at least 1")
     require(teacher_bytes is None or teacher_bytes > 0, "teacher_bytes", teacher_bytes, "must be at least 1 byte")
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    if source.domain == "sigmoid":
+        raise UsageError(
+            f"{source.path}: holds sigmoid labels, and the methods that are compared here store one distribution a label; `fit` prints what "
+            "vqae makes of them"
+        )
     degrees = tuple(temperature) if temperature else MIX if source.temperature is None else (source.temperature,)
     config = FitConfig(
         temperature=degrees, seed=seed, contrast=1.0

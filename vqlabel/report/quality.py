@@ -22,8 +22,10 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     if report.get("codec") == "raw":
         return {"exact": True}
     held, temperatures = _held(report, code_bits), _temperatures(report)
-    names = [f"kl_T{t:g}" for t in temperatures]
-    figures = _numbers(held, (*names, "top1_agreement"))
+    sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
+    figure, agreement = ("binary_kl_T", "half_f1") if sigmoid else ("kl_T", "top1_agreement")
+    names = [f"{figure}{t:g}" for t in temperatures]
+    figures = _numbers(held, (*names, agreement))
     if not names or len(figures) <= len(names):
         return {}
     parts = {"held": figures}
@@ -38,7 +40,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "temperature": temperatures,
         **parts,
         **{name: report[name] for name in ("contrast", "contrast_limited") if name in report},
-        "warnings": _warnings(parts, temperatures),
+        "warnings": _warnings(parts, figure, agreement, temperatures),
     }
 
 
@@ -68,21 +70,27 @@ def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, float]:
     return {name: found[name] for name in names if isinstance(found.get(name), int | float)} if isinstance(found, dict) else {}
 
 
-def _warnings(parts: Mapping[str, Mapping[str, float]], temperatures: list[float]) -> list[str]:
+def _warnings(parts: Mapping[str, Mapping[str, float]], figure: str, agreement: str, temperatures: list[float]) -> list[str]:
     """Of what the codes keep: unbiased labels are further from the raw ones on purpose, the calibrated ones are as near as the codes allow."""
     found, more = [], "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
-    agreement = parts["held"]["top1_agreement"]
-    if agreement < POOR_AGREEMENT:
-        found.append(f"the largest class is the teacher's in only {100 * agreement:.1f} % of the held-out labels{more}")
+    agreed = parts["held"][agreement]
+    if agreed < POOR_AGREEMENT:
+        what = (
+            "classes above 0.5 agree with the teacher's only to"
+            if agreement == "half_f1"
+            else "the largest class is the teacher's in only"
+        )
+        of = " (F1)" if agreement == "half_f1" else " of the held-out labels"
+        found.append(f"{what} {100 * agreed:.1f} %{of}{more}")
     kept, mean = parts.get("calibrated", parts["held"]), parts.get("mean_label", {})
     for t in temperatures:
-        name = f"kl_T{t:g}"
+        name = f"{figure}{t:g}"
         if name in mean and kept[name] >= mean[name]:
             found.append(
                 f"held-out KL at T = {t:g} is {kept[name]:.3f}, one mean label for all has {mean[name]:.3f}: these codes tell labels apart "
                 f"no better than that{more}"
             )
-        elif kept[name] > POOR_KL:
+        elif figure == "kl_T" and kept[name] > POOR_KL:
             found.append(
                 f"held-out KL at T = {t:g} is {kept[name]:.3f} nats (times T^2), above {POOR_KL:g}: much of the labels is lost{more}"
             )
