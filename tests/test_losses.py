@@ -17,7 +17,7 @@ from vqlabel.codecs.topk import TopkCodec
 from vqlabel.config import TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.source import NOWHERE
-from vqlabel.losses import CosineSchedule, StepSchedule, StudentTemperature, kl, mse_gt, targets, top_k
+from vqlabel.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
 from vqlabel.unpacking import decode_steps
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
@@ -441,3 +441,27 @@ def test_what_cannot_be_met_is_refused(what: str) -> None:
     act, message = REFUSED[what]
     with pytest.raises(UsageError, match=message):
         act()
+
+
+@pytest.mark.parametrize(("temperature", "squared"), [(1.0, False), (2.0, False), (2.0, True)])
+def test_bce_is_that_of_sigmoids_and_its_gradient_their_difference(temperature: float, squared: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, labels = (3 * torch.randn(5, 7, generator=generator) for _ in range(2))
+    student.requires_grad_()
+    p, q = (torch.sigmoid(x / temperature) for x in (labels, student))
+    scale = temperature**2 if squared else 1.0
+    loss = bce(student, labels, temperature, squared=squared)
+    torch.testing.assert_close(loss, -scale * (p * q.log() + (1 - p) * (1 - q).log()).mean())
+    loss.backward()
+    torch.testing.assert_close(student.grad, scale * (q - p).detach() / temperature / 35)
+    assert bce(student.detach().half(), labels.half(), temperature).dtype == torch.float32
+
+
+def test_sigmoid_labels_have_a_loss_of_their_own() -> None:
+    x = torch.zeros(2, 3)
+    for call in (lambda: kl(x, x, 1.0, domain="sigmoid"), lambda: top_k(x, 1, domain="sigmoid")):
+        with pytest.raises(UsageError, match=r"domain is 'sigmoid'; it must be logits or probs, .* sigmoid labels is losses\.bce"):
+            call()
+    assert float(mse_gt(x, x, torch.zeros(2, dtype=torch.long), domain="sigmoid")) > 0
+    with pytest.raises(UsageError, match="must be above 0"):
+        bce(x, x, 0.0)

@@ -328,7 +328,7 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
 @torch.inference_mode()
 def bias_slope(codec: VqaeCodec, sample: LabelSample) -> dict[str, float]:
     """Slope of decoded on raw probabilities about their means, held out, at each of the codec's temperatures: 1 where labels are unbiased."""
-    found = {}
+    found, probabilities = {}, likelihood_of(sample.domain).probabilities
     for t in codec.config.temperature:
         sums, means, count = (
             torch.zeros(2, dtype=torch.float64),
@@ -337,7 +337,7 @@ def bias_slope(codec: VqaeCodec, sample: LabelSample) -> dict[str, float]:
         )
         for labels, context in sample.steps("held", CHUNK):
             decoded = codec.decode(codec.encode(labels, context), context)
-            raw, own = (F.softmax(as_logits(x, sample.domain) / t, 1).double() for x in (labels, decoded))
+            raw, own = (probabilities(as_logits(x, sample.domain) / t).double() for x in (labels, decoded))
             sums += torch.stack([(raw * own).sum(), raw.square().sum()])
             means += torch.stack([raw.sum(0), own.sum(0)]) / count
         product, power = sums - count * torch.stack([means[0] @ means[1], means[0] @ means[0]])
