@@ -403,9 +403,12 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: mse_gt(Z, Z + 0.1, torch.zeros(4, dtype=torch.int64), domain="probs"),
         r"mse_gt compares logits, and these labels are probabilities; train with kl at temperature 1",
     ),
-    "no domain": (lambda: kl(Z, Z, domain="logit"), r"domain is 'logit'; it must be logits or probs"),
-    "no domain, squared": (lambda: mse_gt(Z, Z, torch.zeros(4), domain="prob"), r"domain is 'prob'; it must be logits or probs"),
-    "no domain of k": (lambda: top_k(Z, 2, "x"), r"domain is 'x'; it must be logits or probs"),
+    "no domain": (lambda: kl(Z, Z, domain="logit"), r"domain is 'logit'; it must be logits, probs or sigmoid"),
+    "no domain, squared": (
+        lambda: mse_gt(Z, Z, torch.zeros(4), domain="prob"),
+        r"domain is 'prob'; it must be logits, probs or sigmoid",
+    ),
+    "no domain of k": (lambda: top_k(Z, 2, "x"), r"domain is 'x'; it must be logits, probs or sigmoid"),
     "k entries only": (
         lambda: kl(Z, Z[:, :1]),
         r"student_logits are \[4, 10\], labels \[4, 1\]; both must be \[n, C\], a row a label",

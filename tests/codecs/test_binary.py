@@ -127,10 +127,10 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher of 20 classes, of which some images have many and some none."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("sigmoid") / "z.npy"
     z = (
-        rng.normal(size=(30, 20))[rng.integers(0, 30, 1500)] * 2
-        + rng.normal(size=(1500, 20)) * 0.3
+        rng.normal(size=(30, 20))[rng.integers(0, 30, 1000)] * 2
+        + rng.normal(size=(1000, 20)) * 0.3
         - 3
-        + rng.normal(size=(1500, 1)) * 2
+        + rng.normal(size=(1000, 1)) * 2
     )
     np.save(path, z.astype(np.float32))
     return path

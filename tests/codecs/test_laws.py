@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -55,7 +56,7 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
 FITTED_IN_BF16 = ("residual vqae", "grouped vqae", "vqae with a prior", "variable slots on a prior")
 COMPILED = ("raw fp16", "top-k", "sparse", "grouped vqae", "vqae with a prior", "a head and a prior", "variable slots on a prior")
 SIGMOID = (  # kinds that are tried with labels whose classes have probabilities of their own
-    "raw fp16", "residual vqae", "grouped vqae", "vqae with a prior", "vqae for students of one temperature", "vqae of variable slots",
+    "raw fp16", "residual vqae", "grouped vqae", "vqae with a prior", "vqae of variable slots",
 )  # fmt: skip
 HELD = 60
 
@@ -94,16 +95,16 @@ def draw_context(has: tuple[str, ...] | None, epochs: int, images: int) -> Conte
     return Context(image=np.tile(np.arange(images), epochs), partner=partner, **{name: values[name] for name in has})
 
 
-@pytest.fixture(scope="module", params=["logits", "probs", "sigmoid"])
-def domain(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+NAMES = [*KINDS, *(f"{kind}, fitted in bf16" for kind in FITTED_IN_BF16)]
+CASES = [*itertools.product(NAMES, ("logits", "probs")), *itertools.product(SIGMOID, ("sigmoid",))]
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *(f"{kind}, fitted in bf16" for kind in FITTED_IN_BF16)])
-def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
-    kind, _, bf16 = request.param.partition(", fitted in ")
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
+    name, domain = request.param
+    kind, _, bf16 = name.partition(", fitted in ")
     dtype, options, has = KINDS[kind]
-    labels = torch.from_numpy(logits if domain == "logits" else probs).flatten(0, 1)
+    labels = torch.from_numpy(probs if domain == "probs" else logits).flatten(0, 1)
     if dtype != "F16":  # a dump of bf16 arrives as float32
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
     context = draw_context(has, *logits.shape[:2])
@@ -112,7 +113,7 @@ def case(request: pytest.FixtureRequest, domain: str, logits: NDArray[np.float16
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
     with bf16_products(bool(bf16)):
         codec = CODECS[str(config.codec)][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
-    return Case(request.param, codec, labels, context, domain)
+    return Case(name, codec, labels, context, domain)
 
 
 def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> None:
