@@ -5,9 +5,9 @@ devices (a CPU tensor of no dimension may join), a CPU generator, and `.numpy()`
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import DEFAULT, patch
 
 import torch
 from torch import Tensor
@@ -111,5 +111,8 @@ class _Calls(TorchFunctionMode):
 def pretended_cuda() -> Iterator[None]:
     """Inside, `device="cuda"` is there."""
     torch._C._ensureCUDADeviceGuardSet()  # one that does nothing, where there is no CUDA
-    with patch("torch.cuda._lazy_init"), _Factories(), _Calls():
+    there = dict.fromkeys(("_lazy_init", "get_rng_state", "set_rng_state"), DEFAULT)
+    # Tensors that wrap others cannot be made in inference mode.
+    without_gradients = patch("torch.inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
+    with patch.multiple("torch.cuda", **there), without_gradients, _Factories(), _Calls():
         yield

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pretended_cuda import pretended_cuda
 from torch.utils.data import DataLoader, Subset
 
 import vqlabel
@@ -21,6 +22,7 @@ from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch, Place, open_labels
+from vqlabel.losses import kl
 from vqlabel.pruning import Pruned
 from vqlabel.training import PooledBatches, StoredBatches, VqlViews, some_views
 from vqlabel.unpacking import VqlSource
@@ -249,6 +251,29 @@ def test_workers_can_hand_over_codes(packed: Path, folder: Path, seen: VqlViews)
         assert torch.equal(batch.labels, coded.labels.codes(want.record))
         assert torch.equal(coded.labels.decoder(batch.labels, coded.labels.context(batch.record)), want.labels)
     assert not pickle.loads(pickle.dumps(coded)).decode
+
+
+def test_codes_of_workers_are_decoded_on_cuda_as_here(packed: Path, folder: Path, seen: VqlViews) -> None:
+    coded = VqlViews(packed, folder, SIZE, decode=False)
+    want, batch = seen[[3, 30]], coded[[3, 30]]
+    with pretended_cuda():
+        decoder, record = coded.labels.decoder.to("cuda"), batch.record.to("cuda")  # a loop moves whole batches
+        with torch.autocast("cuda", enabled=False):
+            labels = decoder(batch.labels.to("cuda"), coded.labels.context(record))
+        kl(torch.nn.Linear(3, CLASSES).to("cuda")(batch.views.to("cuda").mean((2, 3))), labels).backward()
+    assert torch.equal(labels.cpu(), want.labels)
+
+
+def test_views_depend_on_no_default_dtype_or_device(seen: VqlViews) -> None:
+    want, before = seen[[3, 30]], torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device("meta"):
+            found = seen[[3, 30]]
+    finally:
+        torch.set_default_dtype(before)
+    assert found.views.dtype == found.labels.dtype == torch.float32
+    assert torch.equal(found.views, want.views) and torch.equal(found.labels, want.labels)
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     value, index = labels.float().topk(k, 1)
     if domain == "probs":
         value = value / value.sum(1, keepdim=True)
-    rest = torch.full(labels.shape, NOWHERE if domain == "logits" else 0.0, device=labels.device)
+    rest = torch.full(labels.shape, NOWHERE if domain == "logits" else 0.0, dtype=torch.float32, device=labels.device)
     return rest.scatter(1, index, value)
 
 
@@ -212,7 +212,7 @@ class StudentTemperature:
         self._forget()
 
     def _forget(self) -> None:
-        self._labels, self._sums = 0, torch.zeros(len(self.grid), dtype=torch.float64)
+        self._labels, self._sums = 0, torch.zeros(len(self.grid), dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def update(self, student_logits: Tensor, labels: Tensor, temperature: float = 20.0, *, domain: str = "logits") -> None:
@@ -249,7 +249,7 @@ class StudentTemperature:
             {"tau", "grid", "labels", "sums"} <= state.keys(), "state", sorted(map(str, state)), "must be what `state_dict` gave"
         )
         self.tau, self.grid, self._labels = state["tau"], tuple(state["grid"]), state["labels"]
-        self._sums = torch.tensor(state["sums"], dtype=torch.float64)
+        self._sums = torch.tensor(state["sums"], dtype=torch.float64, device="cpu")
 
 
 def _check_pair(student_logits: Tensor, labels: Tensor) -> None:

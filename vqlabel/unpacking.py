@@ -164,7 +164,7 @@ class VqlSource(LabelSource):
         start, stop = int(columns.starts[at]), int(columns.starts[at + 1])
         check_batch_memory(self.file, stop - start)
         parts = list(decode_steps(self.file, self.codec, start, stop, self._device))
-        whole = torch.cat(parts) if parts else torch.empty(0, self.classes)
+        whole = torch.cat(parts) if parts else torch.empty(0, self.classes, dtype=torch.float32, device="cpu")
         labels = narrow(whole, self.torch_dtype, self.file, start).cpu()
         return columns.batch(at, (labels.float() if self.dtype == "BF16" else labels).numpy()), f"{self.path}, record {start}"
 

@@ -99,8 +99,9 @@ def _read_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | No
 @_read_in_graph.register_fake
 def _shapes_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | None]) -> list[Tensor]:
     n = next(len(x) for x in arrays if x is not None)
-    whole, real = torch.empty(n, dtype=torch.int64), torch.empty(n, 1 + sum(WIDTHS[name] for name in fields.split()))
-    return [whole, whole.clone(), real[:, :1].clone(), real[:, 1:].clone()]
+    whole = torch.empty(n, dtype=torch.int64, device="cpu")
+    share = torch.empty(n, 1, dtype=torch.float32, device="cpu")
+    return [whole, whole.clone(), share, share.new_empty(n, sum(WIDTHS[name] for name in fields.split()))]
 
 
 def _read(fields: Sequence[str], images: int, view: int, context: Context | None) -> tuple[NDArray[np.generic], ...]:

@@ -28,10 +28,8 @@ def start_map(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> None:
     logits = as_logits(some, config.domain)
     mean = logits.mean(0)
     logits -= mean
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
-        width = min(config.latent, *logits.shape)
-        _, size, axes = torch.svd_lowrank(logits, q=min(width + 8, *logits.shape), niter=2)
+    width = min(config.latent, *logits.shape)
+    _, size, axes = _components(logits, width + 8, 2, generator)
     size, axes = (size[:width] / math.sqrt(len(logits))).clamp_min(1e-6), axes[:, :width]
     decoder.out.zero_()
     decoder.out[:width] = (axes * size).T
@@ -107,9 +105,7 @@ def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tu
     mean = features.mean(0)
     features -= mean
     width = min(config.latent, *features.shape)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
-        basis = torch.svd_lowrank(features, q=min(width + 16, *features.shape), niter=3)[2][:, :width]
+    basis = _components(features, width + 16, 3, generator)[2][:, :width]
     del features
     latents = torch.cat([(_features(codec, seen, at) - mean) @ basis for at in seen.chunks()])
     latents = F.pad(latents, (0, config.latent - width))
@@ -118,6 +114,16 @@ def _first_codes(codec: VqaeCodec, seen: Part, generator: torch.Generator) -> tu
     some = torch.randperm(len(latents), generator=generator)[:KMEANS_LABELS].to(latents.device)
     books = fit_codebooks(latents[some], config.slots, config.codebook_size, config.quantizer, generator)
     return books, quantize(latents, books, config.quantizer)
+
+
+def _components(x: Tensor, count: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """The leading singular vectors and values of [n, d], `count` of them at most. Random numbers are the global generator's, which goes
+    back as it was, that of the device too.
+    """
+    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
+        torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
+        found: tuple[Tensor, Tensor, Tensor] = torch.svd_lowrank(x, q=min(count, *x.shape), niter=iterations)
+    return found
 
 
 def _features(codec: VqaeCodec, part: Part, at: Tensor) -> Tensor:

@@ -228,7 +228,8 @@ class VqaeCodec(LabelCodec):
 
     def cut(self, slots: int) -> Self:
         """This codec without all slots but the first."""
-        part = type(self)(replace(self.config, slots=slots))
+        with torch.random.fork_rng(devices=[]):  # it draws weights, which are replaced
+            part = type(self)(replace(self.config, slots=slots))
         state = self.state_dict()
         state["decoder.codebook"] = state["decoder.codebook"][:slots]
         state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]

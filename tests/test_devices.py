@@ -1,0 +1,114 @@
+"""No operation mixes devices, in fits, files and losses; laws of codecs on CUDA are in tests/codecs/test_laws.py."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pretended_cuda import pretended_cuda
+from torch import Tensor
+
+import vqlabel
+from vqlabel import FitConfig
+from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.precision import bf16_products
+from vqlabel.labels import open_labels
+from vqlabel.losses import StudentTemperature, kl, mse_gt, targets, top_k
+from vqlabel.packing import encode, lent
+
+FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options
+    "grouped": (False, {"slots": 2, "code_width": 3, "temperature": (20.0,)}),
+    "prior and a cheaper rate, in bf16": (True, {"slots": 2, "prior": True, "image_width": 4, "hidden": 6, "weight_bits": 5}),
+    "variable": (False, {"bits": 3, "variable": True, "prior": False}),
+    "head": (False, {"slots": 1, "head": 2, "prior": False, "temperature": (1.0,)}),
+}
+
+
+def test_pretended_cuda_refuses_what_cuda_does() -> None:
+    with pretended_cuda():
+        x = torch.ones(3, device="cuda")
+        for mixed in (
+            lambda: x + torch.ones(3),
+            lambda: x[torch.tensor([0])] * torch.ones(1),
+            lambda: torch.cat([x, torch.ones(3)]),
+        ):
+            with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+                mixed()
+        with pytest.raises(RuntimeError, match="expected a 'cuda' device type for generator"):
+            torch.randperm(3, generator=torch.Generator(), device="cuda")
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+        assert float((x * torch.tensor(2.0)).sum().cpu()) == 6
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_a_fit_on_cuda_makes_the_codec_of_one_on_the_cpu(name: str, dump: Path) -> None:
+    (bf16, named), drawn = FITS[name], torch.get_rng_state()
+    options = {"codec": "vqae", "codebook_size": 8, "epochs": 1, **named}
+    with bf16_products(bf16):
+        wanted, report = vqlabel.fit(dump, FitConfig(**options))
+        with pretended_cuda():
+            found, on_cuda = vqlabel.fit(dump, FitConfig(**options, device="cuda"))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert on_cuda["held"] == report["held"]
+    assert all(weight.device.type == "cpu" for weight in found.state_dict().values())
+    for (key, weight), (same, other) in zip(wanted.state_dict().items(), found.state_dict().items(), strict=True):
+        assert key == same and torch.equal(weight, other)
+
+
+def test_files_are_encoded_opened_compared_and_unpacked_on_cuda(tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path) -> None:
+    dataset, batches = vqlabel.open(vql), list(open_labels(tree))
+    with pretended_cuda():
+        with lent(codec, "normal", "cuda"):
+            codes = encode(codec, batches, "cuda")
+        figures = vqlabel.stats(vql, against=tree, device="cuda")["distortion"]
+        vqlabel.unpack(vql, tmp_path / "a.npy", device="cuda")
+        labels = vqlabel.open(vql, "cuda")[[5, 3]]
+        assert labels.device.type == "cuda"
+        decoder, record = dataset.decoder.to("cuda"), torch.tensor([5, 3], device="cuda")
+        decoded = decoder(dataset.codes(record).to("cuda"), dataset.context(record))
+    assert np.array_equal(codes, encode(codec, batches, "cpu"))
+    assert figures == vqlabel.stats(vql, against=tree)["distortion"]
+    vqlabel.unpack(vql, tmp_path / "b.npy")
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert torch.equal(labels.cpu(), dataset[[5, 3]]) and torch.equal(decoded.cpu(), dataset[[5, 3]])
+
+
+def losses_of(student: Tensor, labels: Tensor) -> list[Tensor]:
+    found = [kl(student, labels), kl(student, labels, 4.0, student_temperature=0.5), kl(student, top_k(labels, 3))]
+    found += [mse_gt(student, labels, labels.argmax(1)), targets(labels).sum()]
+    held = StudentTemperature()
+    held.update(student, labels)
+    return [*found, torch.tensor(held.step())]
+
+
+def test_losses_on_cuda_are_those_on_the_cpu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, labels = (3 * torch.randn(8, 6, generator=generator) for _ in range(2))
+    with pretended_cuda():
+        leaf = student.to("cuda").requires_grad_()
+        found = losses_of(leaf, labels.to("cuda"))
+        sum(found[:4]).backward()
+        assert leaf.grad is not None and leaf.grad.device.type == "cuda"
+    own = student.clone().requires_grad_()
+    wanted = losses_of(own, labels)
+    sum(wanted[:4]).backward()
+    assert [float(a.detach().cpu()) for a in found] == [float(b.detach()) for b in wanted]
+    assert own.grad is not None and torch.equal(leaf.grad.cpu(), own.grad)
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_losses_and_labels_depend_on_no_defaults(device: str, vql: Path) -> None:
+    student, labels = torch.ones(2, 6), torch.arange(12.0).view(2, 6)
+    wanted, stored = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device(device):
+            found, opened = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
+    finally:
+        torch.set_default_dtype(before)
+    assert opened.dtype == torch.float32 and torch.equal(opened, stored)
+    assert all(a.dtype == torch.float32 for a in found[:5])
+    assert [float(a) for a in found[:5]] == [float(b) for b in wanted[:5]]
