@@ -246,7 +246,7 @@ def test_unpack_writes_a_file_or_a_tree(vql: Path, tmp_path: Path) -> None:
     found = ok_json("unpack", vql, "-o", tmp_path / "a.npy", "--records", "10:-5", "--dtype", "f32")
     assert found == {"path": str(tmp_path / "a.npy"), "records": 345, "classes": 40, "dtype": "f32"}
     assert np.load(tmp_path / "a.npy").shape == (345, 40)
-    assert "360 labels of 40 classes, f16" in ok("unpack", vql, "-o", tmp_path / "tree", "--layout", "sre2l")
+    assert "360 labels of 40 classes, f16" in ok("unpack", vql, "-o", tmp_path / "tree", "--layout", "gvbsm")
     assert len(open_labels(tmp_path / "tree").places) == 24
 
 

@@ -286,6 +286,33 @@ def test_a_partial_file_that_cannot_be_removed_does_not_hide_why_it_was_not_fini
         raise ValueError("the reason")
 
 
+def test_an_interrupt_while_it_is_cleared_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, calls = Path.unlink, list[Path]()
+
+    def interrupt(path: Path, **options: Any) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        unlink(path, **options)
+
+    partial = Partial(tmp_path / "a", RECORD, overwrite=False)
+    partial.path.write_text("half")
+    monkeypatch.setattr(Path, "unlink", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        partial.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_holds_a_folder_and_no_file_in_it_keeps_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(VqlabelError, match=r"a: cannot be written \(No space left on device\)"):
+        check_target(tmp_path / "a", RECORD, overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
 class Made(LabelSource):
     """Eight batches that are made when they are read; `before` is called before each."""
 

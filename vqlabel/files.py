@@ -121,7 +121,11 @@ class Partial:
 
     def close(self) -> None:
         """Remove what was not published."""
-        _remove_partial(self._folder, self._target, self._lock)
+        try:
+            _remove_partial(self._folder, self._target, self._lock)
+        except KeyboardInterrupt:  # nothing is left even so
+            _remove_partial(self._folder, self._target, self._lock)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -245,14 +249,18 @@ def _claim(target: Path) -> tuple[Path, IO[bytes]]:
     """A new folder beside `target`, and the open lock that says that it is ours."""
     for _ in range(CLAIMS):
         folder = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-        with contextlib.suppress(
-            FileExistsError, FileNotFoundError
-        ):  # the name is taken; or a run that clears leftovers was faster
+        try:
             folder.mkdir()
             file = _lock_file(folder, target).open("xb")
-            if lock(file) is not False and _lock_file(folder, target).exists():
-                return folder, file
-            file.close()
+        except (FileExistsError, FileNotFoundError):  # the name is taken; or a run that clears leftovers was faster
+            continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
+        if lock(file) is not False and _lock_file(folder, target).exists():
+            return folder, file
+        file.close()
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
