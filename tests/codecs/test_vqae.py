@@ -166,7 +166,6 @@ def test_where_most_classes_are_masked_the_others_lie_near_0_where_floats_are_fi
     assert float(codec.decode(codec.encode(masked[-HELD:])).amax(1).mean().abs()) < 10  # 8,000 where the mean is 0
 
 
-@pytest.mark.usefixtures("precision")
 def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
     """The pull of such labels would leave half precision if it were not scaled to it."""
     two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
