@@ -170,7 +170,7 @@ def test_the_command_tunes_and_pack_takes_fits_flags_and_a_cheaper_rate(dump: Pa
     assert "ratio is 500.0; it is for a fit, and this codec is fitted" in late.stderr
     over = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--bits", "3000"])
     assert over.exit_code == 2
-    assert "what the codec was fitted with" in over.stderr
+    assert "bits is 3000; it must be 3..15, the codec's 5 slots of 3 bits each" in over.stderr
 
 
 @pytest.mark.parametrize(
