@@ -108,6 +108,7 @@ def bce(student_logits: Tensor, labels: Tensor, temperature: float = 1.0, *, squ
     """
     _check_pair(student_logits, labels)
     _check_temperature("temperature", temperature)
+    _check_type("squared", squared, bool)
     target = torch.sigmoid(labels.detach().float() / temperature)
     loss = F.binary_cross_entropy_with_logits(student_logits.float() / temperature, target)
     return loss * temperature**2 if squared else loss

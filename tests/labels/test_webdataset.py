@@ -56,7 +56,7 @@ def test_shards_are_read_in_order_and_keep_their_keys(suffix: str, tmp_path: Pat
 
 
 def test_one_tar_is_read_and_a_suffix_is_named(tmp_path: Path) -> None:
-    members = samples(range(12)) | {f"{key}.features.npy": np.ones(3, np.float32) for key in KEYS}
+    members = samples(range(12)) | {f"{key}.features.npy": np.arange(3, dtype=np.float32) - 1 for key in KEYS}
     path = write(tmp_path / "a.tar", members)
     source = open_labels(path)
     assert (source.read(0).labels == Z).all() and "not read: 'features.npy' float32 [12, 3]" in source.notes[0]

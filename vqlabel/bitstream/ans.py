@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.fixed import check_range, narrowest, pack_fixed, packed_size, unpack_fixed
+from vqlabel.bitstream.fixed import check_bytes, check_range, narrowest, pack_fixed, packed_size, unpack_fixed
 from vqlabel.errors import CodeOutOfRange
 
 PRECISION = 12  # the frequencies of a field add up to 2^12
@@ -24,7 +24,7 @@ WORD, STATE = np.dtype("<u2"), np.dtype("<u4")
 Symbols = NDArray[np.int64]  # [n, coded fields]
 
 
-def pack_ans(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
+def pack_ans(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
     """Entropy-code rows of fields, each field by its frequencies in these very rows.
 
     A field lists the values 0 .. t - 1, with the t that makes it smallest; all others are one more symbol, the escape, and their values
@@ -36,7 +36,7 @@ def pack_ans(rows: NDArray[np.unsignedinteger], bits: Sequence[int]) -> bytes:
     Raises:
         CodeOutOfRange: a value needs more than its field's bits.
     """
-    check_range(rows, bits)
+    rows = check_range(rows, bits)
     listed = [_listed(rows[:, j], width) for j, width in enumerate(bits)]
     coded = [j for j, count in enumerate(listed) if count]
     parts = [np.array(listed, WORD).tobytes()]
@@ -55,6 +55,8 @@ def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDAr
     Raises:
         CodeOutOfRange: the chunk is damaged: its length, tables or states contradict each other.
     """
+    check_bytes(data)
+    packed_size(rows, bits)  # refuses what is no number of rows, or no widths
     chunk = _Chunk(data)
     listed = np.frombuffer(chunk.take(WORD.itemsize * len(bits)), WORD).tolist()
     if any(count > min(MAX_LISTED, 1 << width) or (count and not rows) for count, width in zip(listed, bits, strict=True)):
@@ -77,7 +79,7 @@ def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDAr
     return out
 
 
-def _listed(values: NDArray[np.unsignedinteger], width: int) -> int:
+def _listed(values: NDArray[np.integer], width: int) -> int:
     """How many values a field's table should list, 0 or a power of two, or as many as there are."""
     top = int(values.max(initial=0)) + 1
     count = np.bincount(values[values < MAX_LISTED], minlength=min(top, MAX_LISTED)).astype(np.float64)

@@ -114,7 +114,11 @@ class ColumnRows(Rows):
         parts: list[NDArray[Any]] = []
         while self._at + len(self._rest) < last:
             self._keep(parts, first)
-            self._rest = _values(next(self._pieces, None), self._width, self.type, self.name, self._at)
+            try:
+                self._rest = _values(next(self._pieces, None), self._width, self.type, self.name, self._at)
+            except BadLabels:
+                self._pieces = None  # whoever reads again is told the same
+                raise
         self._keep(parts, first, last)
         if last == self._ends[-1]:
             self._pieces = None
