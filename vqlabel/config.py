@@ -294,14 +294,7 @@ class TopkConfig(_OfCodec):
     k: int
 
     def _check(self) -> None:
-        check_labels(self.classes, self.domain)
-        require(
-            self.domain != "sigmoid",
-            "domain",
-            self.domain,
-            f"is for vqae and raw: {self.kind} keeps the largest classes of one distribution",
-        )
-        require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
+        _check_largest(self)
 
     @property
     def widths(self) -> list[int]:
@@ -332,14 +325,7 @@ class SparseConfig(_OfCodec):
     neighbours: int = 0  # classes in the list that each class has of those that come with it
 
     def _check(self) -> None:
-        check_labels(self.classes, self.domain)
-        require(
-            self.domain != "sigmoid",
-            "domain",
-            self.domain,
-            f"is for vqae and raw: {self.kind} keeps the largest classes of one distribution",
-        )
-        require(1 <= self.k <= self.classes, "k", self.k, f"must be 1..{self.classes} (the number of classes)")
+        _check_largest(self)
         require(self.rest in ("zero", "uniform"), "rest", self.rest, "must be zero or uniform")
         require(self.rest == "zero" or self.domain == "probs", "rest", self.rest, "must be zero where labels are logits")
         require(0 < self.step <= MAX_STEP, "step", self.step, f"must be above 0 and at most {MAX_STEP} nats")
@@ -373,6 +359,14 @@ class SparseConfig(_OfCodec):
         """Stored widths of the gaps, and of the gap to the rest where there is one."""
         widths = [bits for bits in range(MAX_GAP_BITS, 0, -1) for _ in range(self.gaps[bits - 1])]
         return widths + [self.rest_bits] * (self.rest_bits > 0)
+
+
+def _check_largest(config: TopkConfig | SparseConfig) -> None:
+    """Raises UsageError unless the k largest classes of one distribution can be kept."""
+    check_labels(config.classes, config.domain)
+    want = f"is for vqae and raw: {config.kind} keeps the largest classes of one distribution"
+    require(config.domain != "sigmoid", "domain", config.domain, want)
+    require(1 <= config.k <= config.classes, "k", config.k, f"must be 1..{config.classes} (the number of classes)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
