@@ -19,7 +19,7 @@ def main() -> None:
         dump, target = Path(folder) / "labels.npy", Path(folder) / "labels.vql"
         np.save(dump, (2 * views @ directions).astype(np.float16))
 
-        codec, report = vqlabel.fit(dump, vqlabel.FitConfig(bits=24))
+        codec, report = vqlabel.fit(dump, vqlabel.FitConfig(bits=24, epochs=8))
         vqlabel.pack(dump, target, codec=codec)
         labels, spent = vqlabel.open(target), vqlabel.stats(target, against=dump)
 

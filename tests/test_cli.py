@@ -528,7 +528,7 @@ def test_the_array_is_named_by_an_option_or_behind_the_path_in_every_command_tha
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
 def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tmp_path: Path) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
-    command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "60")
+    command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "20")
     process = start(*command)
     while not state.exists() and process.poll() is None:
         time.sleep(0.01)
@@ -541,7 +541,7 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
     assert list(tmp_path.iterdir()) == [out]
-    vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=60), out=tmp_path / "b.codec")
+    vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=20), out=tmp_path / "b.codec")
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()
 
 

@@ -57,6 +57,29 @@ def test_a_fit_on_cuda_makes_the_codec_of_one_on_the_cpu(name: str, dump: Path) 
         assert key == same and torch.equal(weight, other)
 
 
+def test_another_default_device_changes_no_fit_no_file_and_no_figure(
+    dump: Path, tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path
+) -> None:
+    config = FitConfig(codec="vqae", codebook_size=8, epochs=1, bits=6, prior=True, image_width=4)
+
+    def make(folder: Path) -> tuple[Any, ...]:
+        folder.mkdir()
+        weights = vqlabel.fit(dump, config)[0].state_dict()
+        vqlabel.pack(tree, folder / "a.vql", codec=codec)
+        vqlabel.convert(vql, folder / "tree", layout="lpqld")
+        vqlabel.unpack(vql, folder / "a.npy")
+        figures = vqlabel.stats(vql, against=dump)
+        return (
+            [*map(float, next(iter(weights.values())).flatten())],
+            [one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()],
+            figures,
+        )
+
+    wanted = make(tmp_path / "cpu")
+    with torch.device("meta"):
+        assert make(tmp_path / "meta") == wanted
+
+
 def test_files_are_encoded_opened_compared_and_unpacked_on_cuda(tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path) -> None:
     dataset, batches = vqlabel.open(vql), list(open_labels(tree))
     with pretended_cuda():

@@ -146,7 +146,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(images: Path, work: Path, tmp_pa
     command = [sys.executable, "-m", "vqlabel", "relabel", images, "-o", tmp_path / "a.vql", "--teacher", "slow_teacher:slow"]
     command += ["--mean", "0.5", "--std", "0.5", "--epochs", EPOCHS, "--batch", BATCH, "--view", VIEW, "--seed", 3]
     slow = "import time\nfrom teachers_of_tests import small\nclass Slow(__import__('torch').nn.Sequential):\n"
-    slow += "    def forward(self, x):\n        time.sleep(0.2)\n        return super().forward(x)\ndef slow():\n    return Slow(*small())\n"
+    slow += "    def forward(self, x):\n        time.sleep(0.1)\n        return super().forward(x)\ndef slow():\n    return Slow(*small())\n"
     (work / "slow_teacher.py").write_text(slow)
     with subprocess.Popen([str(word) for word in command], cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         journal = tmp_path / "a.vql.journal"

@@ -162,7 +162,7 @@ def test_any_records_are_read_in_any_order(
         ),
     )
     vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
-    rng, at = np.random.default_rng(0), [0, 1, 7, 8, 63, 64, 65, 1000, N - 1, N]
+    rng, at = np.random.default_rng(0), [0, 7, 8, 65, 1000, N]
     for first in at:
         for stop in (stop for stop in at if stop >= first):
             assert np.array_equal(VqlFile(tmp_path / "a.vql").codes(first, stop), codes[first:stop])

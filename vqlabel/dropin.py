@@ -87,7 +87,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         self.max_epoch = len(self._epochs)
         self._refuse_other_settings(args_epoch, args_bs)
         self._refuse_other_mixing()
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # so that persistent workers see it change
+        self._epoch = torch.zeros((), dtype=torch.int64, device="cpu").share_memory_()  # so that persistent workers see it change
         self._found: tuple[int, dict[bytes, int]] = -1, {}
 
     def _refuse_other_labels(self) -> None:

@@ -20,6 +20,7 @@ from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.distortion import as_logits
 from vqlabel.codecs.likelihood import likelihood_of
 from vqlabel.codecs.part import VARIES_MOST, level_spread
+from vqlabel.codecs.precision import cpu_by_default
 from vqlabel.codecs.sizing import budget_of, code_bits_within
 from vqlabel.codecs.vqae import VqaeCodec
 from vqlabel.config import MIX, FitConfig
@@ -102,6 +103,7 @@ def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
 
 
 @small_operations()
+@cpu_by_default()
 def fit_sample(
     sample: LabelSample,
     held_out: str,
@@ -404,7 +406,7 @@ def _load_state(path: Path, mark: str) -> dict[str, Any]:
     data = _read_state(path)
     if data is None:
         raise UsageError(f"{path}: no readable state of a fit (its sha256 does not fit); delete it and run without --resume")
-    state = torch.load(io.BytesIO(data), weights_only=True)
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if state["mark"] != mark:
         raise UsageError(f"{path}: is of another dump or another configuration; give the same flags, or run without --resume")
     return dict(state["fit"])

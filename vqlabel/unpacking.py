@@ -194,7 +194,7 @@ def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Ten
     if max(-low, high) >= _coarse_from(dtype) and file.label["domain"] == "logits" and not file.label["shift_preserved"]:
         return _within_reach(labels, dtype)
     short = labels.to(dtype)
-    if torch.tensor([low, high]).to(dtype).isfinite().all():
+    if torch.tensor([low, high], device="cpu").to(dtype).isfinite().all():
         return short
     lost = short.isinf() & labels.isfinite()  # a damaged raw label that is infinite already is none of ours
     if not lost.any():

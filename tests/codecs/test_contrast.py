@@ -40,10 +40,13 @@ def slope(of: Tensor, on: Tensor, temperature: float) -> float:
     return float((x * y).sum() / x.square().sum())
 
 
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
-@pytest.mark.parametrize("options", [{}, {"code_width": 4}], ids=["residual", "grouped"])
+@pytest.mark.parametrize(
+    ("options", "temperature"),
+    [({}, 1.0), ({}, 4.0), ({}, 20.0), ({"code_width": 4}, 4.0)],
+    ids=["residual-1", "residual-4", "residual-20", "grouped-4"],
+)
 def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
-    labels: Tensor, temperature: float, options: dict[str, Any]
+    labels: Tensor, options: dict[str, Any], temperature: float
 ) -> None:
     codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), contrast=contrast, **options) for contrast in (None, 1.0))
     seen = labels[:-200]

@@ -133,12 +133,13 @@ def test_the_mean_over_classes_that_no_softmax_sees_comes_back_for_students_of_s
     assert figures.figures()["mse"] < 0.5 * float(moved.float().var(0).mean())
 
 
-@pytest.mark.parametrize("size", [1.0, 30.0])
-def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_the_label(labels: Tensor, size: float) -> None:
-    level = size * (labels.float()[:, :3].mean(1) - labels.float()[:, :3].mean())
-    plain, moved = (fit(x, temperature=(1.0,), epochs=10) for x in (labels, labels + level[:, None]))
-    losses = [loss_of(codec, x[-HELD:], temperatures=(1.0,)) for codec, x in ((plain, labels), (moved, labels + level[:, None]))]
-    assert losses[1] < 1.1 * losses[0]
+def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_the_label(labels: Tensor) -> None:
+    level = labels.float()[:, :3].mean(1) - labels.float()[:, :3].mean()
+    losses = []
+    for size in (0.0, 1.0, 30.0):
+        moved = labels + size * level[:, None]
+        losses.append(loss_of(fit(moved, temperature=(1.0,), epochs=10), moved[-HELD:], temperatures=(1.0,)))
+    assert max(losses[1:]) < 1.1 * losses[0]
 
 
 def test_a_rate_keeps_the_effort_and_its_own_cheaper_rates(labels: Tensor) -> None:
@@ -170,7 +171,7 @@ def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
     """The pull of such labels would leave half precision if it were not scaled to it."""
     two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     started, trained = (
-        loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 100)
+        loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 50)
     )
     assert trained < 0.9 * started
 

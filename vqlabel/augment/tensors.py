@@ -40,7 +40,7 @@ def stack(images: Sequence[Tensor], device: str | torch.device = "cpu") -> Stack
         require(good, "image", f"{image.dtype} {list(image.shape)}", "must be uint8 [3, H, W]")
     sizes = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2)
     height, width = sizes.max(0, initial=1).tolist()
-    pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device="cpu")
     for row, image in zip(pixels, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return Stack(pixels.to(device), sizes)

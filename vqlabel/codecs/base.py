@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.precision import float32_arithmetic
+from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels import Context, Support
@@ -81,7 +81,7 @@ class LabelCodec(nn.Module, ABC):
     def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
         """Fit to `sample.seen`, stopping by `sample.held`."""
         device = torch.device(config.device)
-        with small_operations(), torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"), float32_arithmetic(device):
+        with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
             return cls._fit(sample, config, hooks)
 
     @classmethod

@@ -71,6 +71,16 @@ if hasattr(os, "register_at_fork"):  # a worker may be forked while a thread tha
 
 
 @contextmanager
+def cpu_by_default() -> Iterator[None]:
+    """Inside, new tensors are made on the CPU unless their device is named, whatever default device is set outside."""
+    if torch.get_default_device().type == "cpu":
+        yield  # a device as a context slows every operation down: fits took a third longer
+        return
+    with torch.device("cpu"):
+        yield
+
+
+@contextmanager
 def bf16_products(enabled: bool) -> Iterator[None]:
     """Inside, fits multiply in bf16, emulated where the machine does not multiply it natively, or in float32 on every machine."""
     before = _chosen.set(enabled)

@@ -93,7 +93,9 @@ def read_context(config: PriorConfig, context: Context | None, device: torch.dev
 def _read_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | None]) -> list[Tensor]:
     """`_read` as one node of a compiled graph: it looks at values, which no tracing can."""
     context = Context(**{name: None if x is None else x.numpy() for name, x in zip(ARRAYS, arrays, strict=True)})
-    return [torch.tensor(part) for part in _read(fields.split(), images, view, context)]  # copies, for no output may be an input
+    return [
+        torch.tensor(part, device="cpu") for part in _read(fields.split(), images, view, context)
+    ]  # copies, for no output may be an input
 
 
 @_read_in_graph.register_fake

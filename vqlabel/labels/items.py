@@ -130,7 +130,7 @@ def to_tensor(array: NDArray[Any] | None, kind: str | None = None) -> Any:
 
     if array is None:
         return None
-    tensor = torch.tensor(np.ascontiguousarray(array))
+    tensor = torch.tensor(np.ascontiguousarray(array), device="cpu")
     return tensor if kind is None else tensor.to(getattr(torch, kind))
 
 

@@ -293,7 +293,7 @@ def small_box(batch: LabelBatch) -> list[Any] | None:
         raise UsageError(
             f"lpqld writes mix_bbox as uint8, and that of {describe_place(batch)} is {list(batch.mix_box)}, more than {EDGE_MOST}: write lpld"
         )
-    return [torch.tensor(edge, dtype=torch.uint8) for edge in batch.mix_box]
+    return [torch.tensor(edge, dtype=torch.uint8, device="cpu") for edge in batch.mix_box]
 
 
 def describe_place(batch: LabelBatch) -> str:

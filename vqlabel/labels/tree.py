@@ -157,7 +157,7 @@ def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterato
 
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
-        order, *_ = [torch.randperm(images, generator=generator) for _ in range(draws)]
+        order, *_ = [torch.randperm(images, generator=generator, device="cpu") for _ in range(draws)]
         yield order.numpy()
 
 

@@ -168,7 +168,7 @@ def _load_older(stream: _Bounded, size: int, nested: bool) -> Any:
 def _bytes(length: int) -> "torch.Tensor":
     import torch
 
-    return torch.empty(length, dtype=torch.uint8)
+    return torch.empty(length, dtype=torch.uint8, device="cpu")
 
 
 # --- tensors
