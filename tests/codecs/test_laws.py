@@ -284,6 +284,8 @@ def test_a_codec_compiles_as_one_graph(case: Case) -> None:
 
 
 def test_on_cuda_no_devices_are_mixed_and_labels_are_the_same(case: Case) -> None:
+    if case.domain == "probs":  # differs from "logits" in no tensor that could be elsewhere
+        return
     few, codec = slice(16), copy.deepcopy(case.codec)
     codes = case.encode(few)
     with pretended_cuda():
