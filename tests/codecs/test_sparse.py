@@ -243,3 +243,17 @@ def test_a_dump_of_k_logits_packed_by_default_keeps_every_class_and_its_distribu
     back = vqlabel.open_labels(tmp_path / "back", classes=CLASSES)
     again = np.concatenate([batch.labels for batch in back])
     assert np.array_equal(again > NOWHERE, labels > NOWHERE) and np.array_equal(again.argmax(1), labels.argmax(1))
+
+
+@pytest.mark.parametrize("fill", [-100.0, -1e4, -65504.0])
+def test_an_array_of_k_logits_and_a_number_for_the_rest_is_packed_as_such(fill: float, tmp_path: Path) -> None:
+    labels = lpqld(tmp_path / "dump", 5)
+    labels[labels == NOWHERE] = fill
+    np.save(tmp_path / "a.npy", labels)
+    codec, report = vqlabel.fit(tmp_path / "a.npy")
+    vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)
+    found = vqlabel.stats(tmp_path / "a.vql", against=tmp_path / "a.npy")["distortion"]
+    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == found["top1_agreement"] == found["mass_kept"] == 1
+    assert max(found[f"kl_T{t:g}"] for t in MIX) < 0.02
+    vqlabel.pack(tmp_path / "a.npy", tmp_path / "raw.vql", codec=vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))[0])
+    assert np.array_equal(vqlabel.open(tmp_path / "raw.vql")[:].numpy(), labels)

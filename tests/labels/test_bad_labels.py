@@ -108,7 +108,7 @@ def test_a_label_that_is_not_finite_is_named_by_file_and_row(
 ) -> None:
     labels = draw(6, 5, dtype=dtype)
     labels[4, 3] = bad
-    remedy = "a masked class needs no less than -100" if bad < 0 else "regenerate or drop this row"
+    remedy = "write -10000 for a masked class" if bad < 0 else "regenerate or drop this row"
     message = rf"row 4: class 3 is {bad}; labels must be finite: {remedy}"
     for file in ["a.safetensors"] if dtype == torch.bfloat16 else ["a.safetensors", "a.npy", "a.npz"]:
         with pytest.raises(BadLabels, match=rf"{file}, {message}"):

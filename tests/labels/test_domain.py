@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[NDArray[np.float32], tuple[str | None, ...], str]] = {
     "percentages": (100 * PROBS, (None, "logits", "probs"), "these are percentages; divide them by 100 and pass --domain probs"),
     "outputs of sigmoids": (SIGMOID, (None, "probs"), r"save the logits, log\(p / \(1 - p\)\), and pass --domain sigmoid"),
     "half of every probability": (PROBS / 2, (None, "probs"), r"make rows sum to 1, p / p\.sum\(1, keepdims=True\), and pass --domain probs"),
-    "top 5 of logits, the rest 0": (largest(LOGITS + 20, 5), (None,), r"write -100 for classes that were not kept, np\.where\(x == 0, -100, x\)"),
+    "top 5 of logits, the rest 0": (largest(LOGITS + 20, 5), (None,), r"write -10000 for classes that were not kept, np\.where\(x == 0, -1e4, x\)"),
     "logits": (LOGITS, ("probs",), "these are no probabilities; pass --domain logits"),
     "noise below 0": (NOISY, (None, "logits", "probs"), r"clip them, np\.clip\(p, 0, None\), and pass --domain probs"),
     "sums of 3": (3 * PROBS, ("probs",), r"if they are logits, such as cosines, pass --domain logits"),
@@ -69,7 +69,7 @@ def test_what_is_of_another_domain_or_of_none_is_refused_with_every_way_out(case
 
 
 @pytest.mark.parametrize(
-    "way", ["log(p / (1 - p))", "p / p.sum(1, keepdims=True)", "np.clip(p, 0, None)", "np.where(x == 0, -100, x)"]
+    "way", ["log(p / (1 - p))", "p / p.sum(1, keepdims=True)", "np.clip(p, 0, None)", "np.where(x == 0, -1e4, x)"]
 )
 def test_a_way_out_that_is_named_leads_to_the_right_labels(way: str, opened: Open) -> None:
     labels = {"log": SIGMOID, "p /": PROBS / 2, "np.c": NOISY, "np.w": largest(LOGITS + 20, 5)}[
@@ -93,8 +93,29 @@ def test_the_k_largest_probabilities_are_read_as_such(opened: Open) -> None:
 
 def test_probabilities_that_are_whole_have_no_support(opened: Open) -> None:
     assert opened(PROBS, "probs").support is None
+    assert opened(np.round(PROBS, 2) / np.round(PROBS, 2).sum(1, keepdims=True), "probs").support is None, "zeros by rounding"
+
+
+def test_probabilities_of_k_classes_that_sum_to_1_again_are_read_as_such(opened: Open) -> None:
     one_hot = np.eye(C, dtype=np.float32)[RNG.integers(0, C, 500)]
-    assert opened(one_hot, "probs").support is None
+    for labels, k in ((KEPT / KEPT.sum(1, keepdims=True), 5), (one_hot, 1)):
+        source = opened(labels, "probs")
+        assert source.support == Support(k=k, rest="zero")
+        assert f"rows sum to 1, and all but {k} numbers are 0" in source.notes[0]
+
+
+@pytest.mark.parametrize("fill", [-100.0, -1e4, -65504.0])
+def test_logits_of_classes_that_differ_from_row_to_row_are_labels_of_these_alone(fill: float, opened: Open) -> None:
+    """However many there are: what stands for the others is no number that a codec should come near."""
+    few = np.where(largest(LOGITS + 20, 5) == 0, fill, LOGITS)
+    masked = np.where(RNG.random(LOGITS.shape) < 0.1, fill, LOGITS)
+    some_rows = np.where((RNG.random((len(LOGITS), 1)) < 0.3) & (np.arange(C) < 10), fill, LOGITS)
+    for labels, k in ((few, 5), (masked, int((masked > fill).sum(1).max())), (some_rows, C)):
+        source = opened(labels.astype(np.float32))
+        assert source.support == Support(k=k, rest="zero")
+        assert f"rows have logits for up to {k} classes, other ones in each, and {fill:.6g} for the rest" in source.notes[0]
+        assert np.array_equal(np.concatenate([batch.labels for batch in source]), labels.astype(np.float32))
+    assert opened((100 * LOGITS).astype(np.float32)).support is None, "logits that only vary widely"
 
 
 def test_logits_of_any_kind_are_read(opened: Open) -> None:

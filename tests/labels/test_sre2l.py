@@ -235,11 +235,11 @@ def test_float64_labels_are_narrowed_and_a_note_records_it(
 def test_missing_batches_and_epochs_are_noted(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     for epoch, batches in ((0, 3), (1, 3), (3, 2)):
         for batch in range(batches):
-            write_sre2l(tmp_path, sre2l_items(draw(2, 5)), epoch, batch)
+            write_sre2l(tmp_path, sre2l_items(draw(6, 5)), epoch, batch)
     (tmp_path / "epoch_1" / "batch_1.tar").unlink()
     why = "unless it was pruned, the dump is incomplete: copy it again"
     assert open_labels(tmp_path).notes == [f"{tmp_path}: epoch 2, batch 1 of epoch 1, batch 2 of epoch 3 missing; {why}"]
-    write_sre2l(tmp_path, sre2l_items(draw(2, 5)), 999_999_999, 999_999_999)
+    write_sre2l(tmp_path, sre2l_items(draw(6, 5)), 999_999_999, 999_999_999)
     (note,) = open_labels(tmp_path).notes
     assert note == f"{tmp_path}: epoch 2, epoch 4, epoch 5, epoch 6 and 4,999,999,984 more missing; {why}"
 

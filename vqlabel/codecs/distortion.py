@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.source import ABSENT, NOWHERE
 
 FLAT = 1e-6  # squared norm of a label's centred logits, the mean over labels, below which they are rounding
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
 
 
 def present(labels: Tensor, domain: str) -> Tensor:
-    """[n, C] the classes that a label holds: those without a logit of NOWHERE, as any type rounds it, or with a probability above 0."""
-    return labels > 0.9 * NOWHERE if domain == "logits" else labels > 0
+    """[n, C] the classes that a label holds: those with a logit less than ABSENT below its largest, or with a probability above 0."""
+    return labels > labels.amax(1, keepdim=True) - ABSENT if domain == "logits" else labels > 0
 
 
 def as_logits(labels: Tensor, domain: str) -> Tensor:

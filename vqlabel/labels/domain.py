@@ -1,6 +1,5 @@
 """What the numbers of a dump are: logits, probabilities, or neither. Sampled from all over it decide, not one batch."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,11 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, VqlabelError
-from vqlabel.labels.source import NOWHERE, SUM_TOLERANCE, LabelBatch, LabelSource, Support
+from vqlabel.labels.source import ABSENT, NOWHERE, SUM_TOLERANCE, LabelSource, Support
 
 BATCHES, ROWS = 16, 256  # looked at, and of each of them
 NOISE = 0.01  # a probability that arithmetic put below 0 is no further below
-FEW = 0.05  # share of rows from which on they are a kind of their own
+FEW = 0.05  # share of rows, or of numbers, from which on they are a kind of their own
 ALIKE = 0.9  # share of rows, at least, of what holds for nearly all
 UNWRITTEN = 0.01  # share of rows that are all zero, at most: more is a dump that was never finished
 CHANCE = 8  # classes from which on logits do not sum to 1 by chance
@@ -27,7 +26,13 @@ class Sampled:
     total: NDArray[np.float32]  # [n] their sum
     some: NDArray[np.int64]  # [n] how many are not 0
     log_total: NDArray[np.float32]  # [n] log of the sum of their exponentials
-    classes: int
+    lowest: NDArray[np.bool_]  # [n, C] where the smallest number stands
+    above: NDArray[np.float32]  # [n] how far the next one lies above it
+
+    @property
+    def classes(self) -> int:
+        count: int = self.lowest.shape[1]
+        return count
 
     @property
     def distributions(self) -> NDArray[np.bool_]:
@@ -46,6 +51,23 @@ class Sampled:
         short = self.total < 1 - SUM_TOLERANCE
         cut = bool((self.least >= 0).all() and (self.total <= 1 + SUM_TOLERANCE).all() and (self.some[short] < self.classes).all())
         return cut and bool(short.any()) and (self.kept is not None or float(np.median(self.total)) >= 0.5)
+
+    @property
+    def renormalised(self) -> bool:
+        """Whether they are distributions over as many classes each, as the k largest probabilities are once they sum to 1 again."""
+        return self.kept is not None and bool(self.distributions.all())
+
+    @property
+    def fill(self) -> float | None:
+        """What stands for classes that have no logit, where these are not the same ones in every row: one number far below all others."""
+        far = self.above >= ABSENT
+        if not far.any():
+            return None
+        numbers, counts = np.unique(self.least[far], return_counts=True)
+        fill = numbers[counts.argmax()]
+        masked = self.lowest & (far & (self.least == fill))[:, None]
+        often = masked.mean() >= FEW and counts.max() >= ALIKE * far.sum()
+        return float(fill) if often and bool((masked != masked[0]).any()) else None
 
 
 def settle_domain(source: LabelSource, named: str | None) -> None:
@@ -72,18 +94,12 @@ def _look(source: LabelSource) -> Sampled:
     count = len(source)
     chosen = sorted({round(at * (count - 1) / max(1, BATCHES - 1)) for at in range(BATCHES)}) if count else []
     parts = [_describe(np.empty((0, source.classes), np.float32))] + [_look_at(source, at) for at in chosen]
-    return Sampled(
-        **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sampled) if f.name != "classes"},
-        classes=source.classes,
-    )
+    return Sampled(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sampled)})
 
 
 def _look_at(source: LabelSource, at: int) -> Sampled:
-    try:
-        labels = source.load(at)[0].labels
-    except VqlabelError:
-        labels = np.empty((0, source.classes), np.float32)
-    x = labels[:: max(1, -(-len(labels) // ROWS))].astype(np.float32) if labels.shape[1] == source.classes else labels[:0]
+    labels = _readable(source, at)
+    x = labels[:: max(1, -(-len(labels) // ROWS))].astype(np.float32)
     x = x[np.isfinite(x).all(1) & x.any(1)]
     if source.support is not None and source.domain != "probs":
         x[x == NOWHERE] = 0
@@ -95,7 +111,10 @@ def _describe(x: NDArray[np.float32]) -> Sampled:
     with np.errstate(over="ignore"):
         top = x.max(1, initial=-np.inf)
         log_total = np.log(np.exp(x - top[:, None]).sum(1)) + top
-        return Sampled(x.min(1, initial=np.inf), top, x.sum(1), (x != 0).sum(1), log_total, x.shape[1])
+        least = x.min(1, initial=np.inf)
+        lowest = x == least[:, None]
+        above = np.where(lowest, top[:, None], x).min(1, initial=np.inf) - least
+        return Sampled(least, top, x.sum(1), (x != 0).sum(1), log_total, lowest, above)
 
 
 def _check_probabilities(source: LabelSource, rows: Sampled) -> None:
@@ -110,20 +129,29 @@ def _check_probabilities(source: LabelSource, rows: Sampled) -> None:
         )
     if source.support is not None:
         return
-    if rows.largest_probabilities:
-        most = max(int((batch.labels != 0).sum(1).max(initial=0)) for batch in _all(source))
+    if rows.largest_probabilities or rows.renormalised:
+        most = _most(source, 0)
         source.support = Support(k=most, rest="zero")
+        sums = "sum to 1" if rows.renormalised else "sum to less than 1"
         source.notes.append(
-            f"{path}: rows sum to less than 1, and the rest is 0: read as the {most} largest probabilities of a label"
+            f"{path}: rows {sums}, and all but {most} numbers are 0: read as the {most} largest probabilities of a label"
         )
     elif rows.distributions.mean() < 0.5:  # else single rows: refused with their place when they are read
         _refuse_sums(source, rows)
 
 
-def _all(source: LabelSource) -> Iterator[LabelBatch]:
-    """Every batch, before it is held against a domain."""
-    for at in range(len(source)):
-        yield source.load(at)[0]
+def _most(source: LabelSource, fill: float) -> int:
+    """Of all labels, the most numbers in one that are not `fill`."""
+    return max(int((_readable(source, at) != fill).sum(1).max(initial=0)) for at in range(len(source)))
+
+
+def _readable(source: LabelSource, at: int) -> NDArray[np.floating]:
+    """[n, C] labels of a batch, before they are held against a domain; none of one that cannot be read, which is refused in its turn."""
+    try:
+        labels = source.load(at)[0].labels
+    except VqlabelError:
+        labels = np.empty((0, 0), np.float32)
+    return labels if labels.shape[1] == source.classes else np.empty((0, source.classes), np.float32)
 
 
 def _check_logits(source: LabelSource, rows: Sampled, named: str | None) -> None:
@@ -143,6 +171,14 @@ def _check_logits(source: LabelSource, rows: Sampled, named: str | None) -> None
         )
     if source.support is not None:
         return
+    if source.domain == "logits" and (fill := rows.fill) is not None:
+        most = _most(source, fill)
+        source.support = Support(k=most, rest="zero")
+        source.notes.append(
+            f"{path}: rows have logits for up to {most} classes, other ones in each, and {fill:.6g} for the rest, at least "
+            f"{ABSENT:g} below them: read as labels of these classes alone"
+        )
+        return
     _refuse_percentages(source, rows)
     if bool((rows.least < 0).any()):
         _refuse_noise(source, rows)
@@ -160,7 +196,7 @@ def _check_logits(source: LabelSource, rows: Sampled, named: str | None) -> None
     if rows.kept is not None and named != "logits":
         raise BadLabels(
             f"{path}: rows have {rows.kept} of {rows.classes} numbers above 0 and zeros elsewhere, as if only the largest were kept; a logit of 0 "
-            "is a class that counts: write -100 for classes that were not kept, np.where(x == 0, -100, x), or, of numbers that are a share "
+            "is a class that counts: write -10000 for classes that were not kept, np.where(x == 0, -1e4, x), or, of numbers that are a share "
             "of 1 or of 100, make rows sum to 1 at most and pass --domain probs"
         )
 

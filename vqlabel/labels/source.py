@@ -18,6 +18,7 @@ from vqlabel.typed import typed_fields
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
+ABSENT = 64.0  # nats below a label's largest logit from which on a class was not kept, where labels hold k classes: at T = 1 its share is 1e-28
 
 
 OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record
@@ -284,9 +285,7 @@ def check_finite(labels: NDArray[np.floating], name: str) -> None:
     if bad.any():
         row, column = (int(i) for i in np.argwhere(bad)[0])
         value = labels[row, column]
-        remedy = (
-            "a masked class needs no less than -100, which stands for it as well" if value < 0 else "regenerate or drop this row"
-        )
+        remedy = "write -10000 for a masked class, which stands for it as well" if value < 0 else "regenerate or drop this row"
         raise BadLabels(f"{name}, row {row}: class {column} is {value}; labels must be finite: {remedy}")
 
 
