@@ -316,6 +316,8 @@ def test_a_picture_of_calibration_is_refused_before_any_work(
     ):
         refused(code, message, "stats", vql, "--against", tree, "--plot-calibration", out)
     refused(2, "c.png: needs --against, the dump to compare with", "stats", vql, "--plot-calibration", tmp_path / "c.png")
+    for flag, value in (("--layout", "sre2l"), ("--array", "a"), ("--axes", "images,views,classes")):
+        refused(2, f"{flag} {value}: tells how to read a dump; needs --against", "stats", vql, flag, value)
     both = ("--plot", tmp_path / "c.png", "--plot-calibration", tmp_path / "c.png")
     refused(2, "name two files", "stats", vql, "--against", tree, *both)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"precious")]

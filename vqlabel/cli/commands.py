@@ -440,6 +440,9 @@ def stats(
 
     if plot_calibration is not None and against is None:
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
+    for flag, value in (("--layout", layout), ("--array", array), ("--axes", axes)):
+        if value is not None and against is None:
+            raise UsageError(f"{flag} {value}: tells how to read a dump; needs --against, the dump to compare with")
     if plot is not None and plot == plot_calibration:
         raise UsageError(f"--plot and --plot-calibration are both {plot}; name two files")
     for picture in (plot, plot_calibration):
