@@ -171,8 +171,23 @@ def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, d
     result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64), "--json")
     assert (result.exit_code, json.loads(result.stdout)["code_bits"]) == (0, bits)
     large = f"{(tmp_path / 'a.vql').stat().st_size:,} bytes for labels that take 28,800 as they are: so few of them are best kept"
-    assert said(result.stderr) == (f"vqlabel: {large} with --codec raw\n" if codec == "vqae" else "")
+    notes = {
+        "vqae": [f"{large} with --codec raw"],
+        "topk": ["--epochs 1 has no effect: --codec topk takes --slots and --bits", "the classes that are stored have only 7"],
+        "raw": [f"--{option} has no effect: --codec raw stores labels as they are" for option in ("bits 64", "epochs 1")],
+    }[codec]
+    lines = said(result.stderr).splitlines()
+    assert len(lines) == len(notes) and all(line.startswith(f"vqlabel: {note}") for line, note in zip(lines, notes, strict=True))
     assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
+
+
+def test_pack_tells_how_much_of_a_label_topk_drops(dump: Path, tmp_path: Path) -> None:
+    result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", "topk", "--slots", 3)
+    share = 100 * ok_json("stats", tmp_path / "a.vql", "--against", dump)["distortion"]["mass_kept"]
+    assert f"over the classes that are stored, which have {share:.0f}"[:-1] in result.stdout
+    assert "the KL is over these classes alone; more --slots or --bits keep more" in result.stderr
+    result = run("pack", dump, "-o", tmp_path / "b.vql", "--codec", "topk", "--slots", 39)
+    assert "which have 100.0 %" in result.stdout and said(result.stderr) == ""
 
 
 def test_pack_says_what_it_read_and_no_price_of_views_that_there_are_not(dump: Path, codec_file: Path, tmp_path: Path) -> None:

@@ -231,6 +231,15 @@ def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(f
         VqlViews(labelled["relabel"], images[1:], SIZE)
 
 
+def test_a_folder_of_the_same_names_with_other_pictures_is_refused(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+    Image.open(folder / "n1" / "0.png").save(other / "n0" / "0.png")
+    with pytest.raises(
+        UsageError, match=r"image 0 has 20 x 25 pixels, the labels are of one of 20 x 20: give the images that were"
+    ):
+        VqlViews(labelled["relabel"], other, SIZE)
+
+
 def test_workers_do_not_warn_again(folder: Path, labelled: dict[str, Path]) -> None:
     with pytest.warns(UserWarning, match="cannot be told"):
         data = pickle.dumps(VqlViews(labelled["nothing"], folder, SIZE))

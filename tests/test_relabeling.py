@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -250,20 +251,30 @@ def test_a_journal_is_never_written_through_a_link_and_a_full_disk_keeps_its_bat
         monkeypatch.setattr(journal, "_file", Full(journal._file))
         with pytest.raises(VqlabelError, match=r"j: cannot be written \(No space left on device\); its 1 batches are kept"):
             journal.append(np.zeros((1, 2), np.uint16))
+    full = Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16")
+    monkeypatch.setattr(full, "_file", Full(full._file, closes=False))
+    with pytest.raises(VqlabelError, match="its 1 batches are kept"), full:
+        full.append(np.zeros((1, 2), np.uint16))
     assert Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16").done == 1
 
 
 class Full:
     """A file on a disk that is full."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, closes: bool = True) -> None:
+        self._file, self._closes = file, closes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def write(self, _: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        """As a file does that has something left to write."""
+        self._file.close()
+        if not self._closes:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("layout", ["lpld", "lpqld", "gvbsm"])
@@ -606,6 +617,70 @@ def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> N
     (work / "junk.pt").write_bytes(b"junk")
     with pytest.raises(UsageError, match=message):
         load_teacher(name)
+
+
+def test_stdout_is_one_json_object_whatever_a_teachers_children_print(images: Path, work: Path, tmp_path: Path) -> None:
+    (work / "loud_of_tests.py").write_text(
+        "import os, teachers_of_tests, torch\n"
+        "class Loud(torch.nn.Module):\n"
+        "  def __init__(self):\n    super().__init__(); self.inner = teachers_of_tests.small()\n"
+        "  def forward(self, x):\n    os.system('echo child'); os.write(1, b'raw\\n'); return self.inner(x)\n"
+    )
+    words = [
+        "relabel",
+        images,
+        "-o",
+        tmp_path / "a.vql",
+        "--teacher",
+        "loud_of_tests:Loud",
+        "--epochs",
+        1,
+        "--view",
+        VIEW,
+        "--json",
+    ]
+    ran = subprocess.run([sys.executable, "-m", "vqlabel", *map(str, words)], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["records"] == IMAGES
+    assert ran.stderr.splitlines()[:2] == ["child", "raw"]
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        ("import sys; sys.exit(3)", r"teacher odd_of_tests:Odd: its forward ends the program \(SystemExit 3\)"),
+        (
+            "y = self.inner(x); y[:, 2] = -torch.inf; return y",
+            r"view 0: the logit of class 2 is -inf; .* give -10000 for a masked class",
+        ),
+    ],
+)
+def test_a_teacher_that_ends_the_program_or_masks_by_infinity_is_told(
+    forward: str, message: str, images: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "odd_of_tests", raising=False)
+    (work / "odd_of_tests.py").write_text(
+        "import teachers_of_tests, torch\nclass Odd(torch.nn.Module):\n"
+        "  def __init__(self):\n    super().__init__(); self.inner = teachers_of_tests.small()\n"
+        f"  def forward(self, x):\n    {forward}\n"
+    )
+    importlib.invalidate_caches()
+    with pytest.raises(VqlabelError, match=message):
+        relabel(
+            TeacherSource(
+                Pictures(images), load_teacher("odd_of_tests:Odd"), Recipe(seed=3, images=IMAGES, epochs=1, batch=BATCH, view=VIEW)
+            ),
+            tmp_path / "a.vql",
+        )
+
+
+def test_relabel_by_a_codec_shows_what_the_codec_keeps(images: Path, work: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
+    words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 1, "--view", VIEW]
+    run = CliRunner().invoke(app, [str(word) for word in [*words, "--codec", tmp_path / "c.codec"]])
+    assert run.exit_code == 0, run.output
+    assert "c.codec reports, of the dump that it was fitted to, held out" in run.stdout
 
 
 def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work: Path, tmp_path: Path) -> None:

@@ -239,6 +239,14 @@ def test_weights_without_their_network_are_called_so(name: str, tmp_path: Path) 
         load_teacher(str(tmp_path / name))
 
 
+def test_a_pickled_network_is_called_so_and_torchscript_loads_by_any_name(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 3), tmp_path / "pickled.pt")
+    with pytest.raises(UsageError, match=r"pickled.pt: a pickled network, which is code of its own.*--teacher module:function"):
+        load_teacher(str(tmp_path / "pickled.pt"))
+    torch.jit.trace(nn.Flatten(), torch.zeros(1, 3, 2, 2)).save(str(tmp_path / "traced.pt2"))
+    assert load_teacher(str(tmp_path / "traced.pt2"))(torch.zeros(5, 3, 2, 2)).shape == (5, 12)
+
+
 def test_a_module_that_parses_the_command_line_is_given_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["vqlabel", "relabel", "images"])

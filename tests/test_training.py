@@ -494,6 +494,12 @@ def test_views_are_contiguous_unless_channels_last_is_asked_for(packed: Path, fo
     assert pickle.loads(pickle.dumps(wide))[:5].views.is_contiguous(memory_format=torch.channels_last)
 
 
+def make_at(seen: VqlViews, epoch: int) -> StoredBatches:
+    sampler = StoredBatches(seen)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
 def test_a_sampler_that_is_asked_for_its_state_knows_what_it_drew(seen: VqlViews) -> None:
     """torchdata's StatefulDataLoader calls `state_dict()` of any sampler that has one, and loads it into a fresh one."""
     for make in (lambda: StoredBatches(seen), lambda: PooledBatches(seen, 5, seed=3)):
@@ -511,6 +517,10 @@ def test_a_sampler_that_is_asked_for_its_state_knows_what_it_drew(seen: VqlViews
             while len(found) < len(want):
                 found += list(again)
             assert found == want
+    sampler = StoredBatches(seen)
+    list(sampler)
+    sampler.load_state_dict(sampler.state_dict())
+    assert (sampler.epoch, list(sampler)) == (1, list(make_at(seen, 1))), "nothing is left of an epoch that is done"
     sampler = StoredBatches(seen)
     next(iter(sampler))
     sampler.set_epoch(2)

@@ -4,6 +4,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -58,7 +59,8 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not (self.done or self._file.closed):  # refused before there was a batch: nothing to go on with
             self.remove()
-        self._file.close()
+        with suppress(OSError):  # `append` has told what could not be written
+            self._file.close()
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
         """The next batch's."""

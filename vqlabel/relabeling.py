@@ -117,10 +117,16 @@ class TeacherSource(LabelSource):
     def _labelled(self, at: int, seen: torch.Tensor) -> LabelBatch:
         with np.errstate(over="ignore"):
             try:
-                labels = self.teacher(seen.to(self._device)).cpu().numpy().astype(DTYPES[self.dtype])
+                given = self.teacher(seen.to(self._device)).cpu().numpy()
+                labels = given.astype(DTYPES[self.dtype])
             except TeacherFailed as error:
                 raise UsageError(f"{error}, though it took one such view of zeros: it must take any number of views") from error
         name = f"teacher {self.teacher.name}, batch {at}"
+        if np.isneginf(given).any() and np.isfinite(given[~np.isneginf(given)]).all():
+            row, column = (int(i) for i in np.argwhere(np.isneginf(given))[0])
+            raise VqlabelError(
+                f"{name}, view {row}: the logit of class {column} is -inf; let the network give -10000 for a masked class, which stands for it as well"
+            )
         if not np.isfinite(labels).all():
             raise VqlabelError(
                 f"{name}: gives NaN, or a logit that {self.dtype.lower()} cannot hold; look at --mean and --std, or try --dtype f32"

@@ -3,9 +3,11 @@
 import importlib
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
@@ -69,6 +71,10 @@ class Teacher(nn.Module):
             found = self.network(self.preprocess(views))
         except (VqlabelError, MemoryError, torch.OutOfMemoryError):
             raise
+        except SystemExit as error:
+            raise UsageError(
+                f"teacher {self.name}: its forward ends the program (SystemExit {error.code}); raise an error instead"
+            ) from error
         except Exception as error:  # it is the user's code, which raises what it likes
             raise TeacherFailed(f"teacher {self.name}: fails on views {list(views.shape)} ({_reason(error)})") from error
         found = getattr(found, "logits", found)
@@ -119,7 +125,7 @@ def load_teacher(
 
 def _from_file(path: Path, device: str) -> Any:
     try:
-        if path.suffix == ".pt2":
+        if path.suffix == ".pt2" and not _is_torchscript(path):
             return torch.export.load(path).module()
         return torch.jit.load(str(path), map_location=device)
     except Exception as error:  # torch raises nearly anything on foreign bytes
@@ -127,11 +133,25 @@ def _from_file(path: Path, device: str) -> Any:
         raise UsageError(f"--teacher {path}: neither TorchScript nor, by .pt2, a torch.export file ({_reason(error)})") from None
 
 
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file has what torch.jit.save writes, whatever its name."""
+    try:
+        with zipfile.ZipFile(path) as members:
+            return any(name.endswith("/constants.pkl") for name in members.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _refuse_weights(path: Path) -> None:
     """Raises UsageError where a file has weights without their network."""
     try:
         found = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # as above
+    except Exception as error:  # as above
+        if isinstance(error, UnpicklingError) and not _is_torchscript(path):
+            raise UsageError(
+                f"--teacher {path}: a pickled network, which is code of its own, or a damaged file; write a function that loads it "
+                "(torch.load(..., weights_only=False), of a file that you trust), and name it: --teacher module:function"
+            ) from None
         return
     if path.suffix == ".safetensors" or isinstance(found, dict):
         raise UsageError(

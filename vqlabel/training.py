@@ -180,8 +180,7 @@ def _refuse_others(file: VqlFile, images: Images) -> None:
         held_against(file, images.folder, images.names, images.files, depth=4)
     else:
         held_against(file, "the list of images", count=len(images), depth=4)
-    if file.images is None or file.images.names_sha256 is None or not isinstance(images, Pictures):
-        _refuse_other_shapes(file, images)
+    _refuse_other_shapes(file, images)
 
 
 def _refuse_other_shapes(file: VqlFile, images: Images) -> None:
@@ -251,9 +250,10 @@ def _check(file: VqlFile, images: Images, size: int | None) -> int:
 
 def _check_memory(count: int, side: int) -> None:
     """Raises UsageError where so many views of `side` pixels are more than VIEWS_BYTES_MOST: a file names the side."""
+    require(side <= SIDE_SHOWN_MOST, "side of a view", side, f"must be {SIDE_SHOWN_MOST} pixels at most")
     size = 12 * count * side**2
-    want = f"are views of {side} pixels, {size / 1e9:.1f} GB; they must take {VIEWS_BYTES_MOST / 1e9:.1f} GB at most: ask for fewer records at a time"
-    require(size <= VIEWS_BYTES_MOST and side <= SIDE_SHOWN_MOST, "records", count, want)
+    want = f"at {side} pixels a side take {size / 1e9:.1f} GB; at most {VIEWS_BYTES_MOST / 1e9:.1f} GB are made at a time: ask for fewer records"
+    require(size <= VIEWS_BYTES_MOST, "number of views", count, want)
 
 
 def said(file: VqlFile, at: int) -> LabelBatch:
@@ -338,12 +338,15 @@ class StoredBatches(Sampler[list[int]]):
 
     @typed_arguments
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on there: the next iteration has what is left of that epoch. With the same number of ranks."""
+        """Go on there: the next iteration has what is left of that epoch, or, where nothing is, the next epoch. With the same number of ranks."""
         counts = state.get("epoch"), state.get("done")
         require(all(type(count) is int for count in counts), "state", state, "must be what `state_dict` gave: epoch and done")
         self.set_epoch(state["epoch"])
         require(0 <= state["done"] <= len(self), "done", state["done"], f"must be 0..{len(self)}, batches of this epoch and rank")
-        self._skip = state["done"]
+        if state["done"] == len(self):
+            self.set_epoch(state["epoch"] + 1)
+        else:
+            self._skip = state["done"]
 
     def __len__(self) -> int:
         """Batches of a whole epoch, of this rank."""

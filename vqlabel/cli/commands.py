@@ -379,6 +379,7 @@ def relabel(
     from vqlabel.files import check_apart
     from vqlabel.relabeling import TeacherSource, check_relabel_target
     from vqlabel.relabeling import relabel as run
+    from vqlabel.report.quality import fit_quality
     from vqlabel.teachers import load_teacher
 
     check_relabel_target(out, layout, overwrite=overwrite)
@@ -388,12 +389,14 @@ def relabel(
     looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), show.progress_bar() as progress:
         source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
+        loaded, report = (None, {}) if codec is None else load_codec(codec)
         found = run(
-            source, out, codec=None if codec is None else load_codec(codec)[0], layout=layout, effort=effort, device=device,
-            overwrite=overwrite, progress=progress,
+            source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, progress=progress,
         )  # fmt: skip
+    if loaded is not None:
+        found["fit"] = fit_quality(report, sum(loaded.code_bits), codec)
     show.notes(found)
-    show.emit(found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes"))
+    show.emit(found, json, show.show_relabelled)
 
 
 def _span(text: str | None) -> tuple[int | None, int | None]:

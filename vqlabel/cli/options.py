@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from vqlabel.cli.show import note
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
@@ -20,6 +21,8 @@ Temperature = Annotated[
         "(sre2l: 20), else 1,4,20"
     ),
 ]
+USED = {"raw": (), "topk": ("slots", "bits"), "sparse": ("slots", "bits")}  # options of a fit by which these codecs are made
+ALWAYS_USED = ("codec", "temperature", "seed", "device", "bytes", "ratio")  # figures are at the temperatures
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
         float | None, typer.Option(help="budget: so many times smaller than fp16, all but augmentation and order counted")
@@ -78,6 +81,8 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         values = {name: given.pop(name) for name in OPTIONS}
+        for sentence in unused(given.get("codec"), values):
+            note(sentence)
         command(**given, config=_config(values))
 
     del run.__wrapped__  # typer would read the signature, and the hints, of what is wrapped
@@ -102,6 +107,20 @@ class BitsCommand(TyperCommand):
             else:
                 follows = "more" if more or follows == "value" or word.startswith("--bits=") else ""
         return super().parse_args(ctx, spread)
+
+
+def unused(codec: object, values: dict[str, Any]) -> list[str]:
+    """The options of a fit that were given, and of which the named codec makes no use, each as a sentence."""
+    if codec not in USED:
+        return []
+    used = USED[str(codec)]
+    why = f"takes {' and '.join('--' + name for name in used)}" if used else "stores labels as they are"
+    given = [
+        field.name for field in dataclasses.fields(FitConfig)
+        if field.name in values and field.name not in (*used, *ALWAYS_USED)
+        and values[field.name] != ("0" if field.name == "head" else field.default)
+    ]  # fmt: skip
+    return [f"--{name.replace('_', '-')} {values[name]} has no effect: --codec {codec} {why}" for name in given]
 
 
 def _config(values: dict[str, Any]) -> FitConfig:

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
 from typing import Any, NoReturn, TextIO
 
@@ -66,13 +66,36 @@ def _interrupted(command: str, out: object) -> str:
 
 @contextmanager
 def _stdout_for_results() -> Iterator[None]:
-    """What libraries and a teacher's own code print while a command runs goes to stderr; stdout is for `emit` alone."""
-    token = _stdout.set(sys.stdout)
+    """What libraries, a teacher's own code and its child processes print while a command runs goes to stderr; stdout is for `emit` alone."""
+    with _descriptor_for_results() as results:
+        token = _stdout.set(results)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            _stdout.reset(token)
+
+
+@contextmanager
+def _descriptor_for_results() -> Iterator[TextIO]:
+    """`sys.stdout`; where it is the process's own, a copy of it, while file descriptor 1 is that of stderr."""
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        own = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
+    except (AttributeError, OSError, ValueError):  # some other object in their place, which has none
+        own = False
+    if not own:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    results = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+    try:
+        os.dup2(2, 1)
+        yield results
+        results.flush()
     finally:
-        _stdout.reset(token)
+        os.dup2(results.fileno(), 1)
+        with suppress(OSError):  # what could not be written has been told by `flush`
+            results.close()
 
 
 @contextmanager
@@ -198,6 +221,13 @@ def show_pack(found: dict[str, Any]) -> None:
     _show_quality(found["fit"])
 
 
+def show_relabelled(found: dict[str, Any]) -> None:
+    """What was written, and what the codec that was used keeps of labels."""
+    typer.echo(f"{found['path']}: {found['records']:,} labels of {found['classes']:,} classes")
+    if "fit" in found:
+        _show_quality(found["fit"])
+
+
 def _show_quality(fit: dict[str, Any]) -> None:
     """Held-out figures of the codec that a file was packed with."""
     if fit.get("exact"):
@@ -226,6 +256,10 @@ def _show_quality(fit: dict[str, Any]) -> None:
         "held out" if fit["codec_file"] is None else f"{fit['codec_file']} reports, of the dump that it was fitted to, held out"
     )
     typer.echo(f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): {agreement} {kls('held')}")
+    if "mass_kept" in fit["held"]:
+        typer.echo(
+            f"over the classes that are stored, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1"
+        )
     if "calibrated" in fit:
         typer.echo(
             f"labels are moved from their mean by a contrast of {fit['contrast']:.2f}, which raises that KL and brings students closer to those "

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-POOR_AGREEMENT, POOR_KL = 0.5, 1.0  # share of labels; nats, times T^2
+POOR_AGREEMENT, POOR_KL, POOR_MASS = 0.5, 1.0, 0.9  # share of labels; nats, times T^2; share of the probability at T = 1
 
 
 def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | None = None) -> dict[str, Any]:
@@ -16,7 +16,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
 
     Returns:
         codec_file, held_out, labels and temperature, those of the students that the codec was fitted for; held, calibrated and mean_label,
-        each with its KL at these temperatures, `held` with the agreement as well; contrast, contrast_limited; warnings, one sentence each.
+        each with its KL at these temperatures, `held` with the agreement as well, and, where only some classes of a label are stored, mass_kept; contrast, contrast_limited; warnings, one sentence each.
         Of a raw codec `{"exact": True}`. Without a figure for this rate an empty dictionary.
     """
     if report.get("codec") == "raw":
@@ -28,7 +28,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     figures = _numbers(held, (*names, agreement))
     if not names or len(figures) <= len(names):
         return {}
-    parts = {"held": figures}
+    parts = {"held": figures | _numbers(held, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
         parts |= {part: found} if (found := _numbers(report.get(part), tuple(names))) else {}
     if held is not report.get("held"):  # a lower rate of the codec, whose calibrated labels nobody measured
@@ -82,6 +82,11 @@ def _warnings(parts: Mapping[str, Mapping[str, float]], figure: str, agreement: 
         )
         of = " (F1)" if agreement == "half_f1" else " of the held-out labels"
         found.append(f"{what} {100 * agreed:.1f} %{of}{more}")
+    if parts["held"].get("mass_kept", 1) < POOR_MASS:
+        found.append(
+            f"the classes that are stored have only {100 * parts['held']['mass_kept']:.1f} % of a label's probability at T = 1, and the KL is over "
+            "these classes alone; more --slots or --bits keep more, and so does --codec vqae where labels have a number for every class"
+        )
     kept, mean = parts.get("calibrated", parts["held"]), parts.get("mean_label", {})
     for t in temperatures:
         name = f"{figure}{t:g}"
