@@ -214,6 +214,10 @@ def test_a_rate_that_a_codec_has_not_is_refused_with_those_that_it_has(tree: Pat
         result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file, "--bits", bits)
         assert (result.exit_code, result.stdout) == (2, "")
         assert f"bits is {bits}; it must be 3..12, the codec's 4 slots of 3 bits each" in result.stderr
+    between = run("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--bits", 5)
+    assert between.stderr.startswith(
+        f"vqlabel: --bits 5: {codec_file} has codes of 3 bits, so 3 bits of codes are stored a label\n"
+    )
     result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", "vqea")
     assert (result.exit_code, "or one to fit first: vqae, " in result.stderr) == (2, True)
 

@@ -252,6 +252,11 @@ def pack(
         else:
             loaded, report = load_codec(str(codec))
             fitted = cut(loaded, config)
+            if config.bits not in (None, sum(fitted.code_bits)) and not fitted.counted:
+                each = max(fitted.code_bits)
+                show.note(
+                    f"--bits {config.bits}: {codec} has codes of {each} bits, so {sum(fitted.code_bits)} bits of codes are stored a label"
+                )
         found = run(
             source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
         )

@@ -114,6 +114,7 @@ def _confidences(axes: Any, at: dict[str, Any]) -> None:
     surer = [1 - (sum(labels[:i]) + count / 2) / sum(labels) for i, count in enumerate(labels)]
     axes.plot([each["confidence"] for each in at["bins"]], surer, "o-", color=COLOURS["codes"])
     axes.set(xlim=_limits([each[name] for each in at["bins"] for name in ("confidence", "raw")]), ylim=(0, 1))
+    axes.locator_params(axis="x", nbins=3)  # at high temperatures the numbers are long
 
 
 def _limits(values: list[float]) -> tuple[float, float]:
