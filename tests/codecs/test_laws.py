@@ -96,7 +96,9 @@ def draw_context(has: tuple[str, ...] | None, epochs: int, images: int) -> Conte
 
 
 NAMES = [*KINDS, *(f"{kind}, fitted in bf16" for kind in FITTED_IN_BF16)]
-CASES = [*itertools.product(NAMES, ("logits", "probs")), *itertools.product(SIGMOID, ("sigmoid",))]
+CASES = [  # which numbers a codec takes does not depend on the precision that it was fitted in
+    *itertools.product(NAMES, ("logits",)), *itertools.product(KINDS, ("probs",)), *itertools.product(SIGMOID, ("sigmoid",)),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -285,8 +285,10 @@ def _codes_of_a_rate(part: Part, generator: torch.Generator) -> Tensor | None:
 
 def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
     """The decoder's weights as storage rounds them, with the gradient of those that they came from (straight-through)."""
-    weights, stored = dict(codec.decoder.named_parameters()), codec.rounded_decoder()
-    return {name: weight + (stored[name] - weight).detach() for name, weight in weights.items()}
+    weights = dict(codec.decoder.named_parameters())
+    with torch.no_grad():
+        off = {name: stored - weights[name] for name, stored in codec.rounded_decoder().items()}
+    return {name: weight + off[name] for name, weight in weights.items()}
 
 
 @torch.no_grad()
