@@ -619,6 +619,12 @@ def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> N
         load_teacher(name)
 
 
+def relabel_words(images: Path, out: Path, teacher: str, *more: object) -> list[str]:
+    """The command that labels one view of each image."""
+    words = ("relabel", images, "-o", out, "--teacher", teacher, "--epochs", 1, "--view", VIEW, *more)
+    return [str(word) for word in words]
+
+
 def test_stdout_is_one_json_object_whatever_a_teachers_children_print(images: Path, work: Path, tmp_path: Path) -> None:
     (work / "loud_of_tests.py").write_text(
         "import os, teachers_of_tests, torch\n"
@@ -626,20 +632,8 @@ def test_stdout_is_one_json_object_whatever_a_teachers_children_print(images: Pa
         "  def __init__(self):\n    super().__init__(); self.inner = teachers_of_tests.small()\n"
         "  def forward(self, x):\n    os.system('echo child'); os.write(1, b'raw\\n'); return self.inner(x)\n"
     )
-    words = [
-        "relabel",
-        images,
-        "-o",
-        tmp_path / "a.vql",
-        "--teacher",
-        "loud_of_tests:Loud",
-        "--epochs",
-        1,
-        "--view",
-        VIEW,
-        "--json",
-    ]
-    ran = subprocess.run([sys.executable, "-m", "vqlabel", *map(str, words)], capture_output=True, text=True, check=True)
+    words = relabel_words(images, tmp_path / "a.vql", "loud_of_tests:Loud", "--json")
+    ran = subprocess.run([sys.executable, "-m", "vqlabel", *words], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout)["records"] == IMAGES
     assert ran.stderr.splitlines()[:2] == ["child", "raw"]
 
@@ -677,8 +671,9 @@ def test_relabel_by_a_codec_shows_what_the_codec_keeps(images: Path, work: Path,
     from typer.testing import CliRunner
 
     vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
-    words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 1, "--view", VIEW]
-    run = CliRunner().invoke(app, [str(word) for word in [*words, "--codec", tmp_path / "c.codec"]])
+    run = CliRunner().invoke(
+        app, relabel_words(images, tmp_path / "a.vql", "teachers_of_tests:small", "--codec", tmp_path / "c.codec")
+    )
     assert run.exit_code == 0, run.output
     assert "c.codec reports, of the dump that it was fitted to, held out" in run.stdout
 
@@ -692,20 +687,8 @@ def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work:
         "  def __init__(self):\n    super().__init__(); print('made'); self.inner = teachers_of_tests.small()\n"
         "  def forward(self, x):\n    print('asked'); return self.inner(x)\n"
     )
-    words = [
-        "relabel",
-        images,
-        "-o",
-        tmp_path / "a.vql",
-        "--teacher",
-        "chatty_of_tests:Chatty",
-        "--epochs",
-        1,
-        "--view",
-        VIEW,
-        "--json",
-    ]
-    run = CliRunner().invoke(app, [str(word) for word in words])
+    words = relabel_words(images, tmp_path / "a.vql", "chatty_of_tests:Chatty", "--json")
+    run = CliRunner().invoke(app, words)
     assert run.exit_code == 0, run.output
     assert json.loads(run.stdout)["records"] == IMAGES
     assert run.stderr.splitlines()[:3] == ["imported", "made", "asked"]

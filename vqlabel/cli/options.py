@@ -81,7 +81,7 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**given: Any) -> None:
         values = {name: given.pop(name) for name in OPTIONS}
-        for sentence in unused(given.get("codec"), values):
+        for sentence in unused(given.get("codec"), values, known):
             note(sentence)
         command(**given, config=_config(values))
 
@@ -109,17 +109,13 @@ class BitsCommand(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-def unused(codec: object, values: dict[str, Any]) -> list[str]:
+def unused(codec: object, values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """The options of a fit that were given, and of which the named codec makes no use, each as a sentence."""
     if codec not in USED:
         return []
     used = USED[str(codec)]
     why = f"takes {' and '.join('--' + name for name in used)}" if used else "stores labels as they are"
-    given = [
-        field.name for field in dataclasses.fields(FitConfig)
-        if field.name in values and field.name not in (*used, *ALWAYS_USED)
-        and values[field.name] != ("0" if field.name == "head" else field.default)
-    ]  # fmt: skip
+    given = [name for name, value in values.items() if name not in (*used, *ALWAYS_USED) and value != defaults[name]]
     return [f"--{name.replace('_', '-')} {values[name]} has no effect: --codec {codec} {why}" for name in given]
 
 

@@ -26,13 +26,10 @@ class Sampled:
     total: NDArray[np.float32]  # [n] their sum
     some: NDArray[np.int64]  # [n] how many are not 0
     log_total: NDArray[np.float32]  # [n] log of the sum of their exponentials
-    lowest: NDArray[np.bool_]  # [n, C] where the smallest number stands
-    above: NDArray[np.float32]  # [n] how far the next one lies above it
-
-    @property
-    def classes(self) -> int:
-        count: int = self.lowest.shape[1]
-        return count
+    lowest: NDArray[np.int64]  # [n] how many classes have the smallest number
+    which: NDArray[np.int64]  # [n] sum of the squares of their indices: other classes have another
+    above: NDArray[np.float32]  # [n] how far the next number lies above it
+    classes: int
 
     @property
     def distributions(self) -> NDArray[np.bool_]:
@@ -65,9 +62,10 @@ class Sampled:
             return None
         numbers, counts = np.unique(self.least[far], return_counts=True)
         fill = numbers[counts.argmax()]
-        masked = self.lowest & (far & (self.least == fill))[:, None]
-        often = masked.mean() >= FEW and counts.max() >= ALIKE * far.sum()
-        return float(fill) if often and bool((masked != masked[0]).any()) else None
+        filled = far & (self.least == fill)
+        often = self.lowest[filled].sum() >= FEW * len(filled) * self.classes and counts.max() >= ALIKE * far.sum()
+        alike = filled.all() and len(np.unique(self.which)) == 1
+        return float(fill) if often and not alike else None
 
 
 def settle_domain(source: LabelSource, named: str | None) -> None:
@@ -94,7 +92,10 @@ def _look(source: LabelSource) -> Sampled:
     count = len(source)
     chosen = sorted({round(at * (count - 1) / max(1, BATCHES - 1)) for at in range(BATCHES)}) if count else []
     parts = [_describe(np.empty((0, source.classes), np.float32))] + [_look_at(source, at) for at in chosen]
-    return Sampled(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sampled)})
+    return Sampled(
+        **{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Sampled) if f.name != "classes"},
+        classes=source.classes,
+    )
 
 
 def _look_at(source: LabelSource, at: int) -> Sampled:
@@ -114,7 +115,8 @@ def _describe(x: NDArray[np.float32]) -> Sampled:
         least = x.min(1, initial=np.inf)
         lowest = x == least[:, None]
         above = np.where(lowest, top[:, None], x).min(1, initial=np.inf) - least
-        return Sampled(least, top, x.sum(1), (x != 0).sum(1), log_total, lowest, above)
+        which = lowest @ np.arange(x.shape[1], dtype=np.int64) ** 2
+        return Sampled(least, top, x.sum(1), (x != 0).sum(1), log_total, lowest.sum(1), which, above, x.shape[1])
 
 
 def _check_probabilities(source: LabelSource, rows: Sampled) -> None:
