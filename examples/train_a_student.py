@@ -21,14 +21,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import vqlabel
-from vqlabel.augment import Pictures, Recipe
 from vqlabel.labels import open_labels
-from vqlabel.losses import StepSchedule, StudentTemperature, kl
-from vqlabel.pruning import Pruned
-from vqlabel.relabeling import TeacherSource
-from vqlabel.seeded import read_recipe, recipe_file
-from vqlabel.teachers import load_teacher
-from vqlabel.tuning import tune
+from vqlabel.labels.pruning import Pruned
+from vqlabel.training.losses import StepSchedule, StudentTemperature, kl
+from vqlabel.views import Pictures, Recipe
+from vqlabel.vql.seeded import read_recipe, recipe_file
+from vqlabel.workflows.relabel import TeacherSource
+from vqlabel.workflows.teachers import load_teacher
+from vqlabel.workflows.tune import tune
 
 SMALL, HELD = nn.AdaptiveAvgPool2d(32), 2  # what a student sees of a view; batches that calibration keeps
 

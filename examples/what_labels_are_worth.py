@@ -23,7 +23,7 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel.labels import open_labels
-from vqlabel.report.student import Lesson
+from vqlabel.report.student_benchmark import Lesson
 
 
 def main() -> None:

@@ -8,12 +8,13 @@ from types import ModuleType
 
 import pytest
 import torch
+from paths import TESTS
 from typer.testing import CliRunner
 
 from vqlabel.cli import app
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae.codec import VqaeCodec
 
-FOLDER = Path(__file__).parent / "benchmarks"
+FOLDER = TESTS / "benchmarks"
 
 
 def load(name: str) -> ModuleType:

@@ -14,8 +14,8 @@ from vqlabel import FitConfig
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products
 from vqlabel.labels import open_labels
-from vqlabel.losses import StudentTemperature, kl, mse_gt, targets, top_k
-from vqlabel.packing import encode, lent
+from vqlabel.training.losses import StudentTemperature, kl, mse_gt, targets, top_k
+from vqlabel.workflows.pack import encode, lent
 
 FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options
     "grouped": (False, {"slots": 2, "code_width": 3, "temperature": (20.0,)}),

@@ -2,9 +2,9 @@
 
 import ast
 import re
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from paths import ROOT
+
 PAGE = (ROOT / "docs" / "inputs.md").read_text()
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not re.match(r"\| (what you have|---)", line)]
 
@@ -20,7 +20,7 @@ def test_every_row_names_a_test_that_exists() -> None:
 
 
 def test_every_suffix_that_is_read_stands_on_the_page() -> None:
-    from vqlabel.labels.shards import READERS
+    from vqlabel.labels.layouts.shards import READERS
 
     wanted = {".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet", ".arrow", ".h5", ".tar"}
     assert wanted <= READERS.keys()

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import ROOT
 from PIL import Image
-
-ROOT = Path(__file__).parents[1]
 
 
 def run(script: str, *arguments: object, folder: Path = ROOT) -> list[str]:
@@ -56,6 +55,7 @@ def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path
 
 TEACHER = """
 import torch
+from paths import ROOT
 def small():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 40))

@@ -10,14 +10,14 @@ import pytest
 import safetensors.numpy
 import torch
 from numpy.typing import NDArray
+from paths import GOLDEN, ROOT
 
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.container import layout
-from vqlabel.vql import VqlFile
+from vqlabel.vql.file import VqlFile
 
-FORMAT = Path(__file__).parents[1] / "docs" / "format.md"
-GOLDEN = Path(__file__).parent / "golden"
+FORMAT = ROOT / "docs" / "format.md"
 CODED = {
     "raw": "fixed",
     "smoothed": "zstd",

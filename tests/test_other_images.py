@@ -15,16 +15,16 @@ from torch import nn
 from typer.testing import CliRunner
 
 import vqlabel
-from vqlabel.augment import Pictures, Recipe
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec, cut
-from vqlabel.dropin import ImageFolder_FKD_MIX
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, Place, open_labels
-from vqlabel.relabeling import TeacherSource, relabel
-from vqlabel.teachers import Teacher
-from vqlabel.training import VqlViews
-from vqlabel.vql import VqlFile
+from vqlabel.training.sre2l import ImageFolder_FKD_MIX
+from vqlabel.training.views import VqlViews
+from vqlabel.views import Pictures, Recipe
+from vqlabel.vql.file import VqlFile
+from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.teachers import Teacher
 
 IMAGES, CLASSES, EPOCHS, BATCH, SIZE = 20, 4, 2, 8, 16
 

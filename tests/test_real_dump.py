@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from paths import DUMP
 
 import vqlabel
 from vqlabel.config import MIX
-from vqlabel.labels.tree import ORDER_FILE, find_batches
-from vqlabel.labels.unpickle import unpickle
+from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
+from vqlabel.labels.layouts.unpickle import unpickle
 
-DUMP = Path(__file__).parents[1].parent / "shared" / "data" / "in1k-ipc1" / "dump"
 pytestmark = pytest.mark.skipif(not DUMP.is_dir(), reason=f"no real dump at {DUMP}")
 
 

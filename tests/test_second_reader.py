@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from paths import GOLDEN, ROOT
 
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.container import ContainerWriter
 
-PAGE = Path(__file__).parents[1] / "docs" / "second-reader.md"
-GOLDEN = Path(__file__).parent / "golden"
+PAGE = ROOT / "docs" / "second-reader.md"
 CLASSES, RECORDS = 20, 300
 
 

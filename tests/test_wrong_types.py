@@ -10,13 +10,15 @@ import pytest
 import torch
 
 import vqlabel
-from vqlabel import bitstream, losses
+from vqlabel import bitstream
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.config import RawConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
 from vqlabel.labels import Place
-from vqlabel.relabeling import TeacherSource
+from vqlabel.metrics.code_usage import Usage
+from vqlabel.training import losses
 from vqlabel.typed import typed
+from vqlabel.workflows.relabel import TeacherSource
 
 DATASET, SOURCE = object.__new__(vqlabel.VqlDataset), object.__new__(TeacherSource)
 LOGITS = torch.zeros(2, 3)
@@ -76,8 +78,8 @@ CALLS: dict[str, Call] = {
     "StudentTemperature": (losses.StudentTemperature, {"start": 1.0, "grid": [1.0]}),
     "StudentTemperature.update": (losses.StudentTemperature().update, {**LOSS, "temperature": 1.0}),
     "StudentTemperature.load_state_dict": (losses.StudentTemperature().load_state_dict, {"state": {}}),
-    "Usage": (bitstream.Usage, {"slots": 3, "codebook_size": 8}),
-    "Usage.add": (bitstream.Usage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
+    "Usage": (Usage, {"slots": 3, "codebook_size": 8}),
+    "Usage.add": (Usage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
     "counted_bits": (bitstream.counted_bits, {"counts": CODES[:, :1], "width": 8}),
     "split_counted": (bitstream.split_counted, {"codes": CODES}),
     "join_counted": (bitstream.join_counted, {"counts": CODES[:, :1], "run": CODES[:, :1], "slots": 2}),
@@ -176,7 +178,7 @@ def test_a_negative_integer_is_not_packed_as_another() -> None:
         with pytest.raises(VqlabelError, match=r"rows are ndarray of float64 \[1, 1\]; they must be integers"):
             pack(np.array([[0.5]]), [8])  # type: ignore[arg-type]
     with pytest.raises(VqlabelError, match=r"codes lie in -1\.\.-1; they must be 0\.\.3"):
-        bitstream.Usage(1, 4).add(np.array([[-1]]))
+        Usage(1, 4).add(np.array([[-1]]))
     with pytest.raises(VqlabelError, match=r"counts lie in -1\.\.0; a label has 0\.\.2 codes"):
         bitstream.split_counted(np.array([[-1, 0, 0]]))  # type: ignore[arg-type]
 

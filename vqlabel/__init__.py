@@ -14,19 +14,19 @@ _HOME = {
     "open_labels": "vqlabel.labels",
     "LabelBatch": "vqlabel.labels",
     "FitConfig": "vqlabel.config",
-    "fit": "vqlabel.fitting",
+    "fit": "vqlabel.workflows.fit",
     "load_codec": "vqlabel.codecs",
     "save_codec": "vqlabel.codecs",
-    "pack": "vqlabel.packing",
-    "unpack": "vqlabel.unpacking",
-    "open": "vqlabel.dataset",
-    "VqlDataset": "vqlabel.dataset",
-    "VqlViews": "vqlabel.training",
-    "StoredBatches": "vqlabel.training",
-    "PooledBatches": "vqlabel.training",
-    "convert": "vqlabel.converting",
-    "relabel": "vqlabel.relabeling",
-    "verify": "vqlabel.verifying",
+    "pack": "vqlabel.workflows.pack",
+    "unpack": "vqlabel.workflows.unpack",
+    "open": "vqlabel.training.dataset",
+    "VqlDataset": "vqlabel.training.dataset",
+    "VqlViews": "vqlabel.training.views",
+    "StoredBatches": "vqlabel.training.views",
+    "PooledBatches": "vqlabel.training.views",
+    "convert": "vqlabel.workflows.convert",
+    "relabel": "vqlabel.workflows.relabel",
+    "verify": "vqlabel.workflows.verify",
     "stats": "vqlabel.report",
 }
 
@@ -54,17 +54,17 @@ __all__ = [
 if TYPE_CHECKING:
     from vqlabel.codecs import load_codec, save_codec
     from vqlabel.config import FitConfig
-    from vqlabel.converting import convert
-    from vqlabel.dataset import VqlDataset, open
     from vqlabel.errors import VqlabelError
-    from vqlabel.fitting import fit
     from vqlabel.labels import LabelBatch, open_labels
-    from vqlabel.packing import pack
-    from vqlabel.relabeling import relabel
     from vqlabel.report import stats
-    from vqlabel.training import PooledBatches, StoredBatches, VqlViews
-    from vqlabel.unpacking import unpack
-    from vqlabel.verifying import verify
+    from vqlabel.training.dataset import VqlDataset, open
+    from vqlabel.training.views import PooledBatches, StoredBatches, VqlViews
+    from vqlabel.workflows.convert import convert
+    from vqlabel.workflows.fit import fit
+    from vqlabel.workflows.pack import pack
+    from vqlabel.workflows.relabel import relabel
+    from vqlabel.workflows.unpack import unpack
+    from vqlabel.workflows.verify import verify
 
 
 def __getattr__(name: str) -> Any:

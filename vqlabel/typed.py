@@ -18,7 +18,7 @@ ITEMS_MOST = 1 << 16  # of a sequence that are looked at: a longer one is data, 
 _WORDS = {
     "str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "PathLike": "a path",
     "FitConfig": "a FitConfig, such as FitConfig(bits=64)", "LabelCodec": "a codec, such as load_codec(path)[0]",
-    "LabelSource": "a dump, such as open_labels(path)", "TeacherSource": "a vqlabel.relabeling.TeacherSource",
+    "LabelSource": "a dump, such as open_labels(path)", "TeacherSource": "a vqlabel.workflows.relabel.TeacherSource",
 }  # fmt: skip
 
 

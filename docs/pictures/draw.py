@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample
-from vqlabel.codecs.distortion import kl
-from vqlabel.codecs.vqae import VqaeCodec
-from vqlabel.fitting import fit_sample, read_sample
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.labels import open_labels
+from vqlabel.metrics.distortion import kl
+from vqlabel.workflows.fit import fit_sample, read_sample
 
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 FOLDER = Path(__file__).parent

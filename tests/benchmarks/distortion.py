@@ -20,7 +20,7 @@ from vqlabel.cli.options import read_head
 from vqlabel.codecs import Distortion, LabelCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
-from vqlabel.labels.tree import ORDER_FILE, find_batches
+from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 
 Peer = tuple[
     Callable[[], float], int, Callable[[Tensor, Context], Tensor]

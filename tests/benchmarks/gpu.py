@@ -26,7 +26,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products, multiplies_bf16
-from vqlabel.losses import kl
+from vqlabel.training.losses import kl
 
 SAME = 1e-4  # of the largest logit: how far labels of the same codes may lie apart
 ALIKE = 0.02  # share of a KL by which that of another fit, or of other codes, may differ

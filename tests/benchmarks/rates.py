@@ -8,10 +8,10 @@ A row a rate and temperature: as `pack` writes labels, and calibrated (--contras
 import argparse
 from pathlib import Path
 
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import FitConfig
-from vqlabel.fitting import fit_sample, measure, read_sample
 from vqlabel.labels import open_labels
+from vqlabel.workflows.fit import fit_sample, measure, read_sample
 
 
 def main() -> None:

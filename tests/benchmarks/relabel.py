@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vqlabel.augment import Pictures, Recipe
 from vqlabel.codecs import load_codec
-from vqlabel.relabeling import TeacherSource, relabel
-from vqlabel.teachers import load_teacher
+from vqlabel.views import Pictures, Recipe
+from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.teachers import load_teacher
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import vqlabel
-from vqlabel.codecs.sizing import file_bytes
+from vqlabel.codecs.vqae.sizing import file_bytes
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.report.published import RESNET18_FP16
 

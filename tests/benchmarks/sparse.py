@@ -19,9 +19,9 @@ import vqlabel
 from vqlabel.codecs import Distortion
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
-from vqlabel.labels.largest import largest, whole
 from vqlabel.labels.source import NOWHERE
-from vqlabel.report.entropy import Frequencies, bits_of_sets
+from vqlabel.labels.topk import largest, whole
+from vqlabel.report.baselines.entropy import Frequencies, bits_of_sets
 
 
 class Largest(LabelSource):

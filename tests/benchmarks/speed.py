@@ -24,9 +24,9 @@ from dumps import random_dump
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.labels import open_labels
-from vqlabel.labels.tree import ORDER_FILE, find_batches, write_order
-from vqlabel.labels.unpickle import unpickle
-from vqlabel.vql import VqlFile
+from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches, write_order
+from vqlabel.labels.layouts.unpickle import unpickle
+from vqlabel.vql.file import VqlFile
 
 REPEATS = 3
 TIMES_LARGER = 10

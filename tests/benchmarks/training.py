@@ -21,8 +21,8 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel.config import FitConfig
-from vqlabel.report.student import _student
-from vqlabel.training import StoredBatches
+from vqlabel.report.student_benchmark import _student
+from vqlabel.training.views import StoredBatches
 
 LIMIT = 2  # percent of a step
 WARM = 2  # steps that are not counted

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from dumps import random_dump
 
-from vqlabel.codecs.sizing import USUAL_BITS
+from vqlabel.codecs.vqae.sizing import USUAL_BITS
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
-from vqlabel.fitting import read_sample
 from vqlabel.labels import open_labels
-from vqlabel.tuning import SHARES, SMALL, WEIGHT_BITS, Search, tune
+from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.tune import SHARES, SMALL, WEIGHT_BITS, Search, tune
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import pytest
 import zstandard
 
 from vqlabel.bitstream import (
-    Usage,
     narrowest,
     pack_ans,
     pack_fixed,
@@ -22,6 +21,7 @@ from vqlabel.bitstream import (
 )
 from vqlabel.bitstream.planes import inflate
 from vqlabel.errors import CodeOutOfRange
+from vqlabel.metrics.code_usage import Usage
 
 CODINGS = {"fixed": (pack_fixed, unpack_fixed), "zstd": (pack_planes, unpack_planes), "ans": (pack_ans, unpack_ans)}
 WIDTHS = [[width] * fields for width in range(1, 33) for fields in (1, 3)]

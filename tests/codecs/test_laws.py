@@ -24,11 +24,11 @@ from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_code
 from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
 from vqlabel.codecs.precision import bf16_products
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
 from vqlabel.labels import Context
-from vqlabel.unpacking import as_tensor
+from vqlabel.workflows.unpack import as_tensor
 
 ALL = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 PRIOR = {"codebook_size": 8, "prior": True, "image_width": 4, "hidden": 6}

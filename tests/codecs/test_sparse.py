@@ -18,10 +18,10 @@ from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelSample
 from vqlabel.codecs.sparse import DEFAULT_STEP, SparseCodec
 from vqlabel.config import MIX, SparseConfig
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.fitting import with_codec
 from vqlabel.labels import Support
-from vqlabel.labels.largest import largest, spread, whole
 from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.topk import largest, spread, whole
+from vqlabel.workflows.fit import with_codec
 
 CLASSES, LABELS = 40, 300
 FORMS = [

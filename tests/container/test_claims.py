@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import GOLDEN
 from typer.testing import CliRunner
 
 import vqlabel
@@ -16,11 +17,10 @@ from tests.container.forge import Forgery
 from vqlabel.cli import app
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.report import stats
-from vqlabel.training import VqlViews
-from vqlabel.unpacking import VqlSource
-from vqlabel.vql import VqlFile
+from vqlabel.training.views import VqlViews
+from vqlabel.vql.file import VqlFile
+from vqlabel.workflows.unpack import VqlSource
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 FULL = 1 << 16  # rows of the longest chunk
 
 
@@ -215,7 +215,7 @@ def test_a_refusal_quotes_little_of_a_long_header(tmp_path: Path) -> None:
 
 
 def test_views_of_a_size_that_memory_does_not_hold_are_refused() -> None:
-    from vqlabel.training import _check_memory
+    from vqlabel.training.views import _check_memory
 
     _check_memory(4096, 224)
     for side in (60_000, 4097):

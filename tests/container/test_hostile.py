@@ -20,7 +20,7 @@ from vqlabel.config import RawConfig, VqaeConfig
 from vqlabel.container import ContainerReader, verify
 from vqlabel.container.layout import CHUNKS_MOST, FIELDS_MOST
 from vqlabel.errors import BadContainer, UsageError, VqlabelError
-from vqlabel.vql import VqlFile
+from vqlabel.vql.file import VqlFile
 
 C, K, SLOTS = 10, 100, 2  # no power of two: a code of 7 bits may leave the codebook
 RNG = np.random.default_rng(0)

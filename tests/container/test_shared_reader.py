@@ -12,7 +12,7 @@ import pytest
 
 from vqlabel.container import ContainerReader, ContainerWriter, reader
 from vqlabel.errors import UsageError
-from vqlabel.vql import VqlFile
+from vqlabel.vql.file import VqlFile
 
 ROWS = np.arange(6000, dtype=np.uint32)[:, None]
 CHUNK = 64  # rows

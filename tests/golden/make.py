@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 import vqlabel
-from vqlabel.augment import Recipe
-from vqlabel.augment.recipe import DrawnColumns
 from vqlabel.codecs import CODECS, LabelCodec
 from vqlabel.codecs.sparse import SparseCodec
 from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource, Place, Support
-from vqlabel.labels.largest import largest, whole
 from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.topk import largest, whole
+from vqlabel.views import Recipe
+from vqlabel.views.recipe import DrawnColumns
 
 HERE = Path(__file__).parent
 CLASSES, IMAGES, BATCH, EPOCHS = 12, 10, 5, 4

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels import Place, open_labels
-from vqlabel.labels.rows import BATCH_RECORDS
-from vqlabel.labels.shards import in_numeric_order
+from vqlabel.labels.layouts.rows import BATCH_RECORDS
+from vqlabel.labels.layouts.shards import in_numeric_order
 
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]

@@ -11,7 +11,7 @@ import pytest
 
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
 from vqlabel.labels import open_labels
-from vqlabel.labels.rows import BATCH_RECORDS
+from vqlabel.labels.layouts.rows import BATCH_RECORDS
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

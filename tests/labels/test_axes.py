@@ -8,8 +8,8 @@ import torch
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelSource, Place, open_labels
-from vqlabel.labels.axes import read_axes
-from vqlabel.labels.rows import BATCH_RECORDS
+from vqlabel.labels.layouts.axes import read_axes
+from vqlabel.labels.layouts.rows import BATCH_RECORDS
 
 FILES = ("a.npy", "columns.npy", "a.npz", "a.safetensors", "a.pt", "a.h5")
 

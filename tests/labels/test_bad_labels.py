@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from vqlabel.errors import BadLabels, UsageError, VqlabelError
 from vqlabel.labels import open_labels
-from vqlabel.labels.tree import ORDER_FILE
-from vqlabel.labels.unpickle import unpickle
+from vqlabel.labels.layouts.tree import ORDER_FILE
+from vqlabel.labels.layouts.unpickle import unpickle
 
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import open_labels
-from vqlabel.labels.choose import words_of
+from vqlabel.labels.layouts.choose import words_of
 
 Z = (np.random.default_rng(0).normal(size=(6, 5)) * 3).astype(np.float32)
 P = np.exp(Z) / np.exp(Z).sum(1, keepdims=True)

@@ -16,7 +16,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelBatch, Place, Support, open_labels, writing
-from vqlabel.labels.fkd import FkdSource
+from vqlabel.labels.layouts.fkd import FkdSource
 
 Write = Callable[..., Path]
 Items = list[Any]

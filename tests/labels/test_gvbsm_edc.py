@@ -13,7 +13,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch, LabelSource, Place, open_labels, writing
-from vqlabel.labels.tree import ORDER_FILE
+from vqlabel.labels.layouts.tree import ORDER_FILE
 
 Draw = Callable[..., torch.Tensor]
 Items = Callable[..., list[Any]]

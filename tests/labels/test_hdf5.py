@@ -8,7 +8,7 @@ import pytest
 
 from vqlabel.errors import BadLabels, MissingExtra
 from vqlabel.labels import Place, open_labels
-from vqlabel.labels.rows import BATCH_RECORDS
+from vqlabel.labels.layouts.rows import BATCH_RECORDS
 
 h5py = pytest.importorskip("h5py")
 

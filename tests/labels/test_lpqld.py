@@ -16,7 +16,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelBatch, LabelSource, Place, Support, open_labels, writing
-from vqlabel.labels.lpqld import LpqldSource, places_of
+from vqlabel.labels.layouts.lpqld import LpqldSource, places_of
 from vqlabel.labels.source import NOWHERE
 
 Make = Callable[..., list[Any]]

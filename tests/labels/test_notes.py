@@ -7,7 +7,7 @@ import pytest
 
 from vqlabel.cli import show
 from vqlabel.labels import open_labels
-from vqlabel.pruning import Pruned
+from vqlabel.labels.pruning import Pruned
 
 
 def test_notes_belong_to_one_source_follow_it_into_a_pruned_one_and_are_printed_to_stderr(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from paths import DUMP
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels import LabelBatch, Place, open_labels, writing
-from vqlabel.labels.tree import ORDER_FILE, write_order
+from vqlabel.labels.layouts.tree import ORDER_FILE, write_order
 
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]
@@ -21,7 +22,6 @@ ChangePickle = Callable[..., None]
 
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 LENGTHS = [4, 3, 4, 4, 2, 4, 4, 4, 1, 4, 4, 3]
-DUMP = Path(__file__).parents[2] / "../shared/data/in1k-ipc1/dump"
 
 
 def same(read: np.ndarray | None, written: torch.Tensor | None) -> bool:

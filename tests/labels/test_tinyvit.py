@@ -12,7 +12,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelBatch, Place, Support, open_labels, writing
-from vqlabel.labels.tinyvit import TinyVitSource
+from vqlabel.labels.layouts.tinyvit import TinyVitSource
 
 CLASSES, K = 20, 4
 SEEDS = (0, 1, -1, 2**31 - 1, -(2**31))
@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqlabel.labels.tinyvit.BATCH_RECORDS", 4)
+    monkeypatch.setattr("vqlabel.labels.layouts.tinyvit.BATCH_RECORDS", 4)
 
 
 MakeDump = Callable[..., tuple[Path, list[tuple[int, int, list[str], Records]]]]
@@ -132,7 +132,7 @@ def test_any_batch_can_be_read_first(dump: MakeDump) -> None:
 def test_a_batch_of_many_classes_has_few_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_package(tmp_path, 0, 0, [str(i) for i in range(5000)], draw_records(5000, 0))
     assert [len(batch) for batch in open_labels(tmp_path)] == [4096, 904]
-    monkeypatch.setattr("vqlabel.labels.tinyvit.BATCH_BYTES", 2 * CLASSES * 2000)
+    monkeypatch.setattr("vqlabel.labels.layouts.tinyvit.BATCH_BYTES", 2 * CLASSES * 2000)
     assert [len(batch) for batch in open_labels(tmp_path)] == [2000, 2000, 1000]
 
 

@@ -12,11 +12,11 @@ import pytest
 import vqlabel
 from vqlabel.codecs import CODECS
 from vqlabel.config import FitConfig, RawConfig
-from vqlabel.converting import convert
 from vqlabel.errors import BadLabels
-from vqlabel.fitting import read_sample
 from vqlabel.labels import About, LabelBatch, LabelSource, Place, open_labels, writing
-from vqlabel.pruning import Pruned
+from vqlabel.labels.pruning import Pruned
+from vqlabel.workflows.convert import convert
+from vqlabel.workflows.fit import read_sample
 
 CLASSES, BATCHES = 7, 4
 LAYOUTS = {

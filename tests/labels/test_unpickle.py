@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from vqlabel.errors import BadLabels
-from vqlabel.labels.unpickle import unpickle
+from vqlabel.labels.layouts.unpickle import unpickle
 
 ChangePickle = Callable[..., None]
 KINDS = ("?", "b", "B", "<i2", "<i4", "<i8", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", ">i8", ">f2", ">f4", ">f8")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 from vqlabel.errors import VqlabelError
 from vqlabel.report.published import (
@@ -30,7 +31,6 @@ from vqlabel.report.published import (
     vqae,
 )
 
-ROOT = Path(__file__).parents[2]
 IN1K_TRAIN, IN22K = 1_281_167, 14_197_122  # images
 MILLION_KIB = 1000 * 1000 * 1024  # bytes; the unit that fits LPLD's "GB" on ImageNet-21K
 IPC10 = LabelSet(images=10_000, views=300)

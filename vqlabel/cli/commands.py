@@ -107,8 +107,8 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
-    from vqlabel.files import CODEC, check_apart, check_target
     from vqlabel.labels import open_labels
+    from vqlabel.storage.targets import CODEC, check_apart, check_target
 
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
@@ -127,10 +127,10 @@ def fit(
 def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """What fits a codec: to a rate or a budget at once, to a distortion by a few quick fits."""
     if kl is None:
-        from vqlabel.fitting import fit as run
+        from vqlabel.workflows.fit import fit as run
 
         return run
-    from vqlabel.tuning import tune as search
+    from vqlabel.workflows.tune import tune as search
 
     return functools.partial(search, kl=kl)
 
@@ -156,9 +156,9 @@ def tune(
     json: Json = False,
 ) -> None:
     """Find the best codec inside a budget: --ratio, --bytes, --kl, or --bits per label, here with everything but augmentation counted."""
-    from vqlabel.files import CODEC, check_apart, check_target
     from vqlabel.labels import open_labels
-    from vqlabel.tuning import tune as run
+    from vqlabel.storage.targets import CODEC, check_apart, check_target
+    from vqlabel.workflows.tune import tune as run
 
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, columns))
@@ -211,13 +211,13 @@ def pack(
     """Encode a dump into a .vql file, fitting a codec first where none is given."""
     named = codec is None or codec in CODEC_KINDS
     from vqlabel.codecs import cut, load_codec
-    from vqlabel.files import VQL, check_apart, check_target
     from vqlabel.labels import open_labels
-    from vqlabel.packing import check_recipe
-    from vqlabel.packing import pack as run
-    from vqlabel.pruning import Pruned
+    from vqlabel.labels.pruning import Pruned
     from vqlabel.report.quality import fit_quality
-    from vqlabel.seeded import drawn_bits, read_recipe, recipe_file
+    from vqlabel.storage.targets import VQL, check_apart, check_target
+    from vqlabel.vql.seeded import drawn_bits, read_recipe, recipe_file
+    from vqlabel.workflows.pack import check_recipe
+    from vqlabel.workflows.pack import pack as run
 
     if augmentation not in ("keep", "seeded"):
         raise UsageError(f"--augmentation {augmentation!r}: must be keep or seeded")
@@ -298,7 +298,7 @@ def unpack(
 ) -> None:
     """Decode a .vql file back into labels."""
     span = _span(records)
-    from vqlabel.unpacking import unpack as run
+    from vqlabel.workflows.unpack import unpack as run
 
     with named_threads(threads), show.progress_bar() as progress:
         found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
@@ -324,10 +324,10 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
-    from vqlabel.converting import convert as run
-    from vqlabel.converting import open_any
-    from vqlabel.files import check_apart
-    from vqlabel.labels.detect import check_dump_target, written_as
+    from vqlabel.labels.open import check_dump_target, written_as
+    from vqlabel.storage.targets import check_apart
+    from vqlabel.workflows.convert import convert as run
+    from vqlabel.workflows.convert import open_any
 
     check_dump_target(out, written_as(out, layout), overwrite=overwrite)
     check_apart(out, source, beside=(images, columns))
@@ -378,14 +378,14 @@ def relabel(
     json: Json = False,
 ) -> None:
     """Label seeded views of images with a teacher; interrupted, the same command goes on where it was."""
-    from vqlabel.augment.pictures import Pictures
-    from vqlabel.augment.recipe import Recipe
     from vqlabel.codecs import load_codec
-    from vqlabel.files import check_apart
-    from vqlabel.relabeling import TeacherSource, check_relabel_target
-    from vqlabel.relabeling import relabel as run
     from vqlabel.report.quality import fit_quality
-    from vqlabel.teachers import load_teacher
+    from vqlabel.storage.targets import check_apart
+    from vqlabel.views.image_folder import Pictures
+    from vqlabel.views.recipe import Recipe
+    from vqlabel.workflows.relabel import TeacherSource, check_relabel_target
+    from vqlabel.workflows.relabel import relabel as run
+    from vqlabel.workflows.teachers import load_teacher
 
     check_relabel_target(out, layout, overwrite=overwrite)
     check_apart(out, images, beside=(codec, teacher))
@@ -439,12 +439,12 @@ def stats(
     json: Json = False,
 ) -> None:
     """Account for every byte of a .vql file."""
-    from vqlabel.files import check_apart
     from vqlabel.labels import open_labels
-    from vqlabel.labels.detect import SPARSE
-    from vqlabel.report import plot as pictures
+    from vqlabel.labels.open import SPARSE
+    from vqlabel.report import plots as pictures
     from vqlabel.report import stats as run
-    from vqlabel.vql import VqlFile
+    from vqlabel.storage.targets import check_apart
+    from vqlabel.vql.file import VqlFile
 
     if plot_calibration is not None and against is None:
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
@@ -514,18 +514,18 @@ def compare(
         raise UsageError(f"{teacher}: no such file; name the teacher's weights, or give --teacher-bytes")
     size = teacher_bytes if teacher is None else teacher.stat().st_size
     if plot is not None:
-        from vqlabel.files import check_apart
-        from vqlabel.report.plot import check_picture
-        from vqlabel.report.plot_curve import plot_curve
+        from vqlabel.report.plot_rate_distortion import plot_curve
+        from vqlabel.report.plots import check_picture
+        from vqlabel.storage.targets import check_apart
 
         check_picture(plot, overwrite=overwrite)
         check_apart(plot, dump, beside=(teacher, images, columns, student, val, val_labels))
     if (student is None) != (val is None):
         raise UsageError("--student and --val go together: images that labels were made of, and new ones to judge students by")
     from vqlabel.labels import open_labels
-    from vqlabel.report.curve import BITS
-    from vqlabel.report.curve import compare as run
-    from vqlabel.report.student import Lesson
+    from vqlabel.report.rate_distortion import BITS
+    from vqlabel.report.rate_distortion import compare as run
+    from vqlabel.report.student_benchmark import Lesson
 
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
@@ -568,9 +568,9 @@ def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file
         return
     import numpy as np
 
-    from vqlabel.column_limits import PREFIX
     from vqlabel.labels.source import OF_BATCHES, OF_PARTNERS, OF_RECORDS
-    from vqlabel.vql import VqlFile
+    from vqlabel.vql.column_limits import PREFIX
+    from vqlabel.vql.file import VqlFile
 
     file, known = VqlFile(path), (*OF_RECORDS, *OF_PARTNERS, *OF_BATCHES, "image_size", "drawn", "names")
     says = file.container.json_object("vql.columns")
@@ -610,7 +610,7 @@ def _codec_info(path: Path, json: bool) -> None:
 @show.refusing
 def verify(path: Vql, json: Json = False) -> None:
     """Read and check every byte of a .vql file, every code, and that its decoder can be built."""
-    from vqlabel.verifying import verify as run
+    from vqlabel.workflows.verify import verify as run
 
     show.emit(
         {"path": str(path), **run(path)},

@@ -14,10 +14,10 @@ from torch import Tensor
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.registry import CODECS
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import FitConfig, codec_config
 from vqlabel.errors import BadContainer, NoSuchFile, UsageError, require
-from vqlabel.files import CODEC, appearing
+from vqlabel.storage.targets import CODEC, appearing
 from vqlabel.typed import typed_arguments
 
 KEY, SUM = "vqlabel.codec", "sha256"

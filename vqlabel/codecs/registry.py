@@ -4,7 +4,7 @@ from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.raw import RawCodec
 from vqlabel.codecs.sparse import SparseCodec
 from vqlabel.codecs.topk import TopkCodec
-from vqlabel.codecs.vqae import VqaeCodec
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import CONFIGS, CodecConfig
 
 _CLASSES: dict[str, type[LabelCodec]] = {codec.kind: codec for codec in (VqaeCodec, SparseCodec, TopkCodec, RawCodec)}

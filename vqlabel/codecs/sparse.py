@@ -17,12 +17,12 @@ from torch import Tensor
 from vqlabel.bitstream import pack_ans, pack_fixed, packed_size, unpack_fixed
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.neighbours import choose_neighbours, to_ids, to_ranks
-from vqlabel.codecs.storage import take
+from vqlabel.codecs.weights import take
 from vqlabel.config import MAX_GAP_BITS, FitConfig, SparseConfig
 from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.labels import Context
-from vqlabel.labels.largest import largest
 from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.topk import largest
 
 DEFAULT_STEP = 0.5  # nats: KL over the known classes is at most 0.0104, times T^2, whatever the temperature
 STEPS = tuple(2 ** (i / 2) for i in range(-8, 3))  # nats, 1/16 .. 2: what a rate in bits chooses from

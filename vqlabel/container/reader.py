@@ -36,7 +36,7 @@ from vqlabel.container.layout import (
     Stream,
 )
 from vqlabel.errors import BadContainer, CodeOutOfRange, NoSuchFile, UsageError
-from vqlabel.filetypes import HEAD_BYTES, identify
+from vqlabel.storage.filetypes import HEAD_BYTES, identify
 
 _CACHE_BYTES = 256 << 20
 _READ = 1 << 22

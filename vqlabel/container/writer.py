@@ -28,7 +28,7 @@ from vqlabel.container.layout import (
     Stream,
 )
 from vqlabel.errors import VqlabelError
-from vqlabel.files import VQL, Partial, unwritable
+from vqlabel.storage.targets import VQL, Partial, unwritable
 
 _CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
 _COPY = 1 << 20

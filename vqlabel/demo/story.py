@@ -10,16 +10,16 @@ from typing import Any
 import torch
 
 from vqlabel.config import FitConfig
-from vqlabel.dataset import VqlDataset
 from vqlabel.demo.glyphs import DISTILLED_FACES, HELD_OUT_FACES, TEACHER_FACES, make_glyphs
 from vqlabel.demo.train import Batch, accuracy, dump_labels, train_student, train_teacher
 from vqlabel.demo.views import Augmentation
-from vqlabel.files import refuse_existing
-from vqlabel.fitting import fit
 from vqlabel.labels import open_labels
-from vqlabel.packing import pack
 from vqlabel.progress import Progress, silent
 from vqlabel.report import stats
+from vqlabel.storage.targets import refuse_existing
+from vqlabel.training.dataset import VqlDataset
+from vqlabel.workflows.fit import fit
+from vqlabel.workflows.pack import pack
 
 EPOCHS = 20  # of augmented views of the distilled set
 PASSES = 2  # of a student over its labels

@@ -1,6 +1,6 @@
 """Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
 
-from vqlabel.labels.detect import LAYOUTS, WRITERS, open_labels, writing
+from vqlabel.labels.open import LAYOUTS, WRITERS, open_labels, writing
 from vqlabel.labels.source import About, Context, LabelBatch, LabelSource, LabelWriter, Place, Support
 
 __all__ = [

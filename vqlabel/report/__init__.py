@@ -7,7 +7,7 @@ from vqlabel.labels import LabelSource
 from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
 from vqlabel.typed import typed_arguments
-from vqlabel.vql import VqlFile
+from vqlabel.vql.file import VqlFile
 
 __all__ = ["Account", "Row", "account", "stats"]
 
@@ -35,7 +35,7 @@ def stats(
     file = VqlFile(path)
     found = account(file).to_dict(teacher_bytes)
     if against is not None:
-        from vqlabel.report.compare import compare
+        from vqlabel.report.against import compare
 
         found |= compare(file, against, device=device, progress=progress)
     return found

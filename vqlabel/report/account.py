@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from vqlabel.augment.recipe import DrawnColumns
-from vqlabel.bitstream import Usage
-from vqlabel.column_limits import COLUMNS, IMAGES_MOST, PREFIX
 from vqlabel.config import VqaeConfig
 from vqlabel.container.layout import CHUNKS, SEAL
-from vqlabel.counts import CODES, COUNTS
 from vqlabel.errors import BadContainer
+from vqlabel.metrics.code_usage import Usage
 from vqlabel.report.published import break_even
-from vqlabel.vql import CODEC, VqlFile
+from vqlabel.views.recipe import DrawnColumns
+from vqlabel.vql.column_limits import COLUMNS, IMAGES_MOST, PREFIX
+from vqlabel.vql.file import CODEC, VqlFile
+from vqlabel.vql.ragged_codes import CODES, COUNTS
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
 ORDER = ("image", "batch", "drawn", "names")  # columns that say which image a record belongs to; the others are augmentation

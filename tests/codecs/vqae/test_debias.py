@@ -1,0 +1,169 @@
+"""How far decoded labels lie from their mean."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqlabel import FitConfig
+from vqlabel.codecs import FitHooks, LabelSample, build_codec
+from vqlabel.codecs.vqae.codec import VqaeCodec
+from vqlabel.codecs.vqae.fit.debias import MOST, OF_MIX
+from vqlabel.config import MIX
+from vqlabel.errors import UsageError
+from vqlabel.metrics.distortion import kl
+
+
+@pytest.fixture(scope="module")
+def labels() -> Tensor:
+    """2,000 labels of 30 classes: more than a few bits can say."""
+    generator = torch.Generator().manual_seed(5)
+    return (2 * torch.randn(2000, 30, generator=generator)).half()
+
+
+def fit(labels: Tensor, **options: Any) -> VqaeCodec:
+    sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
+    return VqaeCodec.fit(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
+
+
+@torch.no_grad()
+def decoded(codec: VqaeCodec, labels: Tensor) -> Tensor:
+    return codec.decode(codec.encode(labels))
+
+
+def slope(of: Tensor, on: Tensor, temperature: float) -> float:
+    """Of the probabilities of logits `of`, less their mean label, on those of `on`."""
+    x, y = (F.softmax(logits.float() / temperature, 1) for logits in (on, of))
+    x, y = x - x.mean(0), y - y.mean(0)
+    return float((x * y).sum() / x.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("options", "temperature"),
+    [({}, 1.0), ({}, 4.0), ({}, 20.0), ({"code_width": 4}, 4.0)],
+    ids=["residual-1", "residual-4", "residual-20", "grouped-4"],
+)
+def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
+    labels: Tensor, options: dict[str, Any], temperature: float
+) -> None:
+    codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), contrast=contrast, **options) for contrast in (None, 1.0))
+    seen = labels[:-200]
+    assert slope(decoded(calibrated, seen), seen, temperature) < 0.95, "these codes lose too little to show anything"
+    assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.008)
+
+
+def test_directions_that_codes_say_little_of_are_lifted_more() -> None:
+    generator = torch.Generator().manual_seed(2)
+    labels = (torch.randn(2000, 30, generator=generator) * torch.linspace(3, 0.5, 30)).half()  # every class a direction
+    codec, calibrated = (fit(labels, bits=32, latent=29, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    assert codec.decoder.lift is not None
+    assert calibrated.decoder.lift is None
+    further = []
+    for part in (slice(0, 10), slice(20, 30)):
+        seen = [decoded(one, labels)[:, part] for one in (codec, calibrated)]
+        further.append(float(seen[0].std(0).mean() / seen[1].std(0).mean()))
+    assert further[1] > 1.1 * further[0] > 1.1
+
+
+def test_of_several_temperatures_the_one_that_asks_for_the_least_is_unbiased(labels: Tensor) -> None:
+    codec, seen = fit(labels, bits=32, temperature=(8.0, 3.0, 1.5)), labels[:-200]
+    assert codec.decoder.lift is not None
+    slopes = [slope(decoded(codec, seen), seen, t) for t in codec.config.temperature]
+    assert max(slopes) == pytest.approx(1, rel=0.008)
+    assert min(slopes) < 0.992, "all ask for the same: this shows nothing"
+
+
+def test_who_counts_in_kl_gets_no_lift(labels: Tensor) -> None:
+    assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for a student that nobody knows"
+    assert fit(labels, temperature=(1.0,), head=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
+
+
+def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_contrast_1(labels: Tensor) -> None:
+    codec, plain = (fit(labels, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    other = codec.calibrated()
+    assert other.config == plain.config
+    assert torch.equal(decoded(other, labels), decoded(plain, labels))
+    assert (codec.contrast, other.contrast) == (codec.decoder.contrast[-1], 1)
+
+
+def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
+    losses = {
+        contrast: float(kl(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean())
+        for contrast in (0.8, 1.0, 1.3)
+    }
+    assert min(losses, key=lambda contrast: losses[contrast]) == 1.0
+
+
+def test_the_contrast_changes_no_code_and_not_the_mean(labels: Tensor) -> None:
+    low, high = (fit(labels, contrast=contrast) for contrast in (1.0, 1.5))
+    assert torch.equal(low.encode(labels), high.encode(labels))
+    logits = [decoded(codec, labels[:-200]) for codec in (low, high)]
+    away = [part - part.mean(0) for part in logits]
+    torch.testing.assert_close(logits[0].mean(0), logits[1].mean(0), atol=2e-2, rtol=0)
+    torch.testing.assert_close(1.5 * away[0], away[1], atol=2e-2, rtol=1e-3)
+
+
+def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
+    codec = fit(torch.arange(30.0).expand(400, 30).half())
+    assert codec.decoder.contrast.tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("temperature", [(20.0,), (1.0,)])
+def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels: Tensor, temperature: tuple[float, ...]) -> None:
+    """At the largest contrast they are hardly nearer to the raw labels than one mean label for all; the calibrated ones are."""
+    codec, plain = (fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=contrast) for contrast in (None, 1.0))
+    assert codec.contrast_limited and not plain.contrast_limited
+    assert (codec.contrast, codec.config) == (1, plain.config)
+    assert codec.decoder_tensors().keys() == plain.decoder_tensors().keys()
+    assert torch.equal(decoded(codec, labels), decoded(plain, labels))
+    raw, t = labels[:-200].float(), temperature[0]
+    mean = t * F.softmax(raw / t, 1).mean(0).log()
+    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=MOST)
+    by_mean, limited, calibrated = (
+        float(kl(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
+    )
+    assert calibrated < 0.99 * limited < limited < by_mean < 1.03 * limited
+
+
+def test_the_mix_of_temperatures_goes_a_part_of_the_way_to_the_largest_contrast(labels: Tensor) -> None:
+    codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
+    assert float(codec.decoder.contrast[-1]) == pytest.approx(MOST**OF_MIX, rel=5e-3)
+    assert not codec.contrast_limited
+
+
+def test_a_rate_that_stays_calibrated_below_one_that_is_lifted_comes_back_from_the_codec_file(labels: Tensor) -> None:
+    codec = fit(labels, bits=16, codebook_size=2, temperature=(1.0,), epochs=2)
+    low = codec.cheaper[1]
+    assert codec.config.lift and not low.config.lift
+    assert low.contrast_limited and low.contrast == 1 < codec.contrast
+    back = build_codec("vqae", codec.config.to_dict(), codec.file_tensors())
+    assert isinstance(back, VqaeCodec)
+    assert back.prefix(1).config == low.config
+    assert torch.equal(decoded(back.prefix(1), labels), decoded(low, labels))
+
+
+@pytest.mark.parametrize("contrast", [1.0, 1.25])
+def test_it_travels_and_takes_no_room_where_it_is_1(labels: Tensor, contrast: float) -> None:
+    codec = fit(labels, contrast=contrast)
+    tensors = codec.decoder_tensors()
+    assert ("decoder.contrast" in tensors) == ("decoder.center" in tensors) == (contrast != 1)
+    back = build_codec("vqae", codec.config.to_dict(), tensors)
+    assert torch.equal(decoded(codec, labels), decoded(back, labels))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("contrast", [0.0, -1.0, 11.0, float("nan")])
+def test_a_contrast_out_of_reason_is_refused(contrast: float) -> None:
+    with pytest.raises(UsageError, match=r"contrast.*must be 0\.1\.\.10"):
+        FitConfig(contrast=contrast)
+
+
+def test_every_rate_of_one_codec_has_a_contrast_of_its_own(labels: Tensor) -> None:
+    codec, seen = fit(labels, bits=32, temperature=(1.0,)), labels[:-200]
+    for slots in (8, 4, 2):  # those that it was trained for; others lie between
+        for part in (codec.prefix(slots), codec.cut(slots)):
+            assert slope(decoded(part, seen), seen, 1.0) == pytest.approx(1, rel=0.02)
+    factors = codec.decoder.contrast.tolist()
+    assert factors[1:] == sorted(factors[1:], reverse=True)
+    assert factors[8] < factors[6] < factors[4]

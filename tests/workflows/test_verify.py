@@ -1,0 +1,106 @@
+"""What sound bytes do not tell: codes outside their codebook, a decoder that cannot be built, columns that no training can use. From Python as from the shell."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from paths import GOLDEN
+from torch import Tensor
+from typer.testing import CliRunner
+
+import vqlabel
+from tests.container.forge import Forgery
+from vqlabel import FitConfig
+from vqlabel.cli import app
+from vqlabel.codecs import LabelCodec
+from vqlabel.container import verify as verify_bytes
+from vqlabel.errors import BadContainer
+
+
+def refused(path: Path, message: str) -> None:
+    verify_bytes(path)  # sound: only the codec's configuration tells
+    with pytest.raises(BadContainer, match=message) as found:
+        vqlabel.verify(path)
+    result = CliRunner().invoke(app, ["verify", str(path)])
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"vqlabel: {found.value}\n")
+
+
+def test_a_sound_file_is_counted(vql: Path) -> None:
+    assert vqlabel.verify(vql) == verify_bytes(vql)
+
+
+def test_a_code_that_leaves_its_table_is_found_wherever_it_stands(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = vqlabel.fit(dump, FitConfig(codec="topk", slots=2))[0]
+    encode = codec.encode
+
+    def forged(labels: Tensor, context: object = None) -> Tensor:
+        codes = encode(labels)
+        codes[-1, 1] = 40  # of classes 0..39
+        return codes
+
+    monkeypatch.setattr(codec, "encode", forged)
+    vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
+    monkeypatch.setattr("vqlabel.workflows.verify.CODES_RECORDS", 100)
+    refused(tmp_path / "a.vql", r"a\.vql: code 40 leaves 0\.\.39 .*damaged or forged")
+
+
+def test_a_decoder_that_lacks_a_tensor_is_found(
+    dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = codec.decoder_tensors()
+    monkeypatch.setattr(
+        codec, "decoder_tensors", lambda: {name: t for name, t in whole.items() if not name.startswith("decoder.out")}
+    )
+    vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
+    refused(tmp_path / "a.vql", r"a\.vql: .*decoder\.out")
+
+
+def nan() -> NDArray[Any]:
+    return np.array([float("nan")], "<f8").view("<u4").astype(np.uint64)
+
+
+def whole(value: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    return lambda rows: np.broadcast_to(np.asarray(value, np.uint64), rows.shape)
+
+
+FAULTS = {
+    "lambda NaN": ("raw", "columns.mix_lam", whole(nan()), [32, 32], "batch 0: its lambda is not in 0..1"),
+    "lambda 2": ("raw", "columns.mix_lam", whole([0, 0x40000000]), [32, 32], "batch 0: its lambda is not in 0..1"),
+    "a crop beyond its image": ("raw", "columns.crop", whole(60_000), [16] * 4, "record 0: its crop is no part of its image"),
+    "a crop without a pixel": ("raw", "columns.crop", whole(0), [1] * 4, "its crop is no part"),
+    "a flip of 2": ("raw", "columns.flip", whole(2), [2], "column 'flip' has fields of 2 bits; its numbers have 1"),
+    "a partner outside its batch": ("raw", "columns.mix_index", whole(7), [3], "record 0: its mix_index leaves its batch"),
+    "a box beyond all views": (
+        "raw",
+        "columns.mix_box",
+        whole(100_000),
+        [17] * 4,
+        "batch 0: its mix_box leaves views of 65536 pixels",
+    ),
+    "strips that are no order": ("outside", "columns.patches", whole(1), [2] * 6, "record 0: its patches are no order of strips"),
+    "a cutout of NaN": ("outside", "columns.cutout", whole(0x7E00), [16] * 7, "record 0: its cutout is no part|32 bits"),
+    "operations of NaN": ("outside", "columns.ops", whole(0x7E00), [16] * 6, "record 0: its ops hold NaN or Inf"),
+    "a class twice": ("topk", "codes", whole([1, 1, 1] + [0x3C00] * 3), [4] * 3 + [16] * 3, "label 0 names a class twice"),
+    "a label of NaN": ("raw", "codes", whole(0x7E00), [16] * 12, "label 0 decodes to NaN or Inf"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_file_that_no_training_can_use_is_found(case: str, tmp_path: Path) -> None:
+    name, column, change, bits, message = FAULTS[case]
+    forgery = Forgery(GOLDEN / f"{name}.vql")
+    forgery.put(column, change(forgery.rows(column)), bits)
+    if case == "a cutout of NaN":
+        forgery.metadata["vql.columns"]["cutout"] = "float16"
+    with pytest.raises(BadContainer, match=message):
+        vqlabel.verify(forgery.write(tmp_path / "a.vql"))
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.vql")), ids=lambda path: path.stem)
+def test_golden_files_are_sound(path: Path) -> None:
+    assert vqlabel.verify(path) == verify_bytes(path)

@@ -1,0 +1,248 @@
+"""A recipe, its seed and the sizes of the images -> every view of every epoch, at 0 bits a label. NumPy only.
+
+Views are those of RandomResizedCrop, a flip, and CutMix or mixup. Only operations that IEEE 754 rounds correctly, and integers, are used,
+so no library's version changes a view. docs/augmentation.md, "Recipe rrc 1", is the definition.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.errors import require
+from vqlabel.labels import Context, LabelBatch
+from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.places import Places
+from vqlabel.philox import below, bits, shuffled, uniform
+from vqlabel.views.crops import SIDE_MOST, to_shares
+from vqlabel.vql.column_limits import BATCHES_MOST
+
+NAME, VERSION = "rrc", 1
+MIXES = ("none", "cutmix", "mixup")
+ORDER, VIEW, PARTNER, MIX = range(1, 5)  # purposes of random bits
+TRIES = 10  # for a crop that fits
+POSITION, FLIP = TRIES, TRIES + 1  # draws of a view after its tries
+RATIOS = np.rint((4 / 3) ** ((2 * np.arange(256) + 1) / 256 - 1) * 65536) / 65536  # width / height, uniform in their logarithm
+_KEPT = 1 << 24  # indices of epochs' orders that are remembered
+_TOGETHER = 1 << 16  # images of a batch: of two of them the columns are drawn when a file is opened, 2 us a view
+_PIECE = 2048  # views drawn at a time, so that their random bits stay in a core's cache
+_RANGES = (
+    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, BATCHES_MOST), ("batch", 1, 1 << 24), ("view", 1, SIDE_MOST)
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What was drawn, and from which seed.
+
+    Raises:
+        UsageError: a field is of another type or out of its range, or the recipe is none that is known here.
+    """
+
+    name: str = NAME
+    version: int = VERSION
+    seed: int  # below 2^53, so that JSON holds it
+    images: int  # N; an epoch shows each of them once
+    epochs: int
+    batch: int  # images; the last batch of an epoch may be shorter
+    view: int  # pixels along a view
+    scale: tuple[float, float] = (0.08, 1.0)  # a crop's share of the image's area, at least and at most
+    flip: float = 0.5  # probability
+    mix: str = "none"
+
+    def __post_init__(self) -> None:
+        known = (self.name, self.version) == (NAME, VERSION) and type(self.version) is int
+        require(known, "recipe", f"{self.name} {self.version}", f"must be {NAME} {VERSION}; a newer vqlabel may know others")
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            require(type(value) is int and low <= value <= high, name, value, f"must be an integer in {low}..{high}")
+        pair = type(self.scale) is tuple and len(self.scale) == 2 and all(type(v) in (int, float) for v in self.scale)
+        require(
+            pair and 0 < self.scale[0] <= self.scale[1] <= 1, "scale", self.scale, "must be two numbers in 0..1, the smaller first"
+        )
+        require(type(self.flip) in (int, float) and 0 <= self.flip <= 1, "flip", self.flip, "must be a number in 0..1")
+        require(self.mix in MIXES, "mix", self.mix, f"must be one of {', '.join(MIXES)}")
+        together = min(self.batch, self.images)
+        require(together <= _TOGETHER, "batch", self.batch, f"must be at most {_TOGETHER} images")
+        batches = self.epochs * self.batches
+        require(
+            batches <= BATCHES_MOST, "epochs", self.epochs, f"makes {batches} batches; {BATCHES_MOST} are allowed: use larger ones"
+        )
+
+    @property
+    def batches(self) -> int:
+        """Of an epoch."""
+        return -(-self.images // self.batch)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "scale": list(self.scale)}
+
+    @classmethod
+    def from_dict(cls, values: object) -> Self:
+        """Build from what `to_dict` gave.
+
+        Raises:
+            UsageError: `values` has another set of fields, or a field that no recipe has.
+        """
+        names = [one.name for one in fields(cls)]
+        good = isinstance(values, dict) and values.keys() == set(names)
+        require(good, "recipe", str(values)[:200], f"must have the fields {', '.join(names)}")
+        assert isinstance(values, dict)
+        scale = values["scale"]
+        return cls(**{**values, "scale": tuple(scale) if isinstance(scale, list) else scale})
+
+
+class DrawnColumns:
+    """The places and the augmentation of records that follow a recipe: what `ColumnReader` reads, drawn.
+
+    Args:
+        sizes: [images, 2] height and width of every image in pixels, or [1, 2] where all have one size.
+        images: which images these are; None: unknown.
+
+    Attributes:
+        places: [B] (epoch, batch) of every batch.
+        starts: [B + 1] first record of every batch; the last entry is the number of records.
+        order: "explicit".
+        sizes: as given, int64.
+        images: as given.
+
+    Raises:
+        UsageError: sizes of another shape, or out of range.
+    """
+
+    order, names = "explicit", None
+
+    def __init__(self, recipe: Recipe, sizes: NDArray[np.integer], images: ImageSet | None = None) -> None:
+        self.recipe, self.sizes, self.images = recipe, np.asarray(sizes, np.int64), images
+        good = self.sizes.shape in ((recipe.images, 2), (1, 2))
+        require(
+            good, "sizes", list(self.sizes.shape), f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]"
+        )
+        odd = self.sizes[~((self.sizes >= 1) & (self.sizes < SIDE_MOST)).all(1)]
+        require(not len(odd), "size", odd[:1].tolist(), f"must be a height and a width in 1..{SIDE_MOST - 1} pixels")
+        epoch, batch = np.divmod(np.arange(recipe.epochs * recipe.batches), recipe.batches)
+        self.places = Places(epoch, batch)
+        self.starts = np.append(epoch * recipe.images + batch * recipe.batch, recipe.epochs * recipe.images)
+        self._order = lru_cache(max(2, _KEPT // recipe.images))(self._draw_order)
+
+    def has(self, name: str) -> bool:
+        """Whether records have the column."""
+        mixed = {"none": (), "mixup": ("mix_index", "mix_lam"), "cutmix": ("mix_index", "mix_lam", "mix_box")}
+        return name in ("image", "crop", "flip", *mixed[self.recipe.mix])
+
+    def batch_of(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] batch number of each record, counted through all epochs."""
+        epoch, slot = np.divmod(record, self.recipe.images)
+        return np.asarray(epoch * self.recipe.batches + slot // self.recipe.batch)
+
+    def batch(self, at: int, labels: NDArray[np.floating]) -> LabelBatch:
+        """The batch at `places[at]`, with these labels."""
+        record = np.arange(self.starts[at], self.starts[at + 1])
+        image = self.image(record)
+        crop, flip = self._draw_views(record, image)
+        batch = LabelBatch(labels=labels, place=self.places[at], image=image, crop=crop, flip=flip)
+        if self.recipe.mix == "none":
+            return batch
+        index, (lam, box) = self._draw_partners(np.array([at])), self._draw_mix(np.array([at]))
+        mixed = replace(batch, mix_index=index[0, : len(record)], mix_lam=float(lam[0]))
+        return mixed if box is None else replace(mixed, mix_box=tuple(box[0].tolist()))
+
+    def image(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] image of each record."""
+        epoch, slot = np.divmod(record, self.recipe.images)
+        image = np.empty(len(record), np.int64)
+        for one in np.unique(epoch).tolist():
+            at = epoch == one
+            image[at] = self._order(one)[slot[at]]
+        return image
+
+    def crop(self, record: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[n, 4] shares top, left, height, width."""
+        return self._draw_views(record, self.image(record))[0]
+
+    def context(self, record: NDArray[np.int64]) -> Context:
+        """What a codec may know of these records."""
+        image = self.image(record)
+        crop, flip = self._draw_views(record, image)
+        own = Context(image=image, crop=crop, flip=flip)
+        if self.recipe.mix == "none":
+            return own
+        batch, row = np.unique(self.batch_of(record), return_inverse=True)
+        start, (lam, box) = self.starts[batch][row], self._draw_mix(batch)
+        other = start + self._draw_partners(batch)[row, record - start]
+        partner = self.image(other)
+        crop, flip = self._draw_views(other, partner)
+        mixed = replace(own, partner=partner, partner_crop=crop, partner_flip=flip, mix=lam[row].astype(np.float32))
+        return mixed if box is None else replace(mixed, box=box[row])
+
+    def _size(self, image: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.sizes[image if len(self.sizes) > 1 else np.zeros_like(image)]
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int32]:
+        """[N] image of each record of the epoch."""
+        return shuffled(self.recipe.seed, ORDER, epoch, self.recipe.images).astype(np.int32)
+
+    def _draw_views(self, record: NDArray[np.int64], image: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """[n, 4] shares top, left, height, width, as code divides them that draws whole pixels; [n] whether the view is flipped."""
+        if len(record) > _PIECE:
+            parts = [self._draw_views(record[at : at + _PIECE], image[at : at + _PIECE]) for at in range(0, len(record), _PIECE)]
+            return np.concatenate([crop for crop, _ in parts]), np.concatenate([flip for _, flip in parts])
+        side = self._size(image)
+        first, second = bits(self.recipe.seed, VIEW, record // self.recipe.images, image, np.arange(FLIP + 1)[:, None])  # [12, n]
+        low, high = self.recipe.scale
+        area = side.prod(1) * (low + (high - low) * uniform(first[:TRIES]))
+        ratio = RATIOS[(second[:TRIES] >> np.uint64(56)).astype(np.int64)]
+        tried = np.rint(np.sqrt(np.stack([area / ratio, area * ratio], 2))).astype(np.int64)  # [10, n, 2]
+        fits = ((tried >= 1) & (tried <= side)).all(2)
+        some = fits.any(0)[:, None]
+        extent = np.where(some, tried[fits.argmax(0), np.arange(len(image))], largest_central(side))
+        free = side - extent
+        start = np.stack([below(first[POSITION], free[:, 0] + 1), below(second[POSITION], free[:, 1] + 1)], 1)
+        start = np.where(some, start, free // 2)
+        pixels = np.concatenate([start, extent], 1).astype(np.uint32)
+        return to_shares(pixels, side), uniform(first[FLIP]) < self.recipe.flip
+
+    def _draw_partners(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[batches, slots] slot of the view that is mixed into the view of each slot; of short batches the first are meant."""
+        epoch, number = np.divmod(batch, self.recipe.batches)
+        slot = np.arange(min(self.recipe.batch, self.recipe.images))
+        key, _ = bits(self.recipe.seed, PARTNER, epoch[:, None], number[:, None], slot)
+        length = self.starts[batch + 1] - self.starts[batch]
+        key[slot >= length[:, None]] = np.iinfo(np.uint64).max  # the last, as the sort is stable
+        return np.argsort(key, axis=1, kind="stable")
+
+    def _draw_mix(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+        """[batches] lambda; of CutMix [batches, 4] row0, col0, row1, col1 of the box, which lambda then follows."""
+        epoch, number = np.divmod(batch, self.recipe.batches)
+        first, second = bits(self.recipe.seed, MIX, epoch, number, np.arange(2)[:, None])
+        lam, view = uniform(first[0]), self.recipe.view
+        if self.recipe.mix == "mixup":
+            return lam, None
+        half = np.floor(view * np.sqrt(1 - lam)).astype(np.int64)[:, None] // 2
+        center = np.stack([below(first[1], view), below(second[1], view)], 1)
+        box = np.concatenate([center - half, center + half], 1).clip(0, view)
+        return 1 - (box[:, 2:] - box[:, :2]).prod(1) / view**2, box
+
+
+class Reordered(DrawnColumns):
+    """A recipe's views, in another order of images than its own: crops and flips are those of the recipe, batches are others.
+
+    Args:
+        order_of: an epoch -> its order of images [N].
+        order_name: what it is, for the file beside a dump.
+    """
+
+    def __init__(self, drawn: DrawnColumns, order_of: Callable[[int], NDArray[np.integer]], order_name: str) -> None:
+        self._order_of, self.order_name = order_of, order_name
+        super().__init__(drawn.recipe, drawn.sizes, drawn.images)
+
+    def _draw_order(self, epoch: int) -> NDArray[np.int32]:
+        return self._order_of(epoch).astype(np.int32)
+
+
+def largest_central(side: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[n, 2] height and width of the image, the longer one cut to an aspect ratio of 3/4..4/3."""
+    return np.minimum(side, np.rint(side[:, ::-1] * 4 / 3).astype(np.int64))

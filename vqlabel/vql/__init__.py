@@ -1,0 +1,1 @@
+"""What the streams of a `.vql` mean: labels' codes, places, augmentation, seeds."""

@@ -1,0 +1,1 @@
+"""One public call a file: fit, tune, pack, unpack, convert, verify, relabel."""

@@ -1,0 +1,289 @@
+"""A name or a file -> a teacher: a module that makes labels [n, C] of views [n, 3, size, size] in 0..1."""
+
+import importlib
+import os
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from vqlabel.errors import MissingExtra, UsageError, VqlabelError, require
+from vqlabel.workflows.preprocessing import IMAGENET, Preprocessing, of_processor, of_transform
+
+FORMS = "module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME"
+OFFLINE = {  # what works without the hub
+    "timm": "timm:local-dir:FOLDER, with config.json and weights in it, or a model that is in the cache ($HF_HOME) already",
+    "torchvision": "put the weights in $TORCH_HOME/hub/checkpoints, by default ~/.cache/torch/hub/checkpoints",
+    "transformers": "transformers:FOLDER, with config.json, weights and preprocessor_config.json in it, or a model that is in the cache ($HF_HOME) "
+    "already",
+}
+# Names of exception types of huggingface_hub; and of urllib, requests and httpx.
+NOT_CACHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
+UNREACHABLE = {
+    "URLError", "ConnectionError", "ConnectError", "Timeout", "TimeoutError", "TimeoutException", "ProxyError", "gaierror", "MaxRetryError",
+}  # fmt: skip
+UNREACHABLE_WORDS = (
+    "couldn't connect",
+    "could not connect",
+    "connection error",
+    "name resolution",
+    "name or service not known",
+    "offline mode",
+)
+
+
+class TeacherFailed(UsageError):
+    """A network fails on the views that it is shown."""
+
+
+class Teacher(nn.Module):
+    """Views in 0..1, preprocessed, through a network in eval mode.
+
+    Attributes:
+        name: as the user gave it.
+    """
+
+    def __init__(
+        self, network: Any, name: str, mean: tuple[float, ...], deviation: tuple[float, ...], scale: float = 1.0, bgr: bool = False
+    ) -> None:
+        super().__init__()
+        self.network, self.name, self.scale, self.bgr = network, name, scale, bgr
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation).view(-1, 1, 1))
+
+    @torch.inference_mode()
+    def forward(self, views: Tensor) -> Tensor:
+        """[n, 3, size, size] float32 -> [n, C] float32 logits.
+
+        Raises:
+            TeacherFailed: the network fails.
+            UsageError: it gives something else than logits.
+        """
+        try:
+            found = self.network(self.preprocess(views))
+        except (VqlabelError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except SystemExit as error:
+            raise UsageError(
+                f"teacher {self.name}: its forward ends the program (SystemExit {error.code}); raise an error instead"
+            ) from error
+        except Exception as error:  # it is the user's code, which raises what it likes
+            raise TeacherFailed(f"teacher {self.name}: fails on views {list(views.shape)} ({_reason(error)})") from error
+        found = getattr(found, "logits", found)
+        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(views):
+            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UsageError(f"teacher {self.name}: gives {shape} for {len(views)} views; it must give logits [{len(views)}, C]")
+        return found.float()
+
+    def preprocess(self, views: Tensor) -> Tensor:
+        """What the network is given of views [n, 3, size, size] in 0..1."""
+        views = views.flip(1) if self.bgr else views
+        return ((views if self.scale == 1 else views * self.scale) - self.mean) / self.deviation
+
+
+def load_teacher(
+    name: str, *, mean: tuple[float, ...] | None = None, deviation: tuple[float, ...] | None = None, device: str = "cpu"
+) -> Teacher:
+    """A teacher by its name.
+
+    Args:
+        name: "module:function", which returns a torch.nn.Module (or is one); the folder that vqlabel runs in is looked in too. A file made by
+            torch.jit.save or torch.export.save. "timm:NAME", "torchvision:NAME" or "transformers:NAME" where these are installed.
+            Only load what you trust: a module is code, and so is a network in a file.
+        mean, deviation: three numbers each, or one; by which views in 0..1 are normalised. None: those of the model's library, else ImageNet's.
+
+    Raises:
+        UsageError: there is no such teacher, its hub cannot be reached, or its preprocessing is another than can be done here.
+        MissingExtra: its library is not installed.
+    """
+    kind, _, what = name.partition(":")
+    own = Preprocessing()
+    if Path(name).is_file():
+        network = _from_file(Path(name), device)
+    elif kind in _LIBRARIES and what:
+        network, own = _from_library(kind, what, given=mean is not None and deviation is not None)
+    elif what:
+        network = _from_module(kind, what)
+    else:
+        raise UsageError(f"--teacher {name}: no such file; name {FORMS}")
+    if hasattr(network, "eval") and not isinstance(
+        network, torch.fx.GraphModule
+    ):  # an exported graph is in eval mode, and cannot change
+        network.eval()
+    mean, deviation = _three("mean", mean or own.mean), _three("deviation", deviation or own.deviation)
+    require(all(v > 0 for v in deviation), "std", deviation, "must be above 0")
+    return Teacher(network, name, mean, deviation, own.scale, own.bgr).to(device)
+
+
+def _from_file(path: Path, device: str) -> Any:
+    try:
+        if path.suffix == ".pt2" and not _is_torchscript(path):
+            return torch.export.load(path).module()
+        return torch.jit.load(str(path), map_location=device)
+    except Exception as error:  # torch raises nearly anything on foreign bytes
+        _refuse_weights(path)
+        raise UsageError(f"--teacher {path}: neither TorchScript nor, by .pt2, a torch.export file ({_reason(error)})") from None
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file has what torch.jit.save writes, whatever its name."""
+    try:
+        with zipfile.ZipFile(path) as members:
+            return any(name.endswith("/constants.pkl") for name in members.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _refuse_weights(path: Path) -> None:
+    """Raises UsageError where a file has weights without their network."""
+    try:
+        found = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # as above
+        if isinstance(error, UnpicklingError) and not _is_torchscript(path):
+            raise UsageError(
+                f"--teacher {path}: a pickled network, which is code of its own, or a damaged file; write a function that loads it "
+                "(torch.load(..., weights_only=False), of a file that you trust), and name it: --teacher module:function"
+            ) from None
+        return
+    if path.suffix == ".safetensors" or isinstance(found, dict):
+        raise UsageError(
+            f"--teacher {path}: a state dict, which has weights and no network; write a function that builds the network and loads them "
+            "(network.load_state_dict(torch.load(...))), and name it: --teacher module:function"
+        )
+
+
+def _from_module(module: str, function: str) -> Any:
+    """What `module:function` returns, with the present folder among those that modules are looked for in."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        with _without_arguments():
+            made = getattr(importlib.import_module(module), function)
+            network = made() if callable(made) and not isinstance(made, nn.Module) else made
+    except SystemExit as error:
+        raise UsageError(
+            f"--teacher {module}:{function}: ends the program (SystemExit {error.code}) when it is imported or called, as a script does that "
+            "reads a command line; import what it needs where nothing runs, or set sys.argv for it first"
+        ) from error
+    except Exception as error:  # it is the user's code, which raises what it likes
+        raise UsageError(f"--teacher {module}:{function}: {type(error).__name__}: {str(error)[:300]}; name {FORMS}") from error
+    require(
+        isinstance(network, nn.Module),
+        "teacher",
+        f"{module}:{function}",
+        f"must give a torch.nn.Module, not {type(network).__name__}",
+    )
+    return network
+
+
+@contextmanager
+def _without_arguments() -> Iterator[None]:
+    """For modules that parse the command line when they are imported: ours is none of theirs."""
+    before = sys.argv
+    sys.argv = before[:1]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def _from_library(kind: str, what: str, given: bool) -> tuple[nn.Module, Preprocessing]:
+    """A library's model, and how its own transform prepares views; `given`: mean and deviation are the user's."""
+    name = f"--teacher {kind}:{what}"
+    try:
+        importlib.import_module(kind)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == kind:
+            raise MissingExtra(kind, extra="teachers") from None
+        raise UsageError(f"{name}: {kind} is installed, but cannot be imported ({_reason(error)})") from None
+    except Exception as error:  # a library for another version of torch
+        raise UsageError(
+            f"{name}: {kind} is installed, but cannot be imported ({_reason(error)}); install the one that goes with torch {torch.__version__}"
+        ) from None
+    try:
+        return _LIBRARIES[kind](what, given)
+    except VqlabelError:
+        raise
+    except Exception as error:  # what hubs and their clients raise
+        _refuse(kind, name, error)
+
+
+def _refuse(kind: str, name: str, error: Exception) -> NoReturn:
+    """Raises UsageError: the hub cannot be reached, or there is no such model."""
+    if _is_unreachable(error):
+        raise UsageError(
+            f"{name}: is not in the cache, and the hub cannot be reached ({_reason(error)}); without a network: {OFFLINE[kind]}"
+        ) from None
+    raise UsageError(f"{name}: {kind} cannot load such a model ({_reason(error)})") from None
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether a connection failed, by an exception or those that it was raised from; an answer such as 404 is none."""
+    while error is not None:
+        types = {one.__name__ for one in type(error).__mro__}
+        if types & NOT_CACHED:
+            return True
+        if types & {"HTTPError", "HTTPStatusError"}:
+            return False
+        if types & UNREACHABLE or any(words in str(error).lower() for words in UNREACHABLE_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _timm(name: str, _given: bool) -> tuple[nn.Module, Preprocessing]:
+    import timm  # type: ignore[import-not-found, unused-ignore]
+
+    model = timm.create_model(name, pretrained=True)
+    found = model.pretrained_cfg
+    return model, Preprocessing(mean=found.get("mean") or IMAGENET[0], deviation=found.get("std") or IMAGENET[1])
+
+
+def _torchvision(name: str, given: bool) -> tuple[nn.Module, Preprocessing]:
+    from torchvision.models import get_model, get_model_weights  # type: ignore[import-not-found, unused-ignore]
+
+    weights = get_model_weights(name).DEFAULT
+    return get_model(name, weights=weights), of_transform(weights.transforms(), f"torchvision:{name}", given)
+
+
+def _transformers(name: str, given: bool) -> tuple[nn.Module, Preprocessing]:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification  # type: ignore[import-not-found, unused-ignore]
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir() and (name.startswith(("/", ".", "~")) or name.count("/") > 1):
+        raise UsageError(f"--teacher transformers:{name}: no such folder")
+    if folder.is_dir():
+        name = str(folder)
+        if not (folder / "preprocessor_config.json").is_file():
+            require(
+                given,
+                "preprocessor_config.json",
+                None,
+                f"must be in {folder}, to say how views are normalised; or pass --mean and --std",
+            )
+            return AutoModelForImageClassification.from_pretrained(name), Preprocessing()
+    own = of_processor(AutoImageProcessor.from_pretrained(name), f"transformers:{name}")
+    return AutoModelForImageClassification.from_pretrained(name), own
+
+
+_LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
+
+
+def _reason(error: BaseException) -> str:
+    """An exception in a line, cut between words."""
+    words = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+    return words if len(words) <= 300 else words[:300].rpartition(" ")[0] + " ..."
+
+
+def _three(field: str, values: Any) -> tuple[float, ...]:
+    found = tuple(float(v) for v in values)
+    require(len(found) in (1, 3), field, found, "must be one number, or three: red, green, blue")
+    return found * 3 if len(found) == 1 else found
