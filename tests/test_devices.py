@@ -15,7 +15,7 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products
 from vqlabel.labels import open_labels
 from vqlabel.training.losses import StudentTemperature, kl, mse_gt, targets, top_k
-from vqlabel.workflows.pack import encode, lent
+from vqlabel.workflows.encode import codec_on, encode
 
 FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options
     "grouped": (False, {"slots": 2, "code_width": 3, "temperature": (20.0,)}),
@@ -83,7 +83,7 @@ def test_another_default_device_changes_no_fit_no_file_and_no_figure(
 def test_files_are_encoded_opened_compared_and_unpacked_on_cuda(tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path) -> None:
     dataset, batches = vqlabel.open(vql), list(open_labels(tree))
     with pretended_cuda():
-        with lent(codec, "normal", "cuda"):
+        with codec_on(codec, "normal", "cuda"):
             codes = encode(codec, batches, "cuda")
         figures = vqlabel.stats(vql, against=tree, device="cuda")["distortion"]
         vqlabel.unpack(vql, tmp_path / "a.npy", device="cuda")

@@ -1,4 +1,4 @@
-"""Imports point down: errors, config, then files and bits, then codecs, then what joins them, then what is built on that, then the CLI."""
+"""Imports point down, from the command line to bytes; type-only imports and imports inside functions count like all others."""
 
 import ast
 import graphlib
@@ -13,28 +13,42 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
-LAYERS = (
-    ("errors",),
-    ("config", "files", "filetypes", "progress", "threads", "typed"),
-    ("labels", "bitstream", "container"),
-    (
-        "augment",
-        "column_checks",
-        "column_limits",
-        "columns",
-        "counts",
-        "crops",
-        "seeded",
-        "vql",
-        "teachers",
-        "preprocessing",
-        "codecs",
-    ),
-    ("packing", "fitting", "unpacking", "converting", "verifying", "pruning", "journal"),
-    ("tuning", "relabeling", "dataset", "training", "dropin", "losses", "report", "demo"),
-    ("cli", "__main__"),
+FLOORS = (  # from the ground up; docs/architecture.md has a line for each
+    ("errors", "philox", "progress", "threads", "version"),
+    ("storage", "typed"),
+    ("config", "bitstream"),
+    ("container",),
+    ("labels",),
+    ("views", "metrics"),
+    ("codecs",),
+    ("vql",),
+    ("workflows",),
+    ("training",),
+    ("report",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
 )
-LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+NO_TORCH = (  # what describes dumps and files loads no torch when it is imported
+    "labels",
+    "bitstream",
+    "container",
+    "storage",
+    "codecs.config",
+    "codecs.registry",
+    "vql.file",
+    "vql.columns",
+    "vql.column_limits",
+    "vql.column_checks",
+    "vql.ragged_codes",
+    "vql.seeded",
+    "vql.writer",
+    "cli",
+    "report.account",
+    "errors",
+    "config",
+)
 
 
 def name_of(file: Path) -> str:
@@ -46,7 +60,7 @@ MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules of the package that the imports below `tree` name."""
+    """Modules of the package that the imports anywhere below `tree` name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -58,6 +72,65 @@ def imported(tree: ast.AST) -> Iterator[str]:
         for name in names:
             if name.split(".")[0] == "vqlabel":
                 yield name if name in MODULES else name.rpartition(".")[0]
+
+
+def room_of(module: str) -> str:
+    room = module.split(".")[1]
+    assert room in FLOOR, f"vqlabel/{room} has no floor; give it one here and in docs/architecture.md"
+    return room
+
+
+def climbing(module: str, source: str) -> list[str]:
+    """Modules that `source`, the text of `module`, imports from its own floor or above, except from its own room."""
+    room = room_of(module)
+    others = (other for other in imported(ast.parse(source)) if other == "vqlabel" or room_of(other) != room)
+    return [other for other in others if other == "vqlabel" or FLOOR[room_of(other)] >= FLOOR[room]]
+
+
+def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
+    rooms = {name.split(".")[1] for name in MODULES if "." in name}
+    assert rooms == set(FLOOR)
+
+
+def test_the_architecture_has_one_line_for_each_room() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"(?m)^\| `([\w.]+)/?` \|", page)
+    assert sorted(row.removesuffix(".py") for row in rows) == sorted(room for room in FLOOR if room != "__main__")
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "vqlabel"])
+def test_imports_point_down(module: str) -> None:
+    assert climbing(module, MODULES[module].read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vqlabel.cli import show",
+        "if TYPE_CHECKING:\n    from vqlabel.workflows.fit import fit",
+        "def f():\n    import vqlabel.vql.file",
+        "import vqlabel",
+    ],
+)
+def test_an_import_that_climbs_is_found_wherever_it_stands(line: str) -> None:
+    assert len(climbing("vqlabel.codecs.base", f"from vqlabel.errors import require\n{line}\n")) == 1
+
+
+def test_what_progress_looks_like_is_said_once() -> None:
+    for module, file in MODULES.items():
+        said = "Callable[[str, int, int, dict[str, float]], None]" in file.read_text()
+        assert said == (module == "vqlabel.progress"), f"{module} says it again; import Progress"
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    graph = {
+        module: {other for other in imported(ast.parse(file.read_text())) if other not in ("vqlabel", module)}
+        for module, file in MODULES.items()
+        if module != "vqlabel"
+    }
+    assert sum(map(len, graph.values())) > 50
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index("vqlabel.errors") < order.index("vqlabel.config") < order.index("vqlabel.cli.commands")
 
 
 def at_module_level(tree: ast.Module) -> ast.Module:
@@ -73,67 +146,15 @@ def at_module_level(tree: ast.Module) -> ast.Module:
     return stripped
 
 
-def layer_of(module: str) -> int:
-    part = module.split(".")[1]
-    assert part in LAYER, f"vqlabel/{part} has no layer; give it one here and in docs/architecture.md"
-    return LAYER[part]
-
-
-def test_every_part_of_the_package_has_a_layer_and_every_layer_its_parts() -> None:
-    parts = {name.split(".")[1] for name in MODULES if "." in name}
-    assert parts == set(LAYER)
-
-
-def test_the_architecture_names_every_module() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    files = [file for file in MODULES.values() if not file.name.startswith("__") and file.parent.name != "demo"]
-    assert len(files) > 30
-    assert [file.name for file in files if not re.search(rf"[`/]{file.name}`", page)] == []
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "vqlabel"])
-def test_imports_point_down(module: str) -> None:
-    tree = ast.parse(MODULES[module].read_text())
-    for other in imported(tree):
-        if other == "vqlabel":  # the version, or names that are resolved when they are used
-            assert layer_of(module) >= 4, f"{module} imports the package itself, which may bring in anything"
-            continue
-        assert other in MODULES, f"{module} imports {other}, which is not there"
-        assert layer_of(other) <= layer_of(module), f"{module} (layer {layer_of(module)}) imports {other} (layer {layer_of(other)})"
-
-
-def test_what_progress_looks_like_is_said_once() -> None:
-    for module, file in MODULES.items():
-        said = "Callable[[str, int, int, dict[str, float]], None]" in file.read_text()
-        assert said == (module == "vqlabel.progress"), f"{module} says it again; import Progress"
-
-
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
-    graph = {}
-    for module, file in MODULES.items():
-        if module != "vqlabel":
-            tree = at_module_level(ast.parse(file.read_text()))
-            graph[module] = {other for other in imported(tree) if other not in ("vqlabel", module)}
-    assert sum(map(len, graph.values())) > 50
-    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
-    assert order.index("vqlabel.errors") < order.index("vqlabel.config") < order.index("vqlabel.cli.commands")
-
-
-@pytest.mark.parametrize(
-    "part", ["labels", "bitstream", "container", "columns", "counts", "vql", "cli", "report.account", "errors", "config"]
-)
-def test_parts_that_data_pipelines_use_name_torch_inside_functions_only(part: str) -> None:
-    for module, file in MODULES.items():
-        if module == f"vqlabel.{part}" or module.startswith(f"vqlabel.{part}."):
-            for node in ast.walk(at_module_level(ast.parse(file.read_text()))):
-                names = (
-                    [a.name for a in node.names]
-                    if isinstance(node, ast.Import)
-                    else [node.module]
-                    if isinstance(node, ast.ImportFrom)
-                    else []
-                )
-                assert not [name for name in names if str(name).split(".")[0] == "torch"], f"{module}, line {node.lineno}"
+@pytest.mark.parametrize("part", NO_TORCH)
+def test_what_describes_files_names_torch_inside_functions_only(part: str) -> None:
+    modules = [name for name in MODULES if name == f"vqlabel.{part}" or name.startswith(f"vqlabel.{part}.")]
+    assert modules
+    for module in modules:
+        for node in ast.walk(at_module_level(ast.parse(MODULES[module].read_text()))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] == "torch"], f"{module}, line {node.lineno}"
 
 
 def loaded_by(code: str) -> set[str]:

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
-from vqlabel.codecs import LabelCodec, cut
+from vqlabel.codecs import LabelCodec
+from vqlabel.codecs.at_config import at_config
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.training.sre2l import ImageFolder_FKD_MIX
@@ -280,7 +281,7 @@ def codec_of(fitted: tuple[Path, Path]) -> LabelCodec:
 def test_a_codec_file_knows_the_images_and_the_view_of_its_fit(folder: Path, fitted: tuple[Path, Path]) -> None:
     known = codec_of(fitted).fitted_on
     assert known.images == Pictures(folder).image_set() and known.view == SIZE and known.first_sha256 is not None
-    assert cut(codec_of(fitted), vqlabel.FitConfig(slots=1)).fitted_on == known
+    assert at_config(codec_of(fitted), vqlabel.FitConfig(slots=1)).fitted_on == known
 
 
 @pytest.mark.parametrize("change", [renamed_class, renamed_file, flattened])

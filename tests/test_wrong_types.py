@@ -11,8 +11,8 @@ import torch
 
 import vqlabel
 from vqlabel import bitstream
-from vqlabel.codecs.raw import RawCodec
-from vqlabel.config import RawConfig
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
 from vqlabel.labels import Place
 from vqlabel.metrics.code_usage import Usage

@@ -13,7 +13,8 @@ from vqlabel.codecs import LabelSample
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.labels import open_labels
 from vqlabel.metrics.distortion import kl
-from vqlabel.workflows.fit import fit_sample, read_sample
+from vqlabel.workflows.fit import fit_sample
+from vqlabel.workflows.sample import read_sample
 
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
 FOLDER = Path(__file__).parent

@@ -17,10 +17,11 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel.cli.options import read_head
-from vqlabel.codecs import Distortion, LabelCodec
+from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
 from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
+from vqlabel.metrics.distortion import Distortion
 
 Peer = tuple[
     Callable[[], float], int, Callable[[Tensor, Context], Tensor]

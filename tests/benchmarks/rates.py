@@ -11,7 +11,9 @@ from pathlib import Path
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import FitConfig
 from vqlabel.labels import open_labels
-from vqlabel.workflows.fit import fit_sample, measure, read_sample
+from vqlabel.workflows.fit import fit_sample
+from vqlabel.workflows.fit_report import measure
+from vqlabel.workflows.sample import read_sample
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import vqlabel
-from vqlabel.codecs.vqae.sizing import file_bytes
-from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.codecs.vqae.config import VqaeConfig
+from vqlabel.codecs.vqae.sizes import file_bytes
+from vqlabel.config import FitConfig
 from vqlabel.report.published import RESNET18_FP16
 
 

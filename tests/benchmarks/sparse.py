@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 import vqlabel
-from vqlabel.codecs import Distortion
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import largest, whole
+from vqlabel.metrics.distortion import Distortion
 from vqlabel.report.baselines.entropy import Frequencies, bits_of_sets
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from dumps import random_dump
 
-from vqlabel.codecs.vqae.sizing import USUAL_BITS
+from vqlabel.codecs.vqae.fit.budget import USUAL_BITS
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import open_labels
-from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune import SHARES, SMALL, WEIGHT_BITS, Search, tune
 
 

@@ -20,15 +20,19 @@ from torch import Tensor, nn
 
 from vqlabel import FitConfig
 from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fixed
-from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
+from vqlabel.codecs import LabelCodec, LabelSample, build_codec, fit_codec, load_codec, save_codec
 from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
 from vqlabel.codecs.precision import bf16_products
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.codecs.sparse.config import SparseConfig
+from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.config import PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
+from vqlabel.codecs.vqae.config import PriorConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError
 from vqlabel.labels import Context
-from vqlabel.workflows.unpack import as_tensor
+from vqlabel.vql.decode import as_tensor
+from vqlabel.workflows.fit import fit
 
 ALL = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 PRIOR = {"codebook_size": 8, "prior": True, "image_width": 4, "hidden": 6}
@@ -114,7 +118,7 @@ def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDA
     config = FitConfig(**{"codec": "vqae", "epochs": 1, **options})
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
     with bf16_products(bool(bf16)):
-        codec = CODECS[str(config.codec)][0].fit(sample, config, FitHooks()).eval().requires_grad_(False)
+        codec = fit_codec(sample, config).requires_grad_(False)
     return Case(name, codec, labels, context, domain)
 
 
@@ -125,15 +129,19 @@ def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> No
     largest = codes.numpy().view(np.uint32).max(0)
     assert all(int(top) < 1 << bits for top, bits in zip(largest, case.codec.code_bits, strict=True))
     if isinstance(case.codec, VqaeCodec) and case.codec.config.slots:
-        first = int(case.codec.counted)
+        first = int(case.codec.config.max_codes is not None)
         assert int(codes[:, first : first + case.codec.config.slots].max()) < case.codec.config.codebook_size
 
 
 def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_nothing(case: Case) -> None:
     codes = case.encode()
-    if not case.codec.counted:
+    if not (case.codec.config.max_codes is not None):
         fixed = len(codes) * sum(case.codec.code_bits)
-        assert case.codec.stored_bits(codes) == fixed if "ans" not in case.codec.codings else case.codec.stored_bits(codes) <= fixed
+        assert (
+            case.codec.stored_bits(codes) == fixed
+            if "ans" not in case.codec.config.codings
+            else case.codec.stored_bits(codes) <= fixed
+        )
         return
     slots = case.codec.config.slots
     beyond = torch.arange(slots) >= codes[:, :1]
@@ -149,7 +157,7 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
 
 
 def test_a_codec_asks_for_a_context_if_it_uses_one(case: Case) -> None:
-    assert case.codec.uses_context == (case.context is not None)
+    assert bool(case.codec.needs) == (case.context is not None)
     case.codec.check_context(case.context)
     if case.context is None:
         case.codec.check_context(None)
@@ -193,7 +201,7 @@ def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
 
 
 def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: Case) -> None:
-    if not case.codec.code_bits or case.codec.counted:
+    if not case.codec.code_bits or (case.codec.config.max_codes is not None):
         return  # a label of no codes is a bit in the file: tests/test_pack_unpack.py
     codes = case.encode()
     packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
@@ -503,7 +511,6 @@ def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], mes
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codec": "zip"}, "codec is 'zip'; it must be one of vqae, sparse, topk, raw"),
         ({"bits": -1}, r"bits is -1; it must be 0\.\.1048576 code bits per label"),
         ({"slots": 1025}, r"slots is 1025; it must be 0\.\.1024"),
         (
@@ -573,3 +580,8 @@ def test_top_k_of_masked_logits_stays_finite() -> None:
     labels = torch.tensor([[-1e9, 2.0, 1e6, -1e38]])
     codec = build_codec("topk", TopkConfig(classes=4, domain="logits", k=4).to_dict(), {})
     assert codec.decode(codec.encode(labels)).tolist() == [[-65504, 2, 65504, -65504]]
+
+
+def test_a_codec_that_does_not_exist_is_refused_before_a_dump_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="codec is 'zip'; it must be one of vqae, sparse, topk, raw"):
+        fit(tmp_path / "none.npy", FitConfig(codec="zip"))

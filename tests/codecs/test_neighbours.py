@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vqlabel.codecs.neighbours import choose_neighbours, to_ids, to_ranks
+from vqlabel.codecs.sparse.neighbours import choose_neighbours, to_ids, to_ranks
 
 CLASSES = 40
 

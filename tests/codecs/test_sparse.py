@@ -14,13 +14,16 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import CODECS, Distortion, FitHooks, LabelSample
-from vqlabel.codecs.sparse import DEFAULT_STEP, SparseCodec
-from vqlabel.config import MIX, SparseConfig
+from vqlabel.codecs import LabelSample, fit_codec
+from vqlabel.codecs.sparse.codec import SparseCodec
+from vqlabel.codecs.sparse.config import SparseConfig
+from vqlabel.codecs.sparse.fit import DEFAULT_STEP
+from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Support
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import largest, spread, whole
+from vqlabel.metrics.distortion import Distortion
 from vqlabel.workflows.fit import with_codec
 
 CLASSES, LABELS = 40, 300
@@ -57,7 +60,7 @@ def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
 
 
 def fitted(labels: Tensor, domain: str, rest: str, k: int, **options: Any) -> SparseCodec:
-    codec = CODECS["sparse"][0].fit(sample_of(labels, domain, rest, k), FitConfig(codec="sparse", **options), FitHooks())
+    codec = fit_codec(sample_of(labels, domain, rest, k), FitConfig(codec="sparse", **options))
     assert isinstance(codec, SparseCodec)
     return codec
 
@@ -201,18 +204,18 @@ def test_a_fit_notes_how_many_classes_its_bits_leave_out(tmp_path: Path) -> None
 
 def test_topk_keeps_all_that_is_known_and_refuses_to_drop_what_the_rest_shares() -> None:
     labels = known("logits", "zero", 9)
-    codec = CODECS["topk"][0].fit(sample_of(labels, "logits", "zero", 9), FitConfig(codec="topk"), FitHooks())
+    codec = fit_codec(sample_of(labels, "logits", "zero", 9), FitConfig(codec="topk"))
     assert codec.config.k == 9
     with pytest.raises(UsageError, match="topk drops what the other classes share of these labels; use codec sparse"):
-        CODECS["topk"][0].fit(sample_of(known("probs", "uniform", 9), "probs", "uniform", 9), FitConfig(codec="topk"), FitHooks())
+        fit_codec(sample_of(known("probs", "uniform", 9), "probs", "uniform", 9), FitConfig(codec="topk"))
 
 
 def test_vqae_and_sparse_refuse_labels_that_are_not_theirs() -> None:
     sample = sample_of(known("logits", "zero", 5), "logits", "zero", 5)
     with pytest.raises(UsageError, match=r"5 logits of each label are known and the other classes have none.* use codec sparse"):
-        CODECS["vqae"][0].fit(sample, FitConfig(codec="vqae"), FitHooks())
+        fit_codec(sample, FitConfig(codec="vqae"))
     with pytest.raises(UsageError, match="codec sparse is for labels of which k numbers are known, and these have all"):
-        CODECS["sparse"][0].fit(dataclasses.replace(sample, support=None), FitConfig(codec="sparse"), FitHooks())
+        fit_codec(dataclasses.replace(sample, support=None), FitConfig(codec="sparse"))
 
 
 def lpqld(folder: Path, k: int) -> NDArray[np.float16]:

@@ -19,7 +19,7 @@ from vqlabel.errors import BadContainer, UsageError
 from vqlabel.report import stats
 from vqlabel.training.views import VqlViews
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.unpack import VqlSource
+from vqlabel.vql.source import VqlSource
 
 FULL = 1 << 16  # rows of the longest chunk
 

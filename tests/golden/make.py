@@ -14,8 +14,11 @@ import torch
 
 import vqlabel
 from vqlabel.codecs import CODECS, LabelCodec
-from vqlabel.codecs.sparse import SparseCodec
-from vqlabel.config import CONTEXT_FIELDS, PriorConfig, RawConfig, SparseConfig, TopkConfig, VqaeConfig
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.codecs.sparse.codec import SparseCodec
+from vqlabel.codecs.sparse.config import SparseConfig
+from vqlabel.codecs.topk.config import TopkConfig
+from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource, Place, Support
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import largest, whole
@@ -156,7 +159,7 @@ def untrained(
         rate=8.0 if variable else 0.0,
         price=0.5 if variable else 0.0,  # some labels have no code, some all
     )
-    codec, rng = CODECS["vqae"][0](config), np.random.default_rng(3)
+    codec, rng = CODECS["vqae"].codec(config), np.random.default_rng(3)
     with torch.no_grad():
         for _, weight in sorted(codec.state_dict().items()):
             weight.copy_(torch.from_numpy(rng.standard_normal(weight.shape)))
@@ -173,10 +176,10 @@ def sparse(domain: str, gaps: tuple[int, ...], neighbours: int = 0, rest_bits: i
 
 def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     """Name, dump and codec of every golden file; those whose dump is `Drawn` have their recipe in the place of their columns."""
-    raw = CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    raw = CODECS["raw"].codec(RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
     yield "raw", Views(), raw
-    yield "smoothed", Smoothed(), CODECS["raw"][0](RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
-    yield "topk", Views(), CODECS["topk"][0](TopkConfig(classes=CLASSES, domain="logits", k=3))
+    yield "smoothed", Smoothed(), CODECS["raw"].codec(RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
+    yield "topk", Views(), CODECS["topk"].codec(TopkConfig(classes=CLASSES, domain="logits", k=3))
     yield "sparse", Views(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 1, 1, 1))
     yield "shared", Smoothed(), sparse("probs", k=2, rest="uniform", step=0.25, gaps=(0, 0, 0, 0, 1), rest_bits=6)
     yield "ranked", Known(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 0, 2, 1), neighbours=3)
@@ -223,6 +226,6 @@ if __name__ == "__main__":
         path = HERE / f"{name}.vql"
         if path.exists():  # never made again
             continue
-        print(vqlabel.pack(source, path, codec=codec, drawn=DRAWN if isinstance(source, Drawn) else None))
+        print(vqlabel.pack(source, path, codec=codec, augmentation=DRAWN if isinstance(source, Drawn) else None))
         np.save(HERE / f"{name}.labels.npy", vqlabel.open(path)[:].numpy())
         np.save(HERE / f"{name}.records.npy", records(source))

@@ -11,12 +11,13 @@ import pytest
 
 import vqlabel
 from vqlabel.codecs import CODECS
-from vqlabel.config import FitConfig, RawConfig
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels
 from vqlabel.labels import About, LabelBatch, LabelSource, Place, open_labels, writing
 from vqlabel.labels.pruning import Pruned
 from vqlabel.workflows.convert import convert
-from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.sample import read_sample
 
 CLASSES, BATCHES = 7, 4
 LAYOUTS = {
@@ -106,7 +107,7 @@ def overwriting(file: Path) -> Callable[..., None]:
 
 
 def raw() -> Any:
-    return CODECS["raw"][0](RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    return CODECS["raw"].codec(RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
 
 
 RUNS: dict[str, Callable[[LabelSource, Path, Any], Any]] = {

@@ -12,17 +12,14 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import FitHooks, LabelSample
-from vqlabel.codecs.sparse import SparseCodec
-from vqlabel.codecs.topk import TopkCodec
+from vqlabel.codecs import LabelSample, fit_codec
 from vqlabel.codecs.vqae.binary_search import BinaryEncoder
-from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl, binary_pull
 from vqlabel.metrics.distortion import temperature_weight
-from vqlabel.report.quality import fit_quality
 from vqlabel.vql.file import SIGMOID_LABELS, VqlFile
+from vqlabel.workflows.quality import fit_quality
 
 C, K = 12, 10
 TEMPERATURES = [(1.0,), (0.5, 4.0)]
@@ -169,22 +166,21 @@ def test_a_file_requires_a_reader_that_knows_the_domain(dump: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "message"),
+    ("options", "message"),
     [
-        (TopkCodec, {"codec": "topk", "slots": 3}, "it is for vqae and raw: topk keeps the largest classes of one distribution"),
+        ({"codec": "topk", "slots": 3}, "it is for vqae and raw: topk keeps the largest classes of one distribution"),
         (
-            SparseCodec,
             {"codec": "sparse", "slots": 3},
             "it is for vqae and raw: sparse keeps the largest classes of one distribution",
         ),
-        (VqaeCodec, {"head": 1}, "head is 1; it must be 0 for sigmoid labels"),
+        ({"codec": "vqae", "head": 1}, "head is 1; it must be 0 for sigmoid labels"),
     ],
 )
-def test_what_is_made_for_one_distribution_refuses_sigmoid_labels(kind: type, options: dict[str, object], message: str) -> None:
+def test_what_is_made_for_one_distribution_refuses_sigmoid_labels(options: dict[str, object], message: str) -> None:
     labels = draw(60)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="sigmoid", dtype="F32")
     with pytest.raises(UsageError, match=message):
-        kind.fit(sample, FitConfig(epochs=0, **options), FitHooks())  # type: ignore[arg-type, attr-defined]
+        fit_codec(sample, FitConfig(epochs=0, **options))  # type: ignore[arg-type]
 
 
 def test_the_mean_label_of_sigmoids_is_their_mean_probability() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs import Calibration
+from vqlabel.metrics.calibration import Calibration
 
 TEMPERATURES = (1.0, 4.0, 20.0)
 

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import Calibration, Distortion, LabelCodec
+from vqlabel.codecs import LabelCodec
 from vqlabel.errors import MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
+from vqlabel.metrics.calibration import Calibration
+from vqlabel.metrics.distortion import Distortion
 from vqlabel.report import account, stats
 from vqlabel.report.against import compare
 from vqlabel.vql.file import VqlFile

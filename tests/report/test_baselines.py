@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqlabel.codecs import Distortion, LabelSample
-from vqlabel.metrics.distortion import as_logits, mixed_kl
+from vqlabel.codecs import LabelSample
+from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl
 from vqlabel.report.baselines import PEERS, Peer, Seen
 from vqlabel.report.baselines.entropy import ESCAPE_BITS, Frequencies, bits_of_sets
 from vqlabel.report.baselines.exact_top import ROUNDING, best_shift, flat_tail

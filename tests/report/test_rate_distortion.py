@@ -12,15 +12,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vqlabel.codecs import CODECS, Distortion, FitHooks
+from vqlabel.codecs import fit_codec
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
+from vqlabel.metrics.distortion import Distortion
 from vqlabel.report.baselines import PEERS, Seen
 from vqlabel.report.plot_rate_distortion import plot_curve
 from vqlabel.report.plots import check_picture
 from vqlabel.report.rate_distortion import METHODS, compare, measure_codec, measure_peer
-from vqlabel.workflows.fit import measure, read_sample
+from vqlabel.workflows.fit_report import measure
+from vqlabel.workflows.sample import read_sample
 
 CHEAP = ("topk", "topk-coded", "raw", "int8", "int4", "pca-scalar", "hard")
 FIGURES = {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement"}
@@ -65,7 +67,7 @@ def test_all_in_bits_are_codes_and_fixed_parts_over_the_labels(found: dict[str, 
 def test_a_vqae_has_the_bytes_and_figures_that_its_codec_has(found: dict[str, Any], tree: Path) -> None:
     sample, _ = read_sample(open_labels(tree))
     config = FitConfig(bits=24, temperature=(1.0, 4.0, 20.0), contrast=1.0)  # the axis is KL
-    codec = CODECS["vqae"][0].fit(sample, config, FitHooks()).eval()
+    codec = fit_codec(sample, replace(config, codec="vqae"))
     point = at(found, "vqae", "held out")[0]
     assert point["fixed_bytes"] == sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
     assert point["code_bits"] == sum(codec.code_bits)
@@ -118,8 +120,8 @@ def test_without_images_a_vqae_is_fitted_once(
     dump: Path, tmp_path: Path, logits: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "plain.npy", logits.reshape(-1, 40))
-    fits, plain = [], CODECS["vqae"][0].fit
-    monkeypatch.setattr(CODECS["vqae"][0], "fit", lambda *a: fits.append(a) or plain(*a))
+    fits = []
+    monkeypatch.setattr("vqlabel.report.rate_distortion.fit_codec", lambda *a: fits.append(a) or fit_codec(*a))
     found = compare(tmp_path / "plain.npy", (16,), methods=["vqae-no-prior", "vqae"])
     assert len(fits) == 1
     (one,), (two,) = at(found, "vqae", "held out"), at(found, "vqae-no-prior", "held out")
@@ -150,7 +152,7 @@ def test_the_temperature_is_the_layouts_where_none_is_named(tree: Path, dump: Pa
 
 def test_the_codec_of_the_package_is_measured_as_any(dump: Path) -> None:
     sample, _ = read_sample(open_labels(dump))
-    codec = CODECS["raw"][0].fit(sample, FitConfig(codec="raw"), FitHooks())
+    codec = fit_codec(sample, FitConfig(codec="raw"))
     measured = measure_codec(codec, sample)
     assert (measured.fixed_bytes, measured.code_bits) == (0, {"held out": 640.0, "all-in": 640.0})
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import vqlabel
-from vqlabel.config import FitConfig, RawConfig
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, LabelSource, Place
 from vqlabel.storage import targets
@@ -261,7 +262,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(
         raise AssertionError("work was done")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    codec = vqlabel.codecs.CODECS["raw"][0](RawConfig(classes=40, domain="logits", dtype="F16"))
+    codec = vqlabel.codecs.CODECS["raw"].codec(RawConfig(classes=40, domain="logits", dtype="F16"))
     runs: dict[str, Callable[[Path], Any]] = {
         "a.vql": lambda out: vqlabel.pack(dump, out, codec=codec, progress=untouched),
         "a.npy": lambda out: vqlabel.unpack(vql, out, progress=untouched),

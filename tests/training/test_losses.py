@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import vqlabel
-from vqlabel.codecs.topk import TopkCodec
-from vqlabel.config import TopkConfig
+from vqlabel.codecs.topk.codec import TopkCodec
+from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.source import NOWHERE
 from vqlabel.training.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
-from vqlabel.workflows.unpack import decode_steps
+from vqlabel.vql.decode import decode_steps
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
 KL_PQ = 0.25 * math.log(2)

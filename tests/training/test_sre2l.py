@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, default_collate
 
 import vqlabel
-from vqlabel.codecs.raw import RawCodec
-from vqlabel.config import RawConfig
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.labels.pruning import Pruned
 from vqlabel.training.sre2l import ImageFolder_FKD_MIX, samples_of
-from vqlabel.workflows.unpack import VqlSource
+from vqlabel.vql.source import VqlSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told", "ignore:.*any folder passes")
 

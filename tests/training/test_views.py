@@ -16,8 +16,8 @@ from pretended_cuda import pretended_cuda
 from torch.utils.data import DataLoader, Subset
 
 import vqlabel
-from vqlabel.codecs.raw import RawCodec
-from vqlabel.config import RawConfig
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.labels.pruning import Pruned
@@ -25,7 +25,7 @@ from vqlabel.training.losses import kl
 from vqlabel.training.views import PooledBatches, StoredBatches, VqlViews, some_views
 from vqlabel.views import DrawnColumns, Pictures, Recipe
 from vqlabel.views.render_pil import views as render
-from vqlabel.workflows.unpack import VqlSource
+from vqlabel.vql.source import VqlSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told", "ignore:.*any folder passes")
 
@@ -287,7 +287,7 @@ def seeded(drawn: DrawnColumns, pack: Pack) -> tuple[Path, Batches]:
     rng = np.random.default_rng(4)
     lengths = np.diff(drawn.starts).tolist()
     batches = [drawn.batch(at, rng.normal(size=(n, CLASSES)).astype(np.float16)) for at, n in enumerate(lengths)]
-    return pack(batches, drawn=drawn), batches
+    return pack(batches, augmentation=drawn), batches
 
 
 def test_a_file_with_a_recipe_says_the_size_of_its_views(seeded: tuple[Path, Batches], folder: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch
 from vqlabel.views import DrawnColumns, Recipe, render_torch
-from vqlabel.views import views as exact
+from vqlabel.views.render_pil import views as exact
 
 SEED = np.random.default_rng(0)
 CHANGES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import LabelBatch, Place
-from vqlabel.vql.column_limits import IMAGES_MOST
+from vqlabel.labels.schema import MAX_IMAGES
 from vqlabel.vql.columns import ColumnReader, ColumnWriter
 
 FIELDS = ("image", "crop", "flip", "mix_index", "mix_box")
@@ -213,8 +213,8 @@ def test_recipes_do_not_mix(name: str, tmp_path: Path) -> None:
 
 
 def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
-    batch = LabelBatch(labels=np.zeros((2, 2)), place=Place(0, 0), image=np.array([0, IMAGES_MOST]))
-    with pytest.raises(BadLabels, match=f"image index {IMAGES_MOST} is above {IMAGES_MOST - 1}; number the images from 0"):
+    batch = LabelBatch(labels=np.zeros((2, 2)), place=Place(0, 0), image=np.array([0, MAX_IMAGES]))
+    with pytest.raises(BadLabels, match=f"image index {MAX_IMAGES} is above {MAX_IMAGES - 1}; number the images from 0"):
         store(tmp_path, [batch])
 
 

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel import FitConfig, LabelBatch
-from vqlabel.codecs import Distortion, LabelCodec, LabelSample
+from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.config import MIX
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import LabelSource, Place, open_labels
-from vqlabel.workflows.fit import fit, fit_sample, read_sample
+from vqlabel.metrics.distortion import Distortion
+from vqlabel.workflows.fit import fit, fit_sample
+from vqlabel.workflows.sample import read_sample
 
 QUICK = FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
 LONGER = FitConfig(bits=12, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=7, temperature=(1.0,), epochs=6)

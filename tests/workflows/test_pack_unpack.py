@@ -30,8 +30,8 @@ from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import as_logits, mixed_kl
 from vqlabel.threads import named_threads
 from vqlabel.vql.columns import ColumnWriter
+from vqlabel.vql.decode import decode_steps, read_codec
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.unpack import decode_steps, read_codec
 
 TYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 RAW = FitConfig(codec="raw")
@@ -193,7 +193,7 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, Any], me
 def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinite(
     dtype: str, value: float, limit: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vqlabel.workflows.unpack.DECODE_RECORDS", 4)
+    monkeypatch.setattr("vqlabel.vql.decode.DECODE_RECORDS", 4)
     labels = np.random.default_rng(0).normal(size=(2, 5, 7)).astype(np.float32)
     labels[1, 1, 3] = value
     labels[1, 2, 4] = 65519 if dtype == "f16" else 3.38e38  # the type rounds it to its largest
@@ -238,7 +238,7 @@ def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
 
 
 def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqlabel.workflows.unpack.DECODE_RECORDS", 100)
+    monkeypatch.setattr("vqlabel.vql.decode.DECODE_RECORDS", 100)
     file = VqlFile(vql)
     sizes = []
     for labels in decode_steps(file, read_codec(file), 0, 360):

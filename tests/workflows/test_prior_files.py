@@ -18,11 +18,10 @@ from vqlabel import FitConfig, LabelBatch, container
 from vqlabel.bitstream import pack_fixed
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec
-from vqlabel.config import CONTEXT_FIELDS
+from vqlabel.codecs.vqae.config import CONTEXT_FIELDS
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context, open_labels
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.pack import join_contexts
 
 
 def load(path: Path) -> ModuleType:
@@ -38,7 +37,7 @@ Forge = load(TESTS / "container" / "test_hostile.py").Forge
 
 @pytest.fixture(scope="module")
 def context(batches: list[LabelBatch]) -> Context:
-    return join_contexts([batch.context() for batch in batches])
+    return Context.join([batch.context() for batch in batches])
 
 
 @pytest.fixture

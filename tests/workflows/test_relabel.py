@@ -23,8 +23,8 @@ from torch.utils.data import BatchSampler, RandomSampler
 
 import vqlabel
 from vqlabel.cli import app
-from vqlabel.codecs.topk import TopkCodec
-from vqlabel.config import TopkConfig
+from vqlabel.codecs.topk.codec import TopkCodec
+from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.labels.pruning import Pruned
@@ -324,7 +324,7 @@ def seeded(images: Path, folder: Path, name: str = "b.vql", **how: Any) -> Path:
     source: Any = open_labels(dump)
     source = Pruned(source, **how) if how else source
     codec, _ = vqlabel.fit(source, vqlabel.FitConfig(codec="raw"))
-    vqlabel.pack(source, folder / name, codec=codec, drawn=read_recipe(recipe_file(dump)))
+    vqlabel.pack(source, folder / name, codec=codec, augmentation=read_recipe(recipe_file(dump)))
     return folder / name
 
 
@@ -563,19 +563,19 @@ def test_columns_that_no_recipe_draws_are_not_dropped(
     relabel(make_source(images), tmp_path / "dump", layout="edc")
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
     drawn = read_recipe(recipe_file(tmp_path / "dump"))
-    vqlabel.pack(tmp_path / "dump", tmp_path / "idle.vql", codec=codec, drawn=drawn)  # strips that nobody moved are none
+    vqlabel.pack(tmp_path / "dump", tmp_path / "idle.vql", codec=codec, augmentation=drawn)  # strips that nobody moved are none
     vqlabel.unpack(tmp_path / "idle.vql", tmp_path / "again", layout="edc")
     moved = [replace(batch, patches=batch.patches[:, :, ::-1]) for batch in open_labels(tmp_path / "again")]
     shutil.rmtree(tmp_path / "dump")
     write_dump(tmp_path / "dump", moved, "edc")
     with pytest.raises(BadLabels, match="has patches, which no recipe draws; pack with --augmentation keep"):
-        vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=drawn)
+        vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, augmentation=drawn)
 
 
 def test_crops_that_lpqld_halved_are_still_those_of_the_recipe(images: Path, work: Path, tmp_path: Path) -> None:
     relabel(make_source(images), tmp_path / "dump", layout="lpqld")
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
-    vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, drawn=read_recipe(recipe_file(tmp_path / "dump")))
+    vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, augmentation=read_recipe(recipe_file(tmp_path / "dump")))
     assert labels_of(tmp_path / "a.vql") == labels_of(raw(images, tmp_path / "b.vql"))
 
 

@@ -14,12 +14,12 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
 from vqlabel.cli.options import read_size
-from vqlabel.codecs.vqae.sizing import resolve
+from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune import Search, Trial, tune
 
 

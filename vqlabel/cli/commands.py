@@ -4,14 +4,15 @@ import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 from vqlabel.cli import show
 from vqlabel.cli.options import LAYOUTS, BitsCommand, Temperature, fit_options, read_numbers, read_temperature
-from vqlabel.config import CODEC_KINDS, FitConfig
-from vqlabel.errors import NoSuchFile, UsageError, VqlabelError
+from vqlabel.codecs.registry import CODECS as REGISTRY
+from vqlabel.config import FitConfig
+from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-CODECS = f"{', '.join(CODEC_KINDS[:-1])} or {CODEC_KINDS[-1]}"
+CODECS = f"{', '.join([*REGISTRY][:-1])} or {[*REGISTRY][-1]}"
 
 Dump = Annotated[
     Path,
@@ -209,25 +210,23 @@ def pack(
     json: Json = False,
 ) -> None:
     """Encode a dump into a .vql file, fitting a codec first where none is given."""
-    named = codec is None or codec in CODEC_KINDS
-    from vqlabel.codecs import cut, load_codec
+    from vqlabel.codecs import CODECS
     from vqlabel.labels import open_labels
     from vqlabel.labels.pruning import Pruned
-    from vqlabel.report.quality import fit_quality
     from vqlabel.storage.targets import VQL, check_apart, check_target
-    from vqlabel.vql.seeded import drawn_bits, read_recipe, recipe_file
-    from vqlabel.workflows.pack import check_recipe
+    from vqlabel.vql.seeded import read_recipe, recipe_file
     from vqlabel.workflows.pack import pack as run
+    from vqlabel.workflows.quality import fit_quality
 
-    if augmentation not in ("keep", "seeded"):
-        raise UsageError(f"--augmentation {augmentation!r}: must be keep or seeded")
+    codec_file = None if codec is None or codec in CODECS else Path(codec)
     if by is not None and keep is None:
         raise UsageError(f"--by {by}: says what --keep keeps; name a share to keep")
-    drawn = read_recipe(recipe_file(dump)) if augmentation == "seeded" else None
-    if kl is not None and not named:
+    if kl is not None and codec_file is not None:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, VQL, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, columns, None if named else codec))
+    check_apart(out, dump, beside=(images, columns, codec_file))
+    if augmentation == "seeded":
+        read_recipe(recipe_file(dump))  # refused before the dump is read
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
@@ -242,38 +241,19 @@ def pack(
                 axes=axes,
             )
         )
-        source = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
-        if drawn is not None:
-            check_recipe(source, drawn)
-        if not named and not Path(str(codec)).exists():
-            raise NoSuchFile(f"{codec}: no such file; name a codec that `vqlabel fit` wrote, or one to fit first: {CODECS}")
-        if named:
-            fitted, report = _fitter(kl)(source, replace(config, codec=codec), progress=progress)
-        else:
-            loaded, report = load_codec(str(codec))
-            fitted = cut(loaded, config)
-            if config.bits not in (None, sum(fitted.code_bits)) and not fitted.counted:
-                each = max(fitted.code_bits)
-                show.note(
-                    f"--bits {config.bits}: {codec} has codes of {each} bits, so {sum(fitted.code_bits)} bits of codes are stored a label"
-                )
+        code_bits, given = 0, cast(Any, codec_file)
+        rate, report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
+        if kl is not None:
+            some = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
+            fitted, report = _fitter(kl)(some, rate, progress=progress)
+            given, code_bits = fitted, sum(fitted.code_bits)
+            rate = FitConfig(seed=config.seed, device=config.device)
         found = run(
-            source, out, codec=fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
-        )
-    found["fit"] = fit_quality(report, sum(fitted.code_bits), None if named else codec)
-    dense = found["records"] * source.classes * (4 if source.dtype == "F32" else 2)
-    if found["bytes"] > dense and fitted.kind == "vqae":
-        show.note(
-            f"{found['bytes']:,} bytes for labels that take {dense:,} as they are: so few of them are best kept with --codec raw"
-        )
-    if drawn is None and recipe_file(dump).exists():  # the other price
-        try:
-            found["augmentation_bits"]["if_seeded"] = round(
-                drawn_bits(read_recipe(recipe_file(dump))) / max(1, found["records"]), 3
-            )
-        except VqlabelError as error:
-            show.note(f"what seeded views would take is not known: {error}")
-    if named:
+            source, out, rate, codec=given, effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
+    if report:
+        found["fit"] = fit_quality(report, code_bits)
         found["notes"] = list(dict.fromkeys([*found.get("notes", []), *report.get("notes", [])]))
     show.notes(found)
     for warning in found["fit"].get("warnings", ()):
@@ -379,10 +359,10 @@ def relabel(
 ) -> None:
     """Label seeded views of images with a teacher; interrupted, the same command goes on where it was."""
     from vqlabel.codecs import load_codec
-    from vqlabel.report.quality import fit_quality
     from vqlabel.storage.targets import check_apart
     from vqlabel.views.image_folder import Pictures
     from vqlabel.views.recipe import Recipe
+    from vqlabel.workflows.quality import fit_quality
     from vqlabel.workflows.relabel import TeacherSource, check_relabel_target
     from vqlabel.workflows.relabel import relabel as run
     from vqlabel.workflows.teachers import load_teacher
@@ -568,11 +548,11 @@ def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file
         return
     import numpy as np
 
-    from vqlabel.labels.source import OF_BATCHES, OF_PARTNERS, OF_RECORDS
+    from vqlabel.labels.schema import MIX_COLUMNS, OWN_COLUMNS, PARTNER_COLUMNS
     from vqlabel.vql.column_limits import PREFIX
     from vqlabel.vql.file import VqlFile
 
-    file, known = VqlFile(path), (*OF_RECORDS, *OF_PARTNERS, *OF_BATCHES, "image_size", "drawn", "names")
+    file, known = VqlFile(path), (*OWN_COLUMNS, *PARTNER_COLUMNS, *MIX_COLUMNS, "image_size", "drawn", "names")
     says = file.container.json_object("vql.columns")
     drawn = says.get("order") == "seeded"
     found = {

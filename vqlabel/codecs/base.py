@@ -1,93 +1,31 @@
-"""The one contract that all codecs keep: labels + context -> codes -> labels, at a stated rate."""
+"""The contract of a codec: labels and side information -> codes -> labels, at a stated rate."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from vqlabel.codecs.config import CodecConfig
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
-from vqlabel.config import FitConfig
-from vqlabel.errors import BadLabels, require
-from vqlabel.labels import Context, Support
-from vqlabel.progress import Progress, silent
-from vqlabel.threads import small_operations
+from vqlabel.codecs.precision import float32_arithmetic
+from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.labels import Context
 
 EFFORTS = ("fast", "normal", "best")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelSample:
-    """The labels that a codec is fitted to, and those it is judged by.
-
-    `seen` and `held` are [n, C] in the dump's domain; the contexts have as many records. `dtype` is the dump's: F16, BF16 or F32.
-    """
-
-    seen: Tensor
-    held: Tensor
-    seen_context: Context | None
-    held_context: Context | None
-    domain: str
-    dtype: str
-    support: Support | None = None  # which numbers of a label are known; None: all
-    notes: tuple[str, ...] = ()  # what whoever fits to them should know of them, in sentences
-    total: int = 0  # labels in the whole dump; 0: those above are all
-    fitted_on: FittedOn = field(default_factory=FittedOn)
-
-    @property
-    def classes(self) -> int:
-        return self.seen.shape[1]
-
-    def steps(self, part: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
-        """Labels and contexts of the `part` ("seen" or "held"), `size` at a time."""
-        labels, context = getattr(self, part), getattr(self, part + "_context")
-        for at in range(0, len(labels), size):
-            yield labels[at : at + size], None if context is None else context.rows(slice(at, at + size))
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitHooks:
-    """How a fit talks to its caller: progress(stage, done, total, figures) and a place to save and find its state."""
-
-    progress: Progress = silent
-    save: Callable[[dict[str, Any]], None] = lambda _: None
-    resumed: dict[str, Any] | None = None
 
 
 class LabelCodec(nn.Module, ABC):
     """Base of the codecs.
 
     What it decodes by, it encodes by: the same tensors travel in the `.vql` and lie in the codec file. Its weights keep their types, and
-    all three of fit, encode and decode compute in float32, whatever a training loop around it casts, compiles or sets as a default.
+    encode and decode compute in float32, whatever a training loop around it casts, compiles or sets as a default.
     """
 
-    kind: ClassVar[str]
-    uses_context: bool = False  # False: callers need not look the context up
     effort: str = "normal"  # see `set_effort`
-    codings: ClassVar[tuple[str, ...]] = ("fixed", "zstd")  # of the container, by which codes may be stored: the smallest is taken
-    counted: bool = False  # True: the first column of codes is a label's count, and codes beyond it are 0 and not stored
-    config: Any
+    config: CodecConfig
     fitted_on: FittedOn = FittedOn()  # as far as the codec's file says
-
-    @property
-    def holds_sets(self) -> bool:
-        """Whether a decoded label holds some of the classes and nothing for the others: a logit of NOWHERE, a probability of 0."""
-        return False
-
-    @classmethod
-    def fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        """Fit to `sample.seen`, stopping by `sample.held`."""
-        device = torch.device(config.device)
-        with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
-            return cls._fit(sample, config, hooks)
-
-    @classmethod
-    @abstractmethod
-    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        """`fit`, in float32 arithmetic."""
 
     @classmethod
     @abstractmethod
@@ -99,11 +37,41 @@ class LabelCodec(nn.Module, ABC):
         """
 
     @property
+    def kind(self) -> str:
+        """Name of the codec in the registry."""
+        return self.config.kind
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Side information that encode and decode need: see `CodecConfig.needs`."""
+        return self.config.needs
+
+    @property
+    def rates(self) -> list[int]:
+        """Code bits per label that `at_rate` gives, the most first."""
+        return [sum(self.code_bits)]
+
+    def at_rate(self, *, bits: int | None = None, slots: int | None = None) -> "LabelCodec":
+        """The same codec at a lower rate, named in code bits per label or in slots.
+
+        Raises:
+            UsageError: the codec has no such rate.
+        """
+        raise UsageError(f"a {self.kind} codec has one rate; fit one with these bits or slots")
+
+    def fit_figures(self, measure: Callable[["LabelCodec"], dict[str, float]]) -> dict[str, Any]:
+        """What the report of a fit holds of this codec alone.
+
+        Args:
+            measure: codec -> its distortion on the labels held out.
+        """
+        return {}
+
+    @property
     def code_bits(self) -> list[int]:
         """[m] stored width of each code in bits; their sum is the rate in code bits per label, the most where labels have rates of
         their own: see `stored_bits`."""
-        widths: list[int] = self.config.widths
-        return widths
+        return self.config.widths
 
     def stored_bits(self, codes: Tensor) -> float:
         """What a file takes for codes [n, m], without its tables and tensors."""

@@ -1,6 +1,5 @@
 """A fitted codec <-> one safetensors file: decoder, resolved configuration, and what was measured when it was fitted."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.registry import CODECS
-from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.config import FitConfig, codec_config
-from vqlabel.errors import BadContainer, NoSuchFile, UsageError, require
+from vqlabel.codecs.registry import CODECS, codec_config
+from vqlabel.errors import BadContainer, NoSuchFile
 from vqlabel.storage.targets import CODEC, appearing
 from vqlabel.typed import typed_arguments
 
@@ -30,7 +27,7 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
         BadContainer: an unknown kind, a configuration that is none, or tensors that do not fit it.
     """
     resolved = codec_config(kind, config)
-    return CODECS[resolved.kind][0].build(resolved, tensors).eval()
+    return CODECS[resolved.kind].codec.build(resolved, tensors).eval()
 
 
 @typed_arguments
@@ -103,36 +100,3 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
         return codec, report
     except BadContainer as error:
         raise BadContainer(f"{path}: {error}") from None
-
-
-def cut(codec: LabelCodec, config: FitConfig) -> LabelCodec:
-    """A fitted codec at the rate that `config` names in bits or slots; where it names none, the codec itself.
-
-    Raises:
-        UsageError: the codec has fewer bits, or is of a kind of one rate; `config` names what only a fit can heed.
-    """
-    heeded, usual = ("bits", "slots", "codec", "seed", "device"), FitConfig()
-    for field in dataclasses.fields(config):
-        given = getattr(config, field.name)
-        fits = field.name in heeded or given == getattr(usual, field.name)
-        require(fits, field.name, given, "is for a fit, and this codec is fitted; leave it out, or name no codec file")
-    if config.bits is None and config.slots is None:
-        return codec
-    if not isinstance(codec, VqaeCodec):
-        raise UsageError(f"a {codec.kind} codec has one rate; fit one with these bits or slots")
-    if codec.config.variable and config.slots is None:
-        rate = codec.config.rate
-        require(config.bits == rate, "bits", config.bits, f"must be left out: labels of this codec have {rate:g} on average")
-        return codec
-    slots = config.slots
-    if slots is None:
-        resolved, bits = codec.config, config.bits or 0
-        each, head = resolved.code_bits, sum(resolved.head_bits)
-        most = head + each * resolved.slots
-        least = min(most, head + each * (bits > 0 or resolved.prior is None))  # of 0 bits all is left to the prior
-        limit = f"must be {least}..{most}, the codec's {resolved.slots} slots of {each} bits each"
-        require(least <= bits <= most, "bits", bits, limit)
-        slots = (bits - head) // each
-    shorter = codec.prefix(slots)
-    shorter.fitted_on = codec.fitted_on
-    return shorter

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from vqlabel.config import VIEW_MOST, PriorConfig
+from vqlabel.codecs.config import ImagePrior
+from vqlabel.config import VIEW_MOST
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import LabelBatch
 from vqlabel.labels.image_set import ImageSet
@@ -54,7 +55,7 @@ class FittedOn:
         images = None if found.get("images") is None else ImageSet.from_dict(found["images"], where)
         return cls(images=images, view=view, first_sha256=first)
 
-    def refuse_others(self, found: "FittedOn", prior: PriorConfig, where: str | PathLike[str]) -> list[str]:
+    def refuse_others(self, found: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> list[str]:
         """Refuse labels of other images, or of views of another size, than those of the fit.
 
         Args:
@@ -73,7 +74,7 @@ class FittedOn:
         notes = [self._refuse_images(found, prior, where), self._refuse_view(found, prior, where)]
         return [sentence for sentence in notes if sentence is not None]
 
-    def refuse_edge(self, edge: int, batches: int, prior: PriorConfig, where: str | PathLike[str]) -> None:
+    def refuse_edge(self, edge: int, batches: int, prior: ImagePrior, where: str | PathLike[str]) -> None:
         """Refuse boxes of views of another size, where only their largest edge tells.
 
         Args:
@@ -85,7 +86,7 @@ class FittedOn:
                 f"{where}: boxes end at {edge} pixels of a view; the codec's prior was fitted on views of {limit}: {REMEDY}"
             )
 
-    def _refuse_images(self, found: "FittedOn", prior: PriorConfig, where: str | PathLike[str]) -> str | None:
+    def _refuse_images(self, found: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> str | None:
         if found.images is not None and found.images.count != prior.images:
             raise UsageError(
                 f"{where}: {found.images.count} images; the codec's prior knows {prior.images}, those that it was fitted on: {REMEDY}"
@@ -94,7 +95,7 @@ class FittedOn:
             return self.images.refuse_others(where, found.images, of="the labels that the codec was fitted to", remedy=REMEDY)
         return f"{where}: the codec's prior is for the {prior.images} images that it was fitted on, and whether these are the same cannot be told"
 
-    def _refuse_view(self, found: "FittedOn", prior: PriorConfig, where: str | PathLike[str]) -> str | None:
+    def _refuse_view(self, found: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> str | None:
         at_least = prior.view if "box" in prior.fields else 1  # the largest edge of a box in the fit
         if found.view is None:
             return None

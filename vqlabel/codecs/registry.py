@@ -1,11 +1,65 @@
-"""Every codec by its kind."""
+"""Every codec by its kind: one line names its configuration, its class and the function that fits it, each imported when it is used."""
 
-from vqlabel.codecs.base import LabelCodec
-from vqlabel.codecs.raw import RawCodec
-from vqlabel.codecs.sparse import SparseCodec
-from vqlabel.codecs.topk import TopkCodec
-from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.config import CONFIGS, CodecConfig
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-_CLASSES: dict[str, type[LabelCodec]] = {codec.kind: codec for codec in (VqaeCodec, SparseCodec, TopkCodec, RawCodec)}
-CODECS: dict[str, tuple[type[LabelCodec], type[CodecConfig]]] = {kind: (_CLASSES[kind], CONFIGS[kind]) for kind in CONFIGS}
+from vqlabel.codecs.config import CodecConfig
+from vqlabel.errors import BadContainer, require
+
+if TYPE_CHECKING:
+    from vqlabel.codecs.base import LabelCodec
+
+
+@dataclass(frozen=True, slots=True)
+class CodecEntry:
+    """Where the parts of a codec are, as "module:name" below `vqlabel.codecs`.
+
+    The configuration loads no torch, so that a `.vql` can be described without; the codec loads no code of the fit.
+    """
+
+    config_at: str
+    codec_at: str
+    fit_at: str
+
+    @property
+    def config(self) -> type[CodecConfig]:
+        return _resolve(self.config_at)  # type: ignore[no-any-return]
+
+    @property
+    def codec(self) -> "type[LabelCodec]":
+        return _resolve(self.codec_at)  # type: ignore[no-any-return]
+
+    @property
+    def fit(self) -> Any:
+        """fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> LabelCodec."""
+        return _resolve(self.fit_at)
+
+
+CODECS = {
+    "vqae": CodecEntry("vqae.config:VqaeConfig", "vqae.codec:VqaeCodec", "vqae.fit.train:fit"),
+    "sparse": CodecEntry("sparse.config:SparseConfig", "sparse.codec:SparseCodec", "sparse.fit:fit"),
+    "topk": CodecEntry("topk.config:TopkConfig", "topk.codec:TopkCodec", "topk.codec:fit"),
+    "raw": CodecEntry("raw.config:RawConfig", "raw.codec:RawCodec", "raw.codec:fit"),
+}
+
+
+def _resolve(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(f"vqlabel.codecs.{module}"), name)
+
+
+def check_kind(kind: str) -> None:
+    """Raises UsageError unless there is such a codec."""
+    require(kind in CODECS, "codec", kind, f"must be one of {', '.join(CODECS)}")
+
+
+def codec_config(kind: object, values: object) -> CodecConfig:
+    """The configuration that a file holds of a codec of this kind.
+
+    Raises:
+        BadContainer: an unknown kind, or `values` is no configuration of it.
+    """
+    if not isinstance(kind, str) or kind not in CODECS:
+        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")
+    return CODECS[kind].config.from_dict(values)

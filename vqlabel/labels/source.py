@@ -14,17 +14,12 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.schema import OWN_COLUMNS
 from vqlabel.typed import typed_fields
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
 ABSENT = 64.0  # nats below a label's largest logit from which on a class was not kept, where labels hold k classes: at T = 1 its share is 1e-28
-
-
-OF_RECORDS = ("image", "crop", "flip", "cutout", "patches", "ops", "seed")  # columns of a batch with a row a record
-OF_PARTNERS = ("partner_image", "partner_crop", "partner_flip")  # likewise, of what is mixed in
-OF_BATCHES = ("mix_index", "mix_lam", "mix_box")
-PARTS_MOST, OPS_MOST = 256, 64  # strips of an image along a side; operations of RandAugment
 
 
 class Place(NamedTuple):
@@ -93,6 +88,16 @@ class Context:
     partner_flip: NDArray[np.bool_] | None = None  # [n]
     box: NDArray[np.int64] | None = None  # [n, 4] row0, col0, row1, col1 in pixels of the view
 
+    @classmethod
+    def join(cls, parts: Sequence["Context"]) -> "Context":
+        """The contexts of several batches as one; a field is there where every part has it."""
+
+        def joined(name: str) -> Any:
+            values = [getattr(part, name) for part in parts]
+            return None if any(value is None for value in values) else np.concatenate(values)
+
+        return cls(**{one.name: joined(one.name) for one in fields(cls)})
+
     def rows(self, at: slice) -> "Context":
         """Of the records `at`."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -134,7 +139,7 @@ class LabelBatch:
     def rows(self, at: NDArray[np.int64]) -> "LabelBatch":
         """Of the records `at`, whose partners are then no records of the batch."""
         context = self.context()
-        own = {name: getattr(self, name) for name in OF_RECORDS}
+        own = {name: getattr(self, name) for name in OWN_COLUMNS}
         partners = {"partner_image": context.partner, "partner_crop": context.partner_crop, "partner_flip": context.partner_flip}
         chosen: dict[str, Any] = {name: None if value is None else value[at] for name, value in {**own, **partners}.items()}
         return replace(self, labels=self.labels[at], mix_index=None, **chosen)

@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from vqlabel.config import VqaeConfig
+from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.container.layout import CHUNKS, SEAL
 from vqlabel.errors import BadContainer
+from vqlabel.labels.schema import COLUMNS, MAX_IMAGES
 from vqlabel.metrics.code_usage import Usage
 from vqlabel.report.published import break_even
 from vqlabel.views.recipe import DrawnColumns
-from vqlabel.vql.column_limits import COLUMNS, IMAGES_MOST, PREFIX
+from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.file import CODEC, VqlFile
-from vqlabel.vql.ragged_codes import CODES, COUNTS
 
 VIEWS = 300  # views per image of the published settings (SRe2L, LPLD, LPQLD, CDA: 300 epochs)
 ORDER = ("image", "batch", "drawn", "names")  # columns that say which image a record belongs to; the others are augmentation
@@ -134,7 +134,8 @@ def account(file: VqlFile) -> Account:
         Row(part="header and seal", group="container", bytes=used + 32, grows=FIXED),
         Row(part="padding", group="container", bytes=box.header_area - used + padding, grows=FIXED),
     ]
-    usage = _usage(file) if kind == "vqae" and file.records else None
+    books = file.config.codebooks
+    usage = None if books is None or not file.records else _usage(file, *books)
     return Account(
         path=str(box.path),
         records=file.records,
@@ -154,15 +155,13 @@ def _images(file: VqlFile) -> int | None:
     """How many images the labels are of."""
     if isinstance(file.columns, DrawnColumns):
         return file.columns.recipe.images  # an epoch shows each of them
-    seen = np.zeros(IMAGES_MOST, bool)
+    seen = np.zeros(MAX_IMAGES, bool)
     for at in range(0, file.records, IMAGE_RECORDS):
         image = file.columns.image(np.arange(at, min(at + IMAGE_RECORDS, file.records)))
         if image is None:
             return None
-        if int(image.max()) >= IMAGES_MOST:
-            raise BadContainer(
-                f"{file.container.path}: a label of image {int(image.max())}; the format allows {IMAGES_MOST} images"
-            )
+        if int(image.max()) >= MAX_IMAGES:
+            raise BadContainer(f"{file.container.path}: a label of image {int(image.max())}; the format allows {MAX_IMAGES} images")
         seen[image] = True
     return int(seen.sum())
 
@@ -195,11 +194,8 @@ def _size(file: VqlFile, name: str) -> int:
     return section.stop - section.start
 
 
-def _usage(file: VqlFile) -> Usage:
+def _usage(file: VqlFile, slots: int, k: int) -> Usage:
     """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
-    config = file.config
-    assert isinstance(config, VqaeConfig)
-    slots, k = config.slots, config.codebook_size
     book = file.container.sections.get(CODEC + "decoder.codebook")
     if slots and (book is None or 8 * (book.stop - book.start) < slots * k):  # a code is a bit or more of it
         raise BadContainer(f"{file.container.path}: its codebook is too small for {slots} slots of {k} codes; damaged or forged")

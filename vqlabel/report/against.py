@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqlabel.codecs import Calibration
 from vqlabel.config import MIX
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.labels.pruning import Pruned
+from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
 from vqlabel.threads import large_operations
+from vqlabel.vql.decode import DTYPES, decode_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.unpack import DTYPES, decode_steps, narrow, read_codec
 
 DIFFERS = 0.01  # share of a figure by which that of float32 labels is another; of figures below it, a share of it
 
@@ -51,9 +51,9 @@ def compare(
             f"{source.path} holds {source.domain}, {where} holds {file.label['domain']}: not the dump it was packed from"
         )
     codec = read_codec(file).to(device)
-    temperatures = tuple(getattr(codec.config, "temperature", (1.0,)))
+    temperatures = codec.config.temperatures
     dtype, sigmoid = DTYPES[file.label["dtype"]], source.domain == "sigmoid"
-    sets = codec.holds_sets or (source.support is not None and source.support.rest == "zero")
+    sets = codec.config.holds_sets or (source.support is not None and source.support.rest == "zero")
     measure, degrees = likelihood_of(source.domain).distortion, temperatures if sigmoid else MIX
     distortion, before = (measure(temperatures=degrees, domain=source.domain, sets=sets) for _ in range(2))
     calibration = None if sigmoid else Calibration(domain=source.domain, temperatures=temperatures)

@@ -8,17 +8,19 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs import Distortion, FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs import FitHooks, LabelCodec, LabelSample
+from vqlabel.codecs.fit import fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, UsageError, require
 from vqlabel.labels import Context, LabelSource, open_labels
-from vqlabel.metrics.distortion import as_logits
+from vqlabel.metrics.distortion import Distortion, as_logits
 from vqlabel.progress import Progress, silent
 from vqlabel.report.baselines import HALF_MOST, PEERS, Faiss, Peer, Seen, import_faiss
 from vqlabel.report.student_benchmark import Lesson, Recode
 from vqlabel.threads import large_operations
-from vqlabel.workflows.fit import code_bits, measure, read_sample
+from vqlabel.workflows.fit_report import code_bits, measure
+from vqlabel.workflows.sample import read_sample
 
 BITS = (8, 16, 32, 64, 128, 256)
 BITS_MOST = 1 << 16  # of a rate: more than raw labels of 4,096 classes
@@ -205,7 +207,8 @@ class _Bench:
         if prior is False and rate in self.without_prior:
             return self.without_prior[rate]
         config = replace(self.config, bits=rate, prior=prior)
-        codec = VqaeCodec.fit(self.sample, config, FitHooks(progress=self.progress)).eval()
+        codec = fit_codec(self.sample, config, FitHooks(progress=self.progress))
+        assert isinstance(codec, VqaeCodec)
         found = measure_codec(codec.calibrated(), self.sample)
 
         def recode(labels: Tensor, context: Context | None) -> Tensor:

@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
-from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
+from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.typed import typed_arguments
+from vqlabel.vql.decode import as_tensor, check_batch_memory, decode, read_codec
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.unpack import as_tensor, check_batch_memory, decode, read_codec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +181,7 @@ class VqlDataset(Dataset[Tensor]):
         def tensor(array: np.ndarray[Any, Any] | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
 
-        arrays = {name: tensor(getattr(said, name)) for name in (*OF_RECORDS, *OF_PARTNERS, "mix_index")}
+        arrays = {name: tensor(getattr(said, name)) for name in (*OWN_COLUMNS, *PARTNER_COLUMNS, "mix_index")}
         return TrainingBatch(labels=self._decode(record), place=said.place, mix_lam=said.mix_lam, mix_box=said.mix_box, **arrays)
 
 

@@ -23,7 +23,7 @@ from vqlabel.labels.images import class_folders, list_images
 from vqlabel.training.dataset import VqlDataset
 from vqlabel.training.views import Whole, held_against, stored_epochs
 from vqlabel.views.image_folder import pillow
-from vqlabel.workflows.unpack import DTYPES, narrow
+from vqlabel.vql.decode import DTYPES, narrow
 
 if TYPE_CHECKING:
     from PIL.Image import Image

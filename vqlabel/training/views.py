@@ -16,7 +16,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import LabelBatch
 from vqlabel.labels.image_set import ImageSet
-from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
+from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.philox import below, bits, shuffled
 from vqlabel.training.dataset import VqlDataset
 from vqlabel.typed import typed_arguments
@@ -267,7 +267,7 @@ def some_views(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size
     """[n, size, size, 3] views of some slots of a batch; what is mixed into them is rendered too, and no more."""
     index = batch.mix_index
     shown = np.unique(slots if index is None else np.append(slots, index[slots]))
-    columns = {name: getattr(batch, name) for name in (*OF_RECORDS, *OF_PARTNERS)}
+    columns = {name: getattr(batch, name) for name in (*OWN_COLUMNS, *PARTNER_COLUMNS)}
     chosen: dict[str, Any] = {name: None if column is None else column[shown] for name, column in columns.items()}
     part = replace(batch, labels=batch.labels[shown], **chosen)
     if index is not None:  # what is mixed into a view that is only there to be mixed in, nobody sees

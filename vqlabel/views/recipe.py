@@ -16,9 +16,9 @@ from vqlabel.errors import require
 from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.places import Places
+from vqlabel.labels.schema import MAX_BATCHES
 from vqlabel.philox import below, bits, shuffled, uniform
 from vqlabel.views.crops import SIDE_MOST, to_shares
-from vqlabel.vql.column_limits import BATCHES_MOST
 
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
@@ -30,7 +30,7 @@ _KEPT = 1 << 24  # indices of epochs' orders that are remembered
 _TOGETHER = 1 << 16  # images of a batch: of two of them the columns are drawn when a file is opened, 2 us a view
 _PIECE = 2048  # views drawn at a time, so that their random bits stay in a core's cache
 _RANGES = (
-    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, BATCHES_MOST), ("batch", 1, 1 << 24), ("view", 1, SIDE_MOST)
+    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, SIDE_MOST)
 )  # fmt: skip
 
 
@@ -69,7 +69,7 @@ class Recipe:
         require(together <= _TOGETHER, "batch", self.batch, f"must be at most {_TOGETHER} images")
         batches = self.epochs * self.batches
         require(
-            batches <= BATCHES_MOST, "epochs", self.epochs, f"makes {batches} batches; {BATCHES_MOST} are allowed: use larger ones"
+            batches <= MAX_BATCHES, "epochs", self.epochs, f"makes {batches} batches; {MAX_BATCHES} are allowed: use larger ones"
         )
 
     @property

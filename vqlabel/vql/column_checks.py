@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from vqlabel.config import VIEW_MOST
 from vqlabel.errors import BadContainer
-from vqlabel.vql.columns import CROPS, ColumnReader, as_lambda
+from vqlabel.labels.schema import CROP_COLUMNS
+from vqlabel.vql.columns import ColumnReader, as_lambda
 
 Found = Iterator[tuple[str, Any]]  # what may be wrong, and [n] of which records or batches it is
 
@@ -30,7 +31,7 @@ def check_columns(columns: ColumnReader) -> None:
 
 
 def _records(columns: ColumnReader, record: NDArray[np.int64]) -> Found:
-    for name in CROPS:
+    for name in CROP_COLUMNS:
         crop = columns.crop(record, name)
         if crop is not None:
             inside = (crop >= 0) & (crop <= 1)  # what lies beyond the image is cut off: halves round so

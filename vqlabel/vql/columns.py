@@ -19,14 +19,21 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.places import Places
+from vqlabel.labels.schema import (
+    COLUMNS,
+    CROP_COLUMNS,
+    FLOAT_COLUMNS,
+    INTEGER_COLUMNS,
+    MAX_BATCH_RECORDS,
+    MAX_BATCHES,
+    MAX_IMAGES,
+    MAX_NAME_BYTES,
+)
 from vqlabel.views.crops import SizeFinder, to_pixels, to_shares
-from vqlabel.vql.column_limits import BATCH_RECORDS_MOST, BATCHES_MOST, IMAGES_MOST, NAMES_MOST, PREFIX, check_streams
+from vqlabel.vql.column_limits import PREFIX, check_streams
 
 _SPOOL_ROWS = 1 << 16
-INTEGERS = ("image", "flip", "mix_index", "partner_image", "partner_flip", "patches", "seed")  # columns with a row a record
-FLOATS = ("crop", "partner_crop", "cutout", "ops")  # likewise, of float32
-CROPS = {"crop": "image", "partner_crop": "partner_image"}  # shares of an image's sides, and the image
-AUGMENTATION = (*(name for name in INTEGERS if name != "image"), *FLOATS, "mix_lam", "mix_box")
+AUGMENTATION = tuple(name for name, column in COLUMNS.items() if column.of and name != "image")
 ONE_SIZE = np.ones((1, 2), np.int64)
 
 
@@ -60,21 +67,21 @@ class ColumnWriter:
                     f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes"
                 )
         self._batches += 1
-        if self._batches > BATCHES_MOST:
-            raise BadLabels(f"the dump has more than {BATCHES_MOST} batches; the format allows no more: use larger batches")
-        if len(batch) > BATCH_RECORDS_MOST:
+        if self._batches > MAX_BATCHES:
+            raise BadLabels(f"the dump has more than {MAX_BATCHES} batches; the format allows no more: use larger batches")
+        if len(batch) > MAX_BATCH_RECORDS:
             raise BadLabels(
-                f"epoch {batch.place.epoch}, batch {batch.place.batch} has {len(batch)} labels; the format allows {BATCH_RECORDS_MOST} "
+                f"epoch {batch.place.epoch}, batch {batch.place.batch} has {len(batch)} labels; the format allows {MAX_BATCH_RECORDS} "
                 "in a batch: cut it into smaller ones"
             )
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
-        for name in INTEGERS:
+        for name in INTEGER_COLUMNS:
             value = getattr(batch, name)
             if value is not None and (name != "image" or self._order == "explicit"):
-                if name in ("image", "partner_image") and len(batch) and int(value.max()) >= IMAGES_MOST:
-                    raise BadLabels(f"image index {int(value.max())} is above {IMAGES_MOST - 1}; number the images from 0")
+                if name in ("image", "partner_image") and len(batch) and int(value.max()) >= MAX_IMAGES:
+                    raise BadLabels(f"image index {int(value.max())} is above {MAX_IMAGES - 1}; number the images from 0")
                 self._put(name, flat(value).astype(np.int64))
-        for name in FLOATS:
+        for name in FLOAT_COLUMNS:
             value = getattr(batch, name)
             if value is not None:
                 self._put_floats(name, flat(value))
@@ -126,11 +133,11 @@ class ColumnWriter:
         sizes = self._sizes.found() if "crop" in self._spools else None
         for name in sorted(self._spools):
             spool = self._spools[name]
-            if name in FLOATS:
+            if name in FLOAT_COLUMNS:
                 self._says[name] = "float16" if self._halves[name] else "float32"
-                if name in CROPS and sizes is not None:
+                if name in CROP_COLUMNS and sizes is not None:
                     self._says[name] = "integers"
-                    images = self._spools.get(CROPS[name]) if len(sizes) > 1 else None
+                    images = self._spools.get(CROP_COLUMNS[name]) if len(sizes) > 1 else None
                     spool = self._changed(spool, lambda shares, size: to_pixels(shares.view(np.float32), size), images, sizes)
                     if name == "crop":
                         yield "image_size", [sizes.astype(np.uint32)], sizes.max(0)
@@ -159,8 +166,8 @@ def _joined(names: Sequence[str]) -> bytes:
     if odd is not None:
         raise BadLabels(f"an image is named {odd!r}; names are one line of UTF-8: rename it")
     text = "\n".join(names).encode()
-    if len(text) > NAMES_MOST:
-        raise BadLabels(f"the names of the images are {len(text)} bytes; the format allows {NAMES_MOST}: use numbers")
+    if len(text) > MAX_NAME_BYTES:
+        raise BadLabels(f"the names of the images are {len(text)} bytes; the format allows {MAX_NAME_BYTES}: use numbers")
     return text
 
 
@@ -208,9 +215,11 @@ class ColumnReader:
 
     def __init__(self, reader: ContainerReader, says: dict[str, Any], records: int) -> None:
         self._reader, self.path = reader, reader.path
-        self.order, self._floats = str(says.get("order")), {name: says[name] for name in FLOATS if name in says}
+        self.order, self._floats = str(says.get("order")), {name: says[name] for name in FLOAT_COLUMNS if name in says}
         where = reader.path
-        kinds = {name: ("integers", "float16", "float32") if name in CROPS else ("float16", "float32") for name in FLOATS}
+        kinds = {
+            name: ("integers", "float16", "float32") if name in CROP_COLUMNS else ("float16", "float32") for name in FLOAT_COLUMNS
+        }
         if self.order not in ("explicit", "rows", "none") or any(kind not in kinds[name] for name, kind in self._floats.items()):
             raise BadContainer(f"{where}: vql.columns is {str(says)[:120]}; damaged or from a newer version")
         if PREFIX + "batch" not in reader.streams:
@@ -220,8 +229,8 @@ class ColumnReader:
         many = table[:, 2].astype(np.int64)
         if int(many.sum()) != records:
             raise BadContainer(f"{where}: its batches hold {int(many.sum())} records, the header says {records}")
-        if int(many.max(initial=0)) > BATCH_RECORDS_MOST:
-            raise BadContainer(f"{where}: a batch of {int(many.max())} records; the format allows {BATCH_RECORDS_MOST}")
+        if int(many.max(initial=0)) > MAX_BATCH_RECORDS:
+            raise BadContainer(f"{where}: a batch of {int(many.max())} records; the format allows {MAX_BATCH_RECORDS}")
         self.places = Places(table[:, 0], table[:, 1])
         self.starts = np.append(0, np.cumsum(many))
         integers = "integers" in self._floats.values()

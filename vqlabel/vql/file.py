@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.config import CodecConfig, VqaeConfig, codec_config
+from vqlabel.codecs.config import CODES, COUNTS, CodecConfig
+from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 from vqlabel.labels import About, Support
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
+from vqlabel.labels.schema import MAX_IMAGES
 from vqlabel.views.recipe import DrawnColumns, Recipe
-from vqlabel.vql.column_limits import IMAGES_MOST
-from vqlabel.vql.ragged_codes import CODES, COUNTS, VARIABLE_SLOTS, CountedCodes
+from vqlabel.vql.ragged_codes import VARIABLE_SLOTS, RaggedCodes
 from vqlabel.vql.seeded import DrawnPart, read_columns
 
 CODEC = "codec."
 SIGMOID_LABELS = "sigmoid_labels"  # in `vql.requires`: labels are logits of classes that each have a probability of their own
-NO_CODES = (1,)  # a label of 0 slots is a bit that is 0, so that the number of records stays backed by bytes
 
 
 class VqlFile:
@@ -61,9 +61,9 @@ class VqlFile:
             raise BadContainer(
                 f"{path}: vql.requires is {self.container.requires}, the labels' domain {self.label['domain']}; damaged or forged"
             )
-        self._counted = self._variable()
+        self._ragged = self._ragged_codes()
         self._check_widths()
-        self.records = self.container.streams[COUNTS if self._counted else CODES].rows
+        self.records = self.container.streams[COUNTS if self._ragged else CODES].rows
         self.columns = read_columns(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
 
@@ -142,7 +142,7 @@ class VqlFile:
             epoch, starts, whole = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
             others = np.flatnonzero(self.columns.places.epoch != epoch)
             last = int(others[0]) if len(others) else len(starts) - 1
-            if starts[last] - starts[0] <= IMAGES_MOST:  # more are no whole epoch
+            if starts[last] - starts[0] <= MAX_IMAGES:  # more are no whole epoch
                 image = self.columns.image(np.arange(starts[0], starts[last]))
                 assert image is not None  # `has` said so
                 whole.add(epoch, image)
@@ -157,7 +157,7 @@ class VqlFile:
     @property
     def counted(self) -> bool:
         """Whether labels have numbers of codes of their own, and a count in front of them."""
-        return self._counted is not None
+        return self._ragged is not None
 
     @property
     def code_bits(self) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ class VqlFile:
     def label_bits(self) -> float:
         """Code bits of a label: the widths of its codes; where codes are entropy-coded, and of variable labels, what the mean label takes."""
         codes = self.container.streams[CODES]
-        if self._counted:
+        if self._ragged:
             stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
         elif codes.coding == "ans":
             stored = 8 * self.container.stored(CODES)
@@ -181,11 +181,11 @@ class VqlFile:
 
         Of variable labels [stop - start, 1 + m]: the count of a label, its codes, 0 beyond them.
         """
-        return self._checked(self._counted.rows(start, stop) if self._counted else self.container.rows(CODES, start, stop))
+        return self._checked(self._ragged.rows(start, stop) if self._ragged else self.container.rows(CODES, start, stop))
 
     def take_codes(self, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
         """[n, m] codes, or [n, 1 + m], of the records at `index`, each in [0, records)."""
-        return self._checked(self._counted.take(index) if self._counted else self.container.take(CODES, index))
+        return self._checked(self._ragged.take(index) if self._ragged else self.container.take(CODES, index))
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
         """An index outside its codebook poisons a GPU process, so none leaves this place."""
@@ -198,27 +198,26 @@ class VqlFile:
                 )
         return codes[:, : len(self.code_bits)]
 
-    def _variable(self) -> CountedCodes | None:
-        """How codes are read where labels have numbers of their own; header and configuration must agree on that."""
-        variable = self.config if isinstance(self.config, VqaeConfig) and self.config.variable else None
-        if (variable is not None) != (VARIABLE_SLOTS in self.container.requires):
+    def _ragged_codes(self) -> RaggedCodes | None:
+        """How codes are read where labels have different numbers of them; header and configuration must agree on that."""
+        most = self.config.max_codes
+        if (most is not None) != (VARIABLE_SLOTS in self.container.requires):
             raise BadContainer(
                 f"{self.container.path}: vql.requires is {self.container.requires}, the codec's slots are "
-                f"{'variable' if variable else 'fixed'}; damaged or forged"
+                f"{'fixed' if most is None else 'variable'}; damaged or forged"
             )
-        return CountedCodes(self.container, variable.slots) if variable else None
+        return None if most is None else RaggedCodes(self.container, most)
 
     def _check_widths(self) -> None:
-        """Before a code is read: streams whose fields are not the codec's."""
-        widths = tuple(self.config.widths)
-        wanted = {COUNTS: widths[:1], CODES: widths[1:2]} if self._counted else {CODES: widths or NO_CODES}
-        for name, bits in wanted.items():
-            stream = self.container.streams.get(name)
+        """Before a code is read: refuse streams whose fields are not the codec's."""
+        for expected in reversed(self.config.streams):
+            stream = self.container.streams.get(expected.name)
             if stream is None:
-                raise BadContainer(f"{self.container.path}: has no {name}; damaged or forged")
-            if stream.bits != bits:
+                raise BadContainer(f"{self.container.path}: has no {expected.name}; damaged or forged")
+            if stream.bits != expected.bits:
                 raise BadContainer(
-                    f"{self.container.path}: {name} of {_runs(stream.bits)} bits, the codec's are {_runs(bits)}; damaged or forged"
+                    f"{self.container.path}: {expected.name} of {_runs(stream.bits)} bits, the codec's are {_runs(expected.bits)}; "
+                    "damaged or forged"
                 )
 
 

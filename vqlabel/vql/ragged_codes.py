@@ -4,16 +4,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.bitstream import join_counted
+from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 
-COUNTS, CODES = "counts", "codes"
 VARIABLE_SLOTS = "variable_slots"  # in `vql.requires` of such a file
 
 Codes = NDArray[np.unsignedinteger]
 
 
-class CountedCodes:
+class RaggedCodes:
     """Codes of any labels, as [n, 1 + m]: a label's count, its codes, and 0 beyond them.
 
     The first code of every chunk of counts is found by one pass when a code is first read; a number a chunk is kept.

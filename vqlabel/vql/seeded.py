@@ -16,6 +16,7 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, NoSuchFile, UsageError, VqlabelError
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.schema import DRAWN_COLUMNS, NEVER_DRAWN
 from vqlabel.labels.source import in_order
 from vqlabel.storage.filetypes import read_text
 from vqlabel.storage.targets import RECORD, appearing
@@ -27,8 +28,6 @@ SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
 KEPT_LEAST = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
 IMAGES_A_BYTE = 256  # of a file, at most: an epoch's order is drawn of all images, 0.3 us and 40 bytes each
-COMPARED = ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box")
-NEVER_DRAWN = ("partner_image", "cutout", "patches", "ops", "seed")
 
 
 class DrawnPart:
@@ -145,7 +144,7 @@ def digest(drawn: DrawnColumns) -> str:
     total = hashlib.sha256()
     for at in (0, len(drawn.places) - 1):
         batch = drawn.batch(at, np.empty((0, 0), np.float32))
-        for name in COMPARED:
+        for name in DRAWN_COLUMNS:
             value = getattr(batch, name)
             if value is not None:
                 total.update(np.ascontiguousarray(value).tobytes())
@@ -158,7 +157,7 @@ def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) ->
         if getattr(batch, name) is not None and not (name == "patches" and in_order(batch.patches)):
             raise BadLabels(f"{where}: has {name}, which no recipe draws; pack with --augmentation keep")
     want = drawn.batch(at, batch.labels)
-    for name in COMPARED:
+    for name in DRAWN_COLUMNS:
         found, wanted = getattr(batch, name), getattr(want, name)
         same = found is None and wanted is None
         if name == "crop" and found is not None and wanted is not None:  # LPQLD writes halves

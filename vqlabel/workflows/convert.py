@@ -32,7 +32,7 @@ def open_any(
         return open_labels(path, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
     if layout or domain or images or classes or columns or array or axes:
         raise UsageError(f"{path}: a .vql file records its layout, domain, classes, images and axes itself; name none")
-    from vqlabel.workflows.unpack import VqlSource
+    from vqlabel.vql.source import VqlSource
 
     return VqlSource(path, dtype=dtype)
 

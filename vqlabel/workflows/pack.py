@@ -1,140 +1,231 @@
-"""Records -> codes -> bytes -> `.vql`: one pass over the dump, memory bounded by a batch."""
+"""A dump -> a `.vql`: fit a codec where none is given, encode in one pass, memory bounded by a batch."""
 
 import hashlib
-import itertools
-import sys
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import fields
+from contextlib import closing
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-import vqlabel
-from vqlabel.bitstream import split_counted
-from vqlabel.codecs import LabelCodec, load_codec
-from vqlabel.codecs.fitted_on import FittedOn, digest_of
-from vqlabel.codecs.vqae.sizing import CHUNK_CODES
-from vqlabel.config import PriorConfig
-from vqlabel.container import ContainerWriter, canonical
-from vqlabel.errors import UsageError
-from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
+from vqlabel.codecs import CODECS, LabelCodec, load_codec
+from vqlabel.codecs.at_config import at_config
+from vqlabel.codecs.config import CODES, COUNTS
+from vqlabel.config import FitConfig
+from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, require
+from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
+from vqlabel.labels.pruning import Pruned
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import check_apart
-from vqlabel.threads import worker_count
+from vqlabel.storage.targets import VQL, check_apart, check_target
 from vqlabel.typed import typed_arguments
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
-from vqlabel.vql.columns import ColumnWriter, Spool
-from vqlabel.vql.file import CODEC, NO_CODES, SIGMOID_LABELS, VqlFile
-from vqlabel.vql.ragged_codes import CODES, COUNTS, VARIABLE_SLOTS
-from vqlabel.vql.seeded import NEVER_DRAWN, SEEDED_VIEWS, VIEW_COLUMNS, check_drawn, known_views, write_drawn
-
-ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded at a time
-SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
-Codes = NDArray[np.unsignedinteger]  # [n, m]
-_NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
+from vqlabel.vql.file import VqlFile
+from vqlabel.vql.seeded import check_drawn, drawn_bits, read_recipe, recipe_file
+from vqlabel.vql.writer import VqlWriter
+from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, describe_fit, encoded
+from vqlabel.workflows.fit import fit
+from vqlabel.workflows.quality import fit_quality
 
 
 @typed_arguments
 def pack(
     dump: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],
+    config: FitConfig | None = None,
     *,
-    codec: LabelCodec | str | PathLike[str],
+    codec: LabelCodec | str | PathLike[str] | None = None,
+    effort: str = "normal",
+    augmentation: str | DrawnColumns = "keep",
+    keep: float | None = None,
+    by: str = "epoch",
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Encode a dump into a `.vql` file, fitting a codec first where none is given: what `vqlabel pack` does.
+
+    Args:
+        dump: a path for `open_labels`, or a source.
+        config: of the codec to fit, or the rate at which a fitted one is used; its seed chooses what `keep` keeps.
+        codec: a fitted codec (`fit`, `load_codec`), or the path of its file; None: one is fitted.
+        effort: "fast", "normal" or "best": how hard the search for the best codes of a label is (`vqae.choose.SWEEPS`, `BEAM`).
+        augmentation: "keep": as the dump has it; "seeded": by the recipe beside the dump, or by a recipe in memory, whose seed is stored
+            in the place of the augmentation, after every batch was compared with what the recipe draws.
+        keep: share of the dump to keep, 0 < keep <= 1: label pruning; None: all, and the file records no pruning.
+        by: what is kept or dropped as a whole: "epoch", "batch" or "view".
+
+    Returns:
+        records, classes, epochs, bytes, and code_bits per label before any coding: where their number differs, of the mean label, its count
+        as it is stored included; stored_code_bits, what they take in the file; augmentation_bits per label of augmentation and order:
+        `stored`, what they take in the file, with a recipe about what they would take `if_kept`, without one what they would take
+        `if_seeded` where a recipe lies beside the dump; empty where the dump has neither; `fit`, see `quality.fit_quality`; `notes`,
+        sentences on what a user might not expect.
+
+    Raises:
+        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views; or `out` is no
+            place for a .vql file (`targets.check_target`, `targets.check_apart`).
+        BadLabels: the dump is malformed, or changed while it was read; nothing is written.
+        TargetExists: `out` is there and `overwrite` is false.
+    """
+    check_target(out, VQL, overwrite=overwrite)
+    require(
+        isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded"),
+        "augmentation",
+        augmentation,
+        "must be keep or seeded",
+    )
+    config = config or FitConfig()
+    source = dump if isinstance(dump, LabelSource) else open_labels(dump)
+    source = source if keep is None else Pruned(source, keep, by, config.seed)
+    codec_file = None if codec is None or isinstance(codec, LabelCodec) else Path(codec)
+    check_apart(out, *source.inputs, beside=() if codec_file is None else (codec_file,))
+    if isinstance(augmentation, DrawnColumns):
+        drawn: DrawnColumns | None = augmentation
+    else:
+        drawn = read_recipe(recipe_file(source.path)) if augmentation == "seeded" else None
+    if drawn is not None:
+        check_recipe(source, drawn)
+    fitted, report, notes = _fitted_codec(source, config, codec, progress)
+    found = encode_dump(
+        source, out, fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
+    )
+    if drawn is None and found["augmentation_bits"] and recipe_file(source.path).exists():
+        notes += _add_seeded_price(found, recipe_file(source.path))
+    notes += _size_notes(found, source, fitted)
+    if report:
+        found["fit"] = fit_quality(report, sum(fitted.code_bits), None if codec_file is None else str(codec_file))
+    return {**found, **noted(list(dict.fromkeys([*found.get("notes", ()), *notes])))}
+
+
+def _fitted_codec(
+    source: LabelSource, config: FitConfig, codec: LabelCodec | str | PathLike[str] | None, progress: Progress
+) -> tuple[LabelCodec, dict[str, Any], list[str]]:
+    """The codec at the rate that `config` names, the report of its fit where there is one, and notes for the user."""
+    if codec is None:
+        fitted, report = fit(source, config, progress=progress)
+        return fitted, report, list(report.get("notes", ()))
+    if isinstance(codec, LabelCodec):
+        return at_config(codec, replace(config, seed=0)), {}, []
+    if not Path(codec).exists():
+        raise NoSuchFile(f"{codec}: no such file; name a codec that `vqlabel fit` wrote, or one to fit first: {', '.join(CODECS)}")
+    loaded, report = load_codec(codec)
+    fitted = at_config(loaded, config)
+    notes = []
+    if config.bits not in (None, sum(fitted.code_bits)) and fitted.config.max_codes is None:
+        notes.append(
+            f"--bits {config.bits}: {codec} has codes of {max(fitted.code_bits)} bits, so {sum(fitted.code_bits)} bits of codes are "
+            "stored a label"
+        )
+    return fitted, report, notes
+
+
+def _size_notes(found: dict[str, Any], source: LabelSource, codec: LabelCodec) -> list[str]:
+    dense = found["records"] * source.classes * (4 if source.dtype == "F32" else 2)
+    if found["bytes"] <= dense or not codec.decoder_tensors():
+        return []
+    return [f"{found['bytes']:,} bytes for labels that take {dense:,} as they are: so few of them are best kept with --codec raw"]
+
+
+def _add_seeded_price(found: dict[str, Any], recipe: Path) -> list[str]:
+    """Adds what the augmentation would take as a seed; returns a note where that cannot be told."""
+    try:
+        bits = drawn_bits(read_recipe(recipe))
+    except VqlabelError as error:
+        return [f"what seeded views would take is not known: {error}"]
+    found["augmentation_bits"]["if_seeded"] = round(bits / max(1, found["records"]), 3)
+    return []
+
+
+def encode_dump(
+    source: LabelSource,
+    out: str | PathLike[str],
+    codec: LabelCodec,
+    *,
     effort: str = "normal",
     drawn: DrawnColumns | None = None,
     overwrite: bool = False,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Encode a dump into a `.vql` file.
-
-    Args:
-        dump: a path for `open_labels`, or a source.
-        codec: a fitted codec (`fit`, `load_codec`), or the path of its file.
-        effort: "fast", "normal" or "best": how hard the best codes of a label are looked for (`vqae.SWEEPS`, `vqae.BEAM`).
-        drawn: how the views were drawn (`seeded.read_recipe`): its seed is stored in the place of their augmentation, after every batch was
-            compared with what it draws.
-
-    Returns:
-        records, classes, epochs, bytes, and code_bits per label before any coding: where their number differs, of the mean label, its count as
-        it is stored included; stored_code_bits, what they weigh in the file; augmentation_bits per label of augmentation and order: `stored`,
-        what they weigh in the file, and with `drawn` about what they would weigh `if_kept`; empty where the dump has neither; `notes`, where
-        something about the codec cannot be told, or rows are no labels.
-
-    Raises:
-        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views; or `out` is no
-            place for a .vql file (`files.Partial`, `files.check_apart`).
-        BadLabels: the dump is malformed, or changed while it was read; nothing is written.
-        TargetExists: `out` is there and `overwrite` is false.
-    """
-    source = dump if isinstance(dump, LabelSource) else open_labels(dump)
-    check_apart(out, *source.inputs, beside=() if isinstance(codec, LabelCodec) else (codec,))
-    codec = codec if isinstance(codec, LabelCodec) else load_codec(codec)[0]
+    """Encode a dump by a fitted codec. Returns what `pack` does, without `fit`; raises what it does."""
     check_codec(codec, source)
-    if drawn is not None:
-        check_recipe(source, drawn)
     about = describe_fit(source)
     notes = check_fitted_on(codec, about, source.path)
-    prior: PriorConfig | None = getattr(codec.config, "prior", None)
-    edges = list[int]()
-    other = prior is not None and about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
-    fingerprint, whole, flat = hashlib.sha256(), WholeEpochs(), FlatRows(path=source.path)
-    with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
-        columns = ColumnWriter(writer.path.parent, source.order)
-
-        def parts(encoded: Iterable[tuple[int, list[LabelBatch], Codes]]) -> Iterator[Codes]:
-            for done, batches, codes in encoded:
+    checks = _PassChecks(
+        source, codec, drawn, unknown_view=about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
+    )
+    with codec_on(codec, effort, device), VqlWriter(out, codec.config, source.order, overwrite=overwrite) as writer:
+        with closing(encoded(source, codec, device)) as groups:  # its workers are done before the codec goes back
+            for done, batches, codes in groups:
                 for batch in batches:
-                    columns.add(batch)
-                    flat.add(batch.labels)
-                    if batch.image is not None:
-                        whole.add(batch.place.epoch, batch.image)
-                    if other and batch.mix_box is not None:
-                        edges.append(max(batch.mix_box))
-                    if drawn is not None:
-                        check_drawn(batch, drawn, _number_of(batch, drawn, source), source.path)
-                    fingerprint.update(batch.label_bytes())
-                yield codes
+                    writer.add_columns(batch)
+                    checks.add(batch)
+                writer.add_codes(codes)
                 progress("packing", done, len(source), {})
+        records = writer.end_codes()
+        checks.finish()
+        kept_bits = 0 if drawn is None else writer.column_bits()
+        tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
+        images = _images_of(source, about.images, checks.whole.images() if drawn is None else drawn.recipe.images)
+        made_by = {"labels_sha256": checks.fingerprint.hexdigest()}
+        size = writer.finish(source, tensors, made_by, drawn=drawn, images=images)
+    found = {"path": str(writer.path), "records": records, "classes": source.classes}
+    found |= {"epochs": len({place.epoch for place in source.places}), "bytes": size}
+    return {**found, **_stored_bits(VqlFile(writer.path), None if drawn is None else kept_bits), **noted([*notes, *checks.notes()])}
 
-        with closing(_encoded(source, codec, device)) as encoded:  # its workers are done before the codec goes back
-            records = store_codes(writer, codec, parts(encoded))
-        source.check_unchanged()
-        flat.check()
-        kept = 0 if drawn is None else columns.bits()
-        says = columns.write(writer, source.names) if drawn is None else write_drawn(writer, drawn, source.places)
-        if prior is not None and edges:
-            codec.fitted_on.refuse_edge(max(edges), len(edges), prior, source.path)
-        images = _images_of(source, about.images, whole.images() if drawn is None else drawn.recipe.images)
-        size = finish(writer, codec, source, says, {"labels_sha256": fingerprint.hexdigest()}, images)
-    file = VqlFile(writer.path)
-    bits = file.label_bits
-    stored = 8 * sum(one.stop - one.start for name, one in file.container.sections.items() if name.startswith(PREFIX))
-    prices: dict[str, float] = {"stored": stored} if drawn is None else {"stored": stored, "if_kept": kept}
-    if {name for name in file.container.streams if name.startswith(PREFIX)} == {PREFIX + "batch"}:
-        prices = {}  # the dump has neither
-    codes = sum(file.container.stored(name) for name in (CODES, COUNTS) if name in file.container.streams)
+
+def _stored_bits(file: VqlFile, kept_bits: int | None) -> dict[str, Any]:
+    """Bits per label of codes, and of augmentation and order."""
+    container, count = file.container, max(1, file.records)
+    columns = {name for name in container.streams if name.startswith(PREFIX)}
+    stored = 8 * sum(one.stop - one.start for name, one in container.sections.items() if name.startswith(PREFIX))
+    augmentation: dict[str, float] = {"stored": stored} if kept_bits is None else {"stored": stored, "if_kept": kept_bits}
+    if columns == {PREFIX + "batch"}:
+        augmentation = {}  # the dump has neither
+    codes = sum(container.stored(name) for name in (CODES, COUNTS) if name in container.streams)
     return {
-        "path": str(writer.path),
-        "records": records,
-        "classes": source.classes,
-        "epochs": len({place.epoch for place in source.places}),
-        "bytes": size,
-        "code_bits": bits,
-        "stored_code_bits": round(8 * codes / max(1, records), 4),
-        "augmentation_bits": {name: round(count / max(1, records), 3) for name, count in prices.items()},
-        **noted([*notes, *flat.notes()]),
+        "code_bits": file.label_bits,
+        "stored_code_bits": round(8 * codes / count, 4),
+        "augmentation_bits": {name: round(bits / count, 3) for name, bits in augmentation.items()},
     }
+
+
+class _PassChecks:
+    """What is learned and checked of a dump while its batches go by.
+
+    Attributes:
+        fingerprint: sha256 of all labels, one after the other.
+        whole: which images the epochs show.
+    """
+
+    def __init__(self, source: LabelSource, codec: LabelCodec, drawn: DrawnColumns | None, *, unknown_view: bool) -> None:
+        self._source, self._codec, self._drawn = source, codec, drawn
+        self._prior = codec.config.image_prior if unknown_view else None
+        self._edges, self._flat = list[int](), FlatRows(path=source.path)
+        self.fingerprint, self.whole = hashlib.sha256(), WholeEpochs()
+
+    def add(self, batch: LabelBatch) -> None:
+        """Raises BadLabels where the batch is not the one that the recipe draws."""
+        self._flat.add(batch.labels)
+        if batch.image is not None:
+            self.whole.add(batch.place.epoch, batch.image)
+        if self._prior is not None and batch.mix_box is not None:
+            self._edges.append(max(batch.mix_box))
+        if self._drawn is not None:
+            check_drawn(batch, self._drawn, _number_in_recipe(batch, self._drawn, self._source), self._source.path)
+        self.fingerprint.update(batch.label_bytes())
+
+    def finish(self) -> None:
+        """Raises BadLabels or UsageError where the whole dump is not what the codec, or a file, can hold."""
+        self._source.check_unchanged()
+        self._flat.check()
+        if self._prior is not None and self._edges:
+            self._codec.fitted_on.refuse_edge(max(self._edges), len(self._edges), self._prior, self._source.path)
+
+    def notes(self) -> list[str]:
+        """On rows that are no labels."""
+        return list(self._flat.notes())
 
 
 def _images_of(source: LabelSource, known: ImageSet | None, implied: int | None) -> ImageSet | None:
@@ -163,214 +254,14 @@ def check_recipe(source: LabelSource, drawn: DrawnColumns) -> None:
         )
     if len(source):
         batch = source.read(0)
-        check_drawn(batch, drawn, _number_of(batch, drawn, source), source.path)
+        check_drawn(batch, drawn, _number_in_recipe(batch, drawn, source), source.path)
 
 
-def _number_of(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
-    """Of a batch among those that a recipe draws."""
-    at = batch.place.epoch * drawn.recipe.batches + batch.place.batch
-    if not (0 <= at < len(drawn.places) and drawn.places[at] == batch.place):
+def _number_in_recipe(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
+    """Number of a batch among those that a recipe draws."""
+    number = batch.place.epoch * drawn.recipe.batches + batch.place.batch
+    if not (0 <= number < len(drawn.places) and drawn.places[number] == batch.place):
         raise UsageError(
             f"{source.path}: batch {batch.place.batch} of epoch {batch.place.epoch} is none of its recipe's; pack with --augmentation keep"
         )
-    return at
-
-
-def store_codes(writer: ContainerWriter, codec: LabelCodec, parts: Iterable[Codes]) -> int:
-    """Write the codes of all records, [n, m] at a time. Returns the number of records."""
-    store = _Counted(writer, codec.code_bits) if codec.counted else _Plain(writer, codec.code_bits, codec.codings)
-    for codes in parts:
-        store.append(codes)
-    return store.end()
-
-
-def finish(
-    writer: ContainerWriter,
-    codec: LabelCodec,
-    source: LabelSource,
-    says: dict[str, Any],
-    more: dict[str, Any],
-    images: ImageSet | None = None,
-) -> int:
-    """Write the decoder and the header, after codes and columns. Returns the size of the file.
-
-    Args:
-        says: of the columns, for `vql.columns`.
-        more: for `vql.source`, besides what the dump says of itself.
-        images: which images the labels are of, where that is known.
-    """
-    for name, tensor in codec.decoder_tensors().items():
-        writer.tensor(CODEC + name, _NUMPY[tensor.dtype], tensor.numpy())
-    return writer.finish(
-        {
-            "vql.label": canonical(describe_label(codec, source)),
-            "vql.codec": canonical({"kind": codec.kind, "config": codec.config.to_dict()}),
-            "vql.columns": canonical(says),
-            "vql.source": canonical({**describe_source(source), **more}),
-            "vql.writer": f"vqlabel {vqlabel.__version__}",
-            **({} if images is None else {"vql.images": canonical(images.to_dict())}),
-        },
-        [VARIABLE_SLOTS] * codec.counted
-        + [SEEDED_VIEWS] * (says["order"] == "seeded")
-        + [SIGMOID_LABELS] * (source.domain == "sigmoid")
-        + [VIEW_COLUMNS] * any(PREFIX + name in writer.streams for name in NEVER_DRAWN),
-    )
-
-
-class _Plain:
-    """Codes -> their stream."""
-
-    def __init__(self, writer: ContainerWriter, bits: list[int], codings: tuple[str, ...]) -> None:
-        self._writer, self._none = writer, not bits
-        if bits:
-            writer.begin(CODES, bits, codings)
-        else:
-            writer.begin(CODES, NO_CODES, chunk_rows=CHUNK_CODES)
-
-    def append(self, codes: NDArray[np.unsignedinteger]) -> None:
-        """[n, m]."""
-        self._writer.append(np.zeros((len(codes), 1), np.uint32) if self._none else codes)
-
-    def end(self) -> int:
-        """Returns the number of records."""
-        return self._writer.end().rows
-
-
-class _Counted:
-    """Codes of labels that have different numbers of them -> their stream, and the stream of counts, which waits in a file meanwhile."""
-
-    def __init__(self, writer: ContainerWriter, bits: list[int]) -> None:
-        self._writer, self._bits = writer, bits
-        self._counts = Spool(writer.path.parent, 1)
-        writer.begin(CODES, bits[1:2], chunk_rows=CHUNK_CODES)
-
-    def append(self, codes: NDArray[np.unsignedinteger]) -> None:
-        """[n, 1 + m]."""
-        counts, run = split_counted(codes)
-        self._counts.add(counts)
-        self._writer.append(run)
-
-    def end(self) -> int:
-        """Returns the number of records."""
-        self._writer.end()
-        self._writer.begin(COUNTS, self._bits[:1])
-        for counts in self._counts:
-            self._writer.append(counts)
-        return self._writer.end().rows
-
-
-@contextmanager
-def lent(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
-    """The codec on `device`, with `effort`; it is its owner's, so it goes back as it came."""
-    before, weight = codec.effort, next(itertools.chain(codec.parameters(), codec.buffers()), None)
-    home = "cpu" if weight is None else weight.device
-    try:
-        codec.set_effort(effort)
-        codec.to(device)
-        yield
-    finally:
-        codec.set_effort(before)
-        if weight is not None:
-            codec.to(home)
-
-
-def check_codec(codec: LabelCodec, source: LabelSource) -> None:
-    """Raises UsageError unless `codec` was fitted for labels such as `source` has."""
-    config = codec.config
-    if config.classes != source.classes:
-        raise UsageError(
-            f"{source.path} has {source.classes} classes, the codec was fitted for {config.classes}; fit one on this dump"
-        )
-    if config.domain != source.domain:
-        raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
-    if codec.kind == "raw" and config.dtype != source.dtype:
-        raise UsageError(f"{source.path} is {source.dtype}, the raw codec {config.dtype}; fit raw on this dump (it takes no time)")
-
-
-def describe_fit(source: LabelSource) -> FittedOn:
-    """What is known of a dump's labels, by which others are told from them."""
-    images, view = known_views(source)
-    return FittedOn(images=images, view=view, first_sha256=digest_of(source.read(0)) if len(source) else None)
-
-
-def check_fitted_on(codec: LabelCodec, found: FittedOn, where: Path) -> list[str]:
-    """Refuse a codec whose prior was fitted on other images, or views of another size, than the labels are of.
-
-    Returns:
-        Sentences on what cannot be told.
-
-    Raises:
-        UsageError: it was; names both sides.
-    """
-    prior = getattr(codec.config, "prior", None)
-    return [] if prior is None else codec.fitted_on.refuse_others(found, prior, where)
-
-
-def describe_label(codec: LabelCodec, source: LabelSource) -> dict[str, Any]:
-    """What `vql.label` says. The level of logits, which MSE students need and KL students never see, only `raw` keeps; sigmoid labels have it."""
-    kept = codec.kind == "raw" or source.domain == "sigmoid"
-    said = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": kept}
-    return said if source.support is None else {**said, "support": {"k": source.support.k, "rest": source.support.rest}}
-
-
-def describe_source(source: LabelSource) -> dict[str, Any]:
-    """What `vql.source` says besides a fingerprint."""
-    said = {"layout": source.layout, "temperature": source.temperature, "details": dict(source.details)}
-    return {name: value for name, value in said.items() if value}
-
-
-def _encoded(
-    source: LabelSource, codec: LabelCodec, device: str
-) -> Generator[tuple[int, list[LabelBatch], NDArray[np.unsignedinteger]], None, None]:
-    """(batches read so far, the next batches of about ENCODE_RECORDS records, their codes), in order.
-
-    On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,
-    and for the reader too. So does the reader, whose second thread would spin on a worker's core.
-    """
-    workers = worker_count() if device == "cpu" else 1
-    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    torch.set_num_threads(1)
-    waiting: deque[tuple[int, list[LabelBatch], Future[NDArray[np.unsignedinteger]]]] = deque()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for done, batches in _grouped(source):
-                waiting.append((done, batches, pool.submit(encode, codec, batches, device)))
-                while len(waiting) > workers + 1:
-                    at, group, codes = waiting.popleft()
-                    yield at, group, codes.result()
-            while waiting:
-                at, group, codes = waiting.popleft()
-                yield at, group, codes.result()
-        finally:
-            sys.setswitchinterval(interval)
-            torch.set_num_threads(threads)
-            for _, _, unfinished in waiting:
-                unfinished.cancel()
-
-
-def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
-    most = max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
-    group: list[LabelBatch] = []
-    for at, batch in enumerate(source):
-        group.append(batch)
-        if sum(map(len, group)) >= most or at + 1 == len(source):
-            yield at + 1, group
-            group = []
-
-
-def encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> Codes:
-    """[n, m] uint32 codes of the records of some batches."""
-    labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
-    context = join_contexts([batch.context() for batch in batches]) if codec.uses_context else None
-    return codec.encode(labels, context).cpu().numpy().view(np.uint32)
-
-
-def join_contexts(parts: list[Context]) -> Context:
-    """The contexts of several batches as one; a field is there if every part has it."""
-
-    def join(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else np.concatenate(values)
-
-    return Context(**{field.name: join(field.name) for field in fields(Context)})
+    return number

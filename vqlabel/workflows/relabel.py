@@ -15,9 +15,8 @@ import torch
 from vqlabel.bitstream import narrowest
 from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.raw import RawCodec
-from vqlabel.config import RawConfig
-from vqlabel.container import ContainerWriter
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
 from vqlabel.labels import LabelBatch, LabelSource, writing
 from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
@@ -31,11 +30,12 @@ from vqlabel.typed import typed_arguments
 from vqlabel.views.image_folder import Pictures
 from vqlabel.views.recipe import DrawnColumns, Recipe, Reordered
 from vqlabel.views.render_pil import views
+from vqlabel.vql.decode import as_tensor
 from vqlabel.vql.file import VqlFile
-from vqlabel.vql.seeded import digest, recipe_file, write_drawn, write_recipe
-from vqlabel.workflows.pack import check_codec, check_fitted_on, encode, finish, lent, store_codes
+from vqlabel.vql.seeded import digest, recipe_file, write_recipe
+from vqlabel.vql.writer import VqlWriter
+from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, encode
 from vqlabel.workflows.teachers import Teacher, TeacherFailed
-from vqlabel.workflows.unpack import as_tensor
 
 LAYOUTS = ("sre2l", "lpld", "lpqld", "gvbsm", "edc")  # that record the view of every label
 DTYPES = {"F16": np.float16, "F32": np.float32}
@@ -187,7 +187,7 @@ def relabel(
     check_relabel_target(target, layout, overwrite=overwrite)
     if not into_vql and not path.exists():  # else it is the one that the interrupted run wrote
         check_target(recipe_file(target), RECORD, overwrite=overwrite)
-    with lent(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
+    with codec_on(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
         _label(source, whole, journal, device, progress)
         if into_vql:
             found = _write_vql(source, target, whole, journal, overwrite)
@@ -233,10 +233,12 @@ def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: s
 
 
 def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: Journal, overwrite: bool) -> dict[str, Any]:
-    with ContainerWriter(target, overwrite=overwrite) as writer:
-        store_codes(writer, codec, (rows.astype(np.uint32) for rows in journal))
-        says = write_drawn(writer, source.drawn, source.places)
-        finish(writer, codec, source, says, source.made_by, source.images)
+    tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
+    with VqlWriter(target, codec.config, source.order, overwrite=overwrite) as writer:
+        for codes in journal:
+            writer.add_codes(codes.astype(np.uint32))
+        writer.end_codes()
+        writer.finish(source, tensors, source.made_by, drawn=source.drawn, images=source.images)
     file = VqlFile(target)
     return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
 

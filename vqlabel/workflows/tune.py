@@ -7,11 +7,16 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
-from vqlabel.codecs.vqae.fit.train import facts_of, usual_epochs
-from vqlabel.codecs.vqae.sizing import HEADER, LEAST_BITS, MOST_BITS, USUAL_BITS, Facts, budget_of, file_bytes, resolve
+from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
+from vqlabel.codecs.budget import HEADER, budget_of
+from vqlabel.codecs.vqae.config import VqaeConfig
+from vqlabel.codecs.vqae.fit.budget import LEAST_BITS, MOST_BITS, USUAL_BITS
+from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
+from vqlabel.codecs.vqae.fit.resolve import resolve
+from vqlabel.codecs.vqae.fit.train import usual_epochs
+from vqlabel.codecs.vqae.sizes import file_bytes
 from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
-from vqlabel.config import FitConfig, VqaeConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import temperature_weight
@@ -19,7 +24,9 @@ from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.targets import CODEC, check_apart, check_target
 from vqlabel.threads import small_operations
-from vqlabel.workflows.fit import fit_sample, measure, read_sample, with_temperature
+from vqlabel.workflows.fit import fit_sample, with_temperature
+from vqlabel.workflows.fit_report import measure
+from vqlabel.workflows.sample import read_sample
 
 QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
@@ -90,18 +97,19 @@ def tune(
         config = replace(config, contrast=1.0)
     sample, held_out = read_sample(source, progress)
     if bits is not None:
-        config = replace(config, bytes=max(1, int(bits * facts_of(sample).labels / 8)))
+        config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
     search = Search(sample, config, began + 60 * minutes, tried)
-    budget = budget_of(config, search.facts.labels, search.facts.classes)
+    budget = budget_of(config, search.stats.labels, search.stats.classes)
     if budget is None:
         assert kl is not None
         best = search.reach(kl)
     else:
         best = search.within(budget)
     codec, report = fit_sample(sample, held_out, search.in_time(best), progress=progress)
-    size = file_bytes(codec.config, search.facts.labels)
+    assert isinstance(codec.config, VqaeConfig)
+    size = file_bytes(codec.config, search.stats.labels)
     report |= {
-        "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.facts.labels * sample.classes / size, 1),
+        "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.stats.labels * sample.classes / size, 1),
         "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - began, 1),
     }  # fmt: skip
     if out is not None:
@@ -119,7 +127,7 @@ class Search:
 
     def __init__(self, sample: LabelSample, config: FitConfig, until: float, tried: Callable[[Trial], None]) -> None:
         self.sample, self.config, self.until, self.tried = sample, config, until, tried
-        self.facts: Facts = facts_of(sample)
+        self.stats: DatasetStats = dataset_stats(sample)
         self.trials: list[Trial] = []
 
     def within(self, budget: int) -> Trial:
@@ -141,7 +149,7 @@ class Search:
         """Numbers of slots, the nearest to the rule's first."""
         if self.config.slots is not None or self.config.bits is not None:
             return []
-        each, at = 8 * budget / self.facts.labels, _slots(rule.resolved)
+        each, at = 8 * budget / self.stats.labels, _slots(rule.resolved)
         slots = [at + 1, at - 1, *(round(share * each / rule.resolved.code_bits) for share in SHARES)]
         found: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
         if self.config.codebook_size is None and at * rule.resolved.code_bits <= FEW_BITS:
@@ -182,7 +190,7 @@ class Search:
             if not self.config.variable and (
                 "codebook_size" in options and "slots" not in options and best.resolved.slots
             ):  # as many bits in more, smaller steps, or the other way round
-                width = resolve(config, self.facts).code_bits
+                width = resolve(config, self.stats).code_bits
                 config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
             trial = self.run(config)
         except UsageError:  # this shape has no room in the budget
@@ -194,12 +202,12 @@ class Search:
         others = {name: value for name, value in options.items() if name != "slots"}
         if "slots" not in options:
             return others
-        width = resolve(replace(near, bytes=None, ratio=None, **{"bits": USUAL_LABEL_BITS, **others}), self.facts).code_bits
+        width = resolve(replace(near, bytes=None, ratio=None, **{"bits": USUAL_LABEL_BITS, **others}), self.stats).code_bits
         return {**others, "bits": options["slots"] * width}
 
     def reach(self, kl: float) -> Trial:
         """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
-        labels, classes = self.facts.labels, self.facts.classes
+        labels, classes = self.stats.labels, self.stats.classes
         low, high = math.log(HEADER), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
         at, good, before = min(high, math.log(HEADER + 4 * labels)), None, None
         for _ in range(REACH_TRIALS):
@@ -230,18 +238,19 @@ class Search:
     def run(self, config: FitConfig) -> Trial:
         """Fit quickly and judge held out; a shape that was tried before costs nothing."""
         quick = replace(config, contrast=1.0)
-        resolved = resolve(quick, self.facts)
+        resolved = resolve(quick, self.stats)
         for trial in self.trials:
             if replace(trial.resolved, price=0.0) == resolved:
                 return trial
         began = time.monotonic()
         passes = self._quick_passes()
-        codec = CODECS["vqae"][0].fit(self.sample, replace(quick, epochs=passes), FitHooks()).eval()
+        codec = fit_codec(self.sample, replace(quick, epochs=passes))
+        assert isinstance(codec.config, VqaeConfig)
         found = measure(codec, self.sample, "held", codec.config.temperature)
         kl = {name: value for name, value in found.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
         trial = Trial(
-            config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.facts.labels), loss=round(loss, 6), kl=kl,
+            config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.stats.labels), loss=round(loss, 6), kl=kl,
             seconds=round(time.monotonic() - began, 1),
         )  # fmt: skip
         self.trials.append(trial)

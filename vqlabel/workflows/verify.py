@@ -9,8 +9,8 @@ from vqlabel.errors import BadContainer
 from vqlabel.typed import typed_arguments
 from vqlabel.vql.column_checks import check_columns
 from vqlabel.vql.columns import ColumnReader
+from vqlabel.vql.decode import decode_steps, read_codec
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.unpack import decode_steps, read_codec
 
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # read at a time; a code takes 4 bytes at most
 

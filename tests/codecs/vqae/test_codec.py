@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel import FitConfig
-from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
+from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, fit_codec, load_codec, save_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.codecs.vqae.fit.train import facts_of
-from vqlabel.codecs.vqae.sizing import resolve
+from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
+from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.weights import SCALE
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl
@@ -35,7 +35,7 @@ def labels() -> Tensor:
 
 def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype="F16")
-    codec = VqaeCodec.fit(
+    codec = fit_codec(
         sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "contrast": 1.0, **options}), hooks or FitHooks()
     )
     return codec.eval().requires_grad_(False)
@@ -206,7 +206,7 @@ def test_decoding_is_differentiable_in_the_decoders_weights(labels: Tensor) -> N
 @pytest.mark.parametrize(("bits", "k"), [(1, None), (7, None), (64, None), (128, 256), (100, 1000), (9, 2)])
 @pytest.mark.parametrize("code_width", [None, 3])
 def test_a_label_takes_no_more_bits_than_asked_for(bits: int, k: int | None, code_width: int | None) -> None:
-    config = resolve(FitConfig(bits=bits, codebook_size=k, code_width=code_width), facts_of(blank(24_000, 1000)))
+    config = resolve(FitConfig(bits=bits, codebook_size=k, code_width=code_width), dataset_stats(blank(24_000, 1000)))
     rate = config.slots * config.code_bits
     assert bits - config.code_bits < rate <= bits
 
@@ -218,7 +218,7 @@ def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(
     latent: int, code_width: int, k: int, rate: int
 ) -> None:
     """arXiv 2603.03808: d_h / d_c * log2 k."""
-    config = resolve(FitConfig(latent=latent, code_width=code_width, codebook_size=k), facts_of(blank(24_000, 1000)))
+    config = resolve(FitConfig(latent=latent, code_width=code_width, codebook_size=k), dataset_stats(blank(24_000, 1000)))
     assert (config.quantizer, config.slots) == ("grouped", latent // code_width)
     codec = VqaeCodec(config)
     assert sum(codec.code_bits) == rate == latent // code_width * int(np.log2(k))
@@ -226,17 +226,17 @@ def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(
 
 def test_what_the_user_names_is_taken_and_the_rest_follows() -> None:
     asked = FitConfig(slots=3, codebook_size=100, latent=20, weight_bits=5, temperature=(2.0,))
-    config = resolve(asked, facts_of(blank(24_000, 1000, "probs")))
+    config = resolve(asked, dataset_stats(blank(24_000, 1000, "probs")))
     assert (config.slots, config.codebook_size, config.latent, config.weight_bits) == (3, 100, 20, 5)
     assert (config.code_bits, config.code_width, config.quantizer) == (7, 20, "residual")
     assert (config.classes, config.domain, config.temperature) == (1000, "probs", (2.0,))
 
 
 def test_a_small_dump_gets_a_small_codec() -> None:
-    small, large = (resolve(FitConfig(bits=64), facts_of(blank(labels, 1000))) for labels in (100, 100_000))
+    small, large = (resolve(FitConfig(bits=64), dataset_stats(blank(labels, 1000))) for labels in (100, 100_000))
     assert small.codebook_size <= 16 < large.codebook_size == 256
     assert small.latent < large.latent
-    assert resolve(FitConfig(), facts_of(blank(100_000, 5))).latent == 4  # centred logits of 5 classes have rank 4
+    assert resolve(FitConfig(), dataset_stats(blank(100_000, 5))).latent == 4  # centred logits of 5 classes have rank 4
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_a_small_dump_gets_a_small_codec() -> None:
 )
 def test_sizes_that_contradict_each_other_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve(FitConfig(**options), facts_of(blank(24_000, 1000)))
+        resolve(FitConfig(**options), dataset_stats(blank(24_000, 1000)))
 
 
 def changed(tensors: dict[str, Tensor], name: str, tensor: Tensor | None) -> dict[str, Tensor]:
@@ -317,8 +317,8 @@ def test_fitting_leaves_the_global_random_state_alone(labels: Tensor) -> None:
 
 
 def test_every_codec_is_registered_under_its_kind_and_configuration(logits: NDArray[np.float16]) -> None:
-    for kind, (codec, config) in CODECS.items():
-        assert (codec.kind, config.kind) == (kind, kind)
+    for kind, entry in CODECS.items():
+        assert entry.config.kind == kind and issubclass(entry.codec, LabelCodec) and callable(entry.fit)
 
 
 def test_every_rate_of_one_fit_is_near_a_codec_that_was_fitted_for_it_alone(labels: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel import FitConfig
-from vqlabel.codecs import FitHooks, LabelSample, build_codec
+from vqlabel.codecs import FitHooks, LabelSample, build_codec, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.fit.debias import MOST, OF_MIX
 from vqlabel.config import MIX
@@ -25,7 +25,7 @@ def labels() -> Tensor:
 
 def fit(labels: Tensor, **options: Any) -> VqaeCodec:
     sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
-    return VqaeCodec.fit(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
+    return fit_codec(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
 
 
 @torch.no_grad()

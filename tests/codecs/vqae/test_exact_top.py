@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import FitHooks, LabelSample
+from vqlabel.codecs import FitHooks, LabelSample, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import STEP, join, split
 from vqlabel.errors import BadContainer, UsageError
@@ -29,7 +29,7 @@ def labels() -> Tensor:
 def fit(labels: Tensor, **options: Any) -> VqaeCodec:
     sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
     given = {"bits": 35, "codebook_size": 16, "epochs": 3, "temperature": (1.0,), **options}
-    return VqaeCodec.fit(sample, FitConfig(**given), FitHooks()).eval()
+    return fit_codec(sample, FitConfig(**given), FitHooks()).eval()
 
 
 @torch.no_grad()

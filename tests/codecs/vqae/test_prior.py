@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from vqlabel import FitConfig
-from vqlabel.codecs import FitHooks, LabelSample, build_codec
+from vqlabel.codecs import FitHooks, LabelSample, build_codec, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.codecs.vqae.fit.train import facts_of
+from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig
+from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
+from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.vqae.prior import WIDTHS, Known, Prior, describe_context, read_context
-from vqlabel.codecs.vqae.sizing import bits_of, resolve
-from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
+from vqlabel.codecs.vqae.sizes import bits_of
+from vqlabel.config import VIEW_MOST
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
 from vqlabel.metrics.distortion import as_logits, mixed_kl
@@ -63,7 +65,7 @@ def sample_of(labels: Tensor, context: Context | None) -> LabelSample:
 
 def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
     config = FitConfig(**{"bits": 9, "codebook_size": 8, "image_width": 8, "hidden": 16, "epochs": 10, **options})
-    return VqaeCodec.fit(sample_of(labels, context), config, hooks or FitHooks()).eval().requires_grad_(False)
+    return fit_codec(sample_of(labels, context), config, hooks or FitHooks()).eval().requires_grad_(False)
 
 
 def held_loss(codec: VqaeCodec, labels: Tensor, context: Context) -> float:
@@ -222,7 +224,7 @@ def test_shuffled_images_earn_no_prior_unless_it_was_asked_for() -> None:
     codec = fit(labels, context)
     assert codec.config.prior is None
     assert codec.decoder.prior is None
-    assert not codec.uses_context
+    assert not codec.needs
     assert not any("prior" in name for name in codec.decoder_tensors())
     assert fit(labels, context, prior=True).config.prior is not None
     with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and it knows these labels no better than their mean"):
@@ -290,28 +292,28 @@ def test_training_beside_a_prior_teaches_the_mean_over_classes_that_no_softmax_s
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])
 def test_records_without_images_get_no_prior_and_cannot_ask_for_one(context: Context | None) -> None:
     labels, _ = mixed_labels(noise=0.2)
-    assert resolve(FitConfig(), facts_of(sample_of(labels, context))).prior is None
+    assert resolve(FitConfig(), dataset_stats(sample_of(labels, context))).prior is None
     with pytest.raises(UsageError, match="prior: these records do not say which image they belong to"):
-        resolve(FitConfig(prior=True), facts_of(sample_of(labels, context)))
+        resolve(FitConfig(prior=True), dataset_stats(sample_of(labels, context)))
     with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none; give --bits, or image"):
-        resolve(FitConfig(bits=0), facts_of(sample_of(labels, context)))
+        resolve(FitConfig(bits=0), dataset_stats(sample_of(labels, context)))
 
 
 def test_images_that_hardly_come_twice_get_no_prior_unless_it_was_asked_for() -> None:
     labels, _ = mixed_labels(noise=0.2)
     once, twice = (Context(image=np.arange(600) // views) for views in (1, 3))
-    assert resolve(FitConfig(), facts_of(sample_of(labels, once))).prior is None
-    assert resolve(FitConfig(prior=True), facts_of(sample_of(labels, once))).prior is not None
-    assert resolve(FitConfig(), facts_of(sample_of(labels, twice))).prior is not None
+    assert resolve(FitConfig(), dataset_stats(sample_of(labels, once))).prior is None
+    assert resolve(FitConfig(prior=True), dataset_stats(sample_of(labels, once))).prior is not None
+    assert resolve(FitConfig(), dataset_stats(sample_of(labels, twice))).prior is not None
 
 
 def test_a_prior_is_resolved_from_both_parts_of_the_sample() -> None:
     labels, context = mixed_labels(noise=0.2)
     late = dataclasses.replace(context, image=np.where(np.arange(600) >= 570, 99, context.image))
-    found = resolve(FitConfig(image_width=5, hidden=7), facts_of(sample_of(labels, late))).prior
+    found = resolve(FitConfig(image_width=5, hidden=7), dataset_stats(sample_of(labels, late))).prior
     assert found == PriorConfig(images=100, image_width=5, hidden=7, fields=("mix",), view=1)
-    assert resolve(FitConfig(prior=False), facts_of(sample_of(labels, context))).prior is None
-    assert resolve(FitConfig(code_width=2), facts_of(sample_of(labels, context))).prior is None
+    assert resolve(FitConfig(prior=False), dataset_stats(sample_of(labels, context))).prior is None
+    assert resolve(FitConfig(code_width=2), dataset_stats(sample_of(labels, context))).prior is None
 
 
 @pytest.mark.parametrize(("asked", "network"), [(2, 4), (5, 7), (6, 8), (7, 8), (8, 8)])

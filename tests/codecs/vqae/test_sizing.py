@@ -1,6 +1,7 @@
 """Sizes from budgets: what is promised before a fit is what the file weighs after it."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,27 @@ from numpy.typing import NDArray
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.codecs import CODECS, FitHooks, LabelSample
-from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.codecs.vqae.fit.train import facts_of
-from vqlabel.codecs.vqae.sizing import LATENT_LEAST, LATENT_MOST, Facts, codec_bytes, file_bytes, resolve
+from vqlabel.codecs import FitHooks, LabelSample, fit_codec
+from vqlabel.codecs.vqae.fit.budget import LATENT_LEAST
+from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
+from vqlabel.codecs.vqae.fit.resolve import resolve
+from vqlabel.codecs.vqae.fit.rules import LATENT_MOST
+from vqlabel.codecs.vqae.sizes import codec_bytes, file_bytes
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, open_labels
 from vqlabel.report import account
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.sample import read_sample
 
 FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 
 
-def facts(**changes: Any) -> Facts:
+def facts(**changes: Any) -> DatasetStats:
     """A dump of 80,000 labels of 1,000 classes, of 2,000 images."""
     usual: dict[str, Any] = {
         "labels": 80_000, "seen": 70_000, "classes": 1000, "domain": "logits", "images": 2000, "fields": FIELDS, "view": 160,
     }  # fmt: skip
-    return Facts(**{**usual, **changes})
+    return DatasetStats(**{**usual, **changes})
 
 
 @pytest.mark.parametrize("ratio", [2000, 1000, 500, 250, 125, 60])
@@ -58,7 +61,7 @@ def test_a_budget_that_the_usual_share_of_codes_does_not_fit_gets_fewer_codes(va
         assert file_bytes(config, dump.labels) <= size
 
 
-def _fits(config: FitConfig, dump: Facts) -> bool:
+def _fits(config: FitConfig, dump: DatasetStats) -> bool:
     try:
         resolve(config, dump)
     except UsageError:
@@ -153,14 +156,14 @@ def test_codes_come_back_where_the_prior_that_was_to_be_all_knows_nothing(tmp_pa
     np.save(tmp_path / "dump.npy", np.random.default_rng(0).normal(size=(10, 100, 400)).astype(np.float16))
     sample, _ = read_sample(open_labels(tmp_path / "dump.npy"))
     config, states = FitConfig(ratio=70, epochs=1), list[dict[str, Any]]()
-    assert resolve(config, facts_of(sample)).slots == 0
-    codec = VqaeCodec.fit(sample, config, FitHooks(save=lambda state: states.append(copy.deepcopy(state))))
+    assert resolve(config, dataset_stats(sample)).slots == 0
+    codec = fit_codec(sample, config, FitHooks(save=lambda state: states.append(copy.deepcopy(state))))
     assert codec.config.prior is None and codec.config.slots
     for state in states:
-        again = VqaeCodec.fit(sample, config, FitHooks(resumed=state))
+        again = fit_codec(sample, config, FitHooks(resumed=state))
         assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in codec.state_dict().items())
     with pytest.raises(UsageError, match="knows these labels no better than their mean does"):
-        VqaeCodec.fit(sample, FitConfig(ratio=70, epochs=1, slots=0), FitHooks())
+        fit_codec(sample, FitConfig(ratio=70, epochs=1, slots=0), FitHooks())
 
 
 def test_a_ratio_is_the_budget_of_as_many_bytes() -> None:
@@ -222,7 +225,7 @@ def test_the_bytes_foretold_are_those_of_the_file(options: dict[str, Any], tmp_p
         domain="logits", dtype="F16",
     )  # fmt: skip
     config = FitConfig(codebook_size=8, epochs=1, **{"prior": True, **options})
-    codec = CODECS["vqae"][0].fit(sample, config, FitHooks()).eval()
+    codec = fit_codec(sample, replace(config, codec="vqae"))
     assert codec_bytes(codec.config) == sum(t.numel() * t.element_size() for t in codec.decoder_tensors().values())
     path = tmp_path / "a.npy"
     np.save(path, logits)

@@ -16,16 +16,20 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.bitstream import pack_fixed
 from vqlabel.cli import app
-from vqlabel.codecs import CODECS, FitHooks, LabelCodec, cut
-from vqlabel.codecs.vqae.sizing import Facts, codec_bytes, file_bytes, resolve, spread_slots
-from vqlabel.config import VqaeConfig
+from vqlabel.codecs import CODECS, LabelCodec, fit_codec
+from vqlabel.codecs.at_config import at_config
+from vqlabel.codecs.vqae.config import VqaeConfig
+from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats
+from vqlabel.codecs.vqae.fit.resolve import resolve
+from vqlabel.codecs.vqae.fit.rules import spread_slots
+from vqlabel.codecs.vqae.sizes import codec_bytes, file_bytes
 from vqlabel.container import ContainerReader
 from vqlabel.container.writer import ContainerWriter
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.fit import read_sample
+from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune import Trial, tune
 
 N, C, BITS = 3000, 40, 24
@@ -106,7 +110,7 @@ def test_held_out_labels_stand_for_all_that_a_fit_does_not_see(uneven: Path) -> 
     rates = []
     for total in (0, 1000 * N):
         some = replace(sample, seen=easy, total=total)
-        codec = CODECS["vqae"][0].fit(some, VARIABLE, FitHooks())
+        codec = fit_codec(some, replace(VARIABLE, codec="vqae"))
         rates.append([4 * float(codec.encode(labels)[:, 0].double().mean()) for labels in (some.seen, some.held)])
     (seen, held), (seen_of_many, held_of_many) = rates
     assert held > seen > seen_of_many and held > BITS
@@ -116,7 +120,7 @@ def test_held_out_labels_stand_for_all_that_a_fit_does_not_see(uneven: Path) -> 
 @pytest.mark.parametrize("bits", [8, 16, 64])
 @pytest.mark.parametrize("budget", [200_000, 900_000])
 def test_a_budget_counts_the_mean_label_and_its_count(budget: int, bits: int) -> None:
-    facts = Facts(labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160)
+    facts = DatasetStats(labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160)
     config = resolve(FitConfig(bytes=budget, variable=True), facts)
     assert 0.97 * budget <= file_bytes(config, facts.labels) <= budget
     assert 0.3 * budget <= 10_000 * (config.rate + config.slots.bit_length()) <= 0.55 * budget
@@ -208,7 +212,7 @@ def test_pack_tells_the_bits_of_its_file(uneven: Path, fitted: tuple[LabelCodec,
 def test_a_dump_without_labels_to_code_is_a_file_without_codes(fitted: tuple[LabelCodec, dict[str, Any]], tmp_path: Path) -> None:
     """A price that nothing is worth."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(20, C)).astype(np.float16))
-    codec = CODECS["vqae"][0].build(replace(fitted[0].config, price=1e9), fitted[0].decoder_tensors())
+    codec = CODECS["vqae"].codec.build(replace(fitted[0].config, price=1e9), fitted[0].decoder_tensors())
     assert vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)["records"] == 20
     vqlabel.verify(tmp_path / "a.vql")
     assert VqlFile(tmp_path / "a.vql").container.streams["codes"].rows == 0
@@ -221,17 +225,17 @@ def test_a_dump_without_labels_to_code_is_a_file_without_codes(fitted: tuple[Lab
 
 def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]) -> None:
     codec = fitted[0]
-    assert cut(codec, FitConfig(bits=BITS)) is codec
+    assert at_config(codec, FitConfig(bits=BITS)) is codec
     with pytest.raises(UsageError, match=r"bits is 12; it must be left out: labels of this codec have 24 on average"):
-        cut(codec, FitConfig(bits=12))
+        at_config(codec, FitConfig(bits=12))
     with pytest.raises(
         UsageError, match=r"slots is 3; it must be 12: every label has as many of them as pay, at a price found for 24"
     ):
-        cut(codec, FitConfig(slots=3))
-    same = cut(codec, FitConfig(slots=12))
+        at_config(codec, FitConfig(slots=3))
+    same = at_config(codec, FitConfig(slots=12))
     assert torch.equal(same.encode(torch.zeros(3, C)), codec.encode(torch.zeros(3, C)))
     with pytest.raises(UsageError, match="variable is True; it is for a fit, and this codec is fitted"):
-        cut(codec, FitConfig(variable=True))
+        at_config(codec, FitConfig(variable=True))
 
 
 def test_more_bits_than_slots_have_are_refused(uneven: Path) -> None:
@@ -345,7 +349,7 @@ def test_a_code_beyond_its_codebook_is_refused(tmp_path: Path) -> None:
         classes=8, domain="logits", slots=3, codebook_size=5, latent=2, code_width=2, quantizer="residual", weight_bits=8, prior=None,
         temperature=(1.0,), variable=True, rate=6.0, price=0.0,
     )  # fmt: skip
-    codec = CODECS["vqae"][0](config)
+    codec = CODECS["vqae"].codec(config)
     for weight in codec.parameters():
         torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(len(weight)))
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec.requires_grad_(False))

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
+from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig
+from vqlabel.config import VIEW_MOST
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 

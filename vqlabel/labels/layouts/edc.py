@@ -13,7 +13,8 @@ import numpy as np
 from vqlabel.errors import BadLabels
 from vqlabel.labels.layouts.gvbsm import SEVEN, GvbsmSource, GvbsmWriter, parse_seven
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
-from vqlabel.labels.source import PARTS_MOST, LabelBatch, Place
+from vqlabel.labels.schema import MAX_STRIPS
+from vqlabel.labels.source import LabelBatch, Place
 
 PARTS = 2  # strips along a side of EDC's views
 
@@ -40,9 +41,9 @@ class EdcSource(GvbsmSource):
         shape = tuple(getattr(items[7], "shape", ()))
         parts = self._parts or (shape[2] if len(shape) == 3 else PARTS)
         patches = array_item(file, 7, items[7], (len(batch), 2, parts), "int64")
-        if patches is None or not 1 <= parts <= PARTS_MOST or (np.sort(patches) != np.arange(parts)).any():
+        if patches is None or not 1 <= parts <= MAX_STRIPS or (np.sort(patches) != np.arange(parts)).any():
             raise BadLabels(
-                f"{file}: item 7 is {describe(items[7])}; it must be two orders of 1 to {PARTS_MOST} strips for every record, from 0 on"
+                f"{file}: item 7 is {describe(items[7])}; it must be two orders of 1 to {MAX_STRIPS} strips for every record, from 0 on"
             )
         self._parts = parts
         return replace(batch, patches=patches), dtype

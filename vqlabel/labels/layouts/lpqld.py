@@ -31,7 +31,8 @@ from vqlabel.labels.layouts.torch_items import (
     write_items,
 )
 from vqlabel.labels.layouts.tree import Indices, read_order, write_order
-from vqlabel.labels.source import NOWHERE, OPS_MOST, About, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.schema import MAX_OPS
+from vqlabel.labels.source import NOWHERE, About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.topk import largest, whole
 
 BATCH_ORDER_FILE = "sampler_indices_batch.json"
@@ -261,8 +262,8 @@ def classes_item(file: Path, number: int, item: Any, logits: NDArray[np.floating
 
 def read_ops(file: Path, item: list[Any] | tuple[Any, ...], records: int) -> NDArray[np.float32]:
     """[B, ops, 3] operation, decision, level. A level is int64 where a whole batch has none but whole ones."""
-    if not 1 <= len(item) <= OPS_MOST or not all(isinstance(triple, list | tuple) and len(triple) == 3 for triple in item):
-        raise BadLabels(f"{file}: item 2 is {describe(item)}; it must be 1 to {OPS_MOST} lists of operation, decision and level")
+    if not 1 <= len(item) <= MAX_OPS or not all(isinstance(triple, list | tuple) and len(triple) == 3 for triple in item):
+        raise BadLabels(f"{file}: item 2 is {describe(item)}; it must be 1 to {MAX_OPS} lists of operation, decision and level")
     ops = np.empty((records, len(item), 3), np.float32)
     for at, triple in enumerate(item):
         for part, (column, types) in enumerate(zip(triple, (("int64",), ("float16",), ("float16", "int64")), strict=True)):

@@ -11,25 +11,21 @@ calibrated. Of several temperatures the one that asks for the least counts. The 
 of the way: KL at none of its temperatures rises by a hundredth.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vqlabel.codecs.vqae.decoder import Decoder
 from vqlabel.codecs.vqae.fit.split import Part
-from vqlabel.codecs.vqae.sizing import bits_of
+from vqlabel.codecs.vqae.single_rate import SingleRateVqae
+from vqlabel.codecs.vqae.sizes import bits_of
 from vqlabel.codecs.weights import rounded
 from vqlabel.config import MIX
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
-
-if TYPE_CHECKING:
-    from vqlabel.codecs.vqae.codec import Decoder, VqaeCodec
 
 LOOKED_AT, LOOKED_NUMBERS = 8192, 1 << 25  # labels, and their entries, at most; they give the factor to about a hundredth
 HALF_MOST = torch.finfo(torch.float16).max
@@ -42,7 +38,7 @@ STEPS = 9  # of the bisection: to 0.003
 
 
 @torch.no_grad()
-def set_contrast(codec: VqaeCodec, part: Part, rates: Sequence[int], contrast: float | None) -> None:
+def set_contrast(codec: SingleRateVqae, part: Part, rates: Sequence[int], contrast: float | None) -> None:
     """Set the decoder's `center`, `lift` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept.
 
     Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated. Where MOST does not make labels of

@@ -1,17 +1,12 @@
 """What a code bit must take away of a label's loss, so that labels which have as many slots as pay have the wanted bits on average."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from vqlabel.codecs.vqae.fit.split import CHUNK, Part
 from vqlabel.codecs.vqae.search import find_price
-
-if TYPE_CHECKING:
-    from vqlabel.codecs.vqae.codec import VqaeCodec
+from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 
 PRICED, PRICED_LAST = 8192, 1 << 18  # labels of a part that a price is found on, at most: while a codec is fitted, and at last
 PRICED_NUMBERS = 1 << 24  # the same in losses of prefixes
@@ -19,7 +14,7 @@ JUST_UNDER = 0.99  # of the wanted rate: labels that were not looked at may need
 
 
 @torch.no_grad()
-def set_price(codec: VqaeCodec, parts: tuple[Part, Part], total: int, most: int) -> None:
+def set_price(codec: SingleRateVqae, parts: tuple[Part, Part], total: int, most: int) -> None:
     """Set the configuration's price by up to `most` labels of each part, evenly spread, so that a file keeps to the configuration's rate.
 
     A codec knows seen labels better than others, which need more codes for the same loss. So each part stands for what of the dump's

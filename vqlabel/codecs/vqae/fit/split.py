@@ -1,21 +1,16 @@
 """Seen or held-out labels of a sample, as fitting takes them: on its device, with what the loss needs of them."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.base import LabelSample
+from vqlabel.codecs.sample import LabelSample
 from vqlabel.codecs.vqae.exact_top import hide, rest_mass
 from vqlabel.codecs.vqae.prior import Known, read_context
+from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.metrics.binary import binary_pull
 from vqlabel.metrics.distortion import as_logits, levels, teacher_pull, temperature_weight
-
-if TYPE_CHECKING:
-    from vqlabel.codecs.vqae.codec import VqaeCodec
 
 CHUNK = 2048
 VARIES_MOST, FAR_MOST = 0.25, 32.0  # of a label's mean over classes, in the usual spread of a logit: a map of few bits can say that
@@ -61,7 +56,7 @@ class Part:
         return torch.empty(len(at), 0, dtype=torch.long, device=self.labels.device)
 
 
-def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.device) -> Part:
+def make_part(codec: SingleRateVqae, sample: LabelSample, name: str, device: torch.device) -> Part:
     """The part `name`, "seen" or "held", without codes."""
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config

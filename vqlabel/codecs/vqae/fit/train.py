@@ -4,33 +4,30 @@ codes chosen again by the decoder's own loss, the decoder again.
 Codes are held still while the decoder trains: straight-through training of all parts from random weights ends above faiss' error.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from vqlabel.codecs.base import FitHooks, LabelSample
+from vqlabel.codecs.sample import FitHooks, LabelSample
+from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import join, split
+from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.fit.debias import set_contrast
 from vqlabel.codecs.vqae.fit.initialize import start_codebooks, start_map
 from vqlabel.codecs.vqae.fit.rate_control import PRICED, PRICED_LAST, set_price
+from vqlabel.codecs.vqae.fit.resolve import resolve
+from vqlabel.codecs.vqae.fit.rules import FREE_BITS
 from vqlabel.codecs.vqae.fit.split import Part, make_part
-from vqlabel.codecs.vqae.prior import describe_context
-from vqlabel.codecs.vqae.sizing import FREE_BITS, Facts
 from vqlabel.config import FitConfig
-from vqlabel.errors import UsageError
+from vqlabel.errors import BadLabels, UsageError
 from vqlabel.metrics.distortion import as_logits, temperature_weight
 from vqlabel.metrics.likelihood import likelihood_of
-
-if TYPE_CHECKING:
-    from vqlabel.codecs.vqae.codec import VqaeCodec
 
 BATCH, BATCH_LEAST, BATCHES = 512, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
@@ -47,20 +44,53 @@ class NothingKnown(UsageError):
     """A prior that was to be all of a label does not earn its bytes."""
 
 
-def facts_of(sample: LabelSample) -> Facts:
-    """What a codec's sizes depend on."""
-    fields, images, view = ((), 0, 1) if sample.seen_context is None else describe_context(sample.seen_context)
-    if sample.held_context is not None:
-        images = max(images, describe_context(sample.held_context)[1]) if images else 0
-    total = sample.total or len(sample.seen) + len(sample.held)
-    return Facts(
-        labels=total, seen=len(sample.seen), classes=sample.classes, domain=sample.domain, images=images, fields=fields, view=view
-    )
-
-
 def usual_epochs(sample: LabelSample) -> int:
     """Passes over the labels that a fit sees, in each of its trainings, where nobody names them."""
     return max(8, min(20, 300_000 // max(1, len(sample.seen))))
+
+
+def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> VqaeCodec:
+    """Fit a VQAE to `sample.seen`, stopping by `sample.held`. Where a budget leaves room for a prior alone, and the prior does not predict
+    the labels, the sizes are chosen again without a prior.
+
+    Raises:
+        UsageError: only some logits of a label are known; the sizes contradict each other or the budget.
+        BadLabels: a label that fp16 cannot hold.
+    """
+    _check_labels(sample)
+    codec, without, resumed = _initial(sample, config), dataclasses.replace(config, prior=False), hooks.resumed
+    prior_alone = not codec.config.slots and config.slots is None and config.bits is None  # by the rule for budgets
+    if not (prior_alone and resumed is not None and not resumed["has prior"]):
+        try:
+            fit_vqae(codec, sample, config, hooks)
+            return codec
+        except NothingKnown:
+            if not prior_alone:
+                raise
+            resumed = None
+    codec = _initial(sample, without)
+    fit_vqae(codec, sample, without, dataclasses.replace(hooks, resumed=resumed))
+    return codec
+
+
+def _check_labels(sample: LabelSample) -> None:
+    if sample.support is not None and sample.domain == "logits":
+        raise UsageError(
+            f"{sample.support.k} logits of each label are known and the other classes have none, which vqae cannot learn; use codec sparse "
+            "(the default for such labels) or topk"
+        )
+    largest = float(sample.seen.abs().max())
+    if largest > torch.finfo(torch.float16).max:
+        raise BadLabels(
+            f"a label holds {largest:.3g}; the decoder is stored in fp16, whose largest number is 65504: clamp the labels "
+            "(a masked class needs no less than -100)"
+        )
+
+
+def _initial(sample: LabelSample, config: FitConfig) -> VqaeCodec:
+    with torch.random.fork_rng(devices=[]):  # the layers draw their first weights from the global generator
+        torch.default_generator.manual_seed(config.seed)
+        return VqaeCodec(resolve(config, dataset_stats(sample)))
 
 
 def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> None:

@@ -8,8 +8,9 @@ import torch
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample
 from vqlabel.metrics.distortion import kl
-from vqlabel.report.quality import fit_quality
-from vqlabel.workflows.fit import fit_sample, measure_mean_label
+from vqlabel.workflows.fit import fit_sample
+from vqlabel.workflows.fit_report import measure_mean_label
+from vqlabel.workflows.quality import fit_quality
 
 GOOD = {"kl_T1": 0.1, "kl_T4": 0.2, "kl_T20": 0.3, "top1_agreement": 0.9}
 MEAN = {"kl_T1": 2.0, "kl_T4": 2.0, "kl_T20": 1.5}

@@ -5,7 +5,6 @@ the first is stored by its place in a list of those that often come with the fir
 times T^2, at any temperature T, so a bit or two a class are enough for their values. An entropy coder makes use of both.
 """
 
-from bisect import bisect_left
 from collections.abc import Mapping
 from typing import Self
 
@@ -15,21 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.bitstream import pack_ans, pack_fixed, packed_size, unpack_fixed
-from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
-from vqlabel.codecs.neighbours import choose_neighbours, to_ids, to_ranks
+from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.sparse.config import SparseConfig
+from vqlabel.codecs.sparse.neighbours import to_ids, to_ranks
 from vqlabel.codecs.weights import take
-from vqlabel.config import MAX_GAP_BITS, FitConfig, SparseConfig
-from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.errors import BadContainer
 from vqlabel.labels import Context
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import largest
 
-DEFAULT_STEP = 0.5  # nats: KL over the known classes is at most 0.0104, times T^2, whatever the temperature
-STEPS = tuple(2 ** (i / 2) for i in range(-8, 3))  # nats, 1/16 .. 2: what a rate in bits chooses from
 TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest
 BELOW = 1 / 4  # of a step: the same for the classes that were not stored below the last one that was
-CLIPPED = 1e-3  # share of the labels whose gap may exceed its field, which the gaps after it make up for
-SAMPLED = 8192  # labels that the step, and the widths of fields, are chosen by
 NEIGHBOURS = "neighbours"  # codec tensor: [C, R] class ids as a bitstream
 SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
 
@@ -41,7 +36,6 @@ class SparseCodec(LabelCodec):
     Gaps are chosen in turn, each against what those before it decode to, so that rounding errors do not add up.
     """
 
-    kind, codings = "sparse", ("fixed", "zstd", "ans")
     config: SparseConfig
 
     def __init__(self, config: SparseConfig, neighbours: Tensor | None = None) -> None:
@@ -56,40 +50,6 @@ class SparseCodec(LabelCodec):
         self.register_buffer("least", least)  # steps that a gap decodes to at least
         none = torch.empty(config.classes, 0, dtype=torch.long, device="cpu")
         self.register_buffer("neighbours", none if neighbours is None else neighbours)
-
-    @classmethod
-    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        """Choose the step, by `config.bits` the finest whose labels take no more, of fewer classes where none does, else DEFAULT_STEP and
-        all known classes; how wide the gaps' fields are; and the lists of neighbours.
-
-        Raises:
-            UsageError: the labels have all classes, and nothing names how many to keep; or the bits are too few for one class.
-        """
-        if sample.support is None and config.slots is None and config.bits is None:
-            raise UsageError(
-                "codec sparse is for labels of which k numbers are known, and these have all: name k with --slots, or --bits"
-            )
-        known = sample.classes if sample.support is None else sample.support.k
-        most, rest = min(config.slots or known, known), "zero" if sample.support is None else sample.support.rest
-        seen, held = (_depths(part, most, sample.domain, rest)[0] for part in (sample.seen, sample.held))
-        table = choose_neighbours(seen, held, sample.classes, sample.total or len(seen) + len(held))
-        some = sample.seen[torch.linspace(0, len(seen) - 1, min(len(seen), SAMPLED)).long()]
-
-        def shape(k: int, step: float) -> SparseConfig:
-            depth = _depths(some, k, sample.domain, rest)[1]
-            return _sized(sample.classes, sample.domain, rest, step, k, depth, table.shape[1])
-
-        def fits(k: int, step: float) -> bool:
-            codec = cls(shape(k, step), torch.from_numpy(table))
-            return codec.stored_bits(codec.encode(some)) <= (config.bits or 0) * len(some)
-
-        k, step = most, DEFAULT_STEP
-        if config.bits is not None:
-            k = bisect_left(range(1, most + 1), True, key=lambda k: not fits(k, STEPS[-1]))
-            least = max(1, (sample.classes - 1).bit_length())
-            require(k, "bits", config.bits, f"must be about {least} or more: a label has one class of {sample.classes} at least")
-            step = next(step for step in STEPS if fits(k, step))
-        return cls(shape(k, step), torch.from_numpy(table))
 
     @classmethod
     def build(cls, config: SparseConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -111,17 +71,13 @@ class SparseCodec(LabelCodec):
         ids = self.neighbours.cpu().numpy().astype(np.uint32).reshape(-1, 1)
         return {NEIGHBOURS: torch.frombuffer(bytearray(pack_fixed(ids, [self.config.id_bits])), dtype=torch.uint8)}
 
-    @property
-    def holds_sets(self) -> bool:
-        return self.config.rest == "zero" and self.config.k < self.config.classes
-
     def stored_bits(self, codes: Tensor) -> float:
         rows = codes.cpu().numpy().view(np.uint32)
         return min(super().stored_bits(codes), 8.0 * len(pack_ans(rows, self.code_bits)))
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         config = self.config
-        ids, depth = _depths(labels, config.k, config.domain, config.rest)
+        ids, depth = depths_of(labels, config.k, config.domain, config.rest)
         least, reached = self.least.tolist(), np.zeros(len(ids))
         gaps = np.empty((len(ids), len(least)), np.int64)
         for at, width in enumerate(config.gap_bits):
@@ -150,7 +106,7 @@ class SparseCodec(LabelCodec):
         return rest.expand(-1, config.classes).scatter(1, ids, each[:, : config.k] / total)
 
 
-def _depths(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Of labels [n, C]: the k largest classes [n, k], and how far each lies below the first in logits [n, k]; in a last column [n, k + 1]
     the same of each other class, where these share what is left of 1."""
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
@@ -162,23 +118,3 @@ def _depths(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.
     if domain == "probs":
         values = np.log(values.clip(SMALLEST))
     return ids, values[:, :1] - values
-
-
-def _sized(classes: int, domain: str, rest: str, step: float, k: int, depth: NDArray[np.float64], neighbours: int) -> SparseConfig:
-    """The configuration whose fields hold nearly all gaps of labels with these depths, and all gaps to the rest."""
-    gaps = np.diff(np.rint(depth / step), axis=1)
-    largest_gaps = np.quantile(gaps, 1 - CLIPPED, axis=0, method="higher")
-    widths = [max(1, min(MAX_GAP_BITS, int(top).bit_length())) for top in largest_gaps[: k - 1]]
-    falling = np.maximum.accumulate(np.array(widths[::-1], np.int64))  # a field is no narrower than those behind it
-    counts = np.bincount(falling, minlength=MAX_GAP_BITS + 1)[1:]
-    rest_bits = max(1, min(MAX_GAP_BITS, int(gaps[:, -1].max()).bit_length())) if depth.shape[1] > k else 0
-    return SparseConfig(
-        classes=classes,
-        domain=domain,
-        k=k,
-        rest=rest,
-        step=step,
-        gaps=tuple(counts.tolist()),
-        rest_bits=rest_bits,
-        neighbours=neighbours,
-    )

@@ -6,24 +6,21 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
-from vqlabel.config import FitConfig, RawConfig
+from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.codecs.sample import FitHooks, LabelSample
+from vqlabel.config import FitConfig
 from vqlabel.labels import Context
 
 
 class RawCodec(LabelCodec):
     """Each class's value is a code: its own 16 bits (fp16, bf16) or 32 bits (fp32)."""
 
-    kind = "raw"
     config: RawConfig
 
     def __init__(self, config: RawConfig) -> None:
         super().__init__()
         self.config = config
-
-    @classmethod
-    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        return cls(RawConfig(classes=sample.classes, domain=sample.domain, dtype=sample.dtype))
 
     @classmethod
     def build(cls, config: RawConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -40,3 +37,8 @@ class RawCodec(LabelCodec):
             return codes.to(torch.int32).contiguous().view(torch.float32)
         short = codes.to(torch.int32).to(torch.int16)  # wraps: the same 16 bits
         return short.contiguous().view(torch.float16 if self.config.dtype == "F16" else torch.bfloat16).float()
+
+
+def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> RawCodec:
+    """The codec of the labels' own type; nothing is learned."""
+    return RawCodec(RawConfig(classes=sample.classes, domain=sample.domain, dtype=sample.dtype))

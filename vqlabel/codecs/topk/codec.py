@@ -6,8 +6,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
-from vqlabel.config import FitConfig, TopkConfig
+from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.sample import FitHooks, LabelSample
+from vqlabel.codecs.topk.config import TopkConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 from vqlabel.labels.source import NOWHERE
@@ -22,7 +24,6 @@ class TopkCodec(LabelCodec):
     softmax over the kept entries, as LPQLD's trainer has it.
     """
 
-    kind = "topk"
     config: TopkConfig
 
     def __init__(self, config: TopkConfig) -> None:
@@ -30,23 +31,8 @@ class TopkCodec(LabelCodec):
         self.config = config
 
     @classmethod
-    def _fit(cls, sample: LabelSample, config: FitConfig, hooks: FitHooks) -> Self:
-        each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
-        if sample.support is not None and sample.support.rest == "uniform":
-            raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
-        known = None if sample.support is None or config.bits is not None else sample.support.k
-        k = config.slots or known or config.wanted_bits // each
-        if k < 1:
-            raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.wanted_bits}")
-        return cls(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))
-
-    @classmethod
     def build(cls, config: TopkConfig, tensors: Mapping[str, Tensor]) -> Self:
         return cls(config)
-
-    @property
-    def holds_sets(self) -> bool:
-        return self.config.k < self.config.classes
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         value, index = labels.float().topk(self.config.k, 1)
@@ -61,3 +47,19 @@ class TopkCodec(LabelCodec):
             fill = NOWHERE
         out = torch.full((len(codes), self.config.classes), fill, dtype=torch.float32, device=codes.device)
         return out.scatter_(1, index, value)
+
+
+def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> TopkCodec:
+    """The codec of as many classes as `config` names in slots or bits, or as are known; nothing is learned.
+
+    Raises:
+        UsageError: the bits are too few for one class, or the labels share the rest among the other classes.
+    """
+    each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
+    if sample.support is not None and sample.support.rest == "uniform":
+        raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
+    known = None if sample.support is None or config.bits is not None else sample.support.k
+    k = config.slots or known or config.wanted_bits // each
+    if k < 1:
+        raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.wanted_bits}")
+    return TopkCodec(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))

@@ -1,0 +1,1 @@
+"""Labels as they are, bit for bit."""

@@ -1,0 +1,1 @@
+"""Labels of which k numbers are known."""

@@ -1,0 +1,1 @@
+"""The k largest entries of a label, as LPQLD stores them."""

@@ -1,0 +1,55 @@
+"""Bytes of a VQAE: of its tensors, and of the file of so many labels."""
+
+import math
+
+from vqlabel.codecs.budget import CHUNK_LABELS, CHUNK_ROW, HEADER
+from vqlabel.codecs.config import CHUNK_CODES
+from vqlabel.codecs.vqae.config import VqaeConfig
+from vqlabel.codecs.vqae.prior import WIDTHS
+from vqlabel.codecs.weights import stored_bytes
+
+NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
+ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
+MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
+PADDING = 64  # of variable labels, whose codes are rows of their own, and of labels without a code
+
+
+def bits_of(name: str, weight_bits: int) -> int:
+    """Stored width of a number of the decoder weight `name`."""
+    return min(8, weight_bits + 2) if name.removeprefix("decoder.").startswith(NETWORK) else weight_bits
+
+
+def codec_bytes(config: VqaeConfig) -> int:
+    """Bytes of the decoder's tensors in a `.vql`."""
+    d, w = config.latent, config.weight_bits
+    shapes: dict[str, tuple[int, ...]] = {
+        "out": (d, config.classes),
+        "bias": (config.classes,),
+        "center": (d,),
+        "contrast": (config.slots + 1,),
+    }
+    if config.lift:
+        shapes["lift"] = (d, d)
+    if config.slots:
+        shapes["codebook"] = (config.slots, config.codebook_size, config.code_width)
+    if config.prior is not None:
+        e, h = config.prior.image_width, config.prior.hidden
+        inputs = e * (3 if "mix" in config.prior.fields else 1) + sum(WIDTHS[name] for name in config.prior.fields)
+        shapes |= {"prior.images": (config.prior.images, e), "prior.mixed": (d, e), "prior.inside": (h, inputs)}
+        shapes |= {"prior.inside.bias": (h,), "prior.outside": (d, h), "prior.outside.bias": (d,)}
+    return sum(stored_bytes(shape, bits_of(name, w)) for name, shape in shapes.items())
+
+
+def file_bytes(config: VqaeConfig, labels: int) -> int:
+    """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
+    codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // CHUNK_LABELS)
+    if not config.label_bits:
+        chunks = -(-labels // CHUNK_CODES)
+        codes = PADDING * chunks  # zeros, compressed
+    elif config.variable:
+        codes, chunks = (
+            codes + PADDING + ZSTD_MORE * chunks,
+            chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES),
+        )
+    header = HEADER + MORE_HEADER * (config.prior is not None and (config.lift or config.variable))
+    return codes + codec_bytes(config) + header + CHUNK_ROW * chunks

@@ -1,0 +1,73 @@
+"""The one table of columns: what a record may have besides its label, from which batches, readers, writers and checks follow.
+
+Source: docs/format.md, "Columns" and "Limits".
+"""
+
+from dataclasses import dataclass
+
+MAX_STRIPS, MAX_OPS = 256, 64  # strips of an image along a side; operations of RandAugment
+MAX_IMAGES = 1 << 24
+MAX_BATCHES = 1 << 22  # a reader holds their places: 16 bytes each
+MAX_BATCH_RECORDS = 1 << 20  # of one batch, which readers take as a whole: a checkpoint of training is a batch
+MAX_NAME_BYTES = 1 << 28  # of all images' names
+SHORT_BITS = 16  # width of a number that is stored as an integer or a half
+RECORD, BATCH = "record", "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a `.vql`.
+
+    Attributes:
+        per: RECORD or BATCH, of which each has a row; or the largest number of rows.
+        fields: numbers of a row; of `repeats` > 1, this many times 1..repeats.
+        bits: largest width of a field.
+        kind: "integer", "float" (float32, stored as halves where that loses nothing), "lambda" (float64), or "table" (of the file).
+        of: "own" (the record's view), "partner" (the view mixed in, where it is no record of the batch), "mix" (how two views are mixed);
+            "" for tables.
+        image: the column of the image whose sides a crop's shares refer to; "" for other columns.
+        drawn: whether a recipe can draw it again.
+    """
+
+    name: str
+    per: str | int
+    fields: int
+    bits: int
+    kind: str
+    of: str = ""
+    repeats: int = 1
+    image: str = ""
+    drawn: bool = False
+
+
+COLUMNS = {
+    column.name: column
+    for column in (
+        Column("batch", MAX_BATCHES, 3, 32, "table"),  # epoch, batch, records
+        Column("drawn", MAX_BATCHES, 1, 22, "table"),  # number of a batch among those that the recipe draws
+        Column("image_size", MAX_IMAGES, 2, 16, "table"),  # height, width
+        Column("names", MAX_NAME_BYTES, 1, 8, "table"),  # of the images, UTF-8, a line each
+        Column("image", RECORD, 1, 24, "integer", "own", drawn=True),
+        Column("crop", RECORD, 4, 32, "float", "own", image="image", drawn=True),
+        Column("flip", RECORD, 1, 1, "integer", "own", drawn=True),
+        Column("mix_index", RECORD, 1, 20, "integer", "mix", drawn=True),
+        Column("partner_image", RECORD, 1, 24, "integer", "partner"),
+        Column("partner_crop", RECORD, 4, 32, "float", "partner", image="partner_image"),
+        Column("partner_flip", RECORD, 1, 1, "integer", "partner"),
+        Column("cutout", RECORD, 7, 32, "float", "own"),
+        Column("patches", RECORD, 2, 32, "integer", "own", repeats=MAX_STRIPS),
+        Column("ops", RECORD, 3, 32, "float", "own", repeats=MAX_OPS),
+        Column("seed", RECORD, 1, 32, "integer", "own"),
+        Column("mix_lam", BATCH, 2, 32, "lambda", "mix", drawn=True),
+        Column("mix_box", BATCH, 4, 32, "integer", "mix", drawn=True),
+    )
+}
+
+OWN_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.of == "own")
+PARTNER_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.of == "partner")
+MIX_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.of == "mix")
+INTEGER_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.kind == "integer" and column.per == RECORD)
+FLOAT_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.kind == "float")
+CROP_COLUMNS = {name: column.image for name, column in COLUMNS.items() if column.image}
+DRAWN_COLUMNS = tuple(name for name, column in COLUMNS.items() if column.drawn)
+NEVER_DRAWN = tuple(name for name, column in COLUMNS.items() if column.of and not column.drawn)

@@ -1,0 +1,173 @@
+"""The writing half of a `.vql`: codes and columns as they come, then the decoder's tensors and the header."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vqlabel.bitstream import split_counted
+from vqlabel.codecs.config import CodecConfig, CodeStream
+from vqlabel.container import ContainerWriter, canonical
+from vqlabel.labels import LabelBatch, LabelSource
+from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.schema import NEVER_DRAWN
+from vqlabel.version import __version__
+from vqlabel.views.recipe import DrawnColumns
+from vqlabel.vql.column_limits import PREFIX
+from vqlabel.vql.columns import ColumnWriter, Spool
+from vqlabel.vql.file import CODEC, SIGMOID_LABELS
+from vqlabel.vql.ragged_codes import VARIABLE_SLOTS
+from vqlabel.vql.seeded import SEEDED_VIEWS, VIEW_COLUMNS, write_drawn
+
+Codes = NDArray[np.unsignedinteger]  # [n, m]
+DTYPE_NAMES = {"int8": "I8", "uint8": "U8", "float16": "F16", "float32": "F32"}
+
+
+class VqlWriter:
+    """Writes a `.vql`; as a context, the file appears whole when `finish` was called, or not at all.
+
+    Args:
+        out: the file.
+        config: of the codec, whose streams the codes go into.
+        order: of the dump: "explicit", "rows" or "none", see `labels.source.About`.
+
+    Raises:
+        TargetExists: `out` is there and `overwrite` is false.
+    """
+
+    def __init__(self, out: str | PathLike[str], config: CodecConfig, order: str, *, overwrite: bool = False) -> None:
+        self._container, self._config, self._order = ContainerWriter(out, overwrite=overwrite), config, order
+
+    def __enter__(self) -> Self:
+        self._container.__enter__()
+        ragged = self._config.max_codes is not None
+        self._codes = (_RaggedCodes if ragged else _FixedCodes)(self._container, self._config.streams)
+        self._columns = ColumnWriter(self._container.path.parent, self._order)
+        self._records: int | None = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._container.__exit__(kind, error, trace)
+
+    @property
+    def path(self) -> Path:
+        """The file that will appear."""
+        return self._container.path
+
+    def add_codes(self, codes: Codes) -> None:
+        """Append the codes of the next records, [n, m]; [n, 1 + m] with a count first where labels have different numbers of codes."""
+        self._codes.append(codes)
+
+    def add_columns(self, batch: LabelBatch) -> None:
+        """Append place and augmentation of the next batch.
+
+        Raises:
+            BadLabels: see `ColumnWriter.add`.
+        """
+        self._columns.add(batch)
+
+    def end_codes(self) -> int:
+        """Close the streams of codes. Returns the number of records."""
+        return self._codes.end()
+
+    def column_bits(self) -> int:
+        """What the columns take before any coding, chunk tables and names apart."""
+        return self._columns.bits()
+
+    def finish(
+        self,
+        source: LabelSource,
+        tensors: Mapping[str, NDArray[Any]],
+        made_by: Mapping[str, Any],
+        *,
+        drawn: DrawnColumns | None = None,
+        images: ImageSet | None = None,
+    ) -> int:
+        """Write columns, tensors and header, after the codes. Returns the size of the file in bytes.
+
+        Args:
+            source: the dump, for what the header has of it.
+            tensors: of the decoder, by name, as they are stored.
+            made_by: for `vql.source`, besides what the dump itself records.
+            drawn: the recipe that draws the columns again; None: they are stored as they were added.
+            images: which images the labels are of, where that is known.
+        """
+        container = self._container
+        header = self._columns.write(container, source.names) if drawn is None else write_drawn(container, drawn, source.places)
+        for name, tensor in tensors.items():
+            container.tensor(CODEC + name, DTYPE_NAMES[tensor.dtype.name], tensor)
+        return container.finish(
+            {
+                "vql.label": canonical(_label_of(self._config, source)),
+                "vql.codec": canonical({"kind": self._config.kind, "config": self._config.to_dict()}),
+                "vql.columns": canonical(header),
+                "vql.source": canonical({**_source_of(source), **made_by}),
+                "vql.writer": f"vqlabel {__version__}",
+                **({} if images is None else {"vql.images": canonical(images.to_dict())}),
+            },
+            [VARIABLE_SLOTS] * (self._config.max_codes is not None)
+            + [SEEDED_VIEWS] * (header["order"] == "seeded")
+            + [SIGMOID_LABELS] * (source.domain == "sigmoid")
+            + [VIEW_COLUMNS] * any(PREFIX + name in container.streams for name in NEVER_DRAWN),
+        )
+
+
+def _label_of(config: CodecConfig, source: LabelSource) -> dict[str, Any]:
+    """What `vql.label` holds. Squared error sees the level of a logit, softmax does not: `shift_preserved` tells whether it was kept."""
+    kept = config.keeps_level or source.domain == "sigmoid"
+    label = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": kept}
+    return label if source.support is None else {**label, "support": {"k": source.support.k, "rest": source.support.rest}}
+
+
+def _source_of(source: LabelSource) -> dict[str, Any]:
+    """What `vql.source` holds besides a fingerprint."""
+    values = {"layout": source.layout, "temperature": source.temperature, "details": dict(source.details)}
+    return {name: value for name, value in values.items() if value}
+
+
+class _FixedCodes:
+    """Codes of labels that all have as many -> their stream."""
+
+    def __init__(self, container: ContainerWriter, streams: Sequence[CodeStream]) -> None:
+        (stream,) = streams
+        self._container, self._fields = container, len(stream.bits)
+        _begin(container, stream)
+
+    def append(self, codes: Codes) -> None:
+        """[n, m], or [n, 0] of labels without codes, which are stored as one zero."""
+        self._container.append(codes if codes.shape[1] else np.zeros((len(codes), self._fields), np.uint32))
+
+    def end(self) -> int:
+        return self._container.end().rows
+
+
+class _RaggedCodes:
+    """Codes of labels that have different numbers of them -> their stream; the stream of counts waits in a temporary file meanwhile."""
+
+    def __init__(self, container: ContainerWriter, streams: Sequence[CodeStream]) -> None:
+        codes, self._counts_stream = streams
+        self._container = container
+        self._counts = Spool(container.path.parent, 1)
+        _begin(container, codes)
+
+    def append(self, codes: Codes) -> None:
+        """[n, 1 + m]: count and codes."""
+        counts, run = split_counted(codes)
+        self._counts.add(counts)
+        self._container.append(run)
+
+    def end(self) -> int:
+        self._container.end()
+        _begin(self._container, self._counts_stream)
+        for counts in self._counts:
+            self._container.append(counts)
+        return self._container.end().rows
+
+
+def _begin(container: ContainerWriter, stream: CodeStream) -> None:
+    rows = {} if stream.chunk_rows is None else {"chunk_rows": stream.chunk_rows}
+    container.begin(stream.name, list(stream.bits), stream.codings, **rows)

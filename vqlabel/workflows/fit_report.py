@@ -1,0 +1,156 @@
+"""What the report of a fit holds: distortion on the labels seen and held out, code bits, and notes for the user."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vqlabel.bitstream.ragged import COUNTED_ROWS
+from vqlabel.codecs import LabelCodec, LabelSample
+from vqlabel.codecs.vqae.fit.split import VARIES_MOST, level_spread
+from vqlabel.config import MIX
+from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.distortion import as_logits
+from vqlabel.metrics.likelihood import likelihood_of
+from vqlabel.workflows.sample import HELD_LABELS
+
+CHUNK = 2048  # labels encoded at a time
+
+
+def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temperature: tuple[float, ...] | None) -> dict[str, Any]:
+    """The measured part of a fit's report; its keys are those that `fit` documents."""
+    temperatures = temperature or MIX
+    if sample.domain != "sigmoid":
+        temperatures = tuple(sorted({*MIX, *temperatures}))
+
+    def on_held(one: LabelCodec) -> dict[str, float]:
+        return measure(one, sample, "held", temperatures)
+
+    report: dict[str, Any] = {
+        "code_bits": code_bits(codec, sample),
+        "held_out": held_out,
+        "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen", temperatures)},
+        "held": {"labels": len(sample.held), **on_held(codec)},
+    }
+    if codec.config.exact_dtype is None and not _over_sets(codec, sample):
+        report["mean_label"] = {"labels": len(sample.held), **measure_mean_label(sample, temperatures)}
+    figures = codec.fit_figures(on_held)
+    if "calibrated" in figures:
+        report["bias_slope"] = bias_slope(codec, sample)
+        figures["calibrated"] = {"labels": len(sample.held), **figures["calibrated"]}
+    report |= figures
+    if codec.config.codebooks is not None and codec.config.codebooks[0]:
+        report["perplexity"] = _perplexity(codec, sample, *codec.config.codebooks)
+    if notes := [*sample.notes, *_level_notes(codec, sample), *_dropped_notes(codec, sample)]:
+        report["notes"] = notes
+    return report
+
+
+def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
+    """Distortion at these temperatures of the `part` ("seen" or "held") of a sample, through encode and decode."""
+    figures = likelihood_of(sample.domain).distortion(
+        temperatures=temperatures,
+        domain=sample.domain,
+        sets=_over_sets(codec, sample),
+    )
+    with torch.inference_mode():
+        for labels, context in sample.steps(part, CHUNK):
+            figures.add(labels, codec.decode(codec.encode(labels, context), context))
+    return {name: round(value, 6) for name, value in figures.figures().items()}
+
+
+@torch.inference_mode()
+def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
+    """KL held out of one label for all, at each temperature the best that there is: the mean of the distributions that the fit sees."""
+    likelihood = likelihood_of(sample.domain)
+    totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
+    for labels, _ in sample.steps("seen", CHUNK):
+        logits = as_logits(labels, sample.domain)
+        for total, t in zip(totals, temperatures, strict=True):
+            total += likelihood.probabilities(logits / t).sum(0, dtype=torch.float64)
+    means = [t * likelihood.inverse(total / len(sample.seen)).float() for total, t in zip(totals, temperatures, strict=True)]
+    found = [0.0] * len(temperatures)
+    for labels, _ in sample.steps("held", CHUNK):
+        logits = as_logits(labels, sample.domain)
+        for at, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
+            found[at] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
+    count = max(1, len(sample.held))
+    return {f"{likelihood.figure}{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
+
+
+@torch.inference_mode()
+def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
+    """Slope of decoded on raw probabilities about their means, held out, at each of the codec's temperatures: 1 where labels are unbiased."""
+    found, probabilities = {}, likelihood_of(sample.domain).probabilities
+    for t in codec.config.temperatures:
+        sums, means, count = (
+            torch.zeros(2, dtype=torch.float64),
+            torch.zeros(2, sample.classes, dtype=torch.float64),
+            len(sample.held),
+        )
+        for labels, context in sample.steps("held", CHUNK):
+            decoded = codec.decode(codec.encode(labels, context), context)
+            raw, own = (probabilities(as_logits(x, sample.domain) / t).double() for x in (labels, decoded))
+            sums += torch.stack([(raw * own).sum(), raw.square().sum()])
+            means += torch.stack([raw.sum(0), own.sum(0)]) / count
+        product, power = sums - count * torch.stack([means[0] @ means[1], means[0] @ means[0]])
+        found[f"T{t:g}"] = round(float(product / power.clamp_min(1e-30)), 4)
+    return found
+
+
+def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
+    """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
+    if codec.config.max_codes is None and "ans" not in codec.config.codings:
+        return sum(codec.code_bits)
+    before, bits, count = codec.effort, 0.0, 0
+    codec.set_effort("fast")  # how many codes a label has does not depend on it
+    try:
+        with torch.inference_mode():
+            for part in parts:
+                for labels, context in sample.steps(part, COUNTED_ROWS):
+                    bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
+    finally:
+        codec.set_effort(before)
+    return round(bits / max(1, count), 4)
+
+
+def _perplexity(codec: LabelCodec, sample: LabelSample, slots: int, codebook_size: int) -> list[float]:
+    usage = Usage(slots, codebook_size)
+    ragged = codec.config.max_codes is not None
+    with torch.inference_mode():
+        for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
+            codes = codec.encode(labels, context).numpy()
+            usage.add(codes[:, int(ragged) :][:, :slots], codes[:, 0] if ragged else None)
+    return [round(float(perplexity), 1) for perplexity in usage.perplexity()]
+
+
+def _over_sets(codec: LabelCodec, sample: LabelSample) -> bool:
+    """Whether figures are over the classes that labels hold."""
+    return codec.config.holds_sets or (sample.support is not None and sample.support.rest == "zero")
+
+
+def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
+    """Of what students that do not take a softmax would miss."""
+    if codec.config.keeps_level or codec.config.kept_classes is not None or sample.domain != "logits":
+        return []
+    level, usual = level_spread(sample.seen, sample.domain)
+    if level < VARIES_MOST * usual:
+        return []
+    sentence = (
+        f"labels' mean over classes varies (std {level:.2g}, that of a class about it {usual:.2g}) and is left out: students of a softmax never "
+        "see it; for students of sigmoids or of squared error use --domain sigmoid, or --codec raw"
+    )
+    return [sentence]
+
+
+def _dropped_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
+    """Where a codec stores fewer classes of a label than are known."""
+    kept = codec.config.kept_classes
+    if sample.support is None or kept is None or kept >= sample.support.k:
+        return []
+    mass = measure(codec, sample, "held", ()).get("mass_kept")
+    share = "" if mass is None else f", which have {100 * mass:.1f} % of the probability at T = 1"
+    return [
+        f"{kept} of the {sample.support.k} known classes of a label are stored{share}; more --bits, or a smaller --ratio, keep all"
+    ]
