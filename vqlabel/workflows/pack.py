@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import vqlabel
 from vqlabel.bitstream import split_counted
 from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn, digest_of
@@ -31,6 +30,7 @@ from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.targets import check_apart
 from vqlabel.threads import worker_count
 from vqlabel.typed import typed_arguments
+from vqlabel.version import __version__
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.columns import ColumnWriter, Spool
@@ -207,7 +207,7 @@ def finish(
             "vql.codec": canonical({"kind": codec.kind, "config": codec.config.to_dict()}),
             "vql.columns": canonical(says),
             "vql.source": canonical({**describe_source(source), **more}),
-            "vql.writer": f"vqlabel {vqlabel.__version__}",
+            "vql.writer": f"vqlabel {__version__}",
             **({} if images is None else {"vql.images": canonical(images.to_dict())}),
         },
         [VARIABLE_SLOTS] * codec.counted
