@@ -1,4 +1,4 @@
-"""README.md and docs/*.md: every python and console block runs, and every option that a page names exists.
+"""README.md, CONTRIBUTING.md and docs/*.md: every python and console block runs, and what pages name exists.
 
 The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of a page share their
 names. A block that cannot run here has a comment with its reason on the line above it: `<!-- not run: REASON -->`.
@@ -30,11 +30,15 @@ from typer.testing import CliRunner
 import vqlabel
 from vqlabel import LabelBatch
 from vqlabel.cli import app
-from vqlabel.labels import Place
+from vqlabel.errors import UsageError
+from vqlabel.labels import LAYOUTS, WRITERS, Place, open_labels
 from vqlabel.labels.layouts.tree import simulated
 
-PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
-LANGUAGES = ("python", "console", "json", "text")
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+LANGUAGES = ("python", "console", "diff", "json", "text")
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>\S[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -262,3 +266,36 @@ def test_prose_names_options_that_exist(page: str) -> None:
     spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", PAGES[page]))
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known
+
+
+def test_the_layout_of_the_contributing_page_reads_what_it_writes(
+    dump: Path, tree: Path, logits: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: dict[str, Any] = {}
+    (block,) = filter(runs, blocks_of("CONTRIBUTING.md"))
+    exec(block.text, names)
+    monkeypatch.setitem(LAYOUTS, "epochs", names["EpochsSource"])
+    monkeypatch.setitem(WRITERS, "epochs", names["EpochsWriter"])
+    vqlabel.convert(dump, tmp_path / "epochs", layout="epochs")
+    source = open_labels(tmp_path / "epochs", "epochs")
+    assert [place.epoch for place in source.places] == list(range(len(logits)))
+    np.testing.assert_array_equal([batch.labels for batch in source], logits)
+    with pytest.raises(UsageError, match="epochs holds whole epochs in the order of their images"):
+        vqlabel.convert(tree, tmp_path / "other", layout="epochs")
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings_of_the_repository(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", FENCE.sub("", PAGES[page]))
+    for target, anchor in links:
+        file = (ROOT / page).parent / target if target else ROOT / page
+        assert file.exists(), f"{page} links to {target}, which is not there"
+        assert not anchor or anchor in anchors_of(file.read_text()), (
+            f"{page} links to {target}#{anchor}: {file.name} has no such heading"
+        )
