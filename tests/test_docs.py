@@ -1,7 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/*.md: every python and console block runs, and what pages name exists.
 
-The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of a page share their
-names. A block that cannot run here has a comment with its reason on the line above it: `<!-- not run: REASON -->`.
+The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of a
+page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
 """
 
 import re
@@ -80,7 +80,7 @@ class Block:
     reason: str | None
 
     def commands(self) -> list[str]:
-        """The command lines of a console block, continued lines joined: those after "$ ", or all where no line begins so."""
+        """The command lines, continued ones joined: those that begin with "$ ", or all lines if none does."""
         lines = [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
         prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         return prompted or lines
@@ -96,6 +96,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def runs(block: Block) -> bool:
+    """Whether the block is run by a test."""
     return block.language in ("python", "console") and block.reason is None
 
 
@@ -131,7 +132,7 @@ def inputs(
     tree: Path, logits: NDArray[np.float16], draw_images: Callable[..., Path], write_dump: Callable[..., Path],
     prior_codec_file: Path, prior_vql: Path, tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
-    """A folder with what the pages begin with: dumps, images, a teacher, a codec and a `.vql`, each by the name that pages use."""
+    """A folder of dumps, images, a teacher, a codec and a `.vql` file, under the names that the pages use."""
     folder = tmp_path_factory.mktemp("docs")
     shutil.copytree(tree, folder / "dump")
     shutil.copy(prior_codec_file, folder / "codec.safetensors")
@@ -170,7 +171,7 @@ def sre2l_batches(classes: int) -> Iterable[LabelBatch]:
 
 @pytest.fixture
 def workspace(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of `inputs` as the present folder, in which targets of one block may replace those of another."""
+    """A copy of `inputs` as the working directory, in which one block may overwrite the files of another."""
     folder = shutil.copytree(inputs, tmp_path / "work", symlinks=True)
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
@@ -212,7 +213,7 @@ def smaller(text: str) -> str:
 
 
 def quick(arguments: list[str]) -> list[str]:
-    """The same command with one epoch of training where it fits a codec, and with --overwrite where it has that option."""
+    """The command with one epoch of training if it fits a codec, and with --overwrite if it has that option."""
     fits = arguments[0] in ("fit", "tune", "pack") and "--codec" not in arguments
     rate = fits and not {"--bits", "--ratio"} & set(arguments)
     return [
