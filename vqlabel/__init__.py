@@ -7,7 +7,7 @@ help, loads neither torch nor numpy.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from vqlabel.version import __version__ as __version__
 
 _HOME = {
     "VqlabelError": "vqlabel.errors",
