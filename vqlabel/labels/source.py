@@ -87,6 +87,7 @@ class Context:
     partner_crop: NDArray[np.float32] | None = None  # [n, 4]
     partner_flip: NDArray[np.bool_] | None = None  # [n]
     box: NDArray[np.int64] | None = None  # [n, 4] row0, col0, row1, col1 in pixels of the view
+    views: Any = None  # [n, 3, h, w] float32 tensor in 0..1: the pixels, for codecs that ask for them
 
     @classmethod
     def join(cls, parts: Sequence["Context"]) -> "Context":

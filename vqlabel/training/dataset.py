@@ -121,9 +121,13 @@ class VqlDataset(Dataset[Tensor]):
         return np.where(at < 0, at + len(self), at)
 
     @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
-    def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
+    def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]], views: Tensor | None = None) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
-        return decode(self.file, self._own_decoder, codes, index)
+        return decode(self.file, self._own_decoder, codes, index, views)
+
+    def decode_views(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor, views: Tensor) -> Tensor:
+        """[n, C] labels of these records, by a codec that may need their views [n, 3, h, w], float32 in 0..1."""
+        return self._decode(self._index(index), views)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

@@ -159,7 +159,7 @@ class VqlViews(Dataset[ViewBatch]):
             shown[torch.from_numpy(rows)] = _to_floats(some_views(self.images, batch, slots, self.size))
         return ViewBatch(
             views=shown if self.transform is None else self.transform(shown),
-            labels=self.labels[record] if self.decode else self.labels.codes(record),
+            labels=self.labels.decode_views(record, shown) if self.decode else self.labels.codes(record),
             image=torch.from_numpy(image),
             record=torch.from_numpy(record),
         )

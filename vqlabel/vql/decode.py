@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -49,20 +50,28 @@ def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device
         yield labels
 
 
-def decode(file: VqlFile, codec: LabelCodec, codes: Tensor, record: NDArray[np.int64]) -> Tensor:
-    """[n, C] labels of these records from their codes [n, m], and from what the file says of them where the codec asks for it.
+def decode(file: VqlFile, codec: LabelCodec, codes: Tensor, record: NDArray[np.int64], views: Tensor | None = None) -> Tensor:
+    """[n, C] labels of these records from their codes [n, m], and from the side information that the codec needs.
+
+    Args:
+        views: [n, 3, h, w] float32 in 0..1, the pixels that the teacher saw, for codecs that need them.
 
     Raises:
-        BadContainer: see `blaming`.
+        UsageError: the codec needs the views, and there are none.
+        BadContainer: see `as_bad_container`.
     """
-    with blaming(file):
-        return codec.decode(codes, file.columns.context(record) if codec.needs else None)
+    if "views" in codec.needs and views is None:
+        raise UsageError(
+            f"{file.container.path}: its labels are decoded from the pixels of their views: open it with vqlabel.VqlViews and the images"
+        )
+    with as_bad_container(file):
+        return codec.decode(codes, replace(file.columns.context(record), views=views) if codec.needs else None)
 
 
 @contextmanager
-def blaming(file: VqlFile) -> Iterator[None]:
-    """A context that says too little for the codec, or names an image that the codec's prior has not, makes a file contradict itself:
-    BadContainer."""
+def as_bad_container(file: VqlFile) -> Iterator[None]:
+    """Re-raise UsageError as BadContainer: inside one file, side information that lacks a field the prior needs, or names an image it does
+    not know, means that the file is corrupt."""
     try:
         yield
     except UsageError as error:

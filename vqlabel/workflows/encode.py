@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,19 @@ def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
             group = []
 
 
-def encode(codec: LabelCodec, batches: list[LabelBatch], device: str) -> Codes:
-    """[n, m] uint32 codes of the records of some batches."""
+def encode(codec: LabelCodec, batches: list[LabelBatch], device: str, views: torch.Tensor | None = None) -> Codes:
+    """[n, m] uint32 codes of the records of some batches.
+
+    Args:
+        views: [n, 3, h, w] float32 in 0..1, the pixels that the teacher saw, for codecs that need them.
+
+    Raises:
+        UsageError: the codec needs the views, and there are none.
+    """
+    if "views" in codec.needs and views is None:
+        raise UsageError(
+            f"codec {codec.kind} needs the pixels of the views, which a dump does not have: label images by `vqlabel relabel`"
+        )
     labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
-    side = Context.join([batch.context() for batch in batches]) if codec.needs else None
+    side = replace(Context.join([batch.context() for batch in batches]), views=views) if codec.needs else None
     return codec.encode(labels, side).cpu().numpy().view(np.uint32)

@@ -95,15 +95,15 @@ class TeacherSource(LabelSource):
         }
         return {**self.made_by, "scale": self.teacher.scale, "bgr": self.teacher.bgr, **views, "dtype": self.dtype}
 
-    def read_from(self, first: int) -> Iterator[LabelBatch]:
-        """The batches from number `first` on; views of the next one are drawn while the teacher looks at these."""
+    def read_from(self, first: int) -> Iterator[tuple[LabelBatch, torch.Tensor]]:
+        """The batches from number `first` on, with their views; the next views are drawn while the teacher looks at these."""
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[torch.Tensor] | None = pool.submit(self._views, first) if first < len(self) else None
             for at in range(first, len(self)):
                 assert ahead is not None
                 seen = ahead.result()
                 ahead = pool.submit(self._views, at + 1) if at + 1 < len(self) else None
-                yield self._labelled(at, seen)
+                yield self._labelled(at, seen), seen
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         return self._labelled(at, self._views(at)), f"the teacher's labels of batch {at}"
@@ -227,8 +227,8 @@ def _layout_of(target: Path, layout: str | None) -> str:
 
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:
     """What is not in the journal yet."""
-    for batch in source.read_from(journal.done):
-        journal.append(encode(codec, [batch], device))
+    for batch, seen in source.read_from(journal.done):
+        journal.append(encode(codec, [batch], device, seen))
         progress("labelling", journal.done, len(source), {})
 
 
