@@ -21,7 +21,7 @@ from vqlabel.errors import TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, LabelSource, Place
 from vqlabel.storage import targets
 from vqlabel.storage.targets import CODEC, NPY, RECORD, TREE, VQL, Form, Partial, appearing, check_apart, check_target
-from vqlabel.workflows import fit
+from vqlabel.workflows import fit_state
 from vqlabel.workflows.convert import convert
 from vqlabel.workflows.tune import tune
 
@@ -362,7 +362,7 @@ def under_a_limit(folder: Path) -> tuple[list[str], list[str], list[str]]:
         with pytest.raises(VqlabelError) as error:
             convert(folder / source, folder / name, layout=layout)
         refused.append(str(error.value))
-    keep = fit._StateKeeper(folder / "c.codec.state", "mark")
+    keep = fit_state.StateKeeper(folder / "c.codec.state", "mark")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):

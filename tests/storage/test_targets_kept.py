@@ -126,7 +126,7 @@ def test_a_fit_whose_state_cannot_be_written_goes_on_and_says_so(here: Path, mon
 
     words = "fit a.npy -o o.codec --bits 12 --codebook-size 8 --no-prior --epochs 2 --json"
     want = CliRunner().invoke(app, words.replace("o.codec", "p.codec").split())
-    monkeypatch.setattr("vqlabel.workflows.fit._save_state", refuse)
+    monkeypatch.setattr("vqlabel.workflows.fit_state._save_state", refuse)
     found = CliRunner().invoke(app, words.split())
     assert found.exit_code == 0
     assert found.stderr.endswith(

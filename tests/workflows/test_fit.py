@@ -93,8 +93,8 @@ def test_a_tree_holds_out_its_last_epoch_with_its_images(tree: Path, batches: li
 
 
 def test_a_large_dump_is_sampled_over_all_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vqlabel.workflows.fit.SAMPLE_LABELS", 100)
-    monkeypatch.setattr("vqlabel.workflows.fit.HELD_LABELS", 20)
+    monkeypatch.setattr("vqlabel.workflows.sample.SAMPLE_LABELS", 100)
+    monkeypatch.setattr("vqlabel.workflows.sample.HELD_LABELS", 20)
     sample, _ = read_sample(numbered([10, 10], epochs=32))
     seen = sample.seen[:, 0] // 20
     assert len(sample.seen) == 100
@@ -384,7 +384,7 @@ def test_logits_that_no_half_holds_are_refused_before_they_make_a_codec_that_can
     masked[..., :3] = -1e9
     np.save(tmp_path / "masked.npy", masked)
     with pytest.raises(
-        BadLabels, match=r"a label holds 1e\+09; the decoder travels in halves, which end at 65504: clamp the labels"
+        BadLabels, match=r"a label holds 1e\+09; the decoder is stored in fp16, whose largest number is 65504: clamp the labels"
     ):
         fit(tmp_path / "masked.npy", QUICK)
     np.save(tmp_path / "masked.npy", np.clip(masked, -100, None))

@@ -284,7 +284,7 @@ def test_the_same_dump_and_codec_give_the_same_bytes_whatever_the_machine(
     """In small groups on many threads, too."""
     import vqlabel.workflows.pack
 
-    monkeypatch.setattr(vqlabel.workflows.pack, "ENCODE_RECORDS", 2048 if workers == 1 else 60)
+    monkeypatch.setattr(vqlabel.workflows.encode, "ENCODE_RECORDS", 2048 if workers == 1 else 60)
     with named_threads(workers):
         vqlabel.pack(tree, tmp_path / "a.vql", codec=codec)
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
@@ -353,7 +353,7 @@ def test_a_codec_for_other_labels_is_refused(
     with pytest.raises(UsageError, match=r"probs\.npy holds probs, the codec was fitted for logits; fit one on this dump"):
         vqlabel.pack(open_labels(tmp_path / "probs.npy", domain="probs"), tmp_path / "a.vql", codec=codec)
     if kind == "raw":
-        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec F16; fit raw on this dump"):
+        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec F16; fit one on this dump"):
             vqlabel.pack(tmp_path / "f32.npy", tmp_path / "a.vql", codec=codec)
     else:
         vqlabel.pack(tmp_path / "f32.npy", tmp_path / "b.vql", codec=codec)
@@ -393,7 +393,7 @@ def test_a_codec_comes_back_to_its_device(dump: Path, codec: LabelCodec, tmp_pat
     moves: list[str] = []
     monkeypatch.setattr(codec, "to", lambda device: moves.append(str(device)))
     with pytest.raises(RuntimeError, match="abacus"):  # the labels cannot go there
-        vqlabel.pack(dump, tmp_path / "a.vql", codec=codec, device="abacus")
+        vqlabel.pack(dump, tmp_path / "a.vql", config=FitConfig(device="abacus"), codec=codec)
     assert moves == ["abacus", "cpu"]
 
 

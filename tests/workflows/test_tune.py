@@ -65,7 +65,7 @@ def test_slots_are_traded_for_bits_a_number(dump: Path, monkeypatch: pytest.Monk
     """Losses that lie in a valley across both: no step along one of them goes down."""
 
     def run(self: Search, config: FitConfig) -> Trial:
-        shape = resolve(config, self.facts)
+        shape = resolve(config, self.stats)
         start = self.trials[0].resolved if self.trials else shape
         along, across = start.slots + 3 - shape.slots, start.slots + start.weight_bits - shape.slots - shape.weight_bits
         trial = Trial(config=config, resolved=shape, bytes=0, loss=along**2 + 100 * across**2, kl={}, seconds=0)
