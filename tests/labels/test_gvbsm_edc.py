@@ -82,7 +82,7 @@ def write_all(source: LabelSource, out: Path, layout: str) -> Path:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_batch_says_its_images_and_strips(layout: str, tree: Callable[..., Any]) -> None:
+def test_a_batch_has_its_images_and_strips(layout: str, tree: Callable[..., Any]) -> None:
     folder, want = tree(layout, factor=3)
     source = open_labels(folder)
     assert (source.layout, source.classes, source.dtype, source.order, source.domain) == (layout, 7, "F16", "explicit", "logits")
@@ -97,7 +97,7 @@ def test_a_batch_says_its_images_and_strips(layout: str, tree: Callable[..., Any
         assert batch.patches is None or bits(torch.from_numpy(batch.patches)) == bits(six[7])
 
 
-def test_its_own_images_count_where_an_order_file_lies_beside_them(tree: Callable[..., Any]) -> None:
+def test_images_in_the_files_take_precedence_over_an_order_file(tree: Callable[..., Any]) -> None:
     folder, want = tree("gvbsm")
     (folder / ORDER_FILE).write_text(json.dumps({"0": list(range(11)), "1": list(range(11))}))
     assert open_labels(folder).layout == "gvbsm"
@@ -106,7 +106,9 @@ def test_its_own_images_count_where_an_order_file_lies_beside_them(tree: Callabl
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_packed_dump_returns_item_for_item(layout: str, dtype: torch.dtype, tree: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_packed_dump_is_unpacked_to_identical_items(
+    layout: str, dtype: torch.dtype, tree: Callable[..., Any], tmp_path: Path
+) -> None:
     folder, want = tree(layout, dtype=dtype)
     source = open_labels(folder)
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
@@ -116,7 +118,7 @@ def test_a_packed_dump_returns_item_for_item(layout: str, dtype: torch.dtype, tr
     assert sorted(entry.name for entry in (tmp_path / "back").iterdir()) == ["epoch_0", "epoch_1"]  # the reader counts entries
 
 
-def test_views_that_were_not_cut_have_their_strips_in_order(tree: Callable[..., Any], tmp_path: Path) -> None:
+def test_views_that_were_not_cut_are_written_with_the_identity_order(tree: Callable[..., Any], tmp_path: Path) -> None:
     folder, want = tree("gvbsm")
     write_all(open_labels(folder), tmp_path / "ours", "edc")
     in_order = torch.tensor([[[0, 1], [0, 1]]])
@@ -125,7 +127,7 @@ def test_views_that_were_not_cut_have_their_strips_in_order(tree: Callable[..., 
         check_file(file, [*items, in_order.expand(len(items[6]), 2, 2)])
 
 
-def test_views_that_edc_did_not_cut_return_item_for_item(items: Items, write_sre2l: Write, tmp_path: Path) -> None:
+def test_zeros_for_uncut_views_are_written_again(items: Items, write_sre2l: Write, tmp_path: Path) -> None:
     """EDC's own recipe cuts none, and its generator saves zeros in int32."""
     for batch in range(2):
         uncut = [*items("gvbsm", 4, batch, first=4 * batch), torch.zeros(2, 2).int().expand(4, 2, 2).clone()]
@@ -138,7 +140,7 @@ def test_views_that_edc_did_not_cut_return_item_for_item(items: Items, write_sre
     write_all(source, tmp_path / "other", "gvbsm")
     check_file(tmp_path / "other" / "epoch_0" / "batch_1.tar", uncut[:7])
     write_sre2l(tmp_path / "dump", items("edc", 4, first=8), 0, 2)
-    with pytest.raises(BadLabels, match=r"batch_2.tar: item 7 is torch.int64 \[4, 2, 2\]; the dump began with int32"):
+    with pytest.raises(BadLabels, match=r"batch_2.tar: item 7 is torch.int64 \[4, 2, 2\], but in the first batch it is int32"):
         open_labels(tmp_path / "dump").read(2)
 
 
@@ -146,30 +148,30 @@ def test_views_that_edc_did_not_cut_return_item_for_item(items: Items, write_sre
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_records_without_images_are_refused(
+def test_records_without_an_image_index_are_refused(
     layout: str, draw: Draw, sre2l_items: Items, write_sre2l: Write, tmp_path: Path
 ) -> None:
     write_sre2l(tmp_path / "dump", sre2l_items(draw(4, 7)))
     source = open_labels(tmp_path / "dump")
-    with pytest.raises(UsageError, match=f"{layout} writes which image every label is of, and these records do not say it"):
+    with pytest.raises(UsageError, match=f"{layout} stores the image index of every label, which these records do not have"):
         write_all(source, tmp_path / "ours", layout)
 
 
 @pytest.mark.parametrize(
     ("places", "lengths", "says"),
     [
-        ([(0, 0), (0, 2)], [4, 4], "finds a batch's images by its number, and batch 1 of epoch 0 is missing"),
+        ([(0, 0), (0, 2)], [4, 4], "finds the images of a batch by its number, but batch 1 of epoch 0 is missing"),
         (
             [(0, 0), (0, 1), (0, 2)],
             [4, 3, 4],
-            "finds row i of an epoch in batch i // 4, and batch 2 of epoch 0 has 4 records after 7",
+            "finds row i of an epoch in batch i // 4, but batch 2 of epoch 0 has 4 records after 7",
         ),
-        ([(0, 0), (0, 1)], [3, 4], "finds row i of an epoch in batch i // 3, and batch 1 of epoch 0 has 4 records after 3"),
-        ([(0, 0), (3, 1)], [4, 4], "finds a batch's images by its number, and batch 0 of epoch 3 is missing"),
+        ([(0, 0), (0, 1)], [3, 4], "finds row i of an epoch in batch i // 3, but batch 1 of epoch 0 has 4 records after 3"),
+        ([(0, 0), (3, 1)], [4, 4], "finds the images of a batch by its number, but batch 0 of epoch 3 is missing"),
     ],
     ids=["a gap", "a short batch inside", "a longer batch", "an epoch that begins late"],
 )
-def test_batches_that_the_reader_would_misplace_are_refused(
+def test_batches_that_the_systems_reader_would_misread_are_refused(
     places: list[tuple[int, int]], lengths: list[int], says: str, items: Items, write_sre2l: Write, tmp_path: Path
 ) -> None:
     for place, b in zip(places, lengths, strict=True):
@@ -179,14 +181,14 @@ def test_batches_that_the_reader_would_misplace_are_refused(
     assert not (tmp_path / "ours").exists()
 
 
-def test_strips_probabilities_and_forms_have_no_place_in_gvbsm(tree: Callable[..., Any], tmp_path: Path) -> None:
+def test_gvbsm_refuses_strips_probabilities_and_forms(tree: Callable[..., Any], tmp_path: Path) -> None:
     source = open_labels(tree("edc")[0])
-    with pytest.raises(UsageError, match="gvbsm has no place for patches, which these records have"):
+    with pytest.raises(UsageError, match="gvbsm cannot store patches, which these records have"):
         write_all(source, tmp_path / "ours", "gvbsm")
-    with pytest.raises(UsageError, match="edc has no forms; write --layout edc"):
+    with pytest.raises(UsageError, match="edc has no forms; pass --layout edc"):
         write_all(source, tmp_path / "ours", "edc:8")
     source.domain = "probs"
-    with pytest.raises(UsageError, match="gvbsm holds logits, these are probabilities"):
+    with pytest.raises(UsageError, match="gvbsm stores logits, but these labels are probabilities"):
         write_all(source, tmp_path / "ours", "gvbsm")
 
 
@@ -199,19 +201,19 @@ def test_strips_probabilities_and_forms_have_no_place_in_gvbsm(tree: Callable[..
         ("gvbsm", 6, torch.tensor([0, 1, 2, -1]), r"it must be image indices in 0..2\^31-1, int64 \[4\]"),
         ("gvbsm", 6, torch.tensor([0, 1, 2, 1 << 31]), "it must be image indices"),
         ("edc", 6, torch.tensor([0, 1, 2, -1]), "it must be image indices"),
-        ("edc", 7, None, "item 7 is NoneType; it must be two orders"),
+        ("edc", 7, None, "item 7 is NoneType; it must be two permutations"),
         ("edc", 7, torch.arange(4), r"item 7 is torch.int64 \[4\]; it must be torch.int64 \[4, 2, 2\]"),
         ("edc", 7, torch.tensor(0), r"item 7 is torch.int64 \[\]"),
-        ("edc", 7, torch.zeros(4, 2, 0, dtype=torch.int64), "it must be two orders of 1 to 256 strips"),
-        ("edc", 7, torch.zeros(4, 2, 2, dtype=torch.int64), "it must be two orders"),
-        ("edc", 7, torch.arange(1, 3).expand(4, 2, 2).clone(), "it must be two orders"),
-        ("edc", 7, torch.arange(257).expand(4, 2, 257).clone(), "it must be two orders of 1 to 256 strips"),
-        ("edc", 7, torch.tensor([1, 0]).expand(4, 2, 2).int(), "an order of strips in int32; orders are int64"),
+        ("edc", 7, torch.zeros(4, 2, 0, dtype=torch.int64), "it must be two permutations of .* with 1 to 256 parts"),
+        ("edc", 7, torch.zeros(4, 2, 2, dtype=torch.int64), "it must be two permutations"),
+        ("edc", 7, torch.arange(1, 3).expand(4, 2, 2).clone(), "it must be two permutations"),
+        ("edc", 7, torch.arange(257).expand(4, 2, 257).clone(), "it must be two permutations of .* with 1 to 256 parts"),
+        ("edc", 7, torch.tensor([1, 0]).expand(4, 2, 2).int(), "an int32 order of strips; an order must be int64"),
         ("edc", 7, torch.zeros(4, 2, 3).int(), r"item 7 is torch.int32 \[4, 2, 3\]; it must be torch.int32 \[4, 2, 2\]"),
         ("edc", 7, torch.arange(2.0).expand(4, 2, 2).clone(), r"item 7 is torch.float32 \[4, 2, 2\]; it must be torch.int64"),
     ],
 )
-def test_a_bad_item_is_refused(
+def test_a_malformed_item_is_refused(
     layout: str, number: int, item: Any, says: str, items: Items, write_sre2l: Write, tmp_path: Path
 ) -> None:
     bad = items(layout)
@@ -229,13 +231,13 @@ def test_another_number_of_strips_and_another_length_are_refused(items: Items, w
     assert len(source.read(0)) == 4
     with pytest.raises(BadLabels, match=r"batch_1.tar: item 7 is torch.int64 \[4, 2, 3\]; it must be torch.int64 \[4, 2, 2\]"):
         source.read(1)
-    with pytest.raises(BadLabels, match=r"batch_2.tar: holds a list of 7; EDC's batch is a list of 8 .*, index, patches"):
+    with pytest.raises(BadLabels, match=r"batch_2.tar: contains a list of 7; a batch of EDC is a list of 8 .*, index, patches"):
         source.read(2)
-    with pytest.raises(BadLabels, match=r"batch_0.tar: holds a list of 8; G-VBSM's batch is a list of 7 .*, index"):
+    with pytest.raises(BadLabels, match=r"batch_0.tar: contains a list of 8; a batch of G-VBSM is a list of 7 .*, index"):
         open_labels(tmp_path, layout="gvbsm")
 
 
-def test_a_context_names_images_and_partners(tree: Callable[..., Any]) -> None:
+def test_the_context_has_images_and_partners(tree: Callable[..., Any]) -> None:
     batch: LabelBatch = open_labels(tree("edc")[0]).read(0)
     context = batch.context()
     assert context.image.tolist() == batch.image.tolist()

@@ -40,7 +40,7 @@ def same(found: list[Any], want: list[Any]) -> bool:
     return alike and found[3] == want[3] and found[4] == [int(edge) for edge in want[4]]
 
 
-def test_a_dump_is_detected_and_read_with_its_images_and_its_temperature_is_noted(tmp_path: Path) -> None:
+def test_a_dump_is_detected_and_read_with_images_and_a_note_on_its_temperature(tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "FKD_bs8_slc20_ipc2")
     source = open_labels(tmp_path / "FKD_bs8_slc20_ipc2")
     about = (source.layout, source.classes, source.domain, source.dtype, source.order, source.temperature)
@@ -56,10 +56,10 @@ def test_a_dump_is_detected_and_read_with_its_images_and_its_temperature_is_note
 
 
 @pytest.mark.parametrize("coords", [torch.float16, torch.float32], ids=str)
-def test_a_packed_dump_returns_item_for_item(coords: torch.dtype, tmp_path: Path) -> None:
+def test_a_packed_dump_is_unpacked_to_identical_items(coords: torch.dtype, tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "dump", coords=coords)
     source = open_labels(tmp_path / "dump")
-    assert "a temperature that the folder's name does not state" in source.notes[0]
+    assert "an unknown temperature T (the folder's name has no slcT)" in source.notes[0]
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
     for _ in range(2):  # the second time over the first
         vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back", overwrite=True)
@@ -74,17 +74,17 @@ def test_a_packed_dump_returns_item_for_item(coords: torch.dtype, tmp_path: Path
     ]
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_inconsistent_files_are_refused(tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "dump", epochs=3)
     source = open_labels(tmp_path / "dump")
     torch.save(dump[1][:2], tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match=r"epoch_1\.tar: has 2 batches; the first epoch has 3"):
+    with pytest.raises(BadLabels, match=r"epoch_1\.tar: has 2 batches, but the first epoch has 3"):
         source.read(3)
     torch.save(batch(8, 0), tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match=r"epoch_1\.tar: holds list \[.*; HALD's epoch is a list of batches"):
+    with pytest.raises(BadLabels, match=r"epoch_1\.tar: contains list \[.*; HALD's epoch is a list of batches"):
         open_labels(tmp_path / "dump").read(3)
     torch.save([batch(8, 0, torch.float32)] * 3, tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match="coords float32; the dump began with F16, float16"):
+    with pytest.raises(BadLabels, match="coords float32, but in the first batch F16, float16"):
         open_labels(tmp_path / "dump").read(3)
     torch.save({**order, "2": order["2"][:19]}, tmp_path / "dump" / "sampler_indices_dict.pt")
     with pytest.raises(BadLabels, match=r"sampler_indices_dict\.pt: has 19 images for epoch 2, whose file has more labels"):
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BadLabels, match=r"sampler_indices_dict\.pt: not an order file"):
             open_labels(tmp_path / "dump")
     torch.save({"0": [1], 0: [2]}, tmp_path / "dump" / "sampler_indices_dict.pt")
-    with pytest.raises(BadLabels, match="names an epoch twice"):
+    with pytest.raises(BadLabels, match="has two orders for an epoch"):
         open_labels(tmp_path / "dump")
     (tmp_path / "dump" / "sampler_indices_dict.pt").unlink()
     (tmp_path / "dump" / "epoch_1.tar").unlink()
@@ -106,7 +106,7 @@ def test_labels_of_another_layout_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((1, 6, 5), 0.2, np.float32))
     source = open_labels(tmp_path / "a.npy", domain="probs")
     with (
-        pytest.raises(UsageError, match="hald holds probabilities at the temperature of its students"),
+        pytest.raises(UsageError, match="hald stores probabilities at the students' temperature"),
         writing(tmp_path / "out", source.about, "hald"),
     ):
         pass

@@ -78,7 +78,7 @@ def test_a_batch_is_read_as_sre2l_wrote_it(
     assert holds(batch, items) and batch.image is None and batch.place == Place(0, 0)
 
 
-def test_batches_come_in_numeric_order_each_with_its_images(
+def test_batches_are_read_in_numeric_order_with_their_images(
     tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]],
 ) -> None:
     folder, items, order = tree
@@ -110,7 +110,7 @@ def test_the_last_of_many_batches_can_be_read_first(tmp_path: Path, draw: Draw, 
     assert image is not None and image.tolist() == [many - 1]
 
 
-def test_a_context_names_the_image_mixed_in(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+def test_the_context_has_the_image_mixed_in(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
     for batch in open_labels(tree[0]):
         context = batch.context()
         assert batch.image is not None and batch.mix_index is not None and context.partner is not None
@@ -119,7 +119,7 @@ def test_a_context_names_the_image_mixed_in(tree: tuple[Path, dict[Place, list[A
         assert context.mix is not None and set(context.mix.tolist()) == {float(np.float32(batch.mix_lam or 0))}
 
 
-def test_other_entries_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_other_files_and_folders_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # an epoch of a part of a dump
     for stray in ("epoch_3/batch_8.tar.bak", "epoch_3/batch_x.tar", "epoch_3/notes.txt", "epoch_9", "batch_1.tar", "log.txt"):
         (tmp_path / stray).write_text("stray")
@@ -132,7 +132,7 @@ def test_other_entries_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Item
 
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
-def test_what_is_written_is_read_again_bit_for_bit(
+def test_written_batches_are_read_again_bit_for_bit(
     mix: str | None, dtype: torch.dtype, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
 ) -> None:
     items = [sre2l_items(draw(n, 5, dtype=dtype, seed=n), mix, seed=n) for n in (6, 4)]
@@ -148,7 +148,7 @@ def test_what_is_written_is_read_again_bit_for_bit(
     assert all(holds(batch, six) for batch, six in zip(again, items, strict=True))
 
 
-def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_written_files_load_with_weights_only(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5, dtype=torch.float16))
     theirs = write_sre2l(tmp_path, items)
     with pytest.raises(Exception, match="weights_only"):  # SRe2L's own file is refused for its numpy.int64
@@ -164,12 +164,12 @@ def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Dr
         assert ours[number].dtype == items[number].dtype and torch.equal(ours[number], items[number])
 
 
-def test_an_order_is_written_as_lpld_has_it(tmp_path: Path) -> None:
+def test_an_order_file_is_written_as_lpld_writes_it(tmp_path: Path) -> None:
     write_order(tmp_path / ORDER_FILE, {10: [3, 1], 2: [0]})
     assert (tmp_path / "sampler_indices_epoch.json").read_text() == '{"2": [0], "10": [3, 1]}'
 
 
-def test_files_of_old_numpy_and_old_torch_load(
+def test_files_of_old_versions_of_numpy_and_torch_load(
     tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
 ) -> None:
     items = sre2l_items(draw(6, 5))
@@ -185,7 +185,7 @@ def test_files_of_old_numpy_and_old_torch_load(
     assert all(holds(batch, items) for batch in open_labels(tmp_path)) and len(open_labels(tmp_path)) == 3
 
 
-def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_parameters_and_views_are_read_like_tensors(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5))
     wide = torch.cat([items[5], items[5]], 1)
     for batch, logits in enumerate(
@@ -196,7 +196,7 @@ def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_
 
 
 @pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump does not lie in ../shared")
-def test_a_real_dump_says_its_images_once_an_epoch() -> None:
+def test_a_real_dump_has_each_image_once_per_epoch() -> None:
     source = open_labels(DUMP)
     assert (source.layout, source.classes, source.order) == ("lpld", 1000, "explicit")
     epoch = [source.read(at) for at, place in enumerate(source.places) if place.epoch == source.places[-1].epoch]
@@ -212,23 +212,21 @@ def test_a_real_dump_says_its_images_once_an_epoch() -> None:
 # --- what others put in such trees
 
 
-def test_arrays_of_numpy_are_read_as_tensors_are(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_numpy_arrays_are_read_like_tensors(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5, dtype=torch.float16))
     write_sre2l(tmp_path, [item.numpy() if isinstance(item, torch.Tensor) else item for item in items], pickle_protocol=4)
     source = open_labels(tmp_path)
     assert holds(source.read(0), items) and source.dtype == "F16" and source.notes == []
 
 
-def test_float64_labels_are_narrowed_and_a_note_records_it(
-    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
-) -> None:
+def test_float64_labels_are_narrowed_with_a_note(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     labels = draw(6, 5, dtype=torch.float64) + 1e-12
     for batch, item in enumerate((labels, labels.numpy(), labels.float())):
         write_sre2l(tmp_path, [*sre2l_items(labels)[:5], item], batch=batch)
     source = open_labels(tmp_path)
     assert source.dtype == "F32" and source.notes == [f"{tmp_path}: float64 is narrowed to float32"]
     assert same(source.read(0).labels, labels.float()) and same(source.read(1).labels, labels.float())
-    with pytest.raises(BadLabels, match=r"batch_2\.tar: labels are F32; the dump began with F64"):
+    with pytest.raises(BadLabels, match=r"batch_2\.tar: labels are F32, but those of the first batch are F64"):
         source.read(2)
 
 
@@ -237,12 +235,12 @@ def test_missing_batches_and_epochs_are_noted(tmp_path: Path, draw: Draw, sre2l_
         for batch in range(batches):
             write_sre2l(tmp_path, sre2l_items(draw(6, 5)), epoch, batch)
     (tmp_path / "epoch_1" / "batch_1.tar").unlink()
-    why = "unless it was pruned, the dump is incomplete: copy it again"
+    why = "if the dump was not pruned, it is incomplete: copy it again"
     assert open_labels(tmp_path).notes == [f"{tmp_path}: epoch 2, batch 1 of epoch 1, batch 2 of epoch 3 missing; {why}"]
     write_sre2l(tmp_path, sre2l_items(draw(6, 5)), 999_999_999, 999_999_999)
     (note,) = open_labels(tmp_path).notes
     assert note == f"{tmp_path}: epoch 2, epoch 4, epoch 5, epoch 6 and 4,999,999,984 more missing; {why}"
 
 
-def test_a_whole_dump_has_no_notes(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+def test_a_complete_dump_has_no_notes(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
     assert open_labels(tree[0]).notes == []

@@ -66,14 +66,14 @@ def touch(file: Path) -> None:
     os.utime(file, ns=(now.st_atime_ns, now.st_mtime_ns + 1_000_000))
 
 
-def test_a_source_knows_every_file_that_labels_are_read_from(dump: Path) -> None:
+def test_files_of_lists_every_file_that_labels_are_read_from(dump: Path) -> None:
     source = open_labels(dump)
     found = {file for at in range(len(source)) for file in source.files_of(at)}
     assert labels_in(dump) <= found
     assert source.inputs == (dump,)
 
 
-def test_a_file_that_changes_after_it_was_read_is_named(dump: Path) -> None:
+def test_a_file_that_changes_after_it_was_read_is_refused(dump: Path) -> None:
     source = open_labels(dump)
     list(source)
     source.check_unchanged()
@@ -85,7 +85,7 @@ def test_a_file_that_changes_after_it_was_read_is_named(dump: Path) -> None:
     list(open_labels(dump))
 
 
-def test_a_file_that_goes_away_is_named(dump: Path) -> None:
+def test_a_file_that_is_deleted_is_refused(dump: Path) -> None:
     source = open_labels(dump)
     list(source)
     gone = sorted(labels_in(dump))[-1]
@@ -119,7 +119,7 @@ RUNS: dict[str, Callable[[LabelSource, Path, Any], Any]] = {
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("kind", ["one array", "a tree", "a part of a tree"])
-def test_nothing_is_written_of_a_dump_that_is_overwritten_meanwhile(kind: str, run: str, tmp_path: Path) -> None:
+def test_nothing_is_written_if_the_dump_changes_meanwhile(kind: str, run: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     if kind == "one array":
         path = changed = tmp_path / "a.npy"

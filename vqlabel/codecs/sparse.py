@@ -22,7 +22,7 @@ from vqlabel.config import MAX_GAP_BITS, FitConfig, SparseConfig
 from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.labels import Context
 from vqlabel.labels.source import NOWHERE
-from vqlabel.labels.topk import largest
+from vqlabel.labels.topk import topk
 
 DEFAULT_STEP = 0.5  # nats: KL over the known classes is at most 0.0104, times T^2, whatever the temperature
 STEPS = tuple(2 ** (i / 2) for i in range(-8, 3))  # nats, 1/16 .. 2: what a rate in bits chooses from
@@ -154,7 +154,7 @@ def _depths(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.
     """Of labels [n, C]: the k largest classes [n, k], and how far each lies below the first in logits [n, k]; in a last column [n, k + 1]
     the same of each other class, where these share what is left of 1."""
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
-    ids, values = largest(array, k, signed=domain == "probs")
+    ids, values = topk(array, k, signed_zeros=domain == "probs")
     values = values.astype(np.float64)
     if rest == "uniform" and k < array.shape[1]:
         others = array.sum(1, keepdims=True, dtype=np.float64) - values.sum(1, keepdims=True)

@@ -23,7 +23,7 @@ from vqlabel.codecs.vqae.sizing import budget_of, code_bits_within
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError, VqlabelError, VqlabelWarning
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
-from vqlabel.labels.domain import FlatRows
+from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.metrics.code_usage import Usage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
@@ -187,7 +187,7 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
     held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
     source.check_unchanged()
     total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
-    flat = FlatRows(path=source.path)
+    flat = ConstantRows(path=source.path)
     seen, held = ([_telling(batch, flat) for batch in part] for part in (seen, held))
     flat.check()
     if last:
@@ -234,7 +234,7 @@ def _read_some(source: LabelSource, places: list[int], most: int, progress: Call
     return batches
 
 
-def _telling(batch: LabelBatch, flat: FlatRows) -> LabelBatch:
+def _telling(batch: LabelBatch, flat: ConstantRows) -> LabelBatch:
     """A batch without its flat rows."""
     telling = flat.add(batch.labels)
     return batch if telling.all() else batch.rows(np.flatnonzero(telling))

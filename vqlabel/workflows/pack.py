@@ -25,7 +25,7 @@ from vqlabel.config import PriorConfig
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
-from vqlabel.labels.domain import FlatRows
+from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.targets import check_apart
@@ -88,7 +88,7 @@ def pack(
     prior: PriorConfig | None = getattr(codec.config, "prior", None)
     edges = list[int]()
     other = prior is not None and about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
-    fingerprint, whole, flat = hashlib.sha256(), WholeEpochs(), FlatRows(path=source.path)
+    fingerprint, whole, flat = hashlib.sha256(), WholeEpochs(), ConstantRows(path=source.path)
     with lent(codec, effort, device), ContainerWriter(out, overwrite=overwrite) as writer:
         columns = ColumnWriter(writer.path.parent, source.order)
 
