@@ -149,7 +149,7 @@ def test_a_file_that_was_made_beside_its_images_refuses_others(
     made: str, read: Callable[..., Any], change: Change, folder: Path, labelled: dict[str, Path], tmp_path: Path
 ) -> None:
     assert read(labelled[made], folder)
-    with pytest.raises(UsageError, match=rf"{made}\.vql: .*changed has .*, and names first differ at image \d+ \(found '.*'\)"):
+    with pytest.raises(UsageError, match=rf"{made}\.vql: .*changed(:| has) .*, and names first differ at image \d+ \(found '.*'\)"):
         read(labelled[made], changed(folder, tmp_path, change))
 
 

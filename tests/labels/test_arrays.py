@@ -1,4 +1,4 @@
-"""Arrays on disk -> label batches: the very bits, at the right place, and never more of them in memory than a batch."""
+"""Arrays on disk -> label batches: bit for bit, at the right place, with one batch in memory."""
 
 import gc
 import os
@@ -27,9 +27,9 @@ CASES = [(file, dtype) for file in FILES for dtype in (torch.float16, torch.floa
 
 
 def same_bits(read: NDArray[np.floating], written: torch.Tensor) -> bool:
-    """bf16 is held by float32 exactly."""
-    want = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
-    return read.dtype == want.dtype and read.shape == want.shape and read.tobytes() == want.tobytes()
+    """float32 represents bf16 exactly."""
+    expected = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
+    return read.dtype == expected.dtype and read.shape == expected.shape and read.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(("file", "dtype"), CASES)
@@ -96,7 +96,7 @@ def test_epochs_are_numbered_through_all_shards(tmp_path: Path, draw: Draw, writ
 
 
 def test_file_names_are_ordered_by_their_decimal_numbers() -> None:
-    names = ["1²3", "b_1", "b_9", "b_10", "b_10_2", "b_10_11"]  # a superscript is a digit, but no number
+    names = ["1²3", "b_1", "b_9", "b_10", "b_10_2", "b_10_11"]  # a superscript is a digit, but not a decimal
     assert [p.name for p in sorted(map(Path, reversed(names)), key=in_numeric_order)] == names
 
 
@@ -132,7 +132,7 @@ def test_labels_are_selected_among_other_arrays(tmp_path: Path, draw: Draw, read
 @pytest.mark.parametrize("file", FILES)
 def test_reading_holds_one_batch_in_memory(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     path = write_array(tmp_path / file, draw(2, 5 * BATCH_RECORDS, 100, dtype=torch.float16))  # 8 MB, in batches of 0.8 MB
-    open_labels(path).read(0)  # imports
+    open_labels(path).read(0)  # so that imports are not measured
     tracemalloc.start()
     source = open_labels(path)
     for at in (len(source) - 1, 0):
@@ -156,7 +156,7 @@ def test_a_column_major_array_is_not_copied_as_a_whole(tmp_path: Path, draw: Dra
 def test_a_dump_of_many_shards_opens_few_files(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     for shard in range(20):
         write_array(tmp_path / f"{shard}{file}", draw(4, 3, seed=shard))
-    gc.collect()  # files that other tests left to the collector would close in between
+    gc.collect()  # else files that other tests left open may be closed in between
     before = len(os.listdir("/dev/fd"))
     source = open_labels(tmp_path)
     assert len(list(source)) == 20 and len(os.listdir("/dev/fd")) == before
@@ -166,7 +166,7 @@ def test_a_dump_of_many_shards_opens_few_files(file: str, tmp_path: Path, draw: 
 def test_the_crc32_of_an_npz_is_checked(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     path = write_array(tmp_path / file, draw(2 * BATCH_RECORDS, 5))
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + 16] ^= 1  # of the directory at the end
+    data[data.index(b"PK\1\2") + 16] ^= 1  # the crc32 in the directory at the end
     path.write_bytes(data)
     with pytest.raises(BadLabels, match=rf"{file}: cannot be read at row {BATCH_RECORDS} .*CRC"):
         open_labels(path).read(1)

@@ -1,4 +1,4 @@
-"""Columns of Parquet and Arrow files -> labels: lists of every kind, by pieces, and what is no column of labels is refused."""
+"""Columns of Parquet and Arrow files -> labels: lists of every kind, read in pieces; other columns are refused."""
 
 import sys
 import tracemalloc
@@ -51,8 +51,8 @@ def test_a_column_of_lists_can_be_read_in_any_order(kind: str, dtype: str, fixed
     assert (source.layout, source.classes, source.dtype, source.order) == ("arrays", 7, dtype, "none")
     assert "the labels are 'logits'; not read: 'label' int64" in source.notes[0] and "'path' string" in source.notes[0]
     for at in (1, 0, 1, 0):
-        want = z[at * BATCH_RECORDS : (at + 1) * BATCH_RECORDS].astype(np.float16 if dtype == "F16" else np.float32)
-        assert (source.read(at).labels == want).all()
+        expected = z[at * BATCH_RECORDS : (at + 1) * BATCH_RECORDS].astype(np.float16 if dtype == "F16" else np.float32)
+        assert (source.read(at).labels == expected).all()
 
 
 @pytest.mark.parametrize("file", ["a.parquet", "stream.arrow"])

@@ -1,4 +1,4 @@
-"""The axes of an array: which are dropped, which are epochs, what a user may name, in every kind of file."""
+"""The axes of an array in every type of file: which are dropped, which are epochs, and which a user may pass."""
 
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def test_values_in_the_other_byte_order_are_read(file: str, kind: str, tmp_path:
 
 def test_bfloat16_saved_by_numpy_is_read_with_a_note(tmp_path: Path) -> None:
     z = torch.randn(6, 5).bfloat16()
-    raw = z.view(torch.int16).numpy().view("V2")  # as JAX's arrays are saved
+    raw = z.view(torch.int16).numpy().view("V2")  # as JAX arrays are saved
     np.save(tmp_path / "a.npy", raw)
     np.savez(tmp_path / "a.npz", logits=raw)
     for file in ("a.npy", "a.npz"):

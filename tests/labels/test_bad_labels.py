@@ -1,4 +1,4 @@
-"""Damaged, hostile and mistaken dumps: each is refused by a message that says what and where, and nothing of it is run."""
+"""Damaged and hostile dumps, and files that are not dumps, are refused with what and where; no code in them is run."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def npz(path: Path, member: bytes, name: str = "logits.npy") -> Path:
     return path
 
 
-# --- the request -------------------------------------------------------------------------------------------------------------
+# --- arguments
 
 
 @pytest.mark.parametrize("name", ["missing.npy", "missing", "a" * 5000])
@@ -98,7 +98,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         open_labels(os.devnull)
 
 
-# --- the labels --------------------------------------------------------------------------------------------------------------
+# --- the labels
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -166,7 +166,7 @@ def test_rows_that_are_not_probabilities_are_refused(
             read_all(path, **how)
 
 
-# --- arrays ------------------------------------------------------------------------------------------------------------------
+# --- arrays
 
 
 @pytest.mark.parametrize(
@@ -329,11 +329,11 @@ def test_a_header_that_expands_to_gigabytes_is_not_expanded(tmp_path: Path) -> N
     assert peak < 4 << 20
 
 
-# --- SRe2L's tree --------------------------------------------------------------------------------------------------------------
+# --- SRe2L's tree
 
 
 class Exploit:
-    """What unpickles to a run of os.system."""
+    """Unpickling it calls os.system."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -347,7 +347,7 @@ def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
 ) -> None:
     marker = tmp_path / "ran"
     pickle.loads(pickle.dumps(Exploit(marker)))
-    assert marker.exists()  # so the weapon is loaded
+    assert marker.exists()  # the exploit works
     marker.unlink()
     items = sre2l_items(draw(6, 5))
     for number in range(7):
@@ -365,7 +365,7 @@ def test_a_pickle_that_runs_commands_is_refused_and_runs_nothing(
         with pytest.raises(BadLabels, match=r"batch_0\.tar: its pickle calls posix\.system, which is code"):
             open_labels(tmp_path / "tree")
         assert not marker.exists()
-    assert not recwarn.list  # one line is enough
+    assert not recwarn.list  # no warning beside the error
 
 
 @pytest.mark.parametrize(
@@ -383,9 +383,9 @@ def test_objects_that_are_not_tensors_are_refused(
 def test_a_forged_dtype_state_never_reaches_numpy(
     state: Any, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
 ) -> None:
-    """NumPy's dtype.__setstate__ believes what it is given: the first two crash the process there, more often than not."""
+    """NumPy's dtype.__setstate__ trusts its argument: the first two states usually crash the process there."""
     items = sre2l_items(draw(6, 5))
-    items[3] = 0.5  # so that the box brings the only dtype
+    items[3] = 0.5  # so that the only dtype in the pickle is that of the box
 
     def forge(pickled: bytes) -> bytes:
         start = pickled.index(b"(K\x03X\x01\x00\x00\x00<")
@@ -393,7 +393,7 @@ def test_a_forged_dtype_state_never_reaches_numpy(
         return pickled[:start] + pickletools.optimize(pickle.dumps(state, 2))[2:-1] + pickled[stop:]
 
     file = write_sre2l(tmp_path, items)
-    assert [type(v) for v in unpickle(file)[4]] == [int] * 4  # else NumPy took part, and what follows may crash
+    assert [type(v) for v in unpickle(file)[4]] == [int] * 4  # else NumPy was called, and the rest of the test may crash
     change_pickle(file, forge)
     if isinstance(state, tuple) and state[1:2] == ("<",):
         box = open_labels(tmp_path).read(0).mix_box
@@ -608,7 +608,7 @@ def test_an_order_that_does_not_fit_the_batches_is_refused(
         open_labels(tmp_path)
 
 
-# --- everything else -----------------------------------------------------------------------------------------------------------
+# --- random damage
 
 KINDS = ("a.npy", "a.npz", "a.packed.npz", "a.safetensors", "tar", "old.tar", "order")
 

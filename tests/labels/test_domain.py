@@ -1,4 +1,4 @@
-"""Logits, probabilities, and what is neither: told apart by rows from all over a dump, and never by advice that makes labels wrong."""
+"""Logits, probabilities and other values are distinguished by a sample of rows, and remedies give correct labels."""
 
 import re
 from collections.abc import Callable
@@ -69,16 +69,16 @@ def test_values_of_another_domain_are_refused_with_the_remedies(case: str, opene
 
 
 @pytest.mark.parametrize(
-    "way", ["log(p / (1 - p))", "p / p.sum(1, keepdims=True)", "np.clip(p, 0, None)", "np.where(x == 0, -1e4, x)"]
+    "remedy", ["log(p / (1 - p))", "p / p.sum(1, keepdims=True)", "np.clip(p, 0, None)", "np.where(x == 0, -1e4, x)"]
 )
-def test_the_remedy_in_the_message_gives_the_right_labels(way: str, opened: Open) -> None:
+def test_the_remedy_in_the_message_gives_the_right_labels(remedy: str, opened: Open) -> None:
     labels = {"log": SIGMOID, "p /": PROBS / 2, "np.c": NOISY, "np.w": largest(LOGITS + 20, 5)}[
-        re.match(r"log|p /|np\.[cw]", way)[0]
+        re.match(r"log|p /|np\.[cw]", remedy)[0]
     ]  # type: ignore[index]
-    mended = eval(way, {"np": np, "log": np.log, "p": labels, "x": labels})
-    domain = "probs" if way.startswith(("p /", "np.clip")) else "logits"
-    assert opened(mended, domain).domain == domain
-    with pytest.raises(BadLabels, match=re.escape(way)):
+    corrected = eval(remedy, {"np": np, "log": np.log, "p": labels, "x": labels})
+    domain = "probs" if remedy.startswith(("p /", "np.clip")) else "logits"
+    assert opened(corrected, domain).domain == domain
+    with pytest.raises(BadLabels, match=re.escape(remedy)):
         opened(labels)
 
 
@@ -106,7 +106,7 @@ def test_renormalised_topk_probabilities_are_detected(opened: Open) -> None:
 
 @pytest.mark.parametrize("fill", [-100.0, -1e4, -65504.0])
 def test_topk_logits_with_a_fill_value_are_detected(fill: float, opened: Open) -> None:
-    """However many there are: what stands for the others is no number that a codec should come near."""
+    """For any number of classes: a codec must not approximate the fill value."""
     few = np.where(largest(LOGITS + 20, 5) == 0, fill, LOGITS)
     masked = np.where(RNG.random(LOGITS.shape) < 0.1, fill, LOGITS)
     some_rows = np.where((RNG.random((len(LOGITS), 1)) < 0.3) & (np.arange(C) < 10), fill, LOGITS)

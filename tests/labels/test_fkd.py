@@ -1,4 +1,4 @@
-"""FKD's files -> label batches and back: every form, as arrays and as tensors, an image's crops together again wherever they came from."""
+"""FKD's files -> label batches and back: every form, as arrays and as tensors."""
 
 import os
 import re
@@ -51,7 +51,7 @@ def as_tensors(items: Items) -> Items:
 
 
 def recovered(labels: NDArray[Any], classes: int = CLASSES) -> NDArray[np.float64]:
-    """What FKD's reader makes of labels, marginal smoothing."""
+    """Marginal smoothing, as in FKD's reader."""
     if labels.ndim == 1:
         return np.eye(classes)[labels]
     if labels.ndim == 2 and labels.shape[1] > 2:
@@ -75,7 +75,7 @@ def dump_of(form: str, dtype: str = "float32") -> dict[str, Items]:
 
 
 def check_written(folder: Path, dump: dict[str, Items]) -> None:
-    """The very numbers, as tensors that torch loads without unpickling, classes and probabilities fp32."""
+    """The files have identical values, in tensors that load with weights_only; classes and probabilities are fp32."""
     found = {file.relative_to(folder).as_posix().removesuffix(".tar") for file in folder.rglob("*.tar")}
     assert found == set(dump) and all(entry.suffix == ".tar" for entry in folder.rglob("*") if entry.is_file())
     for name, (coords, flip, labels) in dump.items():
@@ -87,19 +87,19 @@ def check_written(folder: Path, dump: dict[str, Items]) -> None:
 
 
 def write(out: Path, batches: list[LabelBatch], target: str = "fkd", overwrite: bool = False, **about: Any) -> None:
-    usual = {"layout": "sre2l", "classes": CLASSES, "domain": "probs", "dtype": "F32", "order": "explicit", "names": NAMES}
-    with writing(out, About(**{**usual, **about}), target, overwrite=overwrite) as writer:
+    defaults = {"layout": "sre2l", "classes": CLASSES, "domain": "probs", "dtype": "F32", "order": "explicit", "names": NAMES}
+    with writing(out, About(**{**defaults, **about}), target, overwrite=overwrite) as writer:
         for batch in batches:
             writer.add(batch)
 
 
 def batch_of(probs: NDArray[np.floating], image: list[int], number: int = 0, **columns: Any) -> LabelBatch:
     coords, flip, _ = items_of(probs, "full", seed=number)
-    usual = {"labels": probs, "place": Place(0, number), "image": np.array(image), "crop": coords, "flip": flip}
-    return LabelBatch(**{**usual, **columns})
+    defaults = {"labels": probs, "place": Place(0, number), "image": np.array(image), "crop": coords, "flip": flip}
+    return LabelBatch(**{**defaults, **columns})
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
@@ -136,9 +136,7 @@ def test_files_are_found_at_any_depth_and_classes_are_inferred(tmp_path: Path) -
 
 
 def test_stored_classes_stay_the_largest_even_if_rounding_leaves_more_for_the_others(tmp_path: Path) -> None:
-    pairs = np.array(
-        [[[3, 1, 2], [0.999, 1e-7, 6e-8]], [[0, 1, 2], [1.0, 0.0, 0.0]]], np.float32
-    )  # 0.999: what fp16 made of 0.99999
+    pairs = np.array([[[3, 1, 2], [0.999, 1e-7, 6e-8]], [[0, 1, 2], [1.0, 0.0, 0.0]]], np.float32)  # 0.999: 0.99999 rounded to fp16
     coords, flip = np.zeros((2, 4), np.float32), np.zeros(2, bool)
     for dtype in (np.float16, np.float32):
         write_dump(tmp_path, {"a/x": [coords, flip, pairs.astype(dtype)]})
@@ -148,7 +146,7 @@ def test_stored_classes_stay_the_largest_even_if_rounding_leaves_more_for_the_ot
         assert batch.labels[1].tolist() == [1.0] + [0.0] * 999
 
 
-# --- what returns ---------------------------------------------------------------------------------------------------------------
+# --- packing and unpacking
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -161,7 +159,7 @@ def test_a_packed_dump_is_unpacked_with_identical_values(form: str, dtype: str, 
     check_written(tmp_path / "back", dump)
     again = open_labels(tmp_path / "back")
     assert again.names == source.names and again.details == source.details
-    for ours, theirs in zip(again, source, strict=True):  # what the rest of a label has is rounded to its type
+    for ours, theirs in zip(again, source, strict=True):  # the shares of the other classes are rounded to the type
         np.testing.assert_allclose(ours.labels, theirs.labels, rtol=1e-3 if dtype == "float16" else 0)
 
 
@@ -172,12 +170,12 @@ def test_the_records_of_an_image_are_collected_from_all_batches(form: str, tmp_p
     batches = [batch_of(probs, image, i) for i, (probs, image) in enumerate(zip(theirs, images, strict=True))]
     write(tmp_path / "out", batches, f"fkd:{form}")
     coords, flips = (np.concatenate([getattr(b, name) for b in batches]) for name in ("crop", "flip"))
-    want = {}
+    expected = {}
     for image in (0, 1, 3):
         rows = np.flatnonzero(np.concatenate(images) == image)
         labels = items_of(np.concatenate(theirs)[rows], form.replace("mr", "ms"))[2]
-        want[NAMES[image]] = [coords[rows], flips[rows], labels]
-    check_written(tmp_path / "out", want)
+        expected[NAMES[image]] = [coords[rows], flips[rows], labels]
+    check_written(tmp_path / "out", expected)
 
 
 def test_logits_become_probabilities_at_temperature_1(tmp_path: Path) -> None:
@@ -228,7 +226,7 @@ def test_a_dump_is_overwritten_and_a_folder_of_archives_is_not(tmp_path: Path) -
     write(tmp_path / "out", batches, overwrite=True)
     assert [f.name for f in (tmp_path / "out").rglob("*.tar")] == ["n01_1.tar"]
     write(tmp_path / "out", [batch_of(draw_probs(0, 4), [0, 1, 2, 3])], overwrite=True)
-    notes = [tmp_path / "out/train" / name / "notes.txt" for name in ("n01", "n02")]  # a listing begins with either
+    notes = [tmp_path / "out/train" / name / "notes.txt" for name in ("n01", "n02")]  # whichever is listed first
     archive = tmp_path / "archives/n01/a.tar"
     archive.parent.mkdir(parents=True)
     for stray in (*notes, archive):
@@ -240,7 +238,7 @@ def test_a_dump_is_overwritten_and_a_folder_of_archives_is_not(tmp_path: Path) -
         stray.unlink()
 
 
-# --- what cannot be written -----------------------------------------------------------------------------------------------------
+# --- refused when writing
 
 
 @pytest.mark.parametrize(
@@ -298,7 +296,7 @@ def test_a_batch_that_the_layout_cannot_store_is_refused(columns: dict[str, Any]
     assert not list(tmp_path.iterdir())
 
 
-# --- what cannot be read --------------------------------------------------------------------------------------------------------
+# --- refused when reading
 
 
 COORDS, FLIP, PAIRS = items_of(draw_probs(0), "ms-k5")
@@ -403,7 +401,7 @@ def test_other_folders_files_and_domains_are_refused(tmp_path: Path) -> None:
 
 
 class Exploit:
-    """What unpickles to a run of os.system."""
+    """Unpickling it calls os.system."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

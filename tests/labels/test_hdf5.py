@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files -> labels; those that lie elsewhere, were not written or would fill the memory are refused."""
+"""Datasets of HDF5 files -> labels; external, incompletely written and too large datasets are refused."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A dump without an order -> its images: both shuffles of PyTorch are distinguished, and labels that fit neither are refused."""
+"""A dump without an order -> its images: two shuffles are distinguished, labels that fit neither are refused."""
 
 import itertools
 import json
@@ -55,7 +55,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def relabel(tmp_path: Path, sre2l_items: Items, write_sre2l: Write) -> Relabel:
-    """Write a tree as SRe2L does, whose labels mostly follow their image or its partner; returns the images of every batch."""
+    """Write SRe2L's tree, whose labels mostly follow their image or its partner; returns the images of every batch."""
 
     def relabel(
         draws: int = 2,

@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def draw_ops(rng: np.random.Generator, ops: int) -> list[tuple[int, float, float]]:
-    """What RandAugment did to one image: operations that were skipped, or have no level, say -99."""
+    """RandAugment's record of one image: -99 for an operation that was skipped or has no level."""
     return [(int(rng.integers(15)), float(rng.random()), float(rng.choice([-99, rng.normal()]))) for _ in range(ops)]
 
 
@@ -58,7 +58,7 @@ def lpqld_items() -> Make:
         rng = np.random.default_rng(seed)
         output = torch.from_numpy(rng.permuted(np.tile(np.arange(C) - 3.3, (b, 1)), axis=1)).float()
         output[0, :4] = torch.tensor([65504, 6e-8, -0.0, -9000])
-        output[1, C - 1] = 11  # so that the last class is among the top ones of every file
+        output[1, C - 1] = 11  # so that every file has the last class among its top k
         index = torch.from_numpy(rng.permutation(b)).to(torch.uint8) if mix else None
         box = [torch.tensor(edge, dtype=torch.uint8) for edge in sorted(rng.integers(0, 256, 4))] if mix else None
         second = torch.from_numpy(rng.random((b, 7), np.float32) * 200) if cutout else torch.from_numpy(rng.random(b) < 0.5)
@@ -104,21 +104,21 @@ def bits(value: Tensor | np.ndarray) -> tuple[torch.dtype, tuple[int, ...], byte
     return tensor.dtype, tuple(tensor.shape), tensor.numpy().tobytes()
 
 
-def check_same(item: Any, want: Any) -> None:
-    """Tensors bit for bit, and nothing but lists, floats and None around them."""
-    assert type(item) is type(want)
-    if isinstance(want, list):
-        assert len(item) == len(want)
-        for part, wanted in zip(item, want, strict=True):
-            check_same(part, wanted)
-    elif isinstance(want, Tensor):
-        assert bits(item) == bits(want)
+def check_same(item: Any, expected: Any) -> None:
+    """Items are the same: tensors bit for bit, in lists with floats and None."""
+    assert type(item) is type(expected)
+    if isinstance(expected, list):
+        assert len(item) == len(expected)
+        for part, expected_item in zip(item, expected, strict=True):
+            check_same(part, expected_item)
+    elif isinstance(expected, Tensor):
+        assert bits(item) == bits(expected)
     else:
-        assert item == want
+        assert item == expected
 
 
 def check_folder(folder: Path, lists: dict[int, list[Any]], order: str) -> None:
-    """It holds these files and nothing else."""
+    """The folder contains exactly these files."""
     assert {entry.name for entry in folder.iterdir()} == {ORDER, *(f"batch_{number}.tar" for number in lists)}
     assert json.loads((folder / ORDER).read_text()) == json.loads(order)
     for number, items in lists.items():
@@ -135,14 +135,14 @@ def write_all(source: LabelSource, out: Path, layout: str) -> Path:
 def write_one(out: Path, labels: Any, layout: str = "lpqld", about: dict[str, Any] | None = None, **columns: Any) -> list[Any]:
     """One batch of images 0, 1, ...: the items of its file."""
     labels = np.asarray(labels)
-    usual = {"layout": "arrays", "classes": labels.shape[1], "domain": "logits", "dtype": "F16", "order": "explicit"}
-    with writing(out, About(**{**usual, **(about or {})}), layout) as writer:
+    defaults = {"layout": "arrays", "classes": labels.shape[1], "domain": "logits", "dtype": "F16", "order": "explicit"}
+    with writing(out, About(**{**defaults, **(about or {})}), layout) as writer:
         writer.add(LabelBatch(labels=labels, place=Place(0, 0), image=np.arange(len(labels)), **columns))
     found: list[Any] = torch.load(out / "batch_0.tar", weights_only=True)
     return found
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -213,7 +213,7 @@ def test_the_number_of_classes_is_inferred_or_passed(lpqld_items: Make, write_fl
         short.read(1)
 
 
-# --- what returns ---------------------------------------------------------------------------------------------------------------
+# --- packing and unpacking
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
@@ -227,7 +227,7 @@ def test_a_packed_dump_is_unpacked_to_identical_items(recipe: dict[str, Any], du
 
 def test_integer_levels_are_written_as_fp16(lpqld_items: Make, write_flat: Write, tmp_path: Path) -> None:
     items = lpqld_items(ops=2)
-    items[2][1][2] = torch.tensor([-99, 4, 256, -99, 0, 7])  # as default_collate makes them of integers
+    items[2][1][2] = torch.tensor([-99, 4, 256, -99, 0, 7])  # as default_collate converts integers
     source = open_labels(write_flat(tmp_path / "dump", {0: items}))
     assert source.read(0).ops[:, 1, 2].tolist() == [-99, 4, 256, -99, 0, 7]
     items[2][1][2] = items[2][1][2].half()
@@ -301,7 +301,7 @@ def test_overwriting_replaces_a_dump_but_no_other_folder(dump: Callable[..., Any
     assert sorted(entry.name for entry in folder.iterdir()) == ["batch_0.tar", ORDER]
 
 
-# --- what cannot be written -----------------------------------------------------------------------------------------------------
+# --- refused when writing
 
 
 def plain_labels(b: int = 4, classes: int = 6) -> np.ndarray:
@@ -309,7 +309,7 @@ def plain_labels(b: int = 4, classes: int = 6) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("columns", "says"),
+    ("columns", "message"),
     [
         (
             {"mix_index": np.arange(257)},
@@ -328,8 +328,8 @@ def plain_labels(b: int = 4, classes: int = 6) -> np.ndarray:
     ],
     ids=["slots", "box", "seed", "patches", "cutout"],
 )
-def test_values_beyond_the_integer_types_are_refused(columns: dict[str, Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=says):
+def test_values_beyond_the_integer_types_are_refused(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
         write_one(tmp_path / "ours", plain_labels(257), **columns)
     assert not (tmp_path / "ours").exists()
 
@@ -383,7 +383,7 @@ def test_two_batches_with_the_same_first_images_are_refused(tmp_path: Path) -> N
             writer.add(twin)
 
 
-# --- what is refused of a dump --------------------------------------------------------------------------------------------------
+# --- refused when reading
 
 
 def twice(items: list[Any]) -> None:
@@ -403,7 +403,7 @@ def shared(items: list[Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "number", "item", "says"),
+    ("recipe", "number", "item", "message"),
     [
         (
             {},
@@ -465,14 +465,14 @@ def shared(items: list[Any]) -> None:
     ],
 )
 def test_a_malformed_item_is_refused(
-    recipe: dict[str, Any], number: Any, item: Any, says: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
+    recipe: dict[str, Any], number: Any, item: Any, message: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
 ) -> None:
     items = lpqld_items(**recipe)
     if callable(number):
         number(items)
     else:
         items[number] = item
-    with pytest.raises(BadLabels, match=f"batch_0.tar.*{says}"):
+    with pytest.raises(BadLabels, match=f"batch_0.tar.*{message}"):
         open_labels(write_flat(tmp_path / "dump", {0: items}))
 
 
@@ -483,7 +483,7 @@ def test_a_list_of_another_length_is_refused(length: int, write_flat: Write, tmp
 
 
 @pytest.mark.parametrize(
-    ("recipe", "says"),
+    ("recipe", "message"),
     [
         ({"k": 3}, "k is 3, but 4 in the first batch"),
         ({"k": None}, "k is None, but 4 in the first batch"),
@@ -493,28 +493,28 @@ def test_a_list_of_another_length_is_refused(length: int, write_flat: Write, tmp
     ],
 )
 def test_files_of_different_recipes_are_refused(
-    recipe: dict[str, Any], says: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
+    recipe: dict[str, Any], message: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
 ) -> None:
     folder = write_flat(tmp_path / "dump", {0: lpqld_items(), 1: lpqld_items(1, **recipe)})
-    with pytest.raises(BadLabels, match=f"batch_1.tar: {says}: a dump must have one recipe"):
+    with pytest.raises(BadLabels, match=f"batch_1.tar: {message}: a dump must have one recipe"):
         open_labels(folder)
 
 
 @pytest.mark.parametrize(
-    ("order", "says"),
+    ("order", "message"),
     [
         ({"0": list(range(B))}, "has no images for batch 1, whose file has 6 labels"),
         ({"0": list(range(B)), "1": list(range(B - 1))}, "has 5 images for batch 1, whose file has 6 labels"),
     ],
 )
 def test_an_order_that_does_not_fit_the_files_is_refused(
-    order: dict[str, list[int]], says: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
+    order: dict[str, list[int]], message: str, lpqld_items: Make, write_flat: Write, tmp_path: Path
 ) -> None:
     folder = write_flat(tmp_path / "dump", {0: lpqld_items(), 1: lpqld_items(1)})
     (folder / ORDER).write_text(json.dumps(order))
     source = open_labels(folder)
     assert source.read(0).image.tolist() == list(range(B))
-    with pytest.raises(BadLabels, match=f"{ORDER}: {says}"):
+    with pytest.raises(BadLabels, match=f"{ORDER}: {message}"):
         source.read(1)
     (folder / ORDER).write_text("[]")
     with pytest.raises(BadLabels, match="not an order file"):

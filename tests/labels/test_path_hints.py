@@ -1,4 +1,4 @@
-"""A folder above or below a dump, and files of other programs: each is named, with what to name or do instead."""
+"""Folders above or below a dump, and other programs' files, are refused with the path to pass or the command to run."""
 
 import io
 import tarfile
@@ -35,18 +35,18 @@ def test_the_message_for_a_folder_above_a_tree_has_the_tree(between: str, tree: 
 
 def test_the_message_for_one_epoch_of_a_tree_has_the_tree(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(tmp_path / "tree")
-    want = f"is one epoch of a dump; pass the folder that contains it: {tmp_path / 'tree'}"
-    assert refusal(tmp_path / "tree" / "epoch_0").endswith(want)
+    expected = f"is one epoch of a dump; pass the folder that contains it: {tmp_path / 'tree'}"
+    assert refusal(tmp_path / "tree" / "epoch_0").endswith(expected)
     monkeypatch.chdir(tmp_path / "tree" / "epoch_0")
-    assert refusal(Path(".")).endswith(want)
+    assert refusal(Path(".")).endswith(expected)
 
 
 def test_the_message_for_a_folder_of_several_trees_lists_them(tree: Tree, tmp_path: Path) -> None:
     for rank in range(6):
         tree(tmp_path / f"rank{rank}")
-    said = refusal(tmp_path)
-    assert "contains 6 dumps (rank0, rank1, rank2, rank3 ...), and one is read at a time" in said
-    assert f"pass one of them, such as {tmp_path / 'rank0'}" in said
+    message = refusal(tmp_path)
+    assert "contains 6 dumps (rank0, rank1, rank2, rank3 ...), and one is read at a time" in message
+    assert f"pass one of them, such as {tmp_path / 'rank0'}" in message
 
 
 def test_tinyvit_dumps_are_found_above_and_below_the_path(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A part of a dump: as much as was asked for, the same for a seed, every record with its own image, crop and partner."""
+"""Pruned dumps: of the requested size, fixed by the seed, every record with its own image, crop and partner."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -64,9 +64,9 @@ def test_a_pruned_file_has_the_labels_and_the_context_of_the_kept_records(by: st
     for batch in kept:
         record = np.arange(start, start := start + len(batch))
         assert np.array_equal(labels[record].numpy(), batch.labels.astype(np.float32))
-        found, want = file.columns.context(record), batch.context()
+        found, expected = file.columns.context(record), batch.context()
         for name in ("image", "partner", "crop", "flip", "partner_crop", "partner_flip", "mix", "box"):
-            assert np.array_equal(getattr(found, name), getattr(want, name)), name
+            assert np.array_equal(getattr(found, name), getattr(expected, name)), name
         assert np.array_equal(labels.batch(*batch.place).labels.numpy(), batch.labels.astype(np.float32))
     assert start == file.records
 
@@ -115,7 +115,7 @@ def test_pruning_by_view_does_not_lose_the_augmentation_of_partners(
 
 @pytest.mark.parametrize("by", ["epoch", "batch", "view"])
 def test_rows_of_an_array_keep_their_images(by: str, tmp_path: Path) -> None:
-    labels = np.random.default_rng(0).normal(size=(2, 9000, 2)).astype(np.float16)  # three batches an epoch
+    labels = np.random.default_rng(0).normal(size=(2, 9000, 2)).astype(np.float16)  # three batches per epoch
     np.save(tmp_path / "a.npy", labels)
     kept = Pruned(open_labels(tmp_path / "a.npy"), 0.5, by, 3)
     vqlabel.pack(kept, tmp_path / "a.vql", codec=vqlabel.fit(kept, vqlabel.FitConfig(codec="raw"))[0])
@@ -136,8 +136,8 @@ def test_training_batches_have_the_partners_of_kept_views(tree: Path, tmp_path: 
     kept = Pruned(open_labels(tree), 0.5, "view", 1)
     vqlabel.pack(kept, tmp_path / "a.vql", codec=vqlabel.fit(kept, vqlabel.FitConfig(codec="raw"))[0])
     assert VqlFile(tmp_path / "a.vql").container.requires == ["view_columns"]
-    for batch, want in zip(vqlabel.open(tmp_path / "a.vql").batches(), kept, strict=True):
-        assert batch.partner_image.tolist() == want.partner_image.tolist() and batch.mix_index is None
+    for batch, expected in zip(vqlabel.open(tmp_path / "a.vql").batches(), kept, strict=True):
+        assert batch.partner_image.tolist() == expected.partner_image.tolist() and batch.mix_index is None
 
 
 def test_the_choice_for_a_seed_is_fixed(tree: Path) -> None:

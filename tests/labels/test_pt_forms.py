@@ -1,4 +1,7 @@
-"""What people save in a .pt beside one tensor: batches, dicts, tuples, labels by image name. Each is read as what it is, and a note names it."""
+"""Forms of .pt files other than one tensor: batches, dicts, tuples, labels by image name.
+
+Each is read, with a note on its form.
+"""
 
 from pathlib import Path
 from typing import Any

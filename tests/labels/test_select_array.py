@@ -1,4 +1,4 @@
-"""Several arrays in one file -> the one of labels: by name, type and shape, or as the user names it; the others are noted."""
+"""Several arrays in a file -> the array of labels, by name, type and shape, or as the user names it."""
 
 from collections.abc import Callable
 from pathlib import Path

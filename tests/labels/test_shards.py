@@ -1,4 +1,4 @@
-"""A folder of files of labels: numbered parts are joined with a note, anything else is refused by name with the remedies."""
+"""A folder of files of labels: numbered parts are concatenated with a note, others are refused with the remedies."""
 
 from pathlib import Path
 

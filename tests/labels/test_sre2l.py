@@ -1,4 +1,4 @@
-"""SRe2L's tree -> label batches and back: what torch.save wrote, bit for bit, with the right image at every record."""
+"""SRe2L's tree -> label batches and back: bit for bit what torch.save wrote, with the right image for every record."""
 
 import json
 import os
@@ -25,15 +25,15 @@ LENGTHS = [4, 3, 4, 4, 2, 4, 4, 4, 1, 4, 4, 3]
 
 
 def same(read: np.ndarray | None, written: torch.Tensor | None) -> bool:
-    """Bit for bit; bf16 is held by float32 exactly."""
+    """Bit for bit; float32 represents bf16 exactly."""
     if read is None or written is None:
         return read is None and written is None
-    want = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
-    return read.dtype == want.dtype and read.shape == want.shape and read.tobytes() == want.tobytes()
+    expected = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
+    return read.dtype == expected.dtype and read.shape == expected.shape and read.tobytes() == expected.tobytes()
 
 
 def holds(batch: LabelBatch, items: list[Any]) -> bool:
-    """Whether a batch is these six items, its numbers plain."""
+    """Whether a batch has these six items, with Python numbers."""
     crop, flip, index, lam, box, logits = items
     arrays = zip((batch.crop, batch.flip, batch.mix_index, batch.labels), (crop, flip, index, logits), strict=True)
     plain = lam is None or type(batch.mix_lam) is float
@@ -46,7 +46,7 @@ def holds(batch: LabelBatch, items: list[Any]) -> bool:
 def tree(
     tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
 ) -> tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]:
-    """2 epochs of 12 batches of at most 4 images; the items, and the order that says which image each record is."""
+    """2 epochs of 12 batches of at most 4 images; the items, and the image of every record."""
     items, order = {}, {}
     for epoch in range(2):
         for batch in range(12):
@@ -102,7 +102,7 @@ def test_any_batch_read_first_has_its_images(tree: tuple[Path, dict[Place, list[
 
 
 def test_the_last_of_many_batches_can_be_read_first(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
-    first, many = write_sre2l(tmp_path, sre2l_items(draw(1, 5))), 1200  # more than Python calls deep
+    first, many = write_sre2l(tmp_path, sre2l_items(draw(1, 5))), 1200  # more than Python's recursion limit
     for batch in range(1, many):
         os.link(first, first.with_name(f"batch_{batch}.tar"))
     (tmp_path / ORDER_FILE).write_text(json.dumps({"0": list(range(many))}))
@@ -120,7 +120,7 @@ def test_the_context_has_the_image_mixed_in(tree: tuple[Path, dict[Place, list[A
 
 
 def test_other_files_and_folders_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
-    write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # an epoch of a part of a dump
+    write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # a part of a dump
     for stray in ("epoch_3/batch_8.tar.bak", "epoch_3/batch_x.tar", "epoch_3/notes.txt", "epoch_9", "batch_1.tar", "log.txt"):
         (tmp_path / stray).write_text("stray")
     for folder in ("epoch_", "epoch_x", "xepoch_1", "epoch_4"):
@@ -156,7 +156,7 @@ def test_written_files_load_with_weights_only(tmp_path: Path, draw: Draw, sre2l_
     source = open_labels(tmp_path)
     with writing(tmp_path / "ours", source.about, "sre2l") as writer:
         writer.add(source.read(0))
-    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == ["epoch_0"]  # SRe2L's reader counts whatever lies there
+    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == ["epoch_0"]  # SRe2L's reader counts all entries
     ours = torch.load(tmp_path / "ours" / "epoch_0" / "batch_0.tar", weights_only=True)
     assert type(ours) is list and len(ours) == 6 and [type(v) for v in ours[4]] == [int] * 4 and type(ours[3]) is float
     assert [ours[4], ours[3]] == [[int(v) for v in items[4]], float(items[3])]
@@ -195,7 +195,7 @@ def test_parameters_and_views_are_read_like_tensors(tmp_path: Path, draw: Draw, 
     assert all(holds(batch, items) for batch in open_labels(tmp_path))
 
 
-@pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump does not lie in ../shared")
+@pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump is not in ../shared")
 def test_a_real_dump_has_each_image_once_per_epoch() -> None:
     source = open_labels(DUMP)
     assert (source.layout, source.classes, source.order) == ("lpld", 1000, "explicit")
@@ -204,12 +204,12 @@ def test_a_real_dump_has_each_image_once_per_epoch() -> None:
     assert sorted(images.tolist()) == list(range(len(images))) and all(batch.mix_box and batch.crop is not None for batch in epoch)
     unmixed = np.concatenate(
         [np.full(len(batch), (batch.mix_lam or 0) > 0.9) for batch in epoch]
-    )  # one image a class, in its order
+    )  # one image per class, in the order of the classes
     top = np.concatenate([batch.labels.argmax(1) for batch in epoch])
     assert (top == images)[unmixed].mean() > 0.5
 
 
-# --- what others put in such trees
+# --- variants of other writers
 
 
 def test_numpy_arrays_are_read_like_tensors(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:

@@ -26,8 +26,8 @@ def saved(path: Path, item: Any) -> Path:
 
 
 def write(out: Path, batches: list[LabelBatch], target: str = "tensor", **about: Any) -> None:
-    usual = {"layout": "x", "classes": 5, "domain": "logits", "dtype": "F32", "order": "explicit"}
-    with writing(out, About(**{**usual, **about}), target) as writer:
+    defaults = {"layout": "x", "classes": 5, "domain": "logits", "dtype": "F32", "order": "explicit"}
+    with writing(out, About(**{**defaults, **about}), target) as writer:
         for batch in batches:
             writer.add(batch)
 
@@ -42,12 +42,12 @@ def batch_of(image: list[int], number: int = 0, **columns: Any) -> LabelBatch:
 def test_a_tensor_is_read_row_by_row(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
     labels = draw(9000, dtype)
     source = open_labels(saved(tmp_path / f"labels{suffix}", labels))
-    said = source.layout, source.classes, source.domain, source.dtype, source.order, source.support
-    assert said == ("tensor", 5, "logits", NAMES[dtype], "rows", None)
+    attributes = source.layout, source.classes, source.domain, source.dtype, source.order, source.support
+    assert attributes == ("tensor", 5, "logits", NAMES[dtype], "rows", None)
     assert [len(batch) for batch in source] == [4096, 4096, 808] and list(source.places) == [Place(0, i) for i in range(3)]
     assert np.concatenate([batch.image for batch in source if batch.image is not None]).tolist() == list(range(9000))
-    want = labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy()
-    assert np.concatenate([batch.labels for batch in source]).tobytes() == want.tobytes()
+    expected = labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy()
+    assert np.concatenate([batch.labels for batch in source]).tobytes() == expected.tobytes()
 
 
 def test_other_forms_of_a_tensor_are_read(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_labels_that_a_tensor_cannot_store_are_refused(
 
 
 class Exploit:
-    """What unpickles to a run of os.system."""
+    """Unpickling it calls os.system."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

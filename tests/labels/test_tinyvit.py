@@ -1,4 +1,4 @@
-"""TinyViT's packages -> label batches and back: records byte for byte, each with its image and its seed, every rank's apart."""
+"""TinyViT's packages -> label batches and back: records byte for byte, each with its image and its seed, by rank."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def draw_probs(n: int, seed: int, classes: int = CLASSES) -> NDArray[np.float64]
 
 
 def draw_records(n: int, seed: int, k: int = K, classes: int = CLASSES) -> Records:
-    """As save_logits.py stores them: the k largest, falling; of equal halves the lower class first, which is the one order that returns."""
+    """As save_logits.py stores them: the k largest, descending; of equal fp16 values the lower class first."""
     halves = draw_probs(n, seed, classes).astype(np.float16)
     records = np.zeros(n, record_type(k))
     records["ids"] = np.argsort(-halves, axis=1, kind="stable")[:, :k]
@@ -59,7 +59,7 @@ MakeDump = Callable[..., tuple[Path, list[tuple[int, int, list[str], Records]]]]
 
 @pytest.fixture
 def dump(tmp_path: Path) -> MakeDump:
-    """3 epochs of 2 ranks that share 12 images, epoch 10 among them; keys as `name` makes them of an image."""
+    """3 epochs of 2 ranks that share 12 images, epoch 10 among them; `name` gives the key of an image."""
 
     def make(
         name: Callable[[int], str] = lambda i: f"n{i % 3}/im ä{i}.JPEG",
@@ -76,7 +76,7 @@ def dump(tmp_path: Path) -> MakeDump:
     return make
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------------
+# --- reading
 
 
 @pytest.mark.usefixtures("small_batches")
@@ -85,8 +85,8 @@ def test_packages_are_read_as_tinyvit_wrote_them(dump: MakeDump) -> None:
     (folder / "log.txt").write_text("stray")
     (folder / "logits_top4_epoch2" / "notes.txt").write_text("stray")
     source = open_labels(folder)
-    said = source.layout, source.domain, source.dtype, source.order, source.classes, source.support, source.temperature
-    assert said == ("tinyvit", "probs", "F16", "explicit", CLASSES, Support(k=K, rest="uniform"), 1.0)
+    attributes = source.layout, source.domain, source.dtype, source.order, source.classes, source.support, source.temperature
+    assert attributes == ("tinyvit", "probs", "F16", "explicit", CLASSES, Support(k=K, rest="uniform"), 1.0)
     assert source.places == [Place(epoch, batch) for epoch in (0, 2, 10) for batch in range(4)]
     assert source.details == {"ranks": [[epoch, rank, first] for epoch in (0, 2, 10) for rank, first in ((0, 0), (11, 2))]}
     first = packages[0][2] + packages[1][2]
@@ -115,7 +115,7 @@ def test_keys_that_are_the_numbers_of_all_images_are_image_indices(dump: MakeDum
     assert source.names is None
     images = [batch.image for batch in source]
     assert all(i is not None and list(map(str, i)) == keys for i, (_, _, keys, _) in zip(images, packages, strict=True))
-    some, _ = dump(lambda i: str(i + 1))  # no image 0: names
+    some, _ = dump(lambda i: str(i + 1))  # no key 0, so the keys are names
     assert open_labels(some).names is not None
 
 
@@ -136,7 +136,7 @@ def test_a_batch_of_many_classes_has_few_records(tmp_path: Path, monkeypatch: py
     assert [len(batch) for batch in open_labels(tmp_path)] == [2000, 2000, 1000]
 
 
-# --- what returns ---------------------------------------------------------------------------------------------------------------
+# --- packing and unpacking
 
 
 @pytest.mark.parametrize("name", [str, lambda i: f"n{i % 3}/im ä{i}.JPEG"], ids=["numbers", "names"])
@@ -154,7 +154,7 @@ def test_a_packed_dump_is_unpacked_byte_for_byte(name: Callable[[int], str], dum
 
 
 def test_equal_probabilities_keep_their_classes(tmp_path: Path) -> None:
-    """Softmax in fp32 orders some that fp16 makes equal, and some that it makes 0."""
+    """fp32 softmax orders some values that are equal, or 0, in fp16."""
     records = np.zeros(2, record_type())
     records["ids"], records["values"] = [[7, 3, 9, 1], [5, 4, 3, 2]], [[0.5, 0.125, 0.125, 0.0625], [1, 2e-7, 0, 0]]
     write_package(tmp_path / "dump", 0, 0, ["0", "1"], records)
@@ -166,7 +166,7 @@ def test_equal_probabilities_keep_their_classes(tmp_path: Path) -> None:
 
 
 def test_a_probability_that_fp16_rounds_to_0_keeps_its_class(tmp_path: Path) -> None:
-    """A teacher that is sure: TinyViT gives the classes that are not named what is left of 1, and more of it than these."""
+    """A confident teacher: the rest that TinyViT gives to the classes that are not stored exceeds these values."""
     records = np.zeros(2, record_type(4))
     records["ids"], records["values"] = [[1, 0, 5, 6], [3, 2, 1, 0]], [[0.9, 0.0996, 0, 0], [1, 0, 0, 0]]
     records["ids"][1] = [3, 0, 4, 6]
@@ -178,16 +178,16 @@ def test_a_probability_that_fp16_rounds_to_0_keeps_its_class(tmp_path: Path) -> 
 
 
 def write(out: Path, batches: list[LabelBatch], target: str = "tinyvit", about: About | None = None, **others: Any) -> None:
-    usual = {"layout": "x", "classes": CLASSES, "domain": "probs", "dtype": "F32", "order": "explicit"}
-    with writing(out, about or About(**{**usual, **others}), target) as writer:
+    defaults = {"layout": "x", "classes": CLASSES, "domain": "probs", "dtype": "F32", "order": "explicit"}
+    with writing(out, about or About(**{**defaults, **others}), target) as writer:
         for batch in batches:
             writer.add(batch)
 
 
 def batch_of(image: list[int], epoch: int = 0, number: int = 0, **columns: Any) -> LabelBatch:
     n = len(image)
-    usual = {"labels": draw_probs(n, number).astype(np.float32), "place": Place(epoch, number), "image": np.array(image)}
-    return LabelBatch(**{**usual, "seed": np.resize(SEEDS, n).astype(np.int64), **columns})
+    defaults = {"labels": draw_probs(n, number).astype(np.float32), "place": Place(epoch, number), "image": np.array(image)}
+    return LabelBatch(**{**defaults, "seed": np.resize(SEEDS, n).astype(np.int64), **columns})
 
 
 @pytest.mark.parametrize("domain", ["probs", "logits"])
@@ -198,17 +198,17 @@ def test_labels_of_other_layouts_are_written_as_one_rank(domain: str, tmp_path: 
         image = [4, 1, 3, 0, 2][rows]
         batches.append(batch_of(image, epoch, number, labels=labels[rows]))
     write(tmp_path / "out", batches, domain=domain, details={"ranks": "of another layout"})
-    want = np.zeros(5, record_type(10))
-    want["ids"] = np.argsort(-probs, axis=1)[:, :10]
-    want["values"] = np.take_along_axis(probs, want["ids"].astype(np.int64), 1)
+    expected = np.zeros(5, record_type(10))
+    expected["ids"] = np.argsort(-probs, axis=1)[:, :10]
+    expected["values"] = np.take_along_axis(probs, expected["ids"].astype(np.int64), 1)
     found = contents(tmp_path / "out")
     assert set(found) == {f"logits_top10_epoch{e}/rank0-{name}" for e in (0, 1) for name in ("keys.txt", "values.bin")}
     for epoch, seeds in ((0, [0, 1, -1, 0, 1]), (1, SEEDS)):
-        want["seed"] = seeds
+        expected["seed"] = seeds
         records = np.frombuffer(found[f"logits_top10_epoch{epoch}/rank0-values.bin"], record_type(10))
         assert found[f"logits_top10_epoch{epoch}/rank0-keys.txt"] == b"4\n1\n3\n0\n2\n"
-        assert (records["seed"] == want["seed"]).all() and (records["ids"] == want["ids"]).all()
-        np.testing.assert_allclose(records["values"], want["values"], rtol=1e-3)
+        assert (records["seed"] == expected["seed"]).all() and (records["ids"] == expected["ids"]).all()
+        np.testing.assert_allclose(records["values"], expected["values"], rtol=1e-3)
 
 
 def test_k_defaults_to_that_of_the_dump(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_dump_is_overwritten_and_another_folder_is_not(tmp_path: Path) -> None
         write(tmp_path / "out", [batch_of([0])])
 
 
-# --- what cannot be written -----------------------------------------------------------------------------------------------------
+# --- refused when writing
 
 
 @pytest.mark.parametrize(
@@ -303,11 +303,14 @@ def test_two_records_of_an_image_in_one_package_are_refused(tmp_path: Path) -> N
         ):
             write(tmp_path / "out", batches)
     write(tmp_path / "out", [batch_of([0, 1]), batch_of([2, 1], 1)])
-    two = {"layout": "tinyvit", "details": {"ranks": [[0, 0, 0], [0, 1, 1]]}}  # one image, seen by both: samplers fill up epochs so
+    two = {
+        "layout": "tinyvit",
+        "details": {"ranks": [[0, 0, 0], [0, 1, 1]]},
+    }  # an image of both ranks: distributed samplers pad epochs so
     write(tmp_path / "two", [batch_of([0, 1]), batch_of([2, 1], 0, 1)], **two)
 
 
-# --- what cannot be read --------------------------------------------------------------------------------------------------------
+# --- refused when reading
 
 
 def test_other_folders_and_domains_are_refused(tmp_path: Path) -> None:
@@ -347,7 +350,7 @@ def test_keys_and_values_that_do_not_match_are_refused(tmp_path: Path) -> None:
         keys.write_bytes(text)
         with pytest.raises(BadLabels, match=message):
             open_labels(tmp_path)
-    keys.write_bytes(b"a\r\nb\r\nc")  # as Windows writes, and without the last end
+    keys.write_bytes(b"a\r\nb\r\nc")  # Windows line ends, without the last one
     assert open_labels(tmp_path).names == ["a", "b", "c"]
     keys.unlink()
     with pytest.raises(BadLabels, match=r"rank3-keys\.txt: keys cannot be read \(\[Errno 2\]"):

@@ -1,4 +1,4 @@
-"""A dump that changes while it is read: noticed in every layout, by the file's name, and nothing is written of it."""
+"""A dump that changes while it is read: detected in every layout with the file's name, and nothing is written."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ LAYOUTS = {
 
 
 def batch(at: int, layout: str) -> LabelBatch:
-    """Batch `at` of epoch 0, with what the layout holds."""
+    """Batch `at` of epoch 0, with the columns that the layout stores."""
     rng = np.random.default_rng(at)
     logits = rng.standard_normal((4, CLASSES)).astype(np.float16)
     plain = LabelBatch(labels=logits, place=Place(0, at), image=np.arange(4 * at, 4 * at + 4))
@@ -61,7 +61,7 @@ def labels_in(path: Path) -> set[Path]:
 
 
 def touch(file: Path) -> None:
-    """As a rewrite with as many bytes leaves it."""
+    """Change a file without changing its size."""
     now = file.stat()
     os.utime(file, ns=(now.st_atime_ns, now.st_mtime_ns + 1_000_000))
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_deleted_is_refused(dump: Path) -> None:
 
 
 def overwriting(file: Path) -> Callable[..., None]:
-    """A progress that overwrites `file` in place, once, with as many bytes."""
+    """A progress callback that once overwrites `file` in place, with as many bytes."""
 
     def progress(_stage: str, _done: int, _total: int, _figures: object) -> None:
         data = file.read_bytes()

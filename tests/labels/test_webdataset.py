@@ -1,4 +1,4 @@
-"""WebDataset's tars -> labels: the member with one suffix of every sample, in order, named by its key."""
+"""WebDataset archives -> labels: the member with one suffix of every sample, in order, named by its key."""
 
 import io
 import tarfile

@@ -1,4 +1,4 @@
-"""A class map, JSON that gives every class folder a class of the teacher -> the teacher's class of each of a list of folders."""
+"""A class map (JSON: class folder -> class of the teacher) -> the teacher's class of each of a list of folders."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ def read_class_map(file: str | PathLike[str], folders: Sequence[str], classes: i
         [len(folders)] classes in 0..C-1; two folders may share a class.
 
     Raises:
-        UsageError: the file is not readable JSON; or a folder is missing in it, or its class is not an integer in 0..C-1.
+        UsageError: the file is not readable JSON; or a folder is missing in it, or its class is not an integer in
+            0..C-1.
     """
     try:
         class_map: Any = json.loads(read_text(Path(file)))
@@ -47,7 +48,7 @@ def read_class_map(file: str | PathLike[str], folders: Sequence[str], classes: i
 def teacher_classes(
     top: str | PathLike[str], folders: Sequence[str], class_map: str | PathLike[str] | None, classes: int
 ) -> NDArray[np.int64]:
-    """The teacher's class of each class folder of `top`: from `class_map`, or, without one, class i for the i-th folder.
+    """The teacher's class of each class folder of `top`: from `class_map` or, without one, i for the i-th folder.
 
     Args:
         top: the folder of images, for messages.

@@ -1,4 +1,7 @@
-"""Labels with one value for all classes: counted, because a student learns nothing from them and a codec cannot be judged by them."""
+"""Counts of labels with one value for all classes.
+
+A student learns nothing from such labels, and a codec cannot be evaluated on them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path

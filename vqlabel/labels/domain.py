@@ -1,4 +1,7 @@
-"""The values of a dump -> its domain: logits, probabilities, or neither. A sample of rows from the whole dump decides, not one batch."""
+"""The values of a dump -> its domain: logits, probabilities, or neither.
+
+A sample of rows from the whole dump decides, not one batch.
+"""
 
 from dataclasses import dataclass, fields
 
@@ -36,7 +39,7 @@ class RowStats:
 
     @property
     def kept(self) -> int | None:
-        """The number of nonzero values per row, if it is the same for nearly all rows and at most half of the classes; else None."""
+        """The number of nonzero values per row if nearly all rows have the same and it is at most C / 2; else None."""
         kept = int(np.median(self.nonzero))
         return kept if 2 * kept <= self.classes and (self.nonzero == kept).mean() >= NEARLY_ALL else None
 
@@ -53,12 +56,12 @@ class RowStats:
 
     @property
     def renormalised(self) -> bool:
-        """Whether the rows are top-k probabilities that were normalised to sum to 1 again: distributions over equally many classes."""
+        """Whether the rows are normalised top-k probabilities: distributions over equally many classes."""
         return self.kept is not None and bool(self.distributions.all())
 
     @property
     def fill(self) -> float | None:
-        """The value that stands for classes without a logit: far below all others, and at other classes in every row; None: there is none."""
+        """The logit of classes that were not stored, far below all others, at different classes per row; None: none."""
         far = self.min_gap >= ABSENT
         if not far.any():
             return None
@@ -71,7 +74,7 @@ class RowStats:
 
 
 def settle_domain(source: LabelSource, requested: str | None) -> None:
-    """Check a dump's domain against its values. Top-k labels that were filled up to C classes are detected and get a `Support`.
+    """Check a dump's domain against its values; set its support if its labels are top-k ones, filled up to C classes.
 
     Args:
         source: just opened; its `domain` is what its files declare, or the layout's default.
@@ -126,7 +129,7 @@ def _statistics(rows: NDArray[np.float32]) -> RowStats:
 
 
 def _check_probabilities(source: LabelSource, rows: RowStats) -> None:
-    """Raises BadLabels if `rows` are not probabilities; sets the source's support if only the largest ones were kept."""
+    """Raises BadLabels if `rows` are not probabilities; sets the source's support if they are top-k ones."""
     path = source.path
     _refuse_percentages(source, rows)
     if bool((rows.min < 0).any()):
@@ -161,7 +164,10 @@ def _readable_labels(source: LabelSource, index: int) -> NDArray[np.floating]:
 
 
 def _check_logits(source: LabelSource, rows: RowStats, requested: str | None) -> None:
-    """Raises BadLabels if `rows` are probabilities, or may be and the user has not passed the domain; sets a support for filled logits."""
+    """Raises BadLabels if `rows` are probabilities, or may be and the user has not passed the domain.
+
+    Sets the source's support if its logits were filled up to C classes.
+    """
     _refuse_as_logits(source, rows)
     if source.support is not None or _set_support_of_filled(source, rows):
         return
@@ -199,7 +205,7 @@ def _refuse_as_logits(source: LabelSource, rows: RowStats) -> None:
 
 
 def _set_support_of_filled(source: LabelSource, rows: RowStats) -> bool:
-    """Set the source's support if its logits were filled up to C classes by one very low value; returns whether they were."""
+    """Set the source's support if its logits were filled up to C classes; returns whether they were."""
     fill = rows.fill if source.domain == "logits" else None
     if fill is None:
         return False

@@ -1,8 +1,9 @@
-"""A dump that does not record its images + the folder of images -> the order it was written in: the shuffle, simulated and verified.
+"""A dump that does not record its images, and the folder of images -> its order: the simulated shuffle, verified.
 
-SRe2L and CDA iterate over ImageFolder's sorted files with RandomSampler(generator.manual_seed(42)), epoch after epoch. PyTorch before 1.11
-draws one permutation per epoch; later versions draw two and use the first. Both give the same epoch 0, and different later epochs. Which
-version it was, and whether these are the images at all, is decided by the labels: see `order_evidence`.
+SRe2L and CDA iterate over ImageFolder's sorted files with RandomSampler(generator.manual_seed(42)), epoch after epoch.
+PyTorch before 1.11 draws one permutation per epoch; later versions draw two and use the first. Both give the same epoch
+0, and different later epochs. Which version it was, and whether these are the images at all, is decided by the labels:
+see `order_evidence`.
 """
 
 from dataclasses import replace
@@ -24,7 +25,9 @@ MAX_EPOCHS = 10_000  # finding epoch E draws the permutations of all epochs befo
 
 
 class ShuffledOrder:
-    """The simulated order of a dump, in batches of `size`. One epoch's permutation is in memory; going back restarts the simulation.
+    """The simulated order of a dump, in batches of `size`.
+
+    One epoch's permutation is in memory; going back restarts the simulation.
 
     Raises:
         BadLabels: the dump has an epoch above MAX_EPOCHS - 1.
@@ -79,7 +82,7 @@ class OrderedSource(LabelSource):
 def with_images(
     source: LabelSource, images: Path, class_map: str | PathLike[str] | None = None, digest: str = "names"
 ) -> LabelSource:
-    """The source with its order found or, if the dump records one, verified; its `evidence` is the sentence that reports the agreement.
+    """The source with its order found or, if the dump records one, verified; its `evidence` is a sentence on it.
 
     Args:
         images: the images that were labelled, in one folder per class, as ImageFolder reads them.
@@ -106,7 +109,8 @@ def find_order(
 
     Raises:
         UsageError: the dump records its order.
-        BadLabels: the labels agree with neither of the two orders, or with one not clearly more often, or some epochs have another order.
+        BadLabels: the labels agree with neither of the two orders, or with one not clearly more often, or some epochs
+            have another order.
     """
     if source.order != "none":
         raise UsageError(f"{source.path}: the dump records the image of each label, so there is no order to find")
@@ -174,8 +178,8 @@ def _batch_size(source: LabelSource, images: int, folder: Path) -> int:
     """The number of labels of a full batch, which is that of the first batch.
 
     Raises:
-        UsageError: the last batch ends before or after the last image. RandomSampler's loader may drop an incomplete last batch, so fewer
-            images than a batch may be left over.
+        UsageError: the last batch ends before or after the last image. RandomSampler's loader may drop an incomplete
+            last batch, so fewer images than a batch may be left over.
     """
     size = len(source.read(0))
     last = max(range(len(source)), key=lambda index: source.places[index].batch)

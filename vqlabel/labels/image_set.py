@@ -1,6 +1,7 @@
-"""The identity of the images that labels belong to: their number, and digests of their names and bytes, to recognise another folder.
+"""The identity of the images that labels belong to: their number, and digests of their names and bytes.
 
-A label belongs to an image by the image's index, so one additional file in a folder shifts all later images to the wrong labels.
+A label belongs to an image by the image's index, so one additional file in a folder shifts all later images to the
+wrong labels.
 """
 
 import hashlib
@@ -27,9 +28,10 @@ class ImageSet:
 
     Attributes:
         count: N; labels belong to images 0..N-1.
-        names_sha256: of the names in order, each followed by a line feed; None: unknown. A name is the path below the folder, with slashes
-            and without the suffix, so that the same images may be stored in another format.
-        marks: checkpoints: the first digits of this digest after each of min(N, 64) chunks of the names; None if `names_sha256` is None.
+        names_sha256: of the names in order, each followed by a line feed; None: unknown. A name is the path below the
+            folder, with slashes and without the suffix, so that the same images may be stored in another format.
+        marks: checkpoints: the first digits of this digest after each of min(N, 64) chunks of the names; None if
+            `names_sha256` is None.
         bytes_sha256: of the concatenated sha256 of all files, in order; None: not computed.
 
     Raises:
@@ -97,7 +99,8 @@ class ImageSet:
         Args:
             where: the folder or list of the other images, for messages.
             found: their image set.
-            names, files: of the other images, if available: to locate a difference, and to compute their digest of bytes if these have one.
+            names, files: of the other images, if available: to locate a difference, and to compute their digest of
+                bytes if these have one.
             of, remedy: what these images belong to, and what to do, for messages.
 
         Returns:
@@ -152,7 +155,7 @@ def image_names(files: Iterable[str | os.PathLike[str]], folder: str | os.PathLi
 
 
 class WholeEpochs:
-    """The number of images N, inferred from batches in the order of a dump: a complete epoch shows each of images 0..N-1 once."""
+    """The number of images N, inferred from a dump's batches in order: a complete epoch shows each of 0..N-1 once."""
 
     def __init__(self) -> None:
         self._epoch, self._parts, self._max_image, self._count = -1, list[NDArray[np.int32]](), -1, 0
@@ -184,7 +187,10 @@ def _chunk_ends(count: int) -> list[int]:
 
 
 def _names_digest(names: Sequence[str], count: int) -> tuple[str, list[str]]:
-    """The digest of all names, and its checkpoints after each chunk of the first `count` names; a chunk beyond the last name gets dashes."""
+    """The digest of all names, and its checkpoints after each chunk of the first `count` names.
+
+    The checkpoint of a chunk beyond the last name is dashes.
+    """
     digest, checkpoints, start = hashlib.sha256(), list[str](), 0
     for end in _chunk_ends(count):
         _add_names(digest, names[start:end])

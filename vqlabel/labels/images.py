@@ -1,4 +1,7 @@
-"""A folder of images -> its image files in the order in which torchvision's ImageFolder numbers them. No image is decoded."""
+"""A folder of images -> its image files in the order in which torchvision's ImageFolder numbers them.
+
+No image is decoded.
+"""
 
 import os
 from collections.abc import Iterable
@@ -24,8 +27,8 @@ def class_folders(top: str | PathLike[str]) -> list[str]:
 def list_images(top: str | PathLike[str]) -> list[ImageFile]:
     """All images below `top`: class folders sorted by name, and in each all images at any depth.
 
-    Images in `top` itself count only if no class folder has an image: ImageFolder ignores them, and a stray one would shift all indices.
-    Symbolic links are followed.
+    Images in `top` itself count only if no class folder has an image: ImageFolder ignores them, and a stray one would
+    shift all indices. Symbolic links are followed.
     """
     folders = list[tuple[str, list[str], str]]()
     for folder in class_folders(top):

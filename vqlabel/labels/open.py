@@ -1,4 +1,7 @@
-"""A path -> its label source; the name of a layout -> its writer. The layout of a path is detected, or named by the user."""
+"""A path -> its label source; the name of a layout -> its writer.
+
+The layout of a path is detected, or named by the user.
+"""
 
 import os.path
 import re
@@ -82,22 +85,27 @@ def open_labels(
     """Open a dump of teacher labels.
 
     Args:
-        path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME" names an array in it), a
-            folder of such shards, or the folder of another layout. docs/inputs.md lists all.
+        path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME"
+            names an array in it), a folder of such shards, or the folder of another layout. docs/inputs.md lists all.
         layout: one of LAYOUTS; None: detected.
-        domain: "logits" or "probs"; None: as the file declares it, else logits. It is checked against rows from the whole dump, and against
-            every batch that is read.
-        classes: C, for layouts that store the k largest values and do not record it; None: the largest class in the dump, plus 1.
-        images: folder of the images that were labelled, with one folder per class. If the dump does not record which image a label belongs
-            to, it gets the order in which SRe2L shuffles the images, provided that its labels agree with it; otherwise its own order is checked.
+        domain: "logits" or "probs"; None: as the file declares it, else logits. It is checked against rows from the
+            whole dump, and against every batch that is read.
+        classes: C, for layouts that store the k largest values and do not record it; None: the largest class in the
+            dump, plus 1.
+        images: folder of the images that were labelled, with one folder per class. If the dump does not record which
+            image a label belongs to, it gets the order in which SRe2L shuffles the images, provided that its labels
+            agree with it; otherwise its own order is checked.
         class_map: JSON, class folder of `images` -> the teacher's class; None: class i is the i-th folder.
-        image_digest: how `images` are recognised when a student is trained: by their "names" (also None), or also by their "bytes".
-        array: name of the array, column, dataset or member of labels, if a file holds several; None: selected by name, type and shape.
-        axes: "images,classes", "epochs,images,classes" or "images,views,classes"; None: one of the first two. "images,classes" drops axes
-            of length 1.
+        image_digest: how `images` are recognised when a student is trained: by their "names" (also None), or also by
+            their "bytes".
+        array: name of the array, column, dataset or member of labels, if a file holds several; None: selected by name,
+            type and shape.
+        axes: "images,classes", "epochs,images,classes" or "images,views,classes"; None: one of the first two.
+            "images,classes" drops axes of length 1.
 
     Raises:
-        UsageError: there is no such path, layout or domain; an option does not apply to the layout; `images` are other images.
+        UsageError: there is no such path, layout or domain; an option does not apply to the layout; `images` are other
+            images.
         BadLabels: the dump is empty or malformed, or its labels do not agree with the images.
         MissingExtra: the reader of such files is not installed.
     """
@@ -221,7 +229,7 @@ def check_writer(about: About, layout: str, batch: LabelBatch) -> None:
 def writing(
     out: str | PathLike[str], about: About, layout: str, *, overwrite: bool = False, whole: bool = True
 ) -> Iterator[LabelWriter]:
-    """A writer of `layout`, "name" or "name:form". What it wrote appears at `out` when the block ends, complete or not at all.
+    """A writer of `layout`, "name" or "name:form"; the dump appears at `out` when the block ends, or not at all.
 
     Args:
         whole: whether all batches are added in the block, so that the writer can finish the dump.

@@ -1,7 +1,7 @@
-"""An order of images + a sample of a dump's labels -> how often labels agree with the classes of the images that the order gives them.
+"""An order of images, and a sample of a dump's labels -> how often labels agree with the classes of their images.
 
-A label agrees if its largest class is the class of its image, or of the image mixed in. Images of one class cannot be told apart by this: any
-permutation within the classes agrees as often.
+A label agrees if its largest class is the class of its image, or of the image mixed in. Images of one class cannot be
+told apart by this: any permutation within the classes agrees as often.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,8 @@ class Evidence:
 
     Attributes:
         order: the order, in words.
-        draws: permutations per epoch of RandomSampler; None if both numbers give the same order, or the dump records its order.
+        draws: permutations per epoch of RandomSampler; None if both numbers give the same order, or the dump records
+            its order.
         labels: size of the sample.
         agreement: share of the labels that agree.
         other: share that agree under the other number of draws; None if `draws` is.
@@ -51,8 +52,8 @@ class Evidence:
     def clear(self) -> bool:
         """Whether the agreement decides for this order.
 
-        It must be three times chance (or half way from chance to 1, where chance is large), CLEAR_Z standard deviations above chance, and
-        twice as far above chance as under the other order.
+        It must be three times chance (or half way from chance to 1, where chance is large), CLEAR_Z standard deviations
+        above chance, and twice as far above chance as under the other order.
         """
         enough = self.agreement >= min(3 * self.chance, (1 + self.chance) / 2)
         separated = self.other is None or self.agreement - self.chance > 2 * (self.other - self.chance)
@@ -151,7 +152,7 @@ def agreement(top_class: Indices, shown: Indices, classes: int) -> tuple[NDArray
 
 
 def refuse_mixed_orders(source: LabelSource, sample: SampledAgreement, evidence: Evidence) -> None:
-    """Raises BadLabels if some epochs agree hardly more than by chance: a run that was resumed shuffles from the seed again."""
+    """Raises BadLabels if some epochs agree hardly above chance: a resumed run shuffles from the seed again."""
     least = evidence.chance + (evidence.agreement - evidence.chance) / 4
     parts = max(1, int(sample.hits.sum()) // PART_HITS)
     for hits, epoch in zip(np.array_split(sample.hits, parts), np.array_split(sample.epoch, parts), strict=True):

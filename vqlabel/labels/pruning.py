@@ -1,4 +1,4 @@
-"""A dump -> a random part of it: some of its epochs, batches or views, each with its own place, image and augmentation."""
+"""A dump -> a random part of it: some epochs, batches or views, with their own places, images and augmentation."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ class Pruned(LabelSource):
 
     Args:
         keep: share of the dump to keep, above 0 and at most 1.
-        by: unit that is kept or dropped as a whole: "epoch" or "batch", as LPLD and LPQLD prune, or "view". If a dropped view is mixed into a
-            kept one, the kept one records its image, crop and flip.
+        by: unit that is kept or dropped as a whole: "epoch" or "batch", as LPLD and LPQLD prune, or "view". If a
+            dropped view is mixed into a kept one, the kept one records its image, crop and flip.
         seed: 0..2^64-1, of the random choice.
 
     Raises:

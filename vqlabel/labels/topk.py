@@ -1,4 +1,4 @@
-"""Top-k labels (class ids and values [n, k]) <-> dense labels [n, C], for the layouts that store only the k largest values."""
+"""Top-k labels (class ids and values [n, k]) <-> dense labels [n, C], for layouts that store only the top k."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ def check_topk_probs(ids: NDArray[Any], values: NDArray[np.floating], name: str)
         [n, k] the ids as int64.
 
     Raises:
-        BadLabels: an id is not a whole number in 0..MAX_CLASSES - 1 or occurs twice in a row; a value is outside 0..1, or a row sums to
-            more than 1.
+        BadLabels: an id is not a whole number in 0..MAX_CLASSES - 1 or occurs twice in a row; a value is outside 0..1,
+            or a row sums to more than 1.
     """
     numbers = ids.astype(np.float64)
     valid_ids = (numbers >= 0) & (numbers < MAX_CLASSES) & (numbers == np.floor(numbers))
@@ -49,11 +49,12 @@ def check_topk_probs(ids: NDArray[Any], values: NDArray[np.floating], name: str)
 def scatter_probs(
     ids: NDArray[np.int64], values: NDArray[np.floating], classes: int, name: str, rest: str = "uniform"
 ) -> NDArray[np.floating]:
-    """Dense probabilities of top-k ones; the other classes get 0 (`rest` "zero") or equal shares of what is left of 1 ("uniform").
+    """Dense probabilities of top-k ones; others get 0 (`rest` "zero") or equal shares of what is left of 1 ("uniform").
 
-    A share stays below the smallest stored value of its row. The stored values were rounded, so their sum may leave more than another class
-    can have had, and the k stored values must stay the k largest. Where the smallest stored value is 0 (fp16 rounds probabilities below 3e-8
-    to 0), the other classes get -0, which `topk` with `signed_zeros` orders below 0.
+    A share stays below the smallest stored value of its row. The stored values were rounded, so their sum may leave
+    more than another class can have had, and the k stored values must stay the k largest. Where the smallest stored
+    value is 0 (fp16 rounds probabilities below 3e-8 to 0), the other classes get -0, which `topk` with `signed_zeros`
+    orders below 0.
 
     Args:
         ids, values: [n, k].
@@ -64,8 +65,8 @@ def scatter_probs(
         [n, C] of the type of `values`.
 
     Raises:
-        BadLabels: an id is outside 0..C-1, shares below the smallest value cannot sum to the rest, or the dense labels take more than
-            MAX_DENSE_BYTES.
+        BadLabels: an id is outside 0..C-1, shares below the smallest value cannot sum to the rest, or the dense labels
+            take more than MAX_DENSE_BYTES.
     """
     k = ids.shape[1]
     others = classes - k

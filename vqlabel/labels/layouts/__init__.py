@@ -1,1 +1,1 @@
-"""One module per dump layout, with its reader above its writer, and the modules for the file types that the layouts consist of."""
+"""One module per dump layout, its reader above its writer; and modules for the file types that layouts consist of."""

@@ -24,7 +24,10 @@ MAX_NPY_HEADER = 1 << 16  # bytes
 
 
 class ContiguousRows(Rows):
-    """Rows at consecutive places in a file. It is read, not memory-mapped: truncation meanwhile is then an error instead of a crash."""
+    """Rows at consecutive places in a file.
+
+    It is read, not memory-mapped: truncation meanwhile is then an error instead of a crash.
+    """
 
     def __init__(
         self,
@@ -50,7 +53,10 @@ class ContiguousRows(Rows):
 
 
 class ColumnOrderRows(Rows):
-    """Rows of a .npy in column-major order, mapped anew for every read: a map keeps its file open, and a dump may have thousands of files."""
+    """Rows of a .npy in column-major order.
+
+    It is mapped anew for every read: a map keeps its file open, and a dump may have thousands of files.
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection) -> None:
         super().__init__(str(path), shape, dtype, axes=selection.axes)
@@ -155,7 +161,7 @@ def _noting_bf16(rows: Rows) -> Rows:
 
 
 def npz_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """The header of an array in a .npz: shape, whether it is in column-major order, type, and the offset of the values in bytes.
+    """The header of an array in a .npz: shape, whether column-major, type, offset of the values in bytes.
 
     Raises:
         BadLabels: the array is larger than its file can hold, or compressed by a method that NumPy never uses.
@@ -174,7 +180,7 @@ def npz_header(archive: zipfile.ZipFile, member: str) -> tuple[tuple[int, ...], 
 
 
 def npy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """The header of a .npy that begins with `data`: shape, whether it is in column-major order, type, and the offset of the values in bytes.
+    """The header of a .npy that begins with `data`: shape, whether column-major, type, offset of the values in bytes.
 
     Raises:
         ValueError, and nearly anything: it is damaged.
@@ -219,7 +225,9 @@ def open_safetensors(path: Path, selection: Selection) -> Rows:
 
 
 class ArrayWriter(LabelWriter):
-    """Labels [n, C] alone, in record order, as one .npy or .safetensors file (tensor "logits" or "probs"); the header is written last.
+    """Labels [n, C] alone, in record order, as one .npy or .safetensors file (tensor "logits" or "probs").
+
+    The header is written last.
 
     Args:
         form: "npy" or "safetensors".

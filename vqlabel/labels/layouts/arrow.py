@@ -1,6 +1,7 @@
-"""Columns of .parquet, .arrow and .feather files -> labels, as the datasets library and pandas write them: a list of C floats per row.
+"""Columns of .parquet, .arrow and .feather files -> labels: a list of C floats per row.
 
-The chunks of a file (row groups of Parquet, record batches of Arrow) are decoded in order, a piece of a column at a time.
+The datasets library and pandas write such files. Their chunks (row groups of Parquet, record batches of Arrow) are
+decoded in order, a piece of a column at a time.
 """
 
 from abc import ABC, abstractmethod
@@ -58,7 +59,7 @@ class ParquetTable(Table):
 
 
 class ArrowTable(Table):
-    """An Arrow IPC file (Feather 2), or a stream of record batches, which the datasets library writes; its chunks are record batches."""
+    """An Arrow IPC file (Feather 2), or the stream that the datasets library writes; its chunks are record batches."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow as pa
@@ -198,7 +199,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _storage_of(array: Any) -> Any:
-    """The plain array inside an array of an extension type, which the datasets library defines for shapes of several axes."""
+    """The plain array inside one of an extension type, such as the datasets library defines."""
     return getattr(array, "storage", array)
 
 

@@ -1,4 +1,7 @@
-"""The floating-point types of stored labels: their code in an About, their NumPy type and their name in torch. One table for all layouts."""
+"""The floating-point types of stored labels: their code in an About, their NumPy type and their name in torch.
+
+One table for all layouts.
+"""
 
 from typing import Any
 

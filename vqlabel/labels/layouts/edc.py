@@ -1,7 +1,7 @@
 """EDC's tree <-> label batches: the items of G-VBSM, and the order of the strips into which every view was cut.
 
-epoch_E/batch_B.tar          torch.save list of 8: as in layouts/gvbsm.py, then patches i64 [b, 2, parts]: order of the columns, then rows;
-                             if views were not cut, as in EDC's own recipe, i32 [b, 2, 2] of zeros
+epoch_E/batch_B.tar          torch.save list of 8: as in layouts/gvbsm.py, then patches i64 [b, 2, parts], the order of
+                             columns and of rows; if views were not cut, as in EDC's own recipe, i32 [b, 2, 2] of zeros
 """
 
 from dataclasses import replace

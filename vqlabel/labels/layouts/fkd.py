@@ -1,14 +1,14 @@
 """The files of FKD and FerKD, one per image <-> label batches.
 
-.../<class folder>/<image>.tar   torch.save list of 3: coords f32 or f16 [crops, 4], flip bool [crops], and labels of one form:
+.../<class folder>/<image>.tar   torch.save list of 3: coords f32 or f16 [crops, 4], flip bool [crops], labels:
                                      hard      i64 [crops]        class
                                      smoothing f32 [crops, 2]     class, probability
                                      ms-k5     f32 [crops, 2, 5]  classes, probabilities; likewise for any k
                                      full      f32 [crops, C]     probabilities
 
-The labels are probabilities of unmixed crops: FKD mixes images and labels while it trains. It finds the file of an image by the image's path.
-In the form ms-k, all other classes share the rest of 1 equally (marginal smoothing). A file for marginal re-normalisation, mr-k, is the same,
-but its reader drops the rest.
+The labels are probabilities of unmixed crops: FKD mixes images and labels while it trains. It finds the file of an
+image by the image's path. In the form ms-k, all other classes share the rest of 1 equally (marginal smoothing). A file
+for marginal re-normalisation, mr-k, is the same, but its reader drops the rest.
 """
 
 import re
@@ -54,11 +54,11 @@ class FkdFile(NamedTuple):
 
 
 class FkdSource(LabelSource):
-    """A folder with such files at any depth, sorted by path: file i has the labels of image i, which is named as the file is.
+    """A folder with such files at any depth, sorted by path: file i has the labels of image i and gives it its name.
 
     Args:
-        classes: C, which only the form "full" records. None: the largest class in all files, plus 1, which is too few if no label contains
-            the teacher's last class.
+        classes: C, which only the form "full" records. None: the largest class in all files, plus 1, which is too few
+            if no label contains the teacher's last class.
 
     Raises:
         UsageError: `domain` is not probs, or `classes` contradicts the files.
@@ -132,7 +132,10 @@ def find_images(path: Path) -> list[str]:
 
 
 def holds_only_fkd_files(path: Path) -> bool:
-    """Whether a folder contains FKD's files and nothing else. Only the first file is opened; a tar archive is not such a file."""
+    """Whether a folder contains FKD's files and nothing else.
+
+    Only the first file is opened; a tar archive is not such a file.
+    """
     files = (entry for entry in path.rglob("*") if not entry.is_dir())
     first = next(files, None)
     return first is not None and all(file.suffix == ".tar" for file in (first, *files)) and list_length(first) == 3
@@ -179,12 +182,14 @@ def _split_labels(file: Path, item: Any) -> tuple[str, NDArray[Any] | None, NDAr
 class FkdWriter(LabelWriter):
     """The files, as tensors with classes and probabilities in fp32: FKD's own trainer fails on arrays and on fp16.
 
-    The records of an image may be in any batch, so all wait in a temporary file beside the result until the last one is added; in memory is
-    the image index of each. Coords have the type of the FKD dump that the labels come from, else fp32.
+    The records of an image may be in any batch, so all wait in a temporary file beside the result until the last one is
+    added; in memory is the image index of each. Coords have the type of the FKD dump that the labels come from, else
+    fp32.
 
     Raises:
-        UsageError: the records have no names of images, or the form is not valid (in the constructor); records have no crop or flip, or other
-            augmentation (in `add`); two images would have one file, or a name is not a path within the folder (in `finish`).
+        UsageError: the records have no names of images, or the form is not valid (in the constructor); records have no
+            crop or flip, or other augmentation (in `add`); two images would have one file, or a name is not a path
+            within the folder (in `finish`).
     """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
@@ -249,7 +254,11 @@ class FkdWriter(LabelWriter):
 
 
 def form_k(form: str, classes: int) -> int:
-    """The number of probabilities per label of a form ("full": 1, which is not used); raises UsageError for another form, or k above C."""
+    """The number of probabilities per label of a form ("full": 1, which is not used).
+
+    Raises:
+        UsageError: the form is not one of FORMS, or its k is above C.
+    """
     match = re.fullmatch(r"hard|smoothing|full|m[sr]-k([1-9]\d{0,6})", form)
     require(match, "layout", f"fkd:{form}", f"must have one of the forms {FORMS}")
     assert match is not None

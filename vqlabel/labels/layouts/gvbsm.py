@@ -1,8 +1,9 @@
-"""G-VBSM's tree <-> label batches: the items of SRe2L, and the image index of every label, so that readers need not repeat a shuffle.
+"""G-VBSM's tree <-> label batches: the items of SRe2L, and the image index of every label.
 
 epoch_E/batch_B.tar          torch.save list of 7: as in layouts/sre2l.py, then index i64 [b]
 
-G-VBSM's reader loads a whole epoch and uses its row i for slot i % B of batch i // B.
+So readers need not repeat a shuffle. G-VBSM's reader loads a whole epoch and uses its row i for slot i % B of batch i
+// B.
 """
 
 from dataclasses import replace

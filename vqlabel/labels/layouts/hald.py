@@ -1,11 +1,13 @@
 """HALD's files, one per epoch <-> label batches.
 
-epoch_E.tar                torch.save list of all batches of an epoch, each a list of 6 as in layouts/sre2l.py, but with coords f16 or f32,
-                           boxes of NumPy integers, and probabilities f16 or f32 [b, C] in place of logits
+epoch_E.tar                torch.save list of all batches of an epoch, each a list of 6 as in layouts/sre2l.py, but with
+                           coords f16 or f32, boxes of NumPy integers, and probabilities f16 or f32 [b, C] in place of
+                           logits
 sampler_indices_dict.pt    torch.save dict {"0": [image index of every record of epoch 0, in order], ...}
 
-The probabilities are the teacher's at the students' temperature, softmax(logits / T). The folder's name has T: FKD_..._slc20_... is T = 20.
-Students compare them with softmax(logits / T) as they are, so here they are probabilities at temperature 1, like any others.
+The probabilities are the teacher's at the students' temperature, softmax(logits / T). The folder's name has T:
+FKD_..._slc20_... is T = 20. Students compare them with softmax(logits / T) as they are, so here they are probabilities
+at temperature 1, like any others.
 """
 
 import re
@@ -30,7 +32,8 @@ class HaldSource(LabelSource):
     """A folder of such files; one epoch is in memory.
 
     Raises:
-        BadLabels: there is no such file, or the first one is malformed; when reading, if an epoch has another number of batches than the first.
+        BadLabels: there is no such file, or the first one is malformed; when reading, if an epoch has another number of
+            batches than the first.
     """
 
     layout, temperature = "hald", 1.0
@@ -109,7 +112,8 @@ class HaldWriter(LabelWriter):
     """The files; the batches of an epoch are in memory until it is complete.
 
     Raises:
-        UsageError: the labels are not HALD's, or record no images (in the constructor); a batch is not the next one of its epoch (in `add`).
+        UsageError: the labels are not HALD's, or record no images (in the constructor); a batch is not the next one of
+            its epoch (in `add`).
     """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:

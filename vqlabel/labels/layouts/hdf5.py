@@ -49,7 +49,8 @@ def open_dataset(path: Path, selection: Selection) -> Rows:
     Raises:
         MissingExtra: h5py is not installed.
         UsageError: there is no dataset of the name in `selection`.
-        BadLabels: no dataset holds labels, or several may; or it lies in other files, or is larger than its file can hold.
+        BadLabels: no dataset holds labels, or several may; or it lies in other files, or is larger than its file can
+            hold.
     """
     datasets: dict[str, ArrayInfo] = {}
     with _open(path) as file:
@@ -74,7 +75,7 @@ def _open(path: Path) -> Any:
 
 
 def _check(dataset: Any, path: Path) -> None:
-    """Raises BadLabels if reading the dataset would open other files, exhaust the memory, or return labels that were never written."""
+    """Raises BadLabels if reading would open other files, exhaust the memory, or return unwritten labels."""
     name = dataset.name.removeprefix("/")
     if dataset.external or dataset.is_virtual:
         raise BadLabels(f"{path}: dataset {name!r} lies in other files; copy it into one file: h5repack")

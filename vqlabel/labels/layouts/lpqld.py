@@ -1,12 +1,13 @@
 """LPQLD's flat files <-> label batches: the k largest logits of every label, and their classes.
 
-batch_N.tar                  torch.save list of 7: coords f16 [B, 4], flip bool [B], mix_index u8 [B] or None, mix_lam float or None,
-                             mix_bbox 4 tensors u8 or None, logits f16 [B, k] descending, classes i16 [B, k]
+batch_N.tar                  torch.save list of 7: coords f16 [B, 4], flip bool [B], mix_index u8 [B] or None,
+                             mix_lam float or None, mix_bbox 4 tensors u8 or None, logits f16 [B, k] descending, classes
+                             i16 [B, k]
 sampler_indices_batch.json   {"0": [image index of every record of batch 0], ...}
 
-Without quantisation the list ends with logits f16 [B, C]; dumps made without --use-fp16 have f32. ImageNet-21K has a cutout f32 [B, 7] in
-place of the flip. The operations of RandAugment follow item 1, as a list of [operation i64, decision f16, level f16], each [B]; level -99
-means none.
+Without quantisation the list ends with logits f16 [B, C]; dumps made without --use-fp16 have f32. ImageNet-21K has a
+cutout f32 [B, 7] in place of the flip. The operations of RandAugment follow item 1, as a list of [operation i64,
+decision f16, level f16], each [B]; level -99 means none.
 """
 
 import re
@@ -107,8 +108,8 @@ class LpqldWriter(LabelWriter):
         form: k; None: as many logits as are known of every label.
 
     Raises:
-        UsageError: the labels are not logits, record no images, or `form` is not valid (in the constructor); a batch does not fit the layout's
-            integer types, or begins with the same images as another (in `add`).
+        UsageError: the labels are not logits, record no images, or `form` is not valid (in the constructor); a batch
+            does not fit the layout's integer types, or begins with the same images as another (in `add`).
     """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
@@ -170,7 +171,7 @@ class LpqldWriter(LabelWriter):
 
 
 def infer_places(numbers: list[int], order: dict[int, Indices] | None) -> list[Place]:
-    """Epoch and batch of every file: an epoch shows each image once, so a new epoch begins with the first batch that repeats an image.
+    """Epoch and batch of every file: a batch that repeats an image of its epoch begins the next epoch.
 
     Args:
         numbers: of the files, ascending.

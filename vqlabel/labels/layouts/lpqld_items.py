@@ -92,7 +92,10 @@ def _classes_item(file: Path, number: int, item: Any, logits: NDArray[np.floatin
 
 
 def _read_ops(file: Path, item: list[Any] | tuple[Any, ...], records: int) -> NDArray[np.float32]:
-    """[B, ops, 3] operation, decision, level. The level of a whole batch is int64 if all its values are whole numbers."""
+    """[B, ops, 3] operation, decision, level.
+
+    The level of a whole batch is int64 if all its values are whole numbers.
+    """
     if not 1 <= len(item) <= OPS_MOST or not all(isinstance(triple, list | tuple) and len(triple) == 3 for triple in item):
         raise BadLabels(f"{file}: item 2 is {describe(item)}; it must be 1 to {OPS_MOST} lists of operation, decision and level")
     ops = np.empty((records, len(item), 3), np.float32)

@@ -1,4 +1,4 @@
-"""A path that is not a dump -> what it is, and which path to pass instead: a folder above or below the dump, or another program's file."""
+"""A path that is not a dump (a folder above or below one, another program's file) -> what it is, and what to pass."""
 
 import re
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def _holds_batches(folder: Path) -> bool:
 
 
 def _folders_below(path: Path) -> Iterator[Path]:
-    """The first MAX_FOLDERS folders below a folder, upper levels first; hidden folders and symbolic links are left out."""
+    """The first MAX_FOLDERS folders below a folder, upper levels first, without hidden ones and symbolic links."""
     return islice(_walk(path), MAX_FOLDERS)
 
 

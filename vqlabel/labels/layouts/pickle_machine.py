@@ -1,8 +1,9 @@
-"""A pickle of any protocol -> plain objects, by an allow-list of names. Nothing that a pickle names is imported or called.
+"""A pickle of any protocol -> plain objects, by an allow-list of names.
 
-The standard library's `pickletools` decodes the opcodes; this module is the stack machine that executes them. Names outside the allow-list
-become placeholders without any effect, so that the whole pickle is read before it is refused, and the message can tell code from an unsupported
-class.
+Nothing that a pickle names is imported or called.
+The standard library's `pickletools` decodes the opcodes; this module is the stack machine that executes them. Names
+outside the allow-list become placeholders without any effect, so that the whole pickle is read before it is refused,
+and the message can tell code from an unsupported class.
 """
 
 import pickletools

@@ -1,6 +1,8 @@
-"""The names "module.name" that a pickle may use -> what stands in for them. Nothing that a pickle names is imported or called.
+"""The names "module.name" that a pickle may use -> what stands in for them.
 
-Allowed are NumPy's numbers and arrays, containers, and paths (which become strings). The tensors of torch are in `torch_tensors`.
+Nothing that a pickle names is imported or called.
+Allowed are NumPy's numbers and arrays, containers, and paths (which become strings). The tensors of torch are in
+`torch_tensors`.
 """
 
 import re
@@ -21,11 +23,15 @@ _NUMPY_OBJECT = "O8"
 
 
 class Refused(Exception):
-    """A valid pickle that needs something that is not allowed; the message is a sentence without its subject, the file."""
+    """A valid pickle that needs something not allowed; the message is a sentence without its subject, the file."""
 
 
 class Token:
-    """Stands in for an allowed name; `call`(budget, *arguments) stands in for calling it, and None means that it must not be called."""
+    """Stands in for an allowed name.
+
+    Attributes:
+        call: `call`(budget, *arguments) stands in for calling it; None: it must not be called.
+    """
 
     __slots__ = ("call", "name")
 
@@ -70,7 +76,7 @@ class NumpyType:
 
 
 class NumpyArray:
-    """Stands in for numpy.ndarray, whose own __setstate__ trusts any shape and type; `array` is None until the state is set."""
+    """Stands in for numpy.ndarray, whose own __setstate__ trusts any shape; `array` is None until the state is set."""
 
     array: NDArray[Any] | list[Any] | None = None
 
@@ -112,7 +118,7 @@ def unwrap(value: Any) -> Any:
     return value.array
 
 
-# Classes of the standard library that only hold values, and functions that only rebuild an object: neither makes a file suspicious.
+# Classes of the standard library that only hold values, and functions that only rebuild an object: harmless in a file.
 _HARMLESS = (
     r"argparse\.Namespace|types\.SimpleNamespace|datetime\.\w+|decimal\.Decimal|fractions\.Fraction|uuid\.UUID|enum\.\w+"
     r"|collections\.\w+|copyreg\._reconstructor|builtins\.(object|complex|slice|range|xrange|bytearray)|array\.\w+"
@@ -123,8 +129,8 @@ _HARMLESS = (
 def is_code(name: str) -> bool:
     """Whether "module.name" is something that unpickling would run, rather than a class whose objects the pickle holds.
 
-    Judged by the name, since nothing is imported: names of the standard library are code except _HARMLESS; in other modules, CapWords are
-    classes and everything else is code.
+    Judged by the name, since nothing is imported: names of the standard library are code except _HARMLESS; in other
+    modules, CapWords are classes and everything else is code.
     """
     if re.fullmatch(_HARMLESS, name):
         return False

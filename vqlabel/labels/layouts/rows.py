@@ -78,7 +78,7 @@ class Rows(ABC):
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start:stop of the array as [rows, C], in the stored type: within one epoch, or whole images if images come first."""
+        """Rows start:stop as [rows, C], in the stored type: of one epoch, or whole images if they come first."""
 
 
 def check_count(rows: int, path: Path) -> None:

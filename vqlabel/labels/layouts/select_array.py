@@ -1,4 +1,4 @@
-"""The arrays in a file -> the one that holds the labels: the one that the user named, or else by name, type and shape."""
+"""The arrays in a file -> the one with the labels: named by the user, or selected by name, type and shape."""
 
 import re
 from collections.abc import Mapping
@@ -80,8 +80,8 @@ def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: o
 
     Args:
         arrays: by name.
-        requested: the name that the user passed; None: a float array named logits, outputs, probs, soft_labels or similar (one word of the
-            name is enough: teacher_logits), or the only array that may be labels.
+        requested: the name that the user passed; None: a float array named logits, outputs, probs, soft_labels or
+            similar (one word of the name is enough: teacher_logits), or the only array that may be labels.
         path: of the file, for messages.
 
     Raises:

@@ -77,7 +77,7 @@ def open_rows(path: Path, selection: Selection = Selection()) -> Rows:
 
 
 def shards_of(folder: Path) -> list[Path]:
-    """The files in a folder that may be shards of a dump, in numeric order; without hidden ones, such as the ._ files of macOS."""
+    """The files in a folder that may be shards of a dump, in numeric order; hidden files are left out."""
     files = [file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith(".")]
     if not files:
         files = [file for file in folder.glob("*.tar") if not file.name.startswith(".")]
@@ -122,7 +122,7 @@ def _check_numbering(folder: Path, files: Sequence[Path]) -> str:
 
 
 def _check_number(folder: Path, files: Sequence[Path], word: str, separator: str, used: set[int]) -> None:
-    """Raises BadLabels if one number in the names does not count parts: by the word in front of it, or by the gaps between its values."""
+    """Raises BadLabels if a number in the names does not count parts, by the word before it or by gaps."""
     names = f"{files[0].name} to {files[-1].name}"
     if word.lower() in NOT_PARTS:
         raise BadLabels(_not_shards(folder, files, f"{names}, which are {NOT_PARTS[word.lower()]}"))

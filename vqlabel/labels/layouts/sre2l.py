@@ -3,8 +3,8 @@
 epoch_E/batch_B.tar          torch.save list of 6: coords f32 [b, 4], flip bool [b], mix_index i64 [b] or None,
                              mix_lam float or None, mix_bbox 4 ints or None, logits f16 or f32 [b, C]
 
-In LPLD's dumps of ImageNet-21K, item 1 is a cutout, f32 [b, 7]. No file records which image a label belongs to: SRe2L's reader repeats the
-shuffle, and so does `labels/image_order.py`.
+In LPLD's dumps of ImageNet-21K, item 1 is a cutout, f32 [b, 7]. No file records which image a label belongs to: SRe2L's
+reader repeats the shuffle, and so does `labels/image_order.py`.
 """
 
 from abc import abstractmethod
@@ -51,8 +51,9 @@ class TreeWriter(LabelWriter):
         batches, records: numbers of these written so far, by epoch.
 
     Raises:
-        UsageError: the labels are not logits, or record no images that the layout needs (in the constructor); a batch is out of place or has a
-            column that the layout does not store (in `add`); the layout's reader would misread the epochs (in `add` and `finish`).
+        UsageError: the labels are not logits, or record no images that the layout needs (in the constructor); a batch
+            is out of place or has a column that the layout does not store (in `add`); the layout's reader would misread
+            the epochs (in `add` and `finish`).
     """
 
     layout: str
@@ -81,7 +82,7 @@ class TreeWriter(LabelWriter):
             self._images.setdefault(epoch, []).append(batch.image.astype(np.int32))
 
     def _check_position(self, batch: LabelBatch) -> None:
-        """Raises UsageError if readers, which find row i of an epoch in batch i // B, would not find the batch's records."""
+        """Raises UsageError if readers, which look for row i of an epoch in batch i // B, would miss the records."""
         epoch, number = batch.place
         written, records = self.batches.get(epoch, 0), self.records.get(epoch, 0)
         self._batch_size = self._batch_size or len(batch)
@@ -185,8 +186,8 @@ def six_items(batch: LabelBatch, about: About) -> list[Any]:
 def require_logits(layout: str, about: About) -> None:
     """Raises UsageError for probabilities.
 
-    Students of these layouts divide logits by a temperature. Logarithms would serve as logits only for probabilities at temperature 1, and
-    the layouts cannot record that the labels are such.
+    Students of these layouts divide logits by a temperature. Logarithms would serve as logits only for probabilities at
+    temperature 1, and the layouts cannot record that the labels are such.
     """
     if about.domain != "logits":
         raise UsageError(
@@ -203,9 +204,10 @@ def require_images(layout: str, about: About) -> None:
 
 
 def refuse_columns(batch: LabelBatch, layout: str, extras: tuple[str, ...]) -> None:
-    """Raises UsageError if the batch has a column of EXTRAS that the layout does not store, or both a flip and a cutout, which share an item.
+    """Raises UsageError if a batch has a column of EXTRAS that the layout does not store, or both flip and cutout.
 
-    An order of patches that leaves them in place, as EDC's writer may store it, is dropped.
+    Flip and cutout share an item of the file. An order of patches that leaves them in place, as EDC's writer may store
+    it, is dropped.
     """
     for name in EXTRAS:
         value = getattr(batch, name)

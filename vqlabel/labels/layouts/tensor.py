@@ -6,7 +6,8 @@
     list of dicts or of tuples     batches of these, concatenated member by member
     {image name: label [C]}        row i is the label of the i-th image, whose name is kept
 
-Such files are read as a whole: with one label per image they are small. They are written as one tensor [N, C], fp16, bf16 or fp32.
+Such files are read as a whole: with one label per image they are small. They are written as one tensor [N, C], fp16,
+bf16 or fp32.
 """
 
 import math
@@ -224,8 +225,8 @@ class TensorWriter(LabelWriter):
     All labels are in memory until they are sorted and saved.
 
     Raises:
-        UsageError: the labels record no images (in the constructor); records have augmentation, or an image has two labels (in `add`); an image
-            has no label (in `finish`).
+        UsageError: the labels record no images (in the constructor); records have augmentation, or an image has two
+            labels (in `add`); an image has no label (in `finish`).
     """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
@@ -258,7 +259,7 @@ class TensorWriter(LabelWriter):
 
 
 def refuse_augmentation(batch: LabelBatch, layout: str, stored: tuple[str, ...], reason: str) -> None:
-    """Raises UsageError if the batch has a column of augmentation that the layout does not store: a label belongs to its view."""
+    """Raises UsageError if the batch has augmentation that the layout does not store: a label belongs to its view."""
     for field in fields(batch):
         if field.name not in ("labels", "place", "image", *stored) and getattr(batch, field.name) is not None:
             raise UsageError(f"{layout} cannot store {field.name}, which these records have: {reason}; choose another layout")

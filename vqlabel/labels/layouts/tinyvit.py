@@ -1,11 +1,11 @@
 """TinyViT's saved logits, a package for every epoch and rank <-> label batches.
 
-logits_topK_epochE/rankR-keys.txt     a line per record: the key of its image in the dataset, or its index if the dataset has no keys
+logits_topK_epochE/rankR-keys.txt     a line per record: the key of its image, or its index if the dataset has no keys
 logits_topK_epochE/rankR-values.bin   per record: seed i32, classes i16 [k], probabilities f16 [k]; little-endian
 
-The probabilities are those at temperature 1, the k largest in descending order; all other classes share the rest of 1 equally. The seed is
-that of the view: TinyViT's pipeline draws crop, flip, colours and mixing from it again. A package becomes batches of its epoch, which are
-numbered through all ranks.
+The probabilities are those at temperature 1, the k largest in descending order; all other classes share the rest of 1
+equally. The seed is that of the view: TinyViT's pipeline draws crop, flip, colours and mixing from it again. A package
+becomes batches of its epoch, which are numbered through all ranks.
 """
 
 import os
@@ -40,7 +40,9 @@ class Package(NamedTuple):
 
 
 class TinyVitSource(LabelSource):
-    """The folder with the folders of all epochs. Image i is the i-th key of the dump; keys that are the numbers 0..N-1 are image indices.
+    """The folder with the folders of all epochs.
+
+    Image i is the i-th key of the dump; keys that are the numbers 0..N-1 are image indices.
 
     Args:
         classes: C, which no file records. None: the largest class in all records, plus 1.
@@ -111,13 +113,15 @@ class TinyVitSource(LabelSource):
 
 
 class TinyVitWriter(LabelWriter):
-    """The folders of all epochs. If the labels come from a TinyViT dump, every rank has its records again; else rank 0 has all.
+    """The folders of all epochs. If the labels are of a TinyViT dump, each rank gets its records; else rank 0 gets all.
 
-    The records are the same bytes if probabilities descend and the classes of equal ones ascend; else the same k pairs in that order.
+    The records are the same bytes if probabilities descend and the classes of equal ones ascend; else the same k pairs
+    in that order.
 
     Raises:
-        UsageError: the form is not a valid k, there are more classes than int16 can hold, or the records have no image index (in the
-            constructor); records have no seed or other augmentation, or an image occurs twice in a package (in `add`).
+        UsageError: the form is not a valid k, there are more classes than int16 can hold, or the records have no image
+            index (in the constructor); records have no seed or other augmentation, or an image occurs twice in a
+            package (in `add`).
     """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
@@ -256,7 +260,7 @@ def read_keys(package: Package) -> list[str]:
 
 
 def _ranks(about: About) -> dict[int, list[tuple[int, int]]]:
-    """Epoch -> (first batch, rank) of every rank, last first, from the details of labels that come from a TinyViT dump."""
+    """Epoch -> (first batch, rank) of every rank, last first; from the details of labels of a TinyViT dump."""
     entries = about.details.get("ranks", []) if about.layout == "tinyvit" else []
     ranks: dict[int, list[tuple[int, int]]] = {}
     for entry in entries if isinstance(entries, list) else [None]:

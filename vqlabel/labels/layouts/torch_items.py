@@ -60,7 +60,7 @@ def to_plain(file: Path, number: int, item: Any) -> Any:
 
 
 def label_item(file: Path, number: int, item: Any, what: str = "logits [b, C]") -> tuple[NDArray[np.floating], str]:
-    """Labels [b, C], and their stored type: "F16", "BF16", "F32" or "F64". bf16 is widened to float32, fp64 narrowed to it.
+    """Labels [b, C], and their stored type: "F16", "BF16", "F32" or "F64". bf16 and fp64 are converted to float32.
 
     Raises:
         BadLabels: the item is not labels; `what` names what it must be.
@@ -74,7 +74,7 @@ def label_item(file: Path, number: int, item: Any, what: str = "logits [b, C]") 
 
 
 def label_dtype(source: LabelSource, stored: str) -> str:
-    """The type of a source's labels whose files store the type `stored`; adds a note to the source if the labels are narrowed."""
+    """The type of a source's labels whose files store `stored`; adds a note to the source if they are narrowed."""
     if stored != "F64":
         return stored
     source.notes.append(f"{source.path}: {NARROWED}")
@@ -97,7 +97,10 @@ def array_item(file: Path, number: int, item: Any, shape: tuple[int, ...], *type
 
 
 def index_item(file: Path, number: int, item: Any, records: int, *types: str) -> NDArray[np.int64] | None:
-    """mix_index [records]: for each record the slot in its batch of the view mixed in. Raises BadLabels as `array_item`, or out of range."""
+    """mix_index [records]: for each record the slot in its batch of the view mixed in.
+
+    Raises BadLabels as `array_item`, or out of range.
+    """
     index = array_item(file, number, item, (records,), *types)
     if index is not None and not ((index >= 0) & (index < records)).all():
         raise BadLabels(f"{file}: mix_index has values outside 0..{records - 1}, the slots of this batch")
@@ -112,7 +115,7 @@ def lam_item(file: Path, item: Any) -> float | None:
 
 
 def box_item(file: Path, item: Any) -> tuple[int, int, int, int] | None:
-    """mix_bbox: four edges in pixels, as integers or one-element integer tensors; raises BadLabels for anything else."""
+    """mix_bbox: four edges in pixels, integers or one-element integer tensors; raises BadLabels for anything else."""
     import torch
 
     if item is None:
@@ -132,7 +135,7 @@ def _to_integer(tensor: Any) -> Any:
 
 
 def describe(item: Any, depth: int = 1) -> str:
-    """Type and shape of an item, for messages; never the repr of an unknown object, which may be of any size and depth."""
+    """Type and shape of an item, for messages; not the repr of an unknown object, which may be of any size."""
     if hasattr(item, "dtype") and hasattr(item, "shape"):
         return f"{item.dtype} {list(item.shape)}"
     if isinstance(item, list | tuple) and depth:
@@ -141,7 +144,7 @@ def describe(item: Any, depth: int = 1) -> str:
 
 
 def to_tensor(array: NDArray[Any] | None, dtype: str | None = None) -> Any:
-    """A copy of an array as a tensor, of the type `dtype` ("float16", "uint8", ...) or of the array's own; None for None."""
+    """A copy of an array as a tensor, of type `dtype` ("float16", "uint8", ...) or the array's own; None for None."""
     import torch
 
     if array is None:
@@ -151,7 +154,7 @@ def to_tensor(array: NDArray[Any] | None, dtype: str | None = None) -> Any:
 
 
 def write_items(file: Path, items: list[Any] | dict[str, Any]) -> None:
-    """torch.save tensors, numbers, strings, and lists and dicts of them only, so that torch.load(weights_only=True) reads the file."""
+    """torch.save tensors, numbers, strings, and lists and dicts of them, which torch.load(weights_only=True) reads."""
     save(file, items)
 
 

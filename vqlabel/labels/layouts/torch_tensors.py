@@ -1,4 +1,4 @@
-"""Pickled torch tensors -> tensors: storages, and views of them by offset, shape and strides, each checked before torch sees it."""
+"""Pickled torch tensors -> tensors: views of storages by offset, shape and strides, checked before torch sees them."""
 
 from collections.abc import Callable
 from functools import cache
@@ -29,8 +29,10 @@ class TorchMachine(Machine):
 
     Args:
         size: bytes of the file.
-        read_storage: key, length in bytes and bytes per value -> the bytes of a storage, uint8 [length]; None: there are no storages.
-        load_nested: loads the torch.save file that torch puts into a pickle for a tensor that pickle.dump writes; None: this is one already.
+        read_storage: key, length in bytes and bytes per value -> the bytes of a storage, uint8 [length]; None: there
+            are no storages.
+        load_nested: loads the torch.save file that torch puts into a pickle for a tensor that pickle.dump writes; None:
+            this is one already.
     """
 
     def __init__(

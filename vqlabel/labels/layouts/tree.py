@@ -1,4 +1,4 @@
-"""epoch_E/batch_B.tar, the tree that SRe2L introduced: its files in order, and the order of images that LPLD writes beside them."""
+"""epoch_E/batch_B.tar, the tree that SRe2L introduced: its files in order, and the order of images that LPLD adds."""
 
 import json
 import re
@@ -147,7 +147,7 @@ def find_batches(path: Path) -> dict[Place, Path]:
 
 
 def missing_batches(path: Path, places: Sequence[Place]) -> list[str]:
-    """A note if epochs are missing, or batches that another epoch has: the dump was pruned, or copying it was interrupted."""
+    """A note if epochs are missing, or batches that another epoch has: the dump was pruned, or is incomplete."""
     batches: dict[int, set[int]] = {}
     for place in places:
         batches.setdefault(place.epoch, set()).add(place.batch)
@@ -186,7 +186,10 @@ def simulated_orders(images: int, epochs: int, draws: int, seed: int = SEED) -> 
 
 
 class Shuffle:
-    """The simulated orders; one is in memory, and going back to an earlier epoch restarts the simulation. Thread-safe."""
+    """The simulated orders; one is in memory, and going back to an earlier epoch restarts the simulation.
+
+    Thread-safe.
+    """
 
     def __init__(self, images: int, epochs: int, draws: int = DRAWS, seed: int = SEED) -> None:
         self._arguments, self._lock = (images, epochs, draws, seed), threading.Lock()

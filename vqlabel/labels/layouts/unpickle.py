@@ -1,11 +1,11 @@
-"""torch.save files and plain pickles -> tensors, NumPy arrays, numbers, strings and containers. No code that they name is run.
+"""torch.save files and plain pickles -> tensors, NumPy arrays, numbers, strings and containers; no code is run.
 
-torch.load is not used: with weights_only=True it rejects pickles of protocols 4 and 5, does not check the crc32 of the members of a file, and
-returns uninitialised memory if a file of the older format is truncated. What a pickle may name is in `pickle_names` and `torch_tensors`; this
-module finds the bytes of the storages:
+torch.load is not used: with weights_only=True it rejects pickles of protocols 4 and 5, does not check the crc32 of the
+members of a file, and returns uninitialised memory if a file of the older format is truncated. What a pickle may name
+is in `pickle_names` and `torch_tensors`; this module finds the bytes of the storages:
 
 zip (torch 1.6 and later)   NAME/data.pkl, NAME/data/KEY for every storage, NAME/byteorder; nothing is compressed
-older                       pickles of a magic number, a version, a description of the machine, the object, and the keys of its storages;
+older                       pickles of a magic number, a version, properties of the machine, the object and its storage keys;
                             then for each key the number of values, int64, and the values
 """
 
@@ -31,7 +31,8 @@ CHUNK_BYTES = 1 << 20  # read at a time
 def unpickle(path: Path) -> Any:
     """Load a torch.save file of any version, or a pickle of protocol 0 to 5.
 
-    Arrays and tensors are writable, on the CPU, and in native byte order; subclasses of dict become dicts, and paths strings.
+    Arrays and tensors are writable, on the CPU, and in native byte order; subclasses of dict become dicts, and paths
+    strings.
 
     Raises:
         BadLabels: the file is damaged, is of another type, or uses anything that is not allowed (which is never run).

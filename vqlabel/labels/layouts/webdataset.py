@@ -1,7 +1,7 @@
-"""WebDataset's tar archives -> labels: of every sample the member with one suffix, such as KEY.logits.npy, [C] or [views, C].
+"""WebDataset's tar archives -> labels: from every sample the member with one suffix, such as KEY.logits.npy.
 
-The key of a member is its path up to the first dot of its file name. Members .npy, .pt and .pth hold arrays; others (.jpg, .cls, .json ...)
-are not read. Only the positions of the members are kept in memory.
+A member holds one label [C], or [views, C]. Its key is its path up to the first dot of its file name. Members .npy, .pt
+and .pth hold arrays; others (.jpg, .cls, .json ...) are not read. Only the positions of the members are kept in memory.
 """
 
 import math
@@ -135,7 +135,7 @@ def _read_index(path: Path) -> TarIndex:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Raises BadLabels if the block of zeros that ends an archive is missing: tarfile reads a truncated archive without an error."""
+    """Raises BadLabels if the zeros that end an archive are missing, which tarfile does not check."""
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(end)
