@@ -536,9 +536,7 @@ def test_the_array_is_named_by_an_option_or_behind_the_path_in_every_command_tha
         assert (np.load(tmp_path / f"{at}.npy") == -z).all()
         against = ("--against", *named)
         assert json.loads(run("stats", tmp_path / f"{at}.vql", *against, "--json").stdout)["same_dump"] is True
-    refused(
-        2, "one dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes"
-    )
+    refused(2, "a dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes")
 
 
 # --- an impatient user ----------------------------------------------------------------------------------------------------------

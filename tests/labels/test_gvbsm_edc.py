@@ -242,3 +242,12 @@ def test_the_context_has_images_and_partners(tree: Callable[..., Any]) -> None:
     context = batch.context()
     assert context.image.tolist() == batch.image.tolist()
     assert context.partner.tolist() == batch.image[batch.mix_index].tolist()
+
+
+@pytest.mark.parametrize(("layout", "title"), [("gvbsm", "G-VBSM"), ("edc", "EDC")])
+def test_a_path_that_is_not_a_folder_is_refused_with_the_name_of_the_system(layout: str, title: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("1,2")
+    with pytest.raises(
+        BadLabels, match=rf"labels\.csv: not a folder; {title}'s dump is a folder that contains epoch_E/batch_B\.tar"
+    ):
+        open_labels(tmp_path / "labels.csv", layout)
