@@ -3,7 +3,7 @@
     python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 [--mean 0.5 ...]
 
 IMAGES   a folder of images; the teacher labels --epochs views of each, --view pixels wide, into --work, which is for one set of options
---val    new images, a folder a class; --columns: JSON, folder -> the teacher's class, where that is not the folder's number
+--val    new images, a folder a class; --class-map: JSON, folder -> the teacher's class, where that is not the folder's number
 --ratio  whole files so many times smaller than the raw dump, its augmentation included; `tune` looks --minutes for the codec of each
 
 A row a kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images, of students at --temperature, then with
@@ -37,7 +37,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("images", type=Path)
     p.add_argument("--teacher", required=True)
-    for name in ("val", "work", "columns", "plot"):
+    for name in ("val", "work", "class-map", "plot"):
         p.add_argument(f"--{name}", type=Path, required=name in ("val", "work"))
     for name, usual in (("mean", None), ("std", None), ("ratio", [125, 500, 1000]), ("seeds", [0, 1, 2])):
         p.add_argument(f"--{name}", type=int if name == "seeds" else float, nargs="+", default=usual)
@@ -120,7 +120,7 @@ def new_images(a, teacher):
     new = Pictures(a.val)
     large = [torch.from_numpy(np.array(image.resize((a.view, a.view)))).permute(2, 0, 1) for image in new]
     says = torch.cat([teacher(torch.stack(large[at : at + 100]) / 255) for at in range(0, len(large), 100)])
-    known = json.loads(a.columns.read_text()) if a.columns else {name: at for at, name in enumerate(new.classes)}
+    known = json.loads(a.class_map.read_text()) if a.class_map else {name: at for at, name in enumerate(new.classes)}
     small = torch.cat([SMALL(one[None] / 255) for one in large])
     return small, says, torch.tensor([known[name] for name in new.classes]), torch.from_numpy(new.targets)
 

@@ -6,7 +6,7 @@
 DUMP     SRe2L's tree, with LPLD's order file: which view of which image each label belongs to; --view: side of those views, pixels
 --images its images: the sorted files of a folder and its subfolders
 --val    new images that no label was made of, in one folder a class; --val-labels: the same teacher's logits for them, sorted likewise
---columns JSON, class folder -> the teacher's class, where these are not the sorted folders themselves
+--class-map JSON, class folder -> the teacher's class, where these are not the sorted folders themselves
 
 Every student is the one of `vqlabel compare --student`; it sees the very views that the teacher saw, and as many steps, whatever the labels.
 One row a kind of labels: KL(teacher || student) in nats on the new images, at the student's best scale, and top-1 on their classes.
@@ -32,7 +32,7 @@ def main() -> None:
     p.add_argument("--images", type=Path, required=True)
     p.add_argument("--val", type=Path, required=True)
     p.add_argument("--val-labels", type=Path, required=True)
-    p.add_argument("--columns", type=Path)
+    p.add_argument("--class-map", type=Path)
     p.add_argument("--view", type=int, required=True)
     p.add_argument("--ratio", type=float, nargs="*", default=[1000, 500, 125])
     p.add_argument("--no-prior", type=float, nargs="*", default=[], help="ratios at which to code without the prior")
@@ -44,7 +44,7 @@ def main() -> None:
     p.add_argument("--passes", type=int, default=4)
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     a = p.parse_args()
-    lesson = Lesson(open_labels(a.dump), a.images, a.val, val_labels=a.val_labels, columns=a.columns, view=a.view)
+    lesson = Lesson(open_labels(a.dump), a.images, a.val, val_labels=a.val_labels, columns=a.class_map, view=a.view)
     print("| labels | bits per label | KL to the teacher | over raw | top-1 % |\n| --- | --- | --- | --- | --- |", flush=True)
     base = None
     for name, bits, labels, keep in rivals(a, lesson.raw):

@@ -41,7 +41,7 @@ def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path
     (tmp_path / "columns.json").write_text(json.dumps({"ant": 3, "bee": 39}))
     lines = run(
         "what_labels_are_worth.py", tree, "--images", tmp_path / "images", "--val", tmp_path / "val", "--val-labels", tmp_path / "val.npy",
-        "--columns", tmp_path / "columns.json", "--view", 100, "--ratio", 2, "--no-prior", 2, "--passes", 2, "--top-k", 5, "--keep", 0.5,
+        "--class-map", tmp_path / "columns.json", "--view", 100, "--ratio", 2, "--no-prior", 2, "--passes", 2, "--top-k", 5, "--keep", 0.5,
         "--labels", f"random={tmp_path / 'other.npy'}", "--seeds", 0,
     )  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]

@@ -150,12 +150,12 @@ def test_a_file_that_was_made_beside_its_images_refuses_others(
     made: str, read: Callable[..., Any], change: Change, folder: Path, labelled: dict[str, Path], tmp_path: Path
 ) -> None:
     assert read(labelled[made], folder)
-    with pytest.raises(UsageError, match=rf"{made}\.vql: .*changed has .*, and names differ first at image \d+ \('.*' there\)"):
+    with pytest.raises(UsageError, match=rf"{made}\.vql: .*changed(:| has) .*, and names first differ at image \d+ \(found '.*'\)"):
         read(labelled[made], changed(folder, tmp_path, change))
 
 
 def test_flat_images_are_others_than_those_in_class_folders(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has other images, or in another order, than those that the labels are of"):
+    with pytest.raises(UsageError, match="these images differ from those of the labels, or are in another order"):
         view(labelled["relabel"], changed(folder, tmp_path, flattened))
 
 
@@ -166,11 +166,11 @@ def test_a_file_without_names_refuses_another_number_and_warns_that_it_knows_no_
     path = labelled["nothing"]
     how: Any = {"size": SIZE, "images": folder} if read is VqlViews else {"mode": "fkd_load", "root": folder}
     with pytest.warns(
-        UserWarning, match=r"nothing\.vql: .* cannot be told, for their names are not recorded; a file that is packed"
+        UserWarning, match=r"nothing\.vql: .* cannot be checked, because their names are not recorded; a file that is packed"
     ):
         read(path, **how)
     how = {name: tmp_path / "changed" if value is folder else value for name, value in how.items()}
-    with pytest.raises(UsageError, match="changed has 21 images, the labels are of 20: name the images that were labelled"):
+    with pytest.raises(UsageError, match="changed has 21 images, but the labels belong to 20: pass the images that were labelled"):
         changed(folder, tmp_path, stray) and read(path, **how)
 
 
@@ -213,7 +213,7 @@ def test_a_digest_of_bytes_tells_images_of_the_same_names_apart(folder: Path, du
     for path in (tmp_path / "relabel.vql", tmp_path / "pack.vql"):
         for read in (view, drop_in):
             assert read(path, folder)
-            with pytest.raises(UsageError, match=r"has files of the same names as the images .* with other bytes"):
+            with pytest.raises(UsageError, match=r"these files have the names of the images of .*, but other bytes"):
                 read(path, other)
 
 
@@ -221,14 +221,14 @@ def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(f
     images = list(Pictures(folder))
     halves = [image.resize((image.width // 2, image.height // 2)) for image in images]
     for fitting in (images, halves):
-        with pytest.warns(UserWarning, match="cannot be told, for these have no names$"):
+        with pytest.warns(UserWarning, match="cannot be checked, because the images given have no names$"):
             VqlViews(labelled["relabel"], fitting, SIZE)
     with (
-        pytest.warns(UserWarning, match="cannot be told"),
+        pytest.warns(UserWarning, match="cannot be checked"),
         pytest.raises(UsageError, match=r"image 0 has 20 x 39 pixels, the labels are of one of 20 x 20"),
     ):
         VqlViews(labelled["relabel"], images[::-1], SIZE)
-    with pytest.raises(UsageError, match="the list of images has 19 images, the labels are of 20"):
+    with pytest.raises(UsageError, match="the list of images has 19 images, but the labels belong to 20"):
         VqlViews(labelled["relabel"], images[1:], SIZE)
 
 
@@ -242,7 +242,7 @@ def test_a_folder_of_the_same_names_with_other_pictures_is_refused(folder: Path,
 
 
 def test_workers_do_not_warn_again(folder: Path, labelled: dict[str, Path]) -> None:
-    with pytest.warns(UserWarning, match="cannot be told"):
+    with pytest.warns(UserWarning, match="cannot be checked"):
         data = pickle.dumps(VqlViews(labelled["nothing"], folder, SIZE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -288,7 +288,8 @@ def test_a_codec_file_knows_the_images_and_the_view_of_its_fit(folder: Path, fit
 def test_relabel_refuses_a_codec_of_other_images(change: Change, folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
     assert "notes" not in relabel(source_of(folder), tmp_path / "a.vql", codec=codec_of(fitted))
     with pytest.raises(
-        UsageError, match=r"than those that the labels that the codec was fitted to are of.*; fit a codec to labels of these"
+        UsageError,
+        match=r"these images differ from those of the labels that the codec was fitted to.*; fit a codec to labels of these",
     ):
         relabel(source_of(changed(folder, tmp_path, change)), tmp_path / "b.vql", codec=codec_of(fitted))
     assert not (tmp_path / "b.vql.journal").exists()
@@ -306,13 +307,13 @@ def test_pack_refuses_a_codec_of_other_images_and_notes_where_it_cannot_tell(
     sample, _ = fitted
     assert "notes" not in vqlabel.pack(sample, tmp_path / "a.vql", codec=codec_of(fitted)), "it was fitted to this dump"
     relabel(source_of(changed(folder, tmp_path, renamed_class)), tmp_path / "other", layout="lpld")
-    with pytest.raises(UsageError, match="than those that the labels that the codec was fitted to are of"):
+    with pytest.raises(UsageError, match="these images differ from those of the labels that the codec was fitted to"):
         vqlabel.pack(tmp_path / "other", tmp_path / "b.vql", codec=codec_of(fitted))
     shutil.move(tmp_path / "other", tmp_path / "moved")  # away from its recipe
     found = vqlabel.pack(tmp_path / "moved", tmp_path / "c.vql", codec=codec_of(fitted))
-    assert len(found["notes"]) == 1 and "moved has 20 images, which is the number that" in found["notes"][0]
+    assert len(found["notes"]) == 1 and "moved has 20 images, as many as" in found["notes"][0]
     run = CliRunner().invoke(app, ["pack", str(tmp_path / "moved"), "-o", str(tmp_path / "d.vql"), "--codec", str(fitted[1])])
-    assert run.exit_code == 0 and "cannot be told" in run.stderr
+    assert run.exit_code == 0 and "cannot be checked" in run.stderr
 
 
 def test_pack_refuses_a_codec_of_smaller_views_by_the_boxes(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ CALLS: dict[str, Call] = {
         "ops": np.zeros((2, 1, 3)), "seed": np.zeros(2, int),
     }),
     "open_labels": (vqlabel.open_labels, {
-        "path": "nowhere", "layout": "arrays", "domain": "logits", "classes": 3, "images": "nowhere", "columns": "nowhere",
+        "path": "nowhere", "layout": "arrays", "domain": "logits", "classes": 3, "images": "nowhere", "class_map": "nowhere",
     }),
     "fit": (vqlabel.fit, {"dump": "nowhere", "config": vqlabel.FitConfig(), **OUT, "resume": False, **RUN}),
     "pack": (vqlabel.pack, {"dump": "nowhere", **OUT, "codec": "nowhere", "effort": "fast", "device": "cpu", **RUN}),

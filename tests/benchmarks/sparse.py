@@ -19,7 +19,7 @@ import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
 from vqlabel.labels.source import NOWHERE
-from vqlabel.labels.topk import largest, whole
+from vqlabel.labels.topk import scatter, topk
 from vqlabel.metrics.distortion import Distortion
 from vqlabel.report.baselines.entropy import Frequencies, bits_of_sets
 
@@ -34,8 +34,8 @@ class Largest(LabelSource):
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = self._source._load(at)
-        ids, values = largest(batch.labels, self.support.k)  # type: ignore[union-attr]
-        return LabelBatch(labels=whole(ids, values, self.classes, name, NOWHERE), place=batch.place), name
+        ids, values = topk(batch.labels, self.support.k)  # type: ignore[union-attr]
+        return LabelBatch(labels=scatter(ids, values, self.classes, name, NOWHERE), place=batch.place), name
 
 
 def at_entropy(labels: Tensor, k: int, step: float | None) -> tuple[float, Tensor]:

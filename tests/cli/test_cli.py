@@ -529,18 +529,14 @@ def test_help_and_what_reads_a_header_load_no_torch(arguments: list[str], vql: P
 def test_the_array_is_named_by_an_option_or_behind_the_path_in_every_command_that_reads_a_dump(tmp_path: Path) -> None:
     z = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
     np.savez(tmp_path / "a.npz", train=z, val=-z)
-    refused(
-        3, "a.npz: it is not clear which of its arrays are labels: 'train'", "pack", tmp_path / "a.npz", "-o", tmp_path / "a.vql"
-    )
+    refused(3, "a.npz: several of its arrays may be the labels: 'train'", "pack", tmp_path / "a.npz", "-o", tmp_path / "a.vql")
     for at, named in enumerate(((f"{tmp_path / 'a.npz'}:val",), (tmp_path / "a.npz", "--array", "val"))):
         assert run("pack", *named, "-o", tmp_path / f"{at}.vql", "--codec", "raw").exit_code == 0
         assert run("convert", *named, tmp_path / f"{at}.npy").exit_code == 0
         assert (np.load(tmp_path / f"{at}.npy") == -z).all()
         against = ("--against", *named)
         assert json.loads(run("stats", tmp_path / f"{at}.vql", *against, "--json").stdout)["same_dump"] is True
-    refused(
-        2, "one dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes"
-    )
+    refused(2, "a dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes")
 
 
 # --- an impatient user ----------------------------------------------------------------------------------------------------------

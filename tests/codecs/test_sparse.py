@@ -22,7 +22,7 @@ from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Support
 from vqlabel.labels.source import NOWHERE
-from vqlabel.labels.topk import largest, spread, whole
+from vqlabel.labels.topk import scatter, scatter_probs, topk
 from vqlabel.metrics.distortion import Distortion
 from vqlabel.workflows.fit import with_codec
 
@@ -38,13 +38,13 @@ def known(domain: str, rest: str, k: int, dtype: str = "f2", scale: float = 3.0)
     """[LABELS, CLASSES] labels of which k numbers are known, as a reader of such a dump gives them."""
     logits = scale * np.random.default_rng(k).normal(size=(LABELS, CLASSES))
     if domain == "logits":
-        ids, values = largest(logits.astype(dtype), k)
-        return torch.from_numpy(whole(ids, values, CLASSES, "made", NOWHERE))
+        ids, values = topk(logits.astype(dtype), k)
+        return torch.from_numpy(scatter(ids, values, CLASSES, "made", NOWHERE))
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    ids, values = largest(probs.astype(np.float32), k)
+    ids, values = topk(probs.astype(np.float32), k)
     if rest == "zero":
         values = values / values.sum(1, keepdims=True)
-    return torch.from_numpy(spread(ids, values.astype(dtype), CLASSES, "made", rest))
+    return torch.from_numpy(scatter_probs(ids, values.astype(dtype), CLASSES, "made", rest))
 
 
 def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
@@ -77,7 +77,7 @@ def through(codec: SparseCodec, labels: Tensor) -> tuple[Tensor, dict[str, float
 def test_the_classes_return_and_their_distribution_within_the_bound(domain: str, rest: str, k: int) -> None:
     labels = known(domain, rest, k)
     decoded, figures = through(fitted(labels, domain, rest, k), labels)
-    ids = [largest(x.numpy(), k, signed=domain == "probs")[0] for x in (labels, decoded)]
+    ids = [topk(x.numpy(), k, signed_zeros=domain == "probs")[0] for x in (labels, decoded)]
     assert np.array_equal(*(np.sort(x, 1) for x in ids)) and np.array_equal(ids[0][:, 0], ids[1][:, 0])
     assert figures["top1_agreement"] == 1
     assert figures.get("mass_kept", 1) == pytest.approx(1, abs=1e-6)

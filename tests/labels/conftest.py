@@ -1,4 +1,4 @@
-"""Dumps as others write them, for every test of the labels layer."""
+"""Dumps as other systems write them, for all tests of the labels layer."""
 
 import zipfile
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 from vqlabel.labels import open_labels
 
-SPECIAL = (-0.0, 6e-8, -65504.0, 65504.0, 1.0)  # minus zero, a subnormal half, the largest halves
+SPECIAL = (-0.0, 6e-8, -65504.0, 65504.0, 1.0)  # minus zero, a subnormal fp16, the extreme fp16 values
 Write = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def draw() -> Callable[..., torch.Tensor]:
-    """Logits of any shape and type, with the values among them that careless code changes."""
+    """Logits of any shape and type, including values that careless code changes."""
 
     def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
         values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 5
@@ -31,7 +31,7 @@ def draw() -> Callable[..., torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def write_array() -> Write:
-    """Write one array under `name` into `path`, whose suffix says how: .npy, .npz, .packed.npz (compressed) or .safetensors."""
+    """Write one array under `name`; the suffix of `path` is .npy, .npz, .packed.npz (compressed) or .safetensors."""
 
     def write(path: Path, array: torch.Tensor, name: str = "logits", metadata: dict[str, str] | None = None) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_array() -> Write:
 
 @pytest.fixture(scope="session")
 def sre2l_items() -> Callable[..., list[Any]]:
-    """The six items of SRe2L's relabel/generate_soft_label.py:save for these logits, as its mix_aug leaves them."""
+    """The six items of SRe2L's relabel/generate_soft_label.py:save for these logits, as its mix_aug returns them."""
 
     def items(logits: torch.Tensor, mix: str | None = "cutmix", seed: int = 0) -> list[Any]:
         rng, b = np.random.default_rng(seed), len(logits)
@@ -59,8 +59,8 @@ def sre2l_items() -> Callable[..., list[Any]]:
         index = torch.from_numpy(rng.permutation(b))
         if mix == "mixup":
             return [crop, flip, index, float(rng.beta(0.8, 0.8)), None, logits]
-        box = list(np.sort(rng.integers(0, 224, 4)))  # of numpy.int64
-        lam = 1 - ((box[2] - box[0]) * (box[3] - box[1]) / (224 * 224))  # so a numpy.float64
+        box = list(np.sort(rng.integers(0, 224, 4)))  # numpy.int64
+        lam = 1 - ((box[2] - box[0]) * (box[3] - box[1]) / (224 * 224))  # a numpy.float64
         return [crop, flip, index, lam, box, logits]
 
     return items

@@ -1,4 +1,4 @@
-"""Arrays on disk -> label batches: the very bits, at the right place, and never more of them in memory than a batch."""
+"""Arrays on disk -> label batches: bit for bit, at the right place, with one batch in memory."""
 
 import gc
 import os
@@ -27,9 +27,9 @@ CASES = [(file, dtype) for file in FILES for dtype in (torch.float16, torch.floa
 
 
 def same_bits(read: NDArray[np.floating], written: torch.Tensor) -> bool:
-    """bf16 is held by float32 exactly."""
-    want = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
-    return read.dtype == want.dtype and read.shape == want.shape and read.tobytes() == want.tobytes()
+    """float32 represents bf16 exactly."""
+    expected = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
+    return read.dtype == expected.dtype and read.shape == expected.shape and read.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(("file", "dtype"), CASES)
@@ -67,7 +67,7 @@ def test_any_batch_can_be_read_at_any_time(file: str, tmp_path: Path, draw: Draw
         assert same_bits(source.read(at).labels, labels[at * BATCH_RECORDS : (at + 1) * BATCH_RECORDS])
 
 
-def test_column_order_is_read_as_what_it_says(tmp_path: Path, draw: Draw, read_all: ReadAll) -> None:
+def test_a_column_major_array_is_read_like_a_row_major_one(tmp_path: Path, draw: Draw, read_all: ReadAll) -> None:
     labels = draw(3, 6, 5)
     np.save(tmp_path / "a.npy", np.asfortranarray(labels.numpy()))
     assert same_bits(read_all(tmp_path / "a.npy"), labels.reshape(-1, 5))
@@ -84,7 +84,7 @@ def test_shards_are_read_in_numeric_order(tmp_path: Path, draw: Draw, write_arra
     assert same_bits(read_all(tmp_path), torch.cat([shards[number] for number in sorted(numbers)]))
 
 
-def test_shards_of_epochs_go_on_counting(tmp_path: Path, draw: Draw, write_array: Write) -> None:
+def test_epochs_are_numbered_through_all_shards(tmp_path: Path, draw: Draw, write_array: Write) -> None:
     first, second = draw(2, 6, 4), draw(3, 6, 4, seed=1)
     write_array(tmp_path / "labels_2.npy", first)
     write_array(tmp_path / "labels_10.npy", second)
@@ -95,8 +95,8 @@ def test_shards_of_epochs_go_on_counting(tmp_path: Path, draw: Draw, write_array
         assert same_bits(batch.labels, labels) and batch.image is not None and (batch.image == np.arange(6)).all()
 
 
-def test_numbers_in_names_are_decimal() -> None:
-    names = ["1²3", "b_1", "b_9", "b_10", "b_10_2", "b_10_11"]  # a superscript is a digit, but no number
+def test_file_names_are_ordered_by_their_decimal_numbers() -> None:
+    names = ["1²3", "b_1", "b_9", "b_10", "b_10_2", "b_10_11"]  # a superscript is a digit, but not a decimal
     assert [p.name for p in sorted(map(Path, reversed(names)), key=in_numeric_order)] == names
 
 
@@ -114,7 +114,7 @@ def test_numbers_in_names_are_decimal() -> None:
         ("probs", {"domain": "probs"}, "logits", "logits"),
     ],
 )
-def test_the_argument_decides_the_domain_then_the_metadata_then_the_name(
+def test_the_domain_comes_from_the_argument_then_the_metadata_then_the_name(
     name: str, metadata: dict[str, str] | None, argument: str | None, domain: str, tmp_path: Path, draw: Draw, write_array: Write
 ) -> None:
     labels = draw(9, 4).softmax(1) if domain == "probs" else draw(9, 4)
@@ -124,15 +124,15 @@ def test_the_argument_decides_the_domain_then_the_metadata_then_the_name(
         assert source.domain == domain and same_bits(source.read(0).labels, labels)
 
 
-def test_the_labels_are_found_beside_other_arrays(tmp_path: Path, draw: Draw, read_all: ReadAll) -> None:
+def test_labels_are_selected_among_other_arrays(tmp_path: Path, draw: Draw, read_all: ReadAll) -> None:
     np.savez(tmp_path / "a.npz", soft_labels=draw(5, 4).numpy(), targets=np.arange(5), images=np.zeros((5, 2, 2)))
     assert same_bits(read_all(tmp_path / "a.npz"), draw(5, 4))
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_no_more_than_a_batch_is_in_memory(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
+def test_reading_holds_one_batch_in_memory(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     path = write_array(tmp_path / file, draw(2, 5 * BATCH_RECORDS, 100, dtype=torch.float16))  # 8 MB, in batches of 0.8 MB
-    open_labels(path).read(0)  # imports
+    open_labels(path).read(0)  # so that imports are not measured
     tracemalloc.start()
     source = open_labels(path)
     for at in (len(source) - 1, 0):
@@ -142,7 +142,7 @@ def test_no_more_than_a_batch_is_in_memory(file: str, tmp_path: Path, draw: Draw
     assert peak < 4 << 20
 
 
-def test_column_order_is_not_turned_in_memory(tmp_path: Path, draw: Draw) -> None:
+def test_a_column_major_array_is_not_copied_as_a_whole(tmp_path: Path, draw: Draw) -> None:
     np.save(tmp_path / "a.npy", np.asfortranarray(draw(5, BATCH_RECORDS, 100).numpy()))  # 8 MB
     tracemalloc.start()
     open_labels(tmp_path / "a.npy").read(4)
@@ -153,26 +153,26 @@ def test_column_order_is_not_turned_in_memory(tmp_path: Path, draw: Draw) -> Non
 
 @pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="open files cannot be counted here")
 @pytest.mark.parametrize("file", FILES)
-def test_a_thousand_shards_keep_no_thousand_files_open(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
+def test_a_dump_of_many_shards_opens_few_files(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     for shard in range(20):
         write_array(tmp_path / f"{shard}{file}", draw(4, 3, seed=shard))
-    gc.collect()  # files that other tests left to the collector would close in between
+    gc.collect()  # else files that other tests left open may be closed in between
     before = len(os.listdir("/dev/fd"))
     source = open_labels(tmp_path)
     assert len(list(source)) == 20 and len(os.listdir("/dev/fd")) == before
 
 
 @pytest.mark.parametrize("file", ["a.npz", "a.packed.npz"])
-def test_the_checksum_of_a_zip_is_compared(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
+def test_the_crc32_of_an_npz_is_checked(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     path = write_array(tmp_path / file, draw(2 * BATCH_RECORDS, 5))
     data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + 16] ^= 1  # of the directory at the end
+    data[data.index(b"PK\1\2") + 16] ^= 1  # the crc32 in the directory at the end
     path.write_bytes(data)
-    with pytest.raises(BadLabels, match=rf"{file}: unreadable at row {BATCH_RECORDS} .*CRC"):
+    with pytest.raises(BadLabels, match=rf"{file}: cannot be read at row {BATCH_RECORDS} .*CRC"):
         open_labels(path).read(1)
 
 
-def test_every_flipped_byte_of_a_zip_is_found(tmp_path: Path, draw: Draw, write_array: Write, read_all: ReadAll) -> None:
+def test_every_flipped_byte_of_an_npz_is_detected(tmp_path: Path, draw: Draw, write_array: Write, read_all: ReadAll) -> None:
     for file in ("a.npz", "a.packed.npz"):
         path = write_array(tmp_path / file, draw(6, 5))
         data = path.read_bytes()
@@ -181,5 +181,5 @@ def test_every_flipped_byte_of_a_zip_is_found(tmp_path: Path, draw: Draw, write_
             stop = start + archive.infolist()[0].compress_size - 32
         for at in range(start, stop):
             path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
-            with pytest.raises(BadLabels, match=r"damaged|no readable|truncated|finite"):
+            with pytest.raises(BadLabels, match=r"damaged|not readable|truncated|finite"):
                 read_all(path)

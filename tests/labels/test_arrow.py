@@ -1,4 +1,4 @@
-"""Columns of Parquet and Arrow files -> labels: lists of every kind, by pieces, and what is no column of labels is refused."""
+"""Columns of Parquet and Arrow files -> labels: lists of every kind, read in pieces; other columns are refused."""
 
 import sys
 import tracemalloc
@@ -45,20 +45,18 @@ def lists(z: np.ndarray, kind: Any = None, fixed: bool = False) -> Any:
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("fixed", [False, True], ids=["variable", "fixed"])
 @pytest.mark.parametrize(("kind", "dtype"), [("float16", "F16"), ("float32", "F32"), ("float64", "F32")])
-def test_a_column_of_lists_is_read_in_order_and_from_anywhere(
-    kind: str, dtype: str, fixed: bool, file: str, tmp_path: Path
-) -> None:
+def test_a_column_of_lists_can_be_read_in_any_order(kind: str, dtype: str, fixed: bool, file: str, tmp_path: Path) -> None:
     z = draw(N, 7).astype(kind)
     source = open_labels(write(tmp_path / file, logits=lists(z, fixed=fixed), label=list(range(N)), path=["x"] * N))
     assert (source.layout, source.classes, source.dtype, source.order) == ("arrays", 7, dtype, "none")
     assert "the labels are 'logits'; not read: 'label' int64" in source.notes[0] and "'path' string" in source.notes[0]
     for at in (1, 0, 1, 0):
-        want = z[at * BATCH_RECORDS : (at + 1) * BATCH_RECORDS].astype(np.float16 if dtype == "F16" else np.float32)
-        assert (source.read(at).labels == want).all()
+        expected = z[at * BATCH_RECORDS : (at + 1) * BATCH_RECORDS].astype(np.float16 if dtype == "F16" else np.float32)
+        assert (source.read(at).labels == expected).all()
 
 
 @pytest.mark.parametrize("file", ["a.parquet", "stream.arrow"])
-def test_a_row_of_several_lists_is_an_image_with_its_views(file: str, tmp_path: Path) -> None:
+def test_a_row_of_several_lists_is_an_image_with_several_views(file: str, tmp_path: Path) -> None:
     z = draw(50, 3, 7)
     nested = pa.ListArray.from_arrays(np.arange(0, 151, 3, dtype=np.int32), lists(z.reshape(-1, 7)))
     source = open_labels(write(tmp_path / file, 11, logits=nested))
@@ -66,14 +64,14 @@ def test_a_row_of_several_lists_is_an_image_with_its_views(file: str, tmp_path: 
     assert (np.stack([batch.labels for batch in source]) == z.transpose(1, 0, 2)).all()
 
 
-def test_shards_and_a_named_column(tmp_path: Path) -> None:
+def test_shards_are_concatenated_and_a_column_can_be_selected(tmp_path: Path) -> None:
     for shard in range(2):
         write(tmp_path / f"train-0000{shard}-of-00002.parquet", a=lists(draw(9, 5) + shard), b=lists(draw(9, 5)))
-    with pytest.raises(BadLabels, match=r"it is not clear which of its arrays are labels: 'a' .*; name one with --array a"):
+    with pytest.raises(BadLabels, match=r"several of its arrays may be the labels: 'a' .*; name one with --array a"):
         open_labels(tmp_path)
     source = open_labels(tmp_path, array="a")
     assert (np.concatenate([batch.labels for batch in source]) == np.concatenate([draw(9, 5), draw(9, 5) + 1])).all()
-    with pytest.raises(UsageError, match=r"--array c: .*parquet holds 'a' float32 \[9, 5\], 'b' float32 \[9, 5\]"):
+    with pytest.raises(UsageError, match=r"--array c: .*parquet contains 'a' float32 \[9, 5\], 'b' float32 \[9, 5\]"):
         open_labels(tmp_path, array="c")
 
 
@@ -82,15 +80,15 @@ def test_shards_and_a_named_column(tmp_path: Path) -> None:
     [
         ({"logits": [[1.0, 2.0], [3.0, 4.0], [5.0]]}, r"row 2 has a list of 1; row 0 has a list of 2"),
         ({"logits": [[1.0, 2.0], None, [5.0, 6.0]]}, r"row 1 has a list of 0; row 0 has a list of 2"),
-        ({"logits": [[1.0, 2.0], [3.0, None]]}, r"a value from row 0 on is null; labels are C numbers each"),
+        ({"logits": [[1.0, 2.0], [3.0, None]]}, r"at or after row 0 a value is null; every label must have C numbers"),
         ({"logits": [[[1.0, 2.0], [3.0, 4.0]], [[1.0, 2.0], [3.0]]]}, r"row 1 has a list of 1; row 0 has lists of 2"),
-        ({"logits": [1.0, 2.0]}, r"column 'logits' is double; labels are a column of lists of C floats"),
-        ({"logits": [[1, 2], [3, 4]]}, r"column 'logits' is list<.*int64>; labels are a column of lists of C floats"),
-        ({"c0": [1.0, 2.0], "c1": [1.0, 2.0]}, r"holds 'c0' double \[2\], 'c1' double \[2\], and no array \[n, C\] of floats"),
+        ({"logits": [1.0, 2.0]}, r"column 'logits' is double; labels must be a column of lists of C floats"),
+        ({"logits": [[1, 2], [3, 4]]}, r"column 'logits' is list<.*int64>; labels must be a column of lists of C floats"),
+        ({"c0": [1.0, 2.0], "c1": [1.0, 2.0]}, r"contains 'c0' double \[2\], 'c1' double \[2\], but no array \[n, C\] of floats"),
     ],
     ids=range(7),
 )
-def test_a_column_that_holds_no_labels_is_refused(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_column_without_labels_is_refused(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
     for file in ("a.parquet", "stream.arrow"):
         path = write(tmp_path / file, **columns)
         with pytest.raises(BadLabels, match=rf"{file}: {message}"):
@@ -104,7 +102,7 @@ def test_an_empty_table_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_damaged_files_are_refused_by_name_or_read(file: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_its_name_or_read_correctly(file: str, tmp_path: Path) -> None:
     path = write(tmp_path / file, 10, logits=lists(draw(40, 5)))
     data = path.read_bytes()
     for size in range(0, len(data) - 9, 61):
@@ -117,7 +115,7 @@ def test_damaged_files_are_refused_by_name_or_read(file: str, tmp_path: Path) ->
             assert sum(len(batch) for batch in open_labels(path)) <= 1032 * len(data)
 
 
-def test_no_more_than_a_batch_and_a_piece_are_in_memory(tmp_path: Path) -> None:
+def test_reading_holds_one_batch_and_one_piece_in_memory(tmp_path: Path) -> None:
     path = write(tmp_path / "a.parquet", 1 << 20, logits=lists(draw(4 * BATCH_RECORDS, 200)))  # 13 MB in one row group
     open_labels(path).read(0)
     tracemalloc.start()
@@ -131,7 +129,7 @@ def test_no_more_than_a_batch_and_a_piece_are_in_memory(tmp_path: Path) -> None:
     assert peak < 12 << 20
 
 
-def test_without_pyarrow_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_pyarrow_has_the_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.parquet", logits=lists(draw(4, 5)))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"needs pyarrow, which is not installed; run: pip install 'vqlabel\[parquet\]'"):

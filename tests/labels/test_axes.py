@@ -1,4 +1,4 @@
-"""The axes of an array: which are dropped, which are epochs, what a user may name, in every kind of file."""
+"""The axes of an array in every type of file: which are dropped, which are epochs, and which a user may pass."""
 
 from pathlib import Path
 
@@ -51,11 +51,11 @@ def test_axes_of_length_one_are_dropped_and_noted(shape: tuple[int, ...], file: 
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_three_axes_are_epochs_images_classes_with_a_line_that_says_so(file: str, tmp_path: Path) -> None:
+def test_three_axes_are_read_as_epochs_images_classes_with_a_note(file: str, tmp_path: Path) -> None:
     z = draw(7, 6, 5)
     source = open_labels(write(tmp_path / file, z))
     assert source.notes == [
-        f"{tmp_path / file}: read as 7 epochs of 6 images; where images stand first, pass --axes images,views,classes"
+        f"{tmp_path / file}: read as 7 epochs of 6 images; if the first axis is images, pass --axes images,views,classes"
     ]
     assert source.places == [Place(epoch, 0) for epoch in range(7)] and images_of(source) == [list(range(6))] * 7
     assert (np.stack([batch.labels for batch in source]) == z).all()
@@ -64,7 +64,7 @@ def test_three_axes_are_epochs_images_classes_with_a_line_that_says_so(file: str
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("axes", ["images,views,classes", "images,epochs,classes", "images, crops, classes"])
-def test_images_may_stand_first(axes: str, file: str, tmp_path: Path) -> None:
+def test_the_first_axis_can_be_images(axes: str, file: str, tmp_path: Path) -> None:
     z = draw(BATCH_RECORDS + 9, 3, 5)
     source = open_labels(write(tmp_path / file, z), axes=axes)
     assert (source.order, source.classes, source.notes) == ("rows", 5, [])
@@ -73,7 +73,7 @@ def test_images_may_stand_first(axes: str, file: str, tmp_path: Path) -> None:
     assert (np.concatenate([batch.labels for batch in source]).reshape(3, -1, 5) == z.transpose(1, 0, 2)).all()
 
 
-def test_shards_whose_images_stand_first_go_on_with_more_images(tmp_path: Path) -> None:
+def test_shards_with_images_first_continue_with_further_images(tmp_path: Path) -> None:
     z = draw(8, 3, 5)
     np.save(tmp_path / "part-0.npy", z[:6])
     np.save(tmp_path / "part-1.npy", z[6:])
@@ -82,12 +82,12 @@ def test_shards_whose_images_stand_first_go_on_with_more_images(tmp_path: Path) 
     assert images_of(source)[:2] == [[0, 1, 2, 3, 4, 5], [6, 7]]
     assert (np.concatenate([batch.labels for batch in source]).reshape(3, 8, 5) == z.transpose(1, 0, 2)).all()
     np.save(tmp_path / "part-1.npy", z[6:, :2])
-    with pytest.raises(BadLabels, match=r"part-1\.npy: 2 views of an image; .*part-0\.npy has 3"):
+    with pytest.raises(BadLabels, match=r"part-1\.npy: 2 views per image, but .*part-0\.npy has 3"):
         open_labels(tmp_path, axes="images,views,classes")
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_an_epoch_of_one_image_and_an_axis_of_one_epoch_are_kept_where_axes_are_named(file: str, tmp_path: Path) -> None:
+def test_axes_of_length_one_are_kept_if_they_are_named(file: str, tmp_path: Path) -> None:
     source = open_labels(write(tmp_path / file, draw(4, 1, 5)), axes="epochs,images,classes")
     assert source.places == [Place(epoch, 0) for epoch in range(4)] and images_of(source) == [[0]] * 4
     source = open_labels(write(tmp_path / file, draw(2, 1, 6, 5)))
@@ -97,21 +97,21 @@ def test_an_epoch_of_one_image_and_an_axis_of_one_epoch_are_kept_where_axes_are_
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ("teachers,images,classes", r"one dump has one teacher; .* np\.save\('mean\.npy', labels\.mean\(0\)\)"),
-        ("images,teachers,classes", r"one dump has one teacher; .* labels\.mean\(1\)\)"),
+        ("teachers,images,classes", r"a dump has one teacher; .* np\.save\('mean\.npy', labels\.mean\(0\)\)"),
+        ("images,teachers,classes", r"a dump has one teacher; .* labels\.mean\(1\)\)"),
         ("images,time,classes", "must be images,classes; epochs,images,classes; or images,views,classes"),
         ("classes,images", "transpose the array and save it again"),
         ("", "must be images,classes"),
     ],
 )
-def test_other_axes_are_refused_with_the_remedy(axes: str, message: str) -> None:
+def test_unsupported_axes_are_refused_with_the_remedy(axes: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_axes(axes)
 
 
-def test_axes_that_the_array_has_not_are_refused(tmp_path: Path) -> None:
+def test_axes_that_do_not_fit_the_array_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", draw(4, 6, 5))
-    with pytest.raises(BadLabels, match=r"a\.npy: shape \[4, 6, 5\] has 3 axes that are longer than 1; --axes names 2"):
+    with pytest.raises(BadLabels, match=r"a\.npy: shape \[4, 6, 5\] has 3 axes longer than 1, but --axes names 2"):
         open_labels(tmp_path / "a.npy", axes="images,classes")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "batch_0.tar").touch()
@@ -120,7 +120,7 @@ def test_axes_that_the_array_has_not_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_float64_is_narrowed_and_noted_and_what_float32_cannot_hold_is_refused(file: str, tmp_path: Path) -> None:
+def test_float64_is_narrowed_with_a_note_and_overflow_is_refused(file: str, tmp_path: Path) -> None:
     z = draw(6, 5).astype(np.float64) * np.pi
     source = open_labels(write(tmp_path / file, z))
     assert source.dtype == "F32" and source.notes == [f"{tmp_path / file}: float64 is narrowed to float32"]
@@ -132,15 +132,15 @@ def test_float64_is_narrowed_and_noted_and_what_float32_cannot_hold_is_refused(f
 
 @pytest.mark.parametrize("kind", [">f2", ">f4", ">f8"])
 @pytest.mark.parametrize("file", ["a.npy", "a.npz", "a.h5"])
-def test_numbers_of_the_other_byte_order_are_read(file: str, kind: str, tmp_path: Path) -> None:
+def test_values_in_the_other_byte_order_are_read(file: str, kind: str, tmp_path: Path) -> None:
     z = draw(6, 5)
     labels = open_labels(write(tmp_path / file, z.astype(kind))).read(0).labels
     assert labels.dtype.isnative and (labels == z).all()
 
 
-def test_bfloat16_that_numpy_saved_is_read_and_noted(tmp_path: Path) -> None:
+def test_bfloat16_saved_by_numpy_is_read_with_a_note(tmp_path: Path) -> None:
     z = torch.randn(6, 5).bfloat16()
-    raw = z.view(torch.int16).numpy().view("V2")  # as JAX's arrays are saved
+    raw = z.view(torch.int16).numpy().view("V2")  # as JAX arrays are saved
     np.save(tmp_path / "a.npy", raw)
     np.savez(tmp_path / "a.npz", logits=raw)
     for file in ("a.npy", "a.npz"):

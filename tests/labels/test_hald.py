@@ -1,4 +1,4 @@
-"""HALD's files -> label batches and back: probabilities as they are stored, each record beside its image."""
+"""HALD's files -> label batches and back: probabilities as they are stored, each record with its image."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ N, C, B = 20, 10, 8
 
 
 def batch(b: int, seed: int, coords: torch.dtype = torch.float16) -> list[Any]:
-    """A batch as HALD's relabelling leaves it."""
+    """A batch as HALD's relabelling saves it."""
     draw = torch.Generator().manual_seed(seed)
     probs = torch.softmax(torch.randn(b, C, generator=draw) * 5 / 20, 1).half()
     crop, flip = torch.rand(b, 4, generator=draw).to(coords), torch.rand(b, generator=draw) < 0.5
@@ -33,14 +33,14 @@ def write_dump(folder: Path, epochs: int = 2, **how: Any) -> tuple[list[list[lis
     return dump, order
 
 
-def same(found: list[Any], want: list[Any]) -> bool:
-    """Items alike, tensors bit for bit."""
+def same(loaded: list[Any], expected: list[Any]) -> bool:
+    """Whether items are the same, tensors bit for bit."""
     tensors = [0, 1, 2, 5]
-    alike = all(found[at].dtype == want[at].dtype and torch.equal(found[at], want[at]) for at in tensors)
-    return alike and found[3] == want[3] and found[4] == [int(edge) for edge in want[4]]
+    alike = all(loaded[at].dtype == expected[at].dtype and torch.equal(loaded[at], expected[at]) for at in tensors)
+    return alike and loaded[3] == expected[3] and loaded[4] == [int(edge) for edge in expected[4]]
 
 
-def test_a_dump_is_detected_and_read_with_its_images_and_its_temperature_is_noted(tmp_path: Path) -> None:
+def test_a_dump_is_detected_and_read_with_images_and_a_note_on_its_temperature(tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "FKD_bs8_slc20_ipc2")
     source = open_labels(tmp_path / "FKD_bs8_slc20_ipc2")
     about = (source.layout, source.classes, source.domain, source.dtype, source.order, source.temperature)
@@ -48,24 +48,24 @@ def test_a_dump_is_detected_and_read_with_its_images_and_its_temperature_is_note
     assert source.details == {"coords": "float16", "teacher_temperature": 20.0}
     assert len(source.notes) == 1 and "probabilities at T = 20 (slc20 in the folder's name)" in source.notes[0]
     assert source.places == [Place(epoch, at) for epoch in range(2) for at in range(3)]
-    for found, place in zip(source, source.places, strict=True):
-        want = dump[place.epoch][place.batch]
-        assert (found.labels == want[5].numpy()).all() and found.mix_box == (1, 2, 30, 40) and found.mix_lam == 0.7
-        assert found.crop is not None and (found.crop == want[0].float().numpy()).all()
-        assert found.image is not None and found.image.tolist() == order[str(place.epoch)][B * place.batch :][:B]
+    for loaded, place in zip(source, source.places, strict=True):
+        expected = dump[place.epoch][place.batch]
+        assert (loaded.labels == expected[5].numpy()).all() and loaded.mix_box == (1, 2, 30, 40) and loaded.mix_lam == 0.7
+        assert loaded.crop is not None and (loaded.crop == expected[0].float().numpy()).all()
+        assert loaded.image is not None and loaded.image.tolist() == order[str(place.epoch)][B * place.batch :][:B]
 
 
 @pytest.mark.parametrize("coords", [torch.float16, torch.float32], ids=str)
-def test_a_packed_dump_returns_item_for_item(coords: torch.dtype, tmp_path: Path) -> None:
+def test_a_packed_dump_is_unpacked_to_identical_items(coords: torch.dtype, tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "dump", coords=coords)
     source = open_labels(tmp_path / "dump")
-    assert "a temperature that the folder's name does not state" in source.notes[0]
+    assert "an unknown temperature T (the folder's name has no slcT)" in source.notes[0]
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
-    for _ in range(2):  # the second time over the first
+    for _ in range(2):  # the second one overwrites the first
         vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back", overwrite=True)
-    for epoch, want in enumerate(dump):
-        found = torch.load(tmp_path / "back" / f"epoch_{epoch}.tar", weights_only=True)
-        assert len(found) == 3 and all(same(*pair) for pair in zip(found, want, strict=True))
+    for epoch, expected in enumerate(dump):
+        loaded = torch.load(tmp_path / "back" / f"epoch_{epoch}.tar", weights_only=True)
+        assert len(loaded) == 3 and all(same(*pair) for pair in zip(loaded, expected, strict=True))
     assert torch.load(tmp_path / "back" / "sampler_indices_dict.pt", weights_only=True) == order
     assert sorted(entry.name for entry in (tmp_path / "back").iterdir()) == [
         "epoch_0.tar",
@@ -74,17 +74,17 @@ def test_a_packed_dump_returns_item_for_item(coords: torch.dtype, tmp_path: Path
     ]
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_inconsistent_files_are_refused(tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "dump", epochs=3)
     source = open_labels(tmp_path / "dump")
     torch.save(dump[1][:2], tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match=r"epoch_1\.tar: has 2 batches; the first epoch has 3"):
+    with pytest.raises(BadLabels, match=r"epoch_1\.tar: has 2 batches, but the first epoch has 3"):
         source.read(3)
     torch.save(batch(8, 0), tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match=r"epoch_1\.tar: holds list \[.*; HALD's epoch is a list of batches"):
+    with pytest.raises(BadLabels, match=r"epoch_1\.tar: contains list \[.*; HALD's epoch is a list of batches"):
         open_labels(tmp_path / "dump").read(3)
     torch.save([batch(8, 0, torch.float32)] * 3, tmp_path / "dump" / "epoch_1.tar")
-    with pytest.raises(BadLabels, match="coords float32; the dump began with F16, float16"):
+    with pytest.raises(BadLabels, match="coords float32, but in the first batch F16, float16"):
         open_labels(tmp_path / "dump").read(3)
     torch.save({**order, "2": order["2"][:19]}, tmp_path / "dump" / "sampler_indices_dict.pt")
     with pytest.raises(BadLabels, match=r"sampler_indices_dict\.pt: has 19 images for epoch 2, whose file has more labels"):
@@ -94,7 +94,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(BadLabels, match=r"sampler_indices_dict\.pt: not an order file"):
             open_labels(tmp_path / "dump")
     torch.save({"0": [1], 0: [2]}, tmp_path / "dump" / "sampler_indices_dict.pt")
-    with pytest.raises(BadLabels, match="names an epoch twice"):
+    with pytest.raises(BadLabels, match="has two orders for an epoch"):
         open_labels(tmp_path / "dump")
     (tmp_path / "dump" / "sampler_indices_dict.pt").unlink()
     (tmp_path / "dump" / "epoch_1.tar").unlink()
@@ -106,7 +106,7 @@ def test_labels_of_another_layout_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.full((1, 6, 5), 0.2, np.float32))
     source = open_labels(tmp_path / "a.npy", domain="probs")
     with (
-        pytest.raises(UsageError, match="hald holds probabilities at the temperature of its students"),
+        pytest.raises(UsageError, match="hald stores probabilities at the students' temperature"),
         writing(tmp_path / "out", source.about, "hald"),
     ):
         pass

@@ -1,4 +1,4 @@
-"""Datasets of HDF5 files -> labels; those that lie elsewhere, were not written or would fill the memory are refused."""
+"""Datasets of HDF5 files -> labels; external, incompletely written and too large datasets are refused."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_dataset_in_a_group_is_read_epoch_by_epoch(how: dict[str, object], tmp
     assert (source.layout, source.classes, source.dtype, source.order) == ("arrays", 5, "F16", "rows")
     assert source.places == [Place(epoch, batch) for epoch in range(3) for batch in range(2)]
     assert (np.concatenate([source.read(at).labels for at in range(6)]) == Z.reshape(-1, 5)).all()
-    assert "not read: 'train/targets' int64 [7] (class numbers)" in open_labels(tmp_path / "a.h5").notes[0]
+    assert "not read: 'train/targets' int64 [7] (hard labels)" in open_labels(tmp_path / "a.h5").notes[0]
 
 
 def refused(path: Path, message: str) -> None:
@@ -33,21 +33,21 @@ def refused(path: Path, message: str) -> None:
         list(open_labels(path))
 
 
-def test_a_dataset_that_was_not_written_to_its_end_is_refused(tmp_path: Path) -> None:
+def test_an_incompletely_written_dataset_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("logits", (100_000, 1000), "f4", chunks=(10, 1000))[:50] = 1
     refused(
-        tmp_path / "a.h5", r"'logits' \[100000, 1000\] takes 400000000 bytes and 200000 are stored; it was not written to its end"
+        tmp_path / "a.h5", r"'logits' \[100000, 1000\] has 400000000 bytes, but 200000 are stored; it was not written completely"
     )
 
 
-def test_more_than_compression_can_hold_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_larger_than_deflate_can_expand_to_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("logits", (1 << 40, 1000), "f4", compression="gzip")[:10] = 1
-    refused(tmp_path / "a.h5", "it was not written to its end, or is forged")
+    refused(tmp_path / "a.h5", "it was not written completely, or is forged")
 
 
-def test_a_chunk_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+def test_a_dataset_with_huge_chunks_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset(
             "logits", (1 << 17, 1000), "f4", chunks=(1 << 17, 1000), compression="gzip", compression_opts=1, fillvalue=0
@@ -56,16 +56,16 @@ def test_a_chunk_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "a.h5", r"chunks of 524288000 bytes; the limit is 268435456: h5repack -l CHUNK=1024x1000")
 
 
-def test_a_dataset_in_another_file_is_not_followed(tmp_path: Path) -> None:
+def test_a_dataset_stored_in_another_file_is_refused(tmp_path: Path) -> None:
     np.ones((6, 5), np.float32).tofile(tmp_path / "secret")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("logits", (6, 5), "f4", external=[(str(tmp_path / "secret"), 0, 120)])
-    refused(tmp_path / "a.h5", "dataset 'logits' lies in other files; copy it into one: h5repack")
+    refused(tmp_path / "a.h5", "dataset 'logits' lies in other files; copy it into one file: h5repack")
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file["logits"] = np.ones((6, 5), np.float32)
     with h5py.File(tmp_path / "link.h5", "w") as file:
         file["logits"] = h5py.ExternalLink(str(tmp_path / "b.h5"), "logits")
-    refused(tmp_path / "link.h5", "holds no arrays")
+    refused(tmp_path / "link.h5", "contains no arrays")
     layout = h5py.VirtualLayout((6, 5), "f4")
     layout[:] = h5py.VirtualSource(str(tmp_path / "b.h5"), "logits", (6, 5))
     with h5py.File(tmp_path / "virtual.h5", "w") as file:
@@ -73,7 +73,7 @@ def test_a_dataset_in_another_file_is_not_followed(tmp_path: Path) -> None:
     refused(tmp_path / "virtual.h5", "dataset 'logits' lies in other files")
 
 
-def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_its_name(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["logits"] = np.ones((40, 5), np.float32)
     data = (tmp_path / "a.h5").read_bytes()
@@ -83,7 +83,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
             list(open_labels(tmp_path / "a.h5"))
 
 
-def test_without_h5py_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_h5py_has_the_pip_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.h5").touch()
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtra, match=r"needs h5py, which is not installed; run: pip install 'vqlabel\[hdf5\]'"):

@@ -10,7 +10,7 @@ from vqlabel.labels import open_labels
 from vqlabel.labels.pruning import Pruned
 
 
-def test_notes_belong_to_one_source_follow_it_into_a_pruned_one_and_are_printed_to_stderr(
+def test_notes_of_a_source_pass_to_its_pruned_part_and_are_printed_to_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "a.npy", np.eye(4, dtype=np.float32) * 3 - 1)

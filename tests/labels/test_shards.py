@@ -1,4 +1,4 @@
-"""A folder of files of labels: numbered parts are joined with a note, anything else is refused by name with the remedies."""
+"""A folder of files of labels: numbered parts are concatenated with a note, others are refused with the remedies."""
 
 from pathlib import Path
 
@@ -37,75 +37,81 @@ def write(folder: Path, *names: str) -> Path:
     ],
     ids=lambda names: names[0],
 )
-def test_numbered_parts_are_joined_and_a_note_counts_them(names: list[str], tmp_path: Path) -> None:
+def test_numbered_parts_are_concatenated_with_a_note(names: list[str], tmp_path: Path) -> None:
     folder = write(tmp_path / "dump", *names)
     (folder / "README.txt").touch()
     (folder / "._part-0.npy").write_bytes(b"\0\5\x16\7" + bytes(60))
     (folder / "._labels.pt").write_bytes(b"\0\5\x16\7" + bytes(60))
     (folder / ".DS_Store").touch()
     source = open_labels(folder)
-    assert source.notes == [f"{folder}: {len(names)} files joined, {names[0]} to {names[-1]}"]
+    assert source.notes == [f"{folder}: {len(names)} files concatenated, {names[0]} to {names[-1]}"]
     assert (np.concatenate([batch.labels for batch in source]) == np.tile(Z, (len(names), 1))).all()
 
 
-def test_one_file_beside_others_that_are_no_labels_needs_no_note(tmp_path: Path) -> None:
+def test_a_single_file_of_labels_has_no_note(tmp_path: Path) -> None:
     folder = write(tmp_path / "dump", "logits.npy")
     (folder / "README.txt").touch()
     assert open_labels(folder).notes == []
 
 
-def test_numbers_that_are_missing_between_parts_are_counted(tmp_path: Path) -> None:
+def test_missing_parts_are_counted_in_the_note(tmp_path: Path) -> None:
     folder = write(tmp_path / "dump", "part-0.npy", "part-1.npy", "part-5.npy")
-    assert open_labels(folder).notes == [f"{folder}: 3 files joined, part-0.npy to part-5.npy; 3 numbers between them are missing"]
+    assert open_labels(folder).notes == [
+        f"{folder}: 3 files concatenated, part-0.npy to part-5.npy; 3 numbers between them are missing"
+    ]
 
 
 @pytest.mark.parametrize(
     ("names", "why"),
     [
-        (["resnet50.npy", "vit_b.npy"], r"names that differ in more than a number \(resnet50\.npy, vit_b\.npy\)"),
-        (["train.npy", "val.npy"], r"names that differ in more than a number \(train\.npy, val\.npy\)"),
-        (["train_0.npy", "train_1.npy", "val_0.npy"], "names that differ in more than a number"),
-        (["logits.npy", "targets.npy"], "names that differ in more than a number"),
-        (["resnet18.npy", "resnet50.npy"], r"resnet18\.npy to resnet50\.npy, whose numbers do not follow each other"),
-        (["rank0.npy", "rank1.npy"], r"rank0\.npy to rank1\.npy, which are ranks: their samplers dealt the images out in turn"),
-        (["logits_rank_0.npy", "logits_rank_1.npy"], "which are ranks"),
-        (["teacher1.npy", "teacher2.npy"], "which are teachers: one dump has one"),
-        (["seed_0.npy", "seed_1.npy"], "which are teachers or runs: one dump has one"),
+        (["resnet50.npy", "vit_b.npy"], r"files whose names differ in more than a number \(resnet50\.npy, vit_b\.npy\)"),
+        (["train.npy", "val.npy"], r"files whose names differ in more than a number \(train\.npy, val\.npy\)"),
+        (["train_0.npy", "train_1.npy", "val_0.npy"], "files whose names differ in more than a number"),
+        (["logits.npy", "targets.npy"], "files whose names differ in more than a number"),
+        (["resnet18.npy", "resnet50.npy"], r"resnet18\.npy to resnet50\.npy, whose numbers are not consecutive"),
+        (
+            ["rank0.npy", "rank1.npy"],
+            r"rank0\.npy to rank1\.npy, which are written by ranks: each rank gets every world_size-th image",
+        ),
+        (["logits_rank_0.npy", "logits_rank_1.npy"], "which are written by ranks"),
+        (["teacher1.npy", "teacher2.npy"], "which are of different teachers: a dump has one"),
+        (["seed_0.npy", "seed_1.npy"], "which are of different teachers or runs: a dump has one"),
         (["part-1.npy", "part-01.npy"], r"two files of one number \(part-"),
-        (["a.pt", "b.pt"], "names that differ in more than a number"),
+        (["a.pt", "b.pt"], "files whose names differ in more than a number"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_files_that_are_no_parts_of_one_dump_are_refused_with_both_remedies(names: list[str], why: str, tmp_path: Path) -> None:
+def test_files_that_are_not_parts_of_one_dump_are_refused_with_both_remedies(names: list[str], why: str, tmp_path: Path) -> None:
     folder = write(tmp_path / "dump", *names)
     with pytest.raises(
-        BadLabels, match=rf"dump: holds .*{why}.*\. Name the file to read, such as .*dump/.*; parts .* are named part-0\."
+        BadLabels,
+        match=rf"dump: contains .*{why}.*\. Name the file to read, such as .*dump/.*; the parts .* must be named part-0\.",
     ):
         open_labels(folder)
     assert len(open_labels(folder / names[0]).read(0)) == 4
 
 
-def test_the_labels_of_a_distilled_set_are_named(tmp_path: Path) -> None:
+def test_the_message_for_a_distilled_dataset_has_its_file_of_labels(tmp_path: Path) -> None:
     folder = write(tmp_path / "dd", "images.pt", "labels.pt", "lr.pt")
-    with pytest.raises(BadLabels, match=r"dd: the labels of a distilled set are one file of it: name .*dd/labels\.pt"):
+    with pytest.raises(BadLabels, match=r"dd: the labels of a distilled dataset are in one of its files: name .*dd/labels\.pt"):
         open_labels(folder)
 
 
-def test_label_maps_in_a_folder_are_refused_as_what_they_are(tmp_path: Path) -> None:
+def test_a_folder_of_label_maps_is_refused_as_label_maps(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         torch.save(torch.ones(2, 5, 15, 15), tmp_path / name)
-    with pytest.raises(BadLabels, match=r"a\.pt: shape \[2, 5, 15, 15\]; .*looks like a label map of ReLabel's"):
+    with pytest.raises(BadLabels, match=r"a\.pt: shape \[2, 5, 15, 15\]; .*looks like a label map of ReLabel"):
         open_labels(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors", "a.pt", "a.parquet"])
-def test_a_folder_or_a_pipe_by_the_name_of_a_shard_is_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_a_shard_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     with pytest.raises(BadLabels, match="is a folder, not a file"):
         open_labels(tmp_path)
 
 
-def test_an_array_that_is_cut_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) -> None:
+def test_a_file_that_is_truncated_while_it_is_read_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.tile(Z, (5000, 1)))
     source = open_labels(tmp_path / "a.npy")
     with (tmp_path / "a.npy").open("r+b") as file:
@@ -115,7 +121,7 @@ def test_an_array_that_is_cut_while_it_is_read_is_an_error_and_no_crash(tmp_path
         source.read(1)
 
 
-def test_a_npz_that_numpy_did_not_compress_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
+def test_an_npz_with_another_compression_method_is_refused_before_it_is_expanded(tmp_path: Path) -> None:
     import zipfile
 
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):

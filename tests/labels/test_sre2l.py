@@ -1,4 +1,4 @@
-"""SRe2L's tree -> label batches and back: what torch.save wrote, bit for bit, with the right image at every record."""
+"""SRe2L's tree -> label batches and back: bit for bit what torch.save wrote, with the right image for every record."""
 
 import json
 import os
@@ -25,15 +25,15 @@ LENGTHS = [4, 3, 4, 4, 2, 4, 4, 4, 1, 4, 4, 3]
 
 
 def same(read: np.ndarray | None, written: torch.Tensor | None) -> bool:
-    """Bit for bit; bf16 is held by float32 exactly."""
+    """Bit for bit; float32 represents bf16 exactly."""
     if read is None or written is None:
         return read is None and written is None
-    want = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
-    return read.dtype == want.dtype and read.shape == want.shape and read.tobytes() == want.tobytes()
+    expected = (written.float() if written.dtype == torch.bfloat16 else written).numpy()
+    return read.dtype == expected.dtype and read.shape == expected.shape and read.tobytes() == expected.tobytes()
 
 
 def holds(batch: LabelBatch, items: list[Any]) -> bool:
-    """Whether a batch is these six items, its numbers plain."""
+    """Whether a batch has these six items, with Python numbers."""
     crop, flip, index, lam, box, logits = items
     arrays = zip((batch.crop, batch.flip, batch.mix_index, batch.labels), (crop, flip, index, logits), strict=True)
     plain = lam is None or type(batch.mix_lam) is float
@@ -46,7 +46,7 @@ def holds(batch: LabelBatch, items: list[Any]) -> bool:
 def tree(
     tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
 ) -> tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]:
-    """2 epochs of 12 batches of at most 4 images; the items, and the order that says which image each record is."""
+    """2 epochs of 12 batches of at most 4 images; the items, and the image of every record."""
     items, order = {}, {}
     for epoch in range(2):
         for batch in range(12):
@@ -78,7 +78,7 @@ def test_a_batch_is_read_as_sre2l_wrote_it(
     assert holds(batch, items) and batch.image is None and batch.place == Place(0, 0)
 
 
-def test_batches_come_in_numeric_order_each_with_its_images(
+def test_batches_are_read_in_numeric_order_with_their_images(
     tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]],
 ) -> None:
     folder, items, order = tree
@@ -102,7 +102,7 @@ def test_any_batch_read_first_has_its_images(tree: tuple[Path, dict[Place, list[
 
 
 def test_the_last_of_many_batches_can_be_read_first(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
-    first, many = write_sre2l(tmp_path, sre2l_items(draw(1, 5))), 1200  # more than Python calls deep
+    first, many = write_sre2l(tmp_path, sre2l_items(draw(1, 5))), 1200  # more than Python's recursion limit
     for batch in range(1, many):
         os.link(first, first.with_name(f"batch_{batch}.tar"))
     (tmp_path / ORDER_FILE).write_text(json.dumps({"0": list(range(many))}))
@@ -110,7 +110,7 @@ def test_the_last_of_many_batches_can_be_read_first(tmp_path: Path, draw: Draw, 
     assert image is not None and image.tolist() == [many - 1]
 
 
-def test_a_context_names_the_image_mixed_in(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+def test_the_context_has_the_image_mixed_in(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
     for batch in open_labels(tree[0]):
         context = batch.context()
         assert batch.image is not None and batch.mix_index is not None and context.partner is not None
@@ -119,8 +119,8 @@ def test_a_context_names_the_image_mixed_in(tree: tuple[Path, dict[Place, list[A
         assert context.mix is not None and set(context.mix.tolist()) == {float(np.float32(batch.mix_lam or 0))}
 
 
-def test_other_entries_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
-    write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # an epoch of a part of a dump
+def test_other_files_and_folders_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+    write_sre2l(tmp_path, sre2l_items(draw(4, 5)), epoch=3, batch=7)  # a part of a dump
     for stray in ("epoch_3/batch_8.tar.bak", "epoch_3/batch_x.tar", "epoch_3/notes.txt", "epoch_9", "batch_1.tar", "log.txt"):
         (tmp_path / stray).write_text("stray")
     for folder in ("epoch_", "epoch_x", "xepoch_1", "epoch_4"):
@@ -132,7 +132,7 @@ def test_other_entries_are_ignored(tmp_path: Path, draw: Draw, sre2l_items: Item
 
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", None])
-def test_what_is_written_is_read_again_bit_for_bit(
+def test_written_batches_are_read_again_bit_for_bit(
     mix: str | None, dtype: torch.dtype, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
 ) -> None:
     items = [sre2l_items(draw(n, 5, dtype=dtype, seed=n), mix, seed=n) for n in (6, 4)]
@@ -148,7 +148,7 @@ def test_what_is_written_is_read_again_bit_for_bit(
     assert all(holds(batch, six) for batch, six in zip(again, items, strict=True))
 
 
-def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_written_files_load_with_weights_only(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5, dtype=torch.float16))
     theirs = write_sre2l(tmp_path, items)
     with pytest.raises(Exception, match="weights_only"):  # SRe2L's own file is refused for its numpy.int64
@@ -156,7 +156,7 @@ def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Dr
     source = open_labels(tmp_path)
     with writing(tmp_path / "ours", source.about, "sre2l") as writer:
         writer.add(source.read(0))
-    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == ["epoch_0"]  # SRe2L's reader counts whatever lies there
+    assert [entry.name for entry in (tmp_path / "ours").iterdir()] == ["epoch_0"]  # SRe2L's reader counts all entries
     ours = torch.load(tmp_path / "ours" / "epoch_0" / "batch_0.tar", weights_only=True)
     assert type(ours) is list and len(ours) == 6 and [type(v) for v in ours[4]] == [int] * 4 and type(ours[3]) is float
     assert [ours[4], ours[3]] == [[int(v) for v in items[4]], float(items[3])]
@@ -164,12 +164,12 @@ def test_torch_loads_what_is_written_without_unpickling(tmp_path: Path, draw: Dr
         assert ours[number].dtype == items[number].dtype and torch.equal(ours[number], items[number])
 
 
-def test_an_order_is_written_as_lpld_has_it(tmp_path: Path) -> None:
+def test_an_order_file_is_written_as_lpld_writes_it(tmp_path: Path) -> None:
     write_order(tmp_path / ORDER_FILE, {10: [3, 1], 2: [0]})
     assert (tmp_path / "sampler_indices_epoch.json").read_text() == '{"2": [0], "10": [3, 1]}'
 
 
-def test_files_of_old_numpy_and_old_torch_load(
+def test_files_of_old_versions_of_numpy_and_torch_load(
     tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
 ) -> None:
     items = sre2l_items(draw(6, 5))
@@ -185,7 +185,7 @@ def test_files_of_old_numpy_and_old_torch_load(
     assert all(holds(batch, items) for batch in open_labels(tmp_path)) and len(open_labels(tmp_path)) == 3
 
 
-def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_parameters_and_views_are_read_like_tensors(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5))
     wide = torch.cat([items[5], items[5]], 1)
     for batch, logits in enumerate(
@@ -195,8 +195,8 @@ def test_a_gradient_or_a_view_changes_nothing(tmp_path: Path, draw: Draw, sre2l_
     assert all(holds(batch, items) for batch in open_labels(tmp_path))
 
 
-@pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump does not lie in ../shared")
-def test_a_real_dump_says_its_images_once_an_epoch() -> None:
+@pytest.mark.skipif(not DUMP.is_dir(), reason="the ImageNet dump is not in ../shared")
+def test_a_real_dump_has_each_image_once_per_epoch() -> None:
     source = open_labels(DUMP)
     assert (source.layout, source.classes, source.order) == ("lpld", 1000, "explicit")
     epoch = [source.read(at) for at, place in enumerate(source.places) if place.epoch == source.places[-1].epoch]
@@ -204,31 +204,29 @@ def test_a_real_dump_says_its_images_once_an_epoch() -> None:
     assert sorted(images.tolist()) == list(range(len(images))) and all(batch.mix_box and batch.crop is not None for batch in epoch)
     unmixed = np.concatenate(
         [np.full(len(batch), (batch.mix_lam or 0) > 0.9) for batch in epoch]
-    )  # one image a class, in its order
+    )  # one image per class, in the order of the classes
     top = np.concatenate([batch.labels.argmax(1) for batch in epoch])
     assert (top == images)[unmixed].mean() > 0.5
 
 
-# --- what others put in such trees
+# --- variants of other writers
 
 
-def test_arrays_of_numpy_are_read_as_tensors_are(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
+def test_numpy_arrays_are_read_like_tensors(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5, dtype=torch.float16))
     write_sre2l(tmp_path, [item.numpy() if isinstance(item, torch.Tensor) else item for item in items], pickle_protocol=4)
     source = open_labels(tmp_path)
     assert holds(source.read(0), items) and source.dtype == "F16" and source.notes == []
 
 
-def test_float64_labels_are_narrowed_and_a_note_records_it(
-    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
-) -> None:
+def test_float64_labels_are_narrowed_with_a_note(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     labels = draw(6, 5, dtype=torch.float64) + 1e-12
     for batch, item in enumerate((labels, labels.numpy(), labels.float())):
         write_sre2l(tmp_path, [*sre2l_items(labels)[:5], item], batch=batch)
     source = open_labels(tmp_path)
     assert source.dtype == "F32" and source.notes == [f"{tmp_path}: float64 is narrowed to float32"]
     assert same(source.read(0).labels, labels.float()) and same(source.read(1).labels, labels.float())
-    with pytest.raises(BadLabels, match=r"batch_2\.tar: labels are F32; the dump began with F64"):
+    with pytest.raises(BadLabels, match=r"batch_2\.tar: labels are F32, but those of the first batch are F64"):
         source.read(2)
 
 
@@ -237,12 +235,12 @@ def test_missing_batches_and_epochs_are_noted(tmp_path: Path, draw: Draw, sre2l_
         for batch in range(batches):
             write_sre2l(tmp_path, sre2l_items(draw(6, 5)), epoch, batch)
     (tmp_path / "epoch_1" / "batch_1.tar").unlink()
-    why = "unless it was pruned, the dump is incomplete: copy it again"
+    why = "if the dump was not pruned, it is incomplete: copy it again"
     assert open_labels(tmp_path).notes == [f"{tmp_path}: epoch 2, batch 1 of epoch 1, batch 2 of epoch 3 missing; {why}"]
     write_sre2l(tmp_path, sre2l_items(draw(6, 5)), 999_999_999, 999_999_999)
     (note,) = open_labels(tmp_path).notes
     assert note == f"{tmp_path}: epoch 2, epoch 4, epoch 5, epoch 6 and 4,999,999,984 more missing; {why}"
 
 
-def test_a_whole_dump_has_no_notes(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
+def test_a_complete_dump_has_no_notes(tree: tuple[Path, dict[Place, list[Any]], dict[str, list[int]]]) -> None:
     assert open_labels(tree[0]).notes == []

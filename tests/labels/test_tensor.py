@@ -26,8 +26,8 @@ def saved(path: Path, item: Any) -> Path:
 
 
 def write(out: Path, batches: list[LabelBatch], target: str = "tensor", **about: Any) -> None:
-    usual = {"layout": "x", "classes": 5, "domain": "logits", "dtype": "F32", "order": "explicit"}
-    with writing(out, About(**{**usual, **about}), target) as writer:
+    defaults = {"layout": "x", "classes": 5, "domain": "logits", "dtype": "F32", "order": "explicit"}
+    with writing(out, About(**{**defaults, **about}), target) as writer:
         for batch in batches:
             writer.add(batch)
 
@@ -42,15 +42,15 @@ def batch_of(image: list[int], number: int = 0, **columns: Any) -> LabelBatch:
 def test_a_tensor_is_read_row_by_row(dtype: torch.dtype, suffix: str, tmp_path: Path) -> None:
     labels = draw(9000, dtype)
     source = open_labels(saved(tmp_path / f"labels{suffix}", labels))
-    said = source.layout, source.classes, source.domain, source.dtype, source.order, source.support
-    assert said == ("tensor", 5, "logits", NAMES[dtype], "rows", None)
+    attributes = source.layout, source.classes, source.domain, source.dtype, source.order, source.support
+    assert attributes == ("tensor", 5, "logits", NAMES[dtype], "rows", None)
     assert [len(batch) for batch in source] == [4096, 4096, 808] and list(source.places) == [Place(0, i) for i in range(3)]
     assert np.concatenate([batch.image for batch in source if batch.image is not None]).tolist() == list(range(9000))
-    want = labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy()
-    assert np.concatenate([batch.labels for batch in source]).tobytes() == want.tobytes()
+    expected = labels.float().numpy() if dtype == torch.bfloat16 else labels.numpy()
+    assert np.concatenate([batch.labels for batch in source]).tobytes() == expected.tobytes()
 
 
-def test_other_dresses_of_a_tensor_are_read(tmp_path: Path) -> None:
+def test_other_forms_of_a_tensor_are_read(tmp_path: Path) -> None:
     labels = draw()
     for number, item in enumerate(
         (
@@ -64,7 +64,7 @@ def test_other_dresses_of_a_tensor_are_read(tmp_path: Path) -> None:
         assert (source.read(0).labels == labels.numpy()).all()
 
 
-def test_probabilities_are_declared(tmp_path: Path) -> None:
+def test_probabilities_need_domain_probs(tmp_path: Path) -> None:
     probs = draw().softmax(1)
     saved(tmp_path / "labels.pt", probs)
     with pytest.raises(BadLabels, match="so these are probabilities; pass --domain probs"):
@@ -73,7 +73,7 @@ def test_probabilities_are_declared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", NAMES)
-def test_a_tensor_returns_from_a_vql_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_packed_tensor_is_unpacked_bit_for_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     labels = draw(9000, dtype)
     source = open_labels(saved(tmp_path / "labels.pt", labels))
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
@@ -83,7 +83,7 @@ def test_a_tensor_returns_from_a_vql_bit_for_bit(dtype: torch.dtype, tmp_path: P
         assert back.dtype == dtype and torch.equal(back, labels) and back.is_contiguous()
 
 
-def test_rows_are_in_the_order_of_the_images(tmp_path: Path) -> None:
+def test_rows_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:
     write(tmp_path / "labels.pt", [batch_of([3, 0]), batch_of([4], 1), batch_of([2, 1], 2)])
     assert torch.load(tmp_path / "labels.pt", weights_only=True).numpy().tobytes() == batch_of([0, 1, 2, 3, 4]).labels.tobytes()
 
@@ -92,22 +92,27 @@ def test_rows_are_in_the_order_of_the_images(tmp_path: Path) -> None:
     ("batches", "target", "about", "message"),
     [
         ([batch_of([0])], "tensor:f16", {}, r"tensor has no forms|leave \.pt out of its name"),
-        ([batch_of([0])], "tensor", {"order": "none"}, "tensor has row i for image i, and these records do not say which image"),
+        (
+            [batch_of([0])],
+            "tensor",
+            {"order": "none"},
+            "tensor stores the label of image i in row i, but these records have no image index",
+        ),
         (
             [batch_of([0, 1, 0])],
             "tensor",
             {},
-            "tensor has one label an image, and image 0 has several; write .npy, or keep one epoch",
+            "tensor stores one label per image, but image 0 has several; write .npy, or keep one epoch",
         ),
-        ([batch_of([0, 1]), batch_of([1], 1)], "tensor", {}, "tensor has one label an image, and image 1 has several"),
-        ([batch_of([0, 2]), batch_of([3], 1)], "tensor", {}, "tensor has a row for every image, and image 1 has no label"),
-        ([batch_of([1 << 50])], "tensor", {}, "tensor has a row for every image, and image 0 has no label"),
+        ([batch_of([0, 1]), batch_of([1], 1)], "tensor", {}, "tensor stores one label per image, but image 1 has several"),
+        ([batch_of([0, 2]), batch_of([3], 1)], "tensor", {}, "tensor has a row for every image, but image 1 has no label"),
+        ([batch_of([1 << 50])], "tensor", {}, "tensor has a row for every image, but image 0 has no label"),
         *(
             (
                 [batch_of([0, 1], **{name: value})],
                 "tensor",
                 {},
-                f"tensor has no place for {name}, .*: its one label an image is for any view",
+                f"tensor cannot store {name}, .*: it stores one label per image, for all views of it",
             )
             for name, value in (
                 ("crop", np.zeros((2, 4), np.float32)),
@@ -119,7 +124,7 @@ def test_rows_are_in_the_order_of_the_images(tmp_path: Path) -> None:
     ],
     ids=range(10),
 )
-def test_what_has_no_row_is_refused(
+def test_labels_that_a_tensor_cannot_store_are_refused(
     batches: list[LabelBatch], target: str, about: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -128,7 +133,7 @@ def test_what_has_no_row_is_refused(
 
 
 class Exploit:
-    """What unpickles to a run of os.system."""
+    """Unpickling it calls os.system."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -140,42 +145,45 @@ class Exploit:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        (torch.ones(6), r"shape \[6\]; labels are \[n, C\] .*; stack the labels of all images to one array: np\.stack"),
-        (torch.ones(6, 1), r"shape \[6, 1\]; labels are \[n, C\] or"),
-        (torch.ones(0, 5), r"shape \[0, 5\]; labels are \[n, C\] or"),
-        (torch.ones(2, 5, 15, 15), r"shape \[2, 5, 15, 15\]; .*looks like a label map of ReLabel's: 5 values and 5 classes"),
-        (torch.ones(6, 5, 7, 7), r"shape \[6, 5, 7, 7\]; .*a label map\) must be pooled to one label of the image"),
-        (torch.arange(6), r"type int64; integers are class numbers or quantized"),
+        (torch.ones(6), r"shape \[6\]; labels must be \[n, C\] .*; stack the labels of all images into one array: np\.stack"),
+        (torch.ones(6, 1), r"shape \[6, 1\]; labels must be \[n, C\] or"),
+        (torch.ones(0, 5), r"shape \[0, 5\]; labels must be \[n, C\] or"),
+        (torch.ones(2, 5, 15, 15), r"shape \[2, 5, 15, 15\]; .*looks like a label map of ReLabel: 5 values and 5 classes"),
+        (
+            torch.ones(6, 5, 7, 7),
+            r"shape \[6, 5, 7, 7\]; .*; pool a label map \(a label for each position of an image\) to one label per image",
+        ),
+        (torch.arange(6), r"type int64; integers are hard labels or quantized outputs"),
         (
             torch.ones(6, 5).to(torch.float8_e4m3fn),
-            r"holds a tensor of type torch\.float8_e4m3fn; labels are float16, bfloat16 or float32",
+            r"contains a tensor of type torch\.float8_e4m3fn; labels must be float16, bfloat16 or float32",
         ),
         (torch.ones(1, 1).expand(1 << 40, 5), r"item 0 spans 21990232555520 bytes in a file of \d+"),
-        (torch.eye(6).to_sparse(), "its pickle asks for _rebuild_sparse_tensor of the module"),
-        (torch.ones(6, 5, device="meta"), "its pickle asks for _rebuild_meta_tensor_no_storage of the module"),
+        (torch.eye(6).to_sparse(), "its pickle uses _rebuild_sparse_tensor of the module"),
+        (torch.ones(6, 5, device="meta"), "its pickle uses _rebuild_meta_tensor_no_storage of the module"),
         (
             {"a": torch.ones(6, 5), "b": torch.ones(6, 5)},
-            "it is not clear which of its arrays are labels: 'a' .*, 'b' .*; name one with --array a",
+            "several of its arrays may be the labels: 'a' .*, 'b' .*; name one with --array a",
         ),
         (
             {"fc.weight": torch.ones(6, 5), "fc.bias": torch.ones(6)},
-            "it is not clear which of its arrays are labels: 'fc.weight' .*--array fc.weight",
+            "several of its arrays may be the labels: 'fc.weight' .*--array fc.weight",
         ),
         ([torch.ones(6, 5)] * 40, r"its 40 arrays span 4800 bytes in a file of \d+; save each with \.clone\(\)"),
-        ({"lr": 0.1}, r"holds dict, and no tensor of labels \[n, C\]: torch\.save\(labels, 'labels\.pt'\)"),
-        (None, "holds NoneType, and no tensor of labels"),
-        (Exploit(Path("ran")), r"its pickle asks for posix\.system, which is code"),
+        ({"lr": 0.1}, r"contains dict, but no tensor of labels \[n, C\]: torch\.save\(labels, 'labels\.pt'\)"),
+        (None, "contains NoneType, but no tensor of labels"),
+        (Exploit(Path("ran")), r"its pickle calls posix\.system, which is code"),
     ],
     ids=range(16),
 )
-def test_anything_but_labels_is_refused(item: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_labels_is_refused(item: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadLabels, match=rf"labels\.pt: {message}"):
         open_labels(saved(tmp_path / "labels.pt", item))
     assert [file.name for file in tmp_path.iterdir()] == ["labels.pt"]
 
 
-def test_a_value_that_is_not_finite_is_named_from_where_its_batch_begins(tmp_path: Path) -> None:
+def test_the_message_for_a_value_that_is_not_finite_has_its_row(tmp_path: Path) -> None:
     labels = draw(9000)
     labels[4099, 3] = torch.nan
     with pytest.raises(BadLabels, match=r"labels\.pt, rows from 4096, row 3: class 3 is nan; labels must be finite"):

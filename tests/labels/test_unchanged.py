@@ -1,4 +1,4 @@
-"""A dump that changes while it is read: noticed in every layout, by the file's name, and nothing is written of it."""
+"""A dump that changes while it is read: detected in every layout with the file's name, and nothing is written."""
 
 import os
 from collections.abc import Callable
@@ -27,7 +27,7 @@ LAYOUTS = {
 
 
 def batch(at: int, layout: str) -> LabelBatch:
-    """Batch `at` of epoch 0, with what the layout holds."""
+    """Batch `at` of epoch 0, with the columns that the layout stores."""
     rng = np.random.default_rng(at)
     logits = rng.standard_normal((4, CLASSES)).astype(np.float16)
     plain = LabelBatch(labels=logits, place=Place(0, at), image=np.arange(4 * at, 4 * at + 4))
@@ -62,19 +62,19 @@ def labels_in(path: Path) -> set[Path]:
 
 
 def touch(file: Path) -> None:
-    """As a rewrite with as many bytes leaves it."""
+    """Change a file without changing its size."""
     now = file.stat()
     os.utime(file, ns=(now.st_atime_ns, now.st_mtime_ns + 1_000_000))
 
 
-def test_a_source_knows_every_file_that_labels_are_read_from(dump: Path) -> None:
+def test_files_of_lists_every_file_that_labels_are_read_from(dump: Path) -> None:
     source = open_labels(dump)
     found = {file for at in range(len(source)) for file in source.files_of(at)}
     assert labels_in(dump) <= found
     assert source.inputs == (dump,)
 
 
-def test_a_file_that_changes_after_it_was_read_is_named(dump: Path) -> None:
+def test_a_file_that_changes_after_it_was_read_is_refused(dump: Path) -> None:
     source = open_labels(dump)
     list(source)
     source.check_unchanged()
@@ -86,7 +86,7 @@ def test_a_file_that_changes_after_it_was_read_is_named(dump: Path) -> None:
     list(open_labels(dump))
 
 
-def test_a_file_that_goes_away_is_named(dump: Path) -> None:
+def test_a_file_that_is_deleted_is_refused(dump: Path) -> None:
     source = open_labels(dump)
     list(source)
     gone = sorted(labels_in(dump))[-1]
@@ -96,7 +96,7 @@ def test_a_file_that_goes_away_is_named(dump: Path) -> None:
 
 
 def overwriting(file: Path) -> Callable[..., None]:
-    """A progress that overwrites `file` in place, once, with as many bytes."""
+    """A progress callback that once overwrites `file` in place, with as many bytes."""
 
     def progress(_stage: str, _done: int, _total: int, _figures: object) -> None:
         data = file.read_bytes()
@@ -120,7 +120,7 @@ RUNS: dict[str, Callable[[LabelSource, Path, Any], Any]] = {
 
 @pytest.mark.parametrize("run", RUNS)
 @pytest.mark.parametrize("kind", ["one array", "a tree", "a part of a tree"])
-def test_nothing_is_written_of_a_dump_that_is_overwritten_meanwhile(kind: str, run: str, tmp_path: Path) -> None:
+def test_nothing_is_written_if_the_dump_changes_meanwhile(kind: str, run: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     if kind == "one array":
         path = changed = tmp_path / "a.npy"

@@ -1,4 +1,4 @@
-"""torch.save files and pickles -> plain objects, whatever their protocol and age; what is forged is refused before NumPy or torch sees it."""
+"""torch.save files and pickles of any age -> plain objects; forged ones are refused before NumPy or torch sees them."""
 
 import argparse
 import datetime
@@ -31,23 +31,23 @@ def saved(path: Path, item: Any) -> Path:
     return path
 
 
-def same(found: Any, array: np.ndarray) -> bool:
-    """The same numbers in the same shape and type, in this machine's byte order, and writable."""
+def same(loaded: Any, array: np.ndarray) -> bool:
+    """The same values, shape and type, in native byte order, and writable."""
     native = array.astype(array.dtype.newbyteorder("="))
-    kind = type(found) is np.ndarray and found.dtype == native.dtype and found.dtype.isnative and found.flags.writeable
-    return kind and found.shape == array.shape and found.tobytes() == native.tobytes()
+    kind = type(loaded) is np.ndarray and loaded.dtype == native.dtype and loaded.dtype.isnative and loaded.flags.writeable
+    return kind and loaded.shape == array.shape and loaded.tobytes() == native.tobytes()
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_array_is_loaded_as_it_was_saved(kind: str, order: Any, tmp_path: Path) -> None:
     array = np.asarray(np.arange(24).reshape(2, 3, 4) % 7, kind, order=order)
-    found = unpickle(saved(tmp_path / "a.tar", [array, 1, array[0, 0], array[:, :1]]))
-    assert found[1] == 1 and same(found[0], array) and same(found[2], array[0, 0]) and same(found[3], array[:, :1])
+    loaded = unpickle(saved(tmp_path / "a.tar", [array, 1, array[0, 0], array[:, :1]]))
+    assert loaded[1] == 1 and same(loaded[0], array) and same(loaded[2], array[0, 0]) and same(loaded[3], array[:, :1])
     assert same(unpickle(saved(tmp_path / "b.tar", array)), array)
 
 
-def test_arrays_of_old_numpy_and_old_torch_load(tmp_path: Path, change_pickle: ChangePickle) -> None:
+def test_arrays_of_old_versions_of_numpy_and_torch_load(tmp_path: Path, change_pickle: ChangePickle) -> None:
     array, new, old = np.arange(6.0).reshape(2, 3), b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"
     file = saved(tmp_path / "a.tar", [array])
     change_pickle(file, lambda pickled: pickled.replace(new, old))
@@ -61,23 +61,23 @@ def test_arrays_of_old_numpy_and_old_torch_load(tmp_path: Path, change_pickle: C
 @pytest.mark.parametrize(
     "array", [np.zeros(2, "c8"), np.zeros(2, "M8[s]"), np.zeros(2, [("a", "f4")]), np.ma.zeros(2)], ids=range(4)
 )
-def test_an_array_of_anything_but_numbers_and_strings_is_refused(array: Any, tmp_path: Path) -> None:
+def test_an_array_of_other_types_than_numbers_and_strings_is_refused(array: Any, tmp_path: Path) -> None:
     with pytest.raises(
         BadLabels,
-        match=r"a\.tar: its pickle (holds NumPy values of type|asks for _mareconstruct).* not read.*save the labels alone",
+        match=r"a\.tar: its pickle (contains NumPy values of type|uses _mareconstruct).* not supported.*save the labels alone",
     ):
         unpickle(saved(tmp_path / "a.tar", [array]))
 
 
-def test_what_stands_beside_the_labels_is_read_too(tmp_path: Path) -> None:
+def test_objects_beside_the_labels_are_read(tmp_path: Path) -> None:
     names, objects = np.array([["a.jpg", "\u00fc.jpg"]]), np.array(["a", None, 3], object)
-    found = unpickle(saved(tmp_path / "a.pt", [names, np.array([b"a"]), objects, np.zeros((2, 0)), np.str_("x")]))
-    assert same(found[0], names) and found[1].tolist() == [b"a"] and found[2] == ["a", None, 3]
-    assert found[3].shape == (2, 0) and found[4] == "x"
+    loaded = unpickle(saved(tmp_path / "a.pt", [names, np.array([b"a"]), objects, np.zeros((2, 0)), np.str_("x")]))
+    assert same(loaded[0], names) and loaded[1].tolist() == [b"a"] and loaded[2] == ["a", None, 3]
+    assert loaded[3].shape == (2, 0) and loaded[4] == "x"
 
 
 DATA = bytes(48)
-NO_DTYPE: OrderedDict[str, Any] = OrderedDict()  # what torch lets a pickle give any attribute
+NO_DTYPE: OrderedDict[str, Any] = OrderedDict()  # torch lets a pickle set any attribute of it
 NO_DTYPE.code = "|S8"  # type: ignore[attr-defined]
 
 
@@ -105,8 +105,8 @@ NO_DTYPE.code = "|S8"  # type: ignore[attr-defined]
     ],
     ids=str,
 )
-def test_a_forged_array_never_reaches_numpy(state: Any, tmp_path: Path, change_pickle: ChangePickle) -> None:
-    """The type is the one that was saved where the state names one."""
+def test_a_forged_array_state_never_reaches_numpy(state: Any, tmp_path: Path, change_pickle: ChangePickle) -> None:
+    """A state without a type keeps the type that was saved."""
     honest = np.arange(6.0)
     file = saved(tmp_path / "a.tar", [honest])
 
@@ -114,7 +114,7 @@ def test_a_forged_array_never_reaches_numpy(state: Any, tmp_path: Path, change_p
         start, stop = (
             pickled.index(b"(K\x01K\x06\x85"),
             len(pickled) - pickled[::-1].index(b"b"),
-        )  # its state, and the BUILD behind it
+        )  # the state, and BUILD after it
         dtype = pickled[pickled.index(b"cnumpy\ndtype") : pickled.index(b"b\x89") + 1]
         new = pickletools.optimize(pickle.dumps(state, 2))[2:-1]
         return pickled[:start] + new.replace(b"X\x02\x00\x00\x00f8", dtype) + pickled[stop - 1 :]
@@ -124,9 +124,9 @@ def test_a_forged_array_never_reaches_numpy(state: Any, tmp_path: Path, change_p
         unpickle(file)
 
 
-def test_the_forger_above_forges(tmp_path: Path, change_pickle: ChangePickle) -> None:
-    """A state that fits its data is read, so the others are refused for what they say."""
-    test = test_a_forged_array_never_reaches_numpy
+def test_a_valid_state_set_by_the_same_helper_is_read(tmp_path: Path, change_pickle: ChangePickle) -> None:
+    """A state that fits its data is read, so the others are refused because of their content."""
+    test = test_a_forged_array_state_never_reaches_numpy
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         test((1, (2, 3), "f8", False, DATA), tmp_path, change_pickle)
     assert same(unpickle(tmp_path / "a.tar")[0], np.zeros((2, 3)))
@@ -135,22 +135,22 @@ def test_the_forger_above_forges(tmp_path: Path, change_pickle: ChangePickle) ->
 def test_an_array_without_a_state_is_refused(tmp_path: Path, change_pickle: ChangePickle) -> None:
     file = saved(tmp_path / "a.tar", [np.arange(6.0)])
     change_pickle(file, lambda pickled: b"\x80\x02](cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Re.")
-    with pytest.raises(BadLabels, match=r"a\.tar: damaged pickle \(a NumPy array without its numbers\)"):
+    with pytest.raises(BadLabels, match=r"a\.tar: damaged pickle \(a NumPy array without its values\)"):
         unpickle(file)
     change_pickle(file, lambda pickled: b"\x80\x02](cnumpy._core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87Re.")
-    with pytest.raises(BadLabels, match="a NumPy object that is no array"):
+    with pytest.raises(BadLabels, match="a NumPy object that is not an array"):
         unpickle(file)
 
 
 # --- protocols and containers
 
 TENSOR = torch.arange(24.0).reshape(4, 6) - 7.5
-WAYS: list[dict[str, Any]] = [{"pickle_protocol": protocol} for protocol in (2, 3, 4, 5)]
-WAYS += [{**way, "_use_new_zipfile_serialization": False} for way in WAYS]
-WAYS_IDS = [f"{'older' if len(way) > 1 else 'zip'}-{way['pickle_protocol']}" for way in WAYS]
+FORMATS: list[dict[str, Any]] = [{"pickle_protocol": protocol} for protocol in (2, 3, 4, 5)]
+FORMATS += [{**format_options, "_use_new_zipfile_serialization": False} for format_options in FORMATS]
+FORMAT_IDS = [f"{'older' if len(format_options) > 1 else 'zip'}-{format_options['pickle_protocol']}" for format_options in FORMATS]
 
 
-@pytest.mark.parametrize("how", WAYS, ids=WAYS_IDS)
+@pytest.mark.parametrize("how", FORMATS, ids=FORMAT_IDS)
 def test_tensors_of_every_type_and_stride_load_from_every_protocol(how: dict[str, Any], tmp_path: Path) -> None:
     kinds = [
         torch.float16,
@@ -174,15 +174,15 @@ def test_tensors_of_every_type_and_stride_load_from_every_protocol(how: dict[str
     ]
     tensors += [torch.view_as_complex(TENSOR.reshape(4, 3, 2).contiguous()).conj().imag]  # a negative view
     torch.save(tensors, tmp_path / "a.pt", **how)
-    for found, tensor in zip(unpickle(tmp_path / "a.pt"), tensors, strict=True):
-        assert found.dtype == tensor.dtype and torch.equal(found, tensor)
+    for loaded, tensor in zip(unpickle(tmp_path / "a.pt"), tensors, strict=True):
+        assert loaded.dtype == tensor.dtype and torch.equal(loaded, tensor)
 
 
-@pytest.mark.parametrize("how", WAYS, ids=WAYS_IDS)
+@pytest.mark.parametrize("how", FORMATS, ids=FORMAT_IDS)
 def test_arrays_containers_and_paths_load_from_every_protocol(how: dict[str, Any], tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.float16).reshape(2, 3, 4)
     fixed = array.copy()
-    fixed.flags.writeable = False  # protocol 5 spells it otherwise
+    fixed.flags.writeable = False  # protocol 5 stores read-only arrays differently
     arrays = [array, np.asfortranarray(array), array.transpose(1, 0, 2), fixed, array[:, :1], array[0, 0, 0]]
     twice = [TENSOR]
     item = {
@@ -197,30 +197,32 @@ def test_arrays_containers_and_paths_load_from_every_protocol(how: dict[str, Any
         "twice": [twice, twice],
     }
     torch.save(item, tmp_path / "a.pt", **how)
-    found = unpickle(tmp_path / "a.pt")
-    assert all(same(one, two) for one, two in zip(found["arrays"][:5], arrays, strict=False)) and found["arrays"][5] == 0
-    assert type(found["default"]) is dict and same(found["default"]["logits"], array)
+    loaded = unpickle(tmp_path / "a.pt")
+    assert all(same(one, two) for one, two in zip(loaded["arrays"][:5], arrays, strict=False)) and loaded["arrays"][5] == 0
+    assert type(loaded["default"]) is dict and same(loaded["default"]["logits"], array)
     assert (
-        found["ordered"] == dict(item["ordered"]) and list(found["ordered"]) == ["a", "b"] and found["counter"] == {"a": 2, "b": 1}
+        loaded["ordered"] == dict(item["ordered"])
+        and list(loaded["ordered"]) == ["a", "b"]
+        and loaded["counter"] == {"a": 2, "b": 1}
     )
-    assert found["paths"] == ["/x/a.jpg", "x\\a.jpg", "b"]
-    assert found["size"] == (4, 6) and found["kind"] == torch.float16 and found["sets"] == [{1, 2}, {"a"}]
-    assert found["twice"][0] is found["twice"][1]
+    assert loaded["paths"] == ["/x/a.jpg", "x\\a.jpg", "b"]
+    assert loaded["size"] == (4, 6) and loaded["kind"] == torch.float16 and loaded["sets"] == [{1, 2}, {"a"}]
+    assert loaded["twice"][0] is loaded["twice"][1]
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_a_plain_pickle_loads_and_so_do_tensors_in_it(protocol: int, tmp_path: Path) -> None:
+def test_a_plain_pickle_with_tensors_loads(protocol: int, tmp_path: Path) -> None:
     array = np.arange(6.0).reshape(2, 3)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"array": array, "tensor": TENSOR.half().t(), "name": "x"}, protocol))
-    found = unpickle(tmp_path / "a.pkl")
-    assert same(found["array"], array) and torch.equal(found["tensor"], TENSOR.half().t()) and found["name"] == "x"
+    loaded = unpickle(tmp_path / "a.pkl")
+    assert same(loaded["array"], array) and torch.equal(loaded["tensor"], TENSOR.half().t()) and loaded["name"] == "x"
     with (tmp_path / "a.pkl").open("ab") as file:
         file.write(b"more")
     with pytest.raises(BadLabels, match="4 bytes behind its end"):
         unpickle(tmp_path / "a.pkl")
 
 
-def test_a_file_of_a_machine_of_the_other_byte_order_loads(tmp_path: Path) -> None:
+def test_a_file_in_the_other_byte_order_loads(tmp_path: Path) -> None:
     torch.save([TENSOR, TENSOR.half(), TENSOR.long()], tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as archive, zipfile.ZipFile(tmp_path / "b.pt", "w") as other:
         for name in archive.namelist():
@@ -228,15 +230,15 @@ def test_a_file_of_a_machine_of_the_other_byte_order_loads(tmp_path: Path) -> No
             width = {"a/data/0": 4, "a/data/1": 2, "a/data/2": 8}.get(name, 1)
             data = b"big" if name == "a/byteorder" else np.frombuffer(data, f"u{width}").byteswap().tobytes()
             other.writestr(name, data)
-    found = unpickle(tmp_path / "b.pt")
-    assert torch.equal(found[0], TENSOR) and torch.equal(found[1], TENSOR.half()) and torch.equal(found[2], TENSOR.long())
+    loaded = unpickle(tmp_path / "b.pt")
+    assert torch.equal(loaded[0], TENSOR) and torch.equal(loaded[1], TENSOR.half()) and torch.equal(loaded[2], TENSOR.long())
 
 
-# --- what a pickle asks for
+# --- names in a pickle
 
 
 class Calls:
-    """Pickles as a call of anything."""
+    """Pickles as a call of any function."""
 
     def __init__(self, *call: Any) -> None:
         self.call = call
@@ -246,7 +248,7 @@ class Calls:
 
 
 class Record:
-    """A class of a user's own."""
+    """A class defined by a user."""
 
 
 CODE = [
@@ -269,28 +271,27 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_code_is_named_and_a_foreign_class_is_not_called_code(protocol: int, tmp_path: Path) -> None:
+def test_the_message_distinguishes_code_from_unsupported_classes(protocol: int, tmp_path: Path) -> None:
     for item, name in CODE:
         torch.save({"logits": TENSOR, "more": item}, tmp_path / "a.pt", pickle_protocol=protocol)
         with pytest.raises(BadLabels) as refusal:
             unpickle(tmp_path / "a.pt")
         assert (
-            str(refusal.value)
-            == f"{tmp_path}/a.pt: its pickle asks for {name}, which is code; it was not run. Do not use this dump"
+            str(refusal.value) == f"{tmp_path}/a.pt: its pickle calls {name}, which is code; it was not run. Do not use this dump"
         )
     for item, name in CLASSES:
         torch.save({"logits": TENSOR, "more": item}, tmp_path / "a.pt", pickle_protocol=protocol)
         with pytest.raises(BadLabels) as refusal:
             unpickle(tmp_path / "a.pt")
-        assert f"asks for {name}, which is not read and was not run; save the labels alone" in str(refusal.value).replace(
+        assert f"uses {name}, which is not supported and was not run; save the labels alone" in str(refusal.value).replace(
             "tests.labels.", ""
         )
 
 
-# --- what is forged or damaged
+# --- forged and damaged files
 
 
-def test_every_flipped_bit_of_a_tensor_is_found(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_a_tensor_is_detected(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.pt", [TENSOR, 1])
     data, rng = file.read_bytes(), random.Random(0)
     start = data.index(TENSOR.numpy().tobytes())
@@ -316,7 +317,7 @@ def text(value: str) -> bytes:
 
 
 def tensor(key: str, count: int, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    """A tensor's opcodes, as torch writes them."""
+    """The opcodes of a tensor, as torch writes them."""
     numbers = pickle.dumps((offset, shape, stride, False), 2)[2:-1]
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + pickle.dumps(count, 2)[2:-1] + b"tQ"
     opcodes = pickletools.optimize(b"\x80\x02" + numbers + b".")[2:-1]
@@ -329,8 +330,8 @@ def tensor(key: str, count: int, offset: int, shape: tuple[int, ...], stride: tu
     [
         (tensor("k", 24, 0, (4, 7), (7, 1)), "a tensor reaches beyond its storage"),
         (tensor("k", 24, 1, (4, 6), (6, 1)), "a tensor reaches beyond its storage"),
-        (tensor("k", 24, 0, (-4, 6), (6, 1)), "shape, strides or type are none"),
-        (tensor("k", 24, 23, (4, 6), (-6, 1)), "shape, strides or type are none"),
+        (tensor("k", 24, 0, (-4, 6), (6, 1)), "invalid shape, stride or type"),
+        (tensor("k", 24, 23, (4, 6), (-6, 1)), "invalid shape, stride or type"),
         (tensor("k", 1 << 40, 0, (4, 6), (6, 1)), "storage k is not in the file, or has another size"),
         (tensor("k", 12, 0, (2, 6), (6, 1)), "storage k is not in the file, or has another size"),
         (tensor("other", 24, 0, (4, 6), (6, 1)), "storage other is not in the file"),
@@ -345,27 +346,27 @@ def tensor(key: str, count: int, offset: int, shape: tuple[int, ...], stride: tu
             + b"e",
             "larger than the file",
         ),
-        (b"h\7", "opcode BINGET finds nothing"),
-        (b"c_codecs\nencode\n)b", "a state for something that has none"),
+        (b"h\7", "opcode BINGET has no valid operand"),
+        (b"c_codecs\nencode\n)b", "a state for an object without one"),
         (b"]K\1\x85R", "a call of something that cannot be called"),
         (b"ctorch\nfloat32\n)R", "a call of something that cannot be called"),
-        (b"\x82\1", "opcode EXT1, which no label needs"),
+        (b"\x82\1", "opcode EXT1, which labels do not need"),
         (b"\x80\x63N", "pickle protocol 99"),
         (b"ctorch.storage\n_load_from_bytes\nU\5hello\x85R", "a file in a file"),
     ],
     ids=range(15),
 )
-def test_what_is_forged_is_refused(pickled: bytes, message: str, tmp_path: Path) -> None:
+def test_forged_pickles_are_refused(pickled: bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadLabels, match=rf"a\.pt: damaged pickle \(.*{message}"):
         unpickle(archive(tmp_path / "a.pt", pickled, k=TENSOR.numpy().tobytes()))
 
 
-def test_the_forger_of_tensors_writes_what_torch_reads(tmp_path: Path) -> None:
+def test_valid_pickles_made_by_the_same_helper_are_read_by_torch(tmp_path: Path) -> None:
     file = archive(tmp_path / "a.pt", tensor("k", 24, 0, (4, 6), (6, 1)), k=TENSOR.numpy().tobytes())
     assert torch.equal(unpickle(file), TENSOR)
 
 
-def test_an_older_file_without_its_storages_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_the_older_format_without_its_storages_is_refused(tmp_path: Path) -> None:
     torch.save(TENSOR, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     data = (tmp_path / "a.pt").read_bytes()
     keys = data.rindex(b"\x80\x02]")
@@ -378,7 +379,7 @@ def test_an_older_file_without_its_storages_is_refused(tmp_path: Path) -> None:
             unpickle(tmp_path / "b.pt")
 
 
-def test_a_member_that_stands_twice_or_is_compressed_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_or_compressed_member_is_refused(tmp_path: Path) -> None:
     file = archive(tmp_path / "a.pt", tensor("k", 24, 0, (4, 6), (6, 1)), k=TENSOR.numpy().tobytes())
     with zipfile.ZipFile(file, "a") as more, pytest.warns(UserWarning, match="Duplicate name"):
         more.writestr("a/data/k", bytes(96))

@@ -1,4 +1,4 @@
-"""WebDataset's tars -> labels: the member with one suffix of every sample, in order, named by its key."""
+"""WebDataset archives -> labels: the member with one suffix of every sample, in order, named by its key."""
 
 import io
 import tarfile
@@ -52,10 +52,10 @@ def test_shards_are_read_in_order_and_keep_their_keys(suffix: str, tmp_path: Pat
     batches = list(source)
     assert (np.concatenate([batch.labels for batch in batches]) == Z).all()
     assert [batch.image.tolist() for batch in batches if batch.image is not None] == [list(range(8)), list(range(8, 12))]
-    assert source.notes == [f"{tmp_path / 'set'}: 2 files joined, shard-000000.tar to shard-000001.tar"]
+    assert source.notes == [f"{tmp_path / 'set'}: 2 files concatenated, shard-000000.tar to shard-000001.tar"]
 
 
-def test_one_tar_is_read_and_a_suffix_is_named(tmp_path: Path) -> None:
+def test_a_single_archive_is_read_and_a_suffix_can_be_selected(tmp_path: Path) -> None:
     members = samples(range(12)) | {f"{key}.features.npy": np.arange(3, dtype=np.float32) - 1 for key in KEYS}
     path = write(tmp_path / "a.tar", members)
     source = open_labels(path)
@@ -65,14 +65,14 @@ def test_one_tar_is_read_and_a_suffix_is_named(tmp_path: Path) -> None:
         open_labels(path, array="x")
 
 
-def test_labels_of_several_views_of_a_sample_are_epochs(tmp_path: Path) -> None:
+def test_several_views_of_a_sample_are_epochs(tmp_path: Path) -> None:
     z = np.random.default_rng(0).normal(size=(12, 4, 7)).astype(np.float16)
     source = open_labels(write(tmp_path / "a.tar", {f"{key}.logits.npy": z[at] for at, key in enumerate(KEYS)}))
     assert [place.epoch for place in source.places] == [0, 1, 2, 3] and list(source.names or ()) == KEYS
     assert (np.stack([batch.labels for batch in source]) == z.transpose(1, 0, 2)).all()
 
 
-def test_keys_that_come_twice_are_no_names(tmp_path: Path) -> None:
+def test_repeated_keys_are_not_used_as_names(tmp_path: Path) -> None:
     for shard in range(2):
         write(tmp_path / "set" / f"{shard}.tar", samples(range(8)))
     source = open_labels(tmp_path / "set")
@@ -92,11 +92,11 @@ def test_samples_without_a_label_are_counted_in_a_note(tmp_path: Path) -> None:
     [
         (
             {"a.jpg": b"x", "a.cls": b"3"},
-            r"a tar without labels: of its members \(\.cls, \.jpg\) none is KEY\.logits\.npy or alike",
+            r"a tar archive without labels: it has members \.cls, \.jpg, but none such as KEY\.logits\.npy",
         ),
-        ({"a.npy": Z[0], "b.npy": Z[0][:5]}, r"b\.npy is float16 \[5\]; the first is float16 \[7\]"),
-        ({"a.npy": Z[0], "b.npy": Z[0].astype(np.float32)}, r"b\.npy is float32 \[7\]; the first is float16 \[7\]"),
-        ({"a.npy": Z[0], "b.npy": b"garbage"}, r"b\.npy is no readable \.npy"),
+        ({"a.npy": Z[0], "b.npy": Z[0][:5]}, r"b\.npy is float16 \[5\]; the first one is float16 \[7\]"),
+        ({"a.npy": Z[0], "b.npy": Z[0].astype(np.float32)}, r"b\.npy is float32 \[7\]; the first one is float16 \[7\]"),
+        ({"a.npy": Z[0], "b.npy": b"garbage"}, r"b\.npy is not readable as \.npy"),
         ({"a.npy": Z[0], "b.npy": encoded(Z[0])[:-2]}, r"b\.npy: float16 \[7\] in 140 bytes; it is damaged"),
         ({"a.npy": encoded(Z[0]).replace(b"(7,), ", b"(7000000000,), "[:6])}, r"a\.npy"),
         ({"a.pth": b"garbage"}, r"a\.tar: a\.pth: "),
@@ -104,22 +104,22 @@ def test_samples_without_a_label_are_counted_in_a_note(tmp_path: Path) -> None:
     ],
     ids=range(8),
 )
-def test_members_that_are_no_labels_are_refused_by_name(members: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_members_that_are_not_labels_are_refused_with_their_name(members: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadLabels, match=message):
         list(open_labels(write(tmp_path / "a.tar", members)))
 
 
-def test_a_truncated_tar_is_refused_wherever_it_was_cut(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", samples(range(3)))
     data = path.read_bytes()
     last = max(at for at in range(0, len(data), 512) if data[at : at + 512] != bytes(512)) + 512
     for size in range(512, last + 1, 256):
         path.write_bytes(data[:size])
-        with pytest.raises(BadLabels, match=r"a\.tar: (ends at byte|no readable|a tar without)"):
+        with pytest.raises(BadLabels, match=r"a\.tar: (ends at byte|not readable|a tar archive without)"):
             list(open_labels(path, layout="arrays"))
 
 
-def test_links_devices_and_folders_in_a_tar_are_passed_over(tmp_path: Path) -> None:
+def test_links_devices_and_folders_in_an_archive_are_ignored(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", samples(range(3)))
     with tarfile.open(path, "a") as archive:
         for name, kind in (("x.npy", tarfile.SYMTYPE), ("y.npy", tarfile.CHRTYPE), ("z.npy", tarfile.DIRTYPE)):

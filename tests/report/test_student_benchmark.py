@@ -116,7 +116,7 @@ def test_the_command_shows_and_draws_what_students_got(school: School, tmp_path:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     command = [
         "compare", school.dump, "--bits", 24, "--methods", "hard", "--student", school.images, "--val", school.val, "--val-labels",
-        school.labels, "--columns", school.columns, "--view", 100, "--passes", 1, "--plot", tmp_path / "students.png",
+        school.labels, "--class-map", school.columns, "--view", 100, "--passes", 1, "--plot", tmp_path / "students.png",
     ]  # fmt: skip
     result = CliRunner().invoke(app, [str(word) for word in command])
     assert (result.exit_code, result.stderr) == (0, "")

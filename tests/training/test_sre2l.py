@@ -22,7 +22,7 @@ from vqlabel.labels.pruning import Pruned
 from vqlabel.training.sre2l import ImageFolder_FKD_MIX, samples_of
 from vqlabel.vql.source import VqlSource
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told", "ignore:.*any folder passes")
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be checked", "ignore:.*any folder passes")
 
 IMAGES, CLASSES, BATCH, EPOCHS, SIZE, T = 10, 3, 4, 3, 16, 20
 HEIGHT, WIDTH = 20, 24
@@ -306,7 +306,7 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
 def test_too_few_images_are_refused(packed: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "n0").mkdir()
     (tmp_path / "n0" / "one.png").write_bytes((root / "n0" / "00.png").read_bytes())
-    with pytest.raises(UsageError, match=r"has 1 images, the labels are of 10: name the images that were labelled"):
+    with pytest.raises(UsageError, match=r"has 1 images, but the labels belong to 10: pass the images that were labelled"):
         ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path)
     with pytest.raises(UsageError, match="no folders with images in it"):
         ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path / "n0")

@@ -13,7 +13,7 @@ import torch
 import vqlabel
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import WRITERS, LabelBatch, open_labels
-from vqlabel.labels.layouts.tree import simulated
+from vqlabel.labels.layouts.tree import simulated_orders
 from vqlabel.labels.pruning import Pruned
 from vqlabel.labels.source import Support
 from vqlabel.workflows.convert import convert, open_any
@@ -46,7 +46,7 @@ def halved(batches: list[LabelBatch]) -> list[LabelBatch]:
 
 def shuffled(batches: list[LabelBatch], draws: int, seed: int = 42) -> list[LabelBatch]:
     """Of the images that SRe2L's script shows, with so many permutations an epoch."""
-    orders = list(simulated(IMAGES, 6, draws, seed))
+    orders = list(simulated_orders(IMAGES, 6, draws, seed))
     split = {epoch: np.split(order, range(BATCH, IMAGES, BATCH)) for epoch, order in enumerate(orders)}
     return [replace(batch, image=split[batch.place.epoch][batch.place.batch]) for batch in batches]
 
@@ -118,7 +118,7 @@ def change(batches: list[LabelBatch], **values: Any) -> list[LabelBatch]:
         ("tinyvit:3", "seed"),
         ("tensor", "image"),
         ("lpqld:41", "41"),
-        ("sre2l:3", "--layout sre2l:3: sre2l has no forms; write --layout sre2l"),
+        ("sre2l:3", "--layout sre2l:3: sre2l has no forms; pass --layout sre2l"),
         ("pixie", "layout is 'pixie'; it must be one of"),
     ],
 )
@@ -132,14 +132,14 @@ def test_what_a_layout_cannot_hold_is_refused_and_nothing_is_left(layout: str, m
 def test_probabilities_do_not_become_logits(layout: str, batches: list[LabelBatch], probs: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     source = open_labels(tmp_path / "probs.npy", domain="probs")
-    with pytest.raises(UsageError, match=f"{layout} holds logits, these are probabilities"):
+    with pytest.raises(UsageError, match=f"{layout} stores logits, but these labels are probabilities"):
         convert(source, tmp_path / "out", layout=layout)
 
 
 def test_an_unknown_order_is_not_invented(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
     start = write_dump(tmp_path / "start", batches, "sre2l", order="none")
     for layout in ("lpld", "lpqld", "gvbsm", "edc"):
-        with pytest.raises(UsageError, match=r"which image|do not say"):
+        with pytest.raises(UsageError, match=r"image index"):
             convert(start, tmp_path / "out", layout=layout)
 
 
@@ -147,14 +147,14 @@ def test_columns_that_a_layout_lacks_are_not_dropped(batches: list[LabelBatch], 
     patched = [replace(batch, patches=np.tile([1, 0], (len(batch), 2, 1))) for batch in batches]
     start = write_dump(tmp_path / "start", patched, "edc")
     for layout in ("sre2l", "lpld", "lpqld", "gvbsm"):
-        with pytest.raises(UsageError, match=f"{layout} has no place for patches"):
+        with pytest.raises(UsageError, match=f"{layout} cannot store patches"):
             convert(start, tmp_path / "out", layout=layout)
 
 
 def test_a_folder_with_other_things_in_it_is_not_replaced(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
-    with pytest.raises(TargetExists, match="is a folder with other things in it"):
+    with pytest.raises(TargetExists, match="is a folder that contains more than a dump"):
         convert(tree, tmp_path / "out", layout="lpld", overwrite=True)
     assert (tmp_path / "out" / "thesis.tex").read_text() == "precious"
 
@@ -179,7 +179,7 @@ def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
     other_from_epoch_1 = [batch if batch.place.epoch else new for batch, new in zip(batches, shuffled(batches, 2), strict=True)]
     for wrong in (batches, shuffled(batches, 2, seed=43), other_from_epoch_1):
         with pytest.raises(
-            UsageError, match=r"shuffles images by itself \(seed 42\), .* in another order.* Write lpld, .* or train .* \.vql"
+            UsageError, match=r"shuffles the images itself \(seed 42\), .* in another order.* Write lpld, .* or train .* \.vql"
         ):
             written(wrong, "wrong")
         assert not (tmp_path / "wrong").exists()
@@ -187,7 +187,7 @@ def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert written(shuffled(batches, 2), "new") == []
     (note,) = written(shuffled(batches, 1), "old")
-    assert "the order of PyTorch before 1.11, which draws one permutation an epoch; newer ones draw 2" in note
+    assert "the order of PyTorch before 1.11, which draws one permutation per epoch; newer versions draw 2" in note
 
 
 def test_labels_whose_images_nobody_knows_become_sre2ls_tree_only_where_they_were_one(
@@ -198,7 +198,7 @@ def test_labels_whose_images_nobody_knows_become_sre2ls_tree_only_where_they_wer
     same(start, tmp_path / "there")
     np.save(tmp_path / "a.npy", logits[0])
     with pytest.raises(
-        UsageError, match="these records do not say their images, so nobody knows whether it would show labels their own"
+        UsageError, match="these records have no image index, so it is unknown whether labels would get their own images"
     ):
         convert(tmp_path / "a.npy", tmp_path / "b", layout="sre2l")
 
@@ -207,7 +207,7 @@ def test_a_tree_that_lplds_script_reads_in_some_settings_only_says_so(
     batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     (note,) = convert(write_dump(tmp_path / "start", batches), tmp_path / "there", layout="lpld")["notes"]
-    assert "--granularity batch and batch_to_epoch; with epoch it shuffles images by itself (seed 42)" in note
+    assert "--granularity batch and batch_to_epoch; with --granularity epoch it shuffles the images itself (seed 42)" in note
     assert "notes" not in convert(write_dump(tmp_path / "fits", shuffled(batches, 2)), tmp_path / "fits too", layout="lpld")
 
 
@@ -218,12 +218,14 @@ def test_epochs_that_a_script_would_count_wrongly_are_not_written(
     """LPLD's takes batch i for batch i % B of epoch i // B; G-VBSM's and EDC's ask every epoch for a row for each image."""
     first_short = [batch for batch in batches if batch.place != (0, 3)]
     last_short = [batch for batch in batches if batch.place != (5, 3)]
-    with pytest.raises(UsageError, match=rf"{layout} .*, and these have .*: write lpqld"):
+    with pytest.raises(UsageError, match=rf"{layout} .*, but these (epochs )?have .*: write lpqld"):
         write_dump(tmp_path / "a", first_short, layout)
     if layout == "lpld":
         write_dump(tmp_path / "b", last_short, layout)
     else:
-        with pytest.raises(UsageError, match=rf"{layout} asks every epoch for a row for each image, and these have 48 to 60 rows"):
+        with pytest.raises(
+            UsageError, match=rf"{layout} needs a row for each image in every epoch, but these epochs have 48 to 60 rows"
+        ):
             write_dump(tmp_path / "b", last_short, layout)
 
 
@@ -234,7 +236,7 @@ def test_batches_that_a_script_would_cut_elsewhere_are_not_written(
     """A reader that is told a batch size finds its batches by multiples of it."""
     cut = [replace(batches[0].rows(np.arange(9)), partner_image=None, partner_crop=None, partner_flip=None), *batches[1:]]
     with pytest.raises(
-        UsageError, match=rf"{layout} finds row i of an epoch in batch i // 9, and batch 1 of epoch 0 has 16 records after 9"
+        UsageError, match=rf"{layout} finds row i of an epoch in batch i // 9, but batch 1 of epoch 0 has 16 records after 9"
     ):
         write_dump(tmp_path / "a", [replace(batch, mix_index=None, mix_lam=None, mix_box=None) for batch in cut], layout)
 
@@ -246,13 +248,13 @@ def test_a_tree_with_holes_is_not_written(
 ) -> None:
     """Their readers count batches and epochs, and fail on them after hours."""
     pruned = Pruned(open_labels(write_dump(tmp_path / "start", shuffled(batches, 2), "lpld")), 0.5, by, seed=2)
-    with pytest.raises(UsageError, match=rf"{layout} .*, and {what}: write lpqld"):
+    with pytest.raises(UsageError, match=rf"{layout} .*, but {what}: write lpqld"):
         convert(pruned, tmp_path / "there", layout=layout)
     convert(pruned, tmp_path / "there", layout="lpqld")
 
 
 def test_a_place_that_comes_twice_loses_no_label(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="batch is 0; it stands twice in epoch 0"):
+    with pytest.raises(UsageError, match="batch is 0; it occurs twice in epoch 0"):
         write_dump(tmp_path / "start", [batches[0], batches[0]], "sre2l")
 
 

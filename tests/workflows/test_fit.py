@@ -395,7 +395,7 @@ def test_labels_of_the_other_domain_are_refused(dump: Path, probs: NDArray[np.fl
     np.save(tmp_path / "probs.npy", probs)
     with pytest.raises(BadLabels, match="these are probabilities; pass --domain probs"):
         fit(tmp_path / "probs.npy", QUICK)
-    with pytest.raises(BadLabels, match="these are no probabilities; pass --domain logits"):
+    with pytest.raises(BadLabels, match="these are not probabilities; pass --domain logits"):
         fit(open_labels(dump, domain="probs"), QUICK)
     assert fit(open_labels(tmp_path / "probs.npy", domain="probs"), QUICK)[0].config.domain == "probs"
 
@@ -406,7 +406,7 @@ def test_a_dump_that_was_never_finished_is_refused_by_fit_and_by_pack(
     labels = logits.reshape(-1, logits.shape[2]).copy()
     labels[200:] = 0
     np.save(tmp_path / "a.npy", labels)
-    message = r"a\.npy: 160 of 360 rows are all zero: labels that were never written\? Label them again, or leave them out"
+    message = r"a\.npy: 160 of 360 rows are all zero: were these labels never written\? Label these images again, or leave them out"
     with pytest.raises(BadLabels, match=message):
         vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))
     with pytest.raises(BadLabels, match=message):
@@ -423,7 +423,7 @@ def test_a_few_rows_that_were_never_written_are_noted_and_judge_nothing(logits: 
     assert len(sample.seen) + len(sample.held) == 708
     assert bool((sample.held != sample.held[:, :1]).any(1).all())
     codec, report = vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))
-    names = ["2 of 720 rows are all zero: labels that were never written?", "10 of 720 rows have one number for all classes"]
+    names = ["2 of 720 rows are all zero: were these labels never written?", "10 of 720 rows have the same value for all classes"]
     assert [note.partition(": ")[2] for note in report["notes"]] == names
     assert vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)["notes"] == report["notes"]
 

@@ -170,7 +170,11 @@ def test_labels_are_written_in_the_type_asked_for(dtype: str, vql: Path, dataset
     [
         ("a.npy", {"dtype": "bf16"}, r"dtype is 'bf16'; it cannot be written to \.npy, .*; use \.safetensors or --dtype f32"),
         ("a.npy", {"dtype": "f8"}, "dtype is 'f8'; it must be f16, bf16 or f32"),
-        ("a.npy", {"layout": "sre2l"}, r"layout is 'sre2l'; it needs a folder to write, and .*a\.npy is one array: name a folder"),
+        (
+            "a.npy",
+            {"layout": "sre2l"},
+            r"layout is 'sre2l'; it needs a folder as target, but .*a\.npy is a single array: pass a folder",
+        ),
         ("a", {"layout": "fkd2"}, "layout is 'fkd2'; it must be one of arrays, sre2l, lpld"),
         (
             "a",

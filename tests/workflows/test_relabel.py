@@ -442,7 +442,7 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
         ("a", {"layout": "arrays"}, "--layout arrays cannot hold"),
         ("a", {}, r"a is not a \.vql file; relabel writes -o labels\.vql, or a folder with --layout"),
         ("a.npy", {}, r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` makes an array"),
-        ("a.npy", {"layout": "lpld"}, r"layout is 'lpld'; it needs a folder to write"),
+        ("a.npy", {"layout": "lpld"}, r"layout is 'lpld'; it needs a folder as target"),
         ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
     ):
         with pytest.raises(UsageError, match=message):

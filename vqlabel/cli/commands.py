@@ -51,7 +51,7 @@ Images = Annotated[
         help="the dump's images: finds out which of them each label is of where SRe2L's tree does not say it, and how sure that is"
     ),
 ]
-Columns = Annotated[Path | None, typer.Option(help="JSON: folder of --images -> class of the teacher; by default the i-th is i")]
+ClassMap = Annotated[Path | None, typer.Option(help="JSON: folder of --images -> class of the teacher; by default the i-th is i")]
 ImageDigest = Annotated[
     str | None,
     typer.Option(
@@ -97,7 +97,7 @@ def fit(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
-    columns: Columns = None,
+    class_map: ClassMap = None,
     array: Array = None,
     axes: Axes = None,
     resume: Annotated[
@@ -114,10 +114,10 @@ def fit(
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
     check_target(out, CODEC, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, columns))
+    check_apart(out, dump, beside=(images, class_map))
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
-            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
+            open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
         options = {} if kl is not None else {"resume": resume}
         report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
@@ -149,7 +149,7 @@ def tune(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
-    columns: Columns = None,
+    class_map: ClassMap = None,
     array: Array = None,
     axes: Axes = None,
     threads: Threads = None,
@@ -162,10 +162,10 @@ def tune(
     from vqlabel.workflows.tune import tune as run
 
     check_target(out, CODEC, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, columns))
+    check_apart(out, dump, beside=(images, class_map))
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
-            open_labels(dump, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
+            open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
         found = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
@@ -201,7 +201,7 @@ def pack(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
-    columns: Columns = None,
+    class_map: ClassMap = None,
     image_digest: ImageDigest = None,
     array: Array = None,
     axes: Axes = None,
@@ -224,7 +224,7 @@ def pack(
     if kl is not None and codec_file is not None:
         raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
     check_target(out, VQL, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, columns, codec_file))
+    check_apart(out, dump, beside=(images, class_map, codec_file))
     if augmentation == "seeded":
         read_recipe(recipe_file(dump))  # refused before the dump is read
     with named_threads(threads), show.progress_bar() as progress:
@@ -235,7 +235,7 @@ def pack(
                 domain,
                 classes=classes,
                 images=images,
-                columns=columns,
+                class_map=class_map,
                 image_digest=image_digest,
                 array=array,
                 axes=axes,
@@ -296,7 +296,7 @@ def convert(
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
-    columns: Columns = None,
+    class_map: ClassMap = None,
     array: Array = None,
     axes: Axes = None,
     dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
@@ -304,15 +304,15 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
-    from vqlabel.labels.open import check_dump_target, written_as
+    from vqlabel.labels.open import check_dump_target, output_layout
     from vqlabel.storage.targets import check_apart
     from vqlabel.workflows.convert import convert as run
     from vqlabel.workflows.convert import open_any
 
-    check_dump_target(out, written_as(out, layout), overwrite=overwrite)
-    check_apart(out, source, beside=(images, columns))
+    check_dump_target(out, output_layout(out, layout), overwrite=overwrite)
+    check_apart(out, source, beside=(images, class_map))
     with show.progress_bar() as progress:
-        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, columns, array, axes))
+        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, class_map, array, axes))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
     show.notes(found)
     show.emit(
@@ -420,7 +420,7 @@ def stats(
 ) -> None:
     """Account for every byte of a .vql file."""
     from vqlabel.labels import open_labels
-    from vqlabel.labels.open import SPARSE
+    from vqlabel.labels.open import TOPK_LAYOUTS
     from vqlabel.report import plots as pictures
     from vqlabel.report import stats as run
     from vqlabel.storage.targets import check_apart
@@ -439,7 +439,7 @@ def stats(
             check_apart(picture, path, against)
     with named_threads(threads), show.progress_bar() as progress:
         file = VqlFile(path)
-        classes = file.classes if file.about.support is not None and file.about.layout in SPARSE else None
+        classes = file.classes if file.about.support is not None and file.about.layout in TOPK_LAYOUTS else None
         source = (
             None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
         )
@@ -469,7 +469,7 @@ def compare(
     ] = None,
     val: Annotated[Path | None, typer.Option(help="new images, one folder a class, that students are judged on")] = None,
     val_labels: Annotated[Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds KL")] = None,
-    columns: Annotated[
+    class_map: Annotated[
         Path | None, typer.Option(help="JSON: folder of --val and --images -> class of the teacher; by default the i-th is i")
     ] = None,
     view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher saw")] = 224,
@@ -499,7 +499,7 @@ def compare(
         from vqlabel.storage.targets import check_apart
 
         check_picture(plot, overwrite=overwrite)
-        check_apart(plot, dump, beside=(teacher, images, columns, student, val, val_labels))
+        check_apart(plot, dump, beside=(teacher, images, class_map, student, val, val_labels))
     if (student is None) != (val is None):
         raise UsageError("--student and --val go together: images that labels were made of, and new ones to judge students by")
     from vqlabel.labels import open_labels
@@ -510,12 +510,19 @@ def compare(
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
-                dump, layout, domain, classes=classes, images=images, columns=columns if images else None, array=array, axes=axes
+                dump,
+                layout,
+                domain,
+                classes=classes,
+                images=images,
+                class_map=class_map if images else None,
+                array=array,
+                axes=axes,
             )
         )
         lesson = None
         if student is not None and val is not None:
-            lesson = Lesson(source, student, val, val_labels=val_labels, columns=columns, view=view, progress=progress)
+            lesson = Lesson(source, student, val, val_labels=val_labels, columns=class_map, view=view, progress=progress)
         found = run(
             source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, lesson=lesson,
             passes=passes, say=lambda line: typer.echo(line, err=True), progress=progress,

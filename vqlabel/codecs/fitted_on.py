@@ -92,7 +92,7 @@ class FittedOn:
                 f"{where}: {found.images.count} images; the codec's prior knows {prior.images}, those that it was fitted on: {REMEDY}"
             )
         if self.images is not None and found.images is not None:
-            return self.images.refuse_others(where, found.images, of="the labels that the codec was fitted to", remedy=REMEDY)
+            return self.images.require_same(where, found.images, of="the labels that the codec was fitted to", remedy=REMEDY)
         return f"{where}: the codec's prior is for the {prior.images} images that it was fitted on, and whether these are the same cannot be told"
 
     def _refuse_view(self, found: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> str | None:

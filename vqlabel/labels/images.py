@@ -1,4 +1,7 @@
-"""A folder -> the images in it, in the order in which torchvision's ImageFolder numbers them. Nothing is decoded."""
+"""A folder of images -> its image files in the order in which torchvision's ImageFolder numbers them.
+
+No image is decoded.
+"""
 
 import os
 from collections.abc import Iterable
@@ -6,42 +9,42 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # ImageFolder's
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # the extensions that ImageFolder accepts
 
 
 class ImageFile(NamedTuple):
-    """One image and the folder, of those in the top one, that it lies in; "" where it lies in the top one itself."""
+    """One image, and the name of its class folder; "" for an image in the top folder itself."""
 
     path: Path
     folder: str
 
 
 def class_folders(top: str | PathLike[str]) -> list[str]:
-    """The folders in `top`, sorted: ImageFolder's classes. None where there is no such folder."""
+    """The sorted names of the subfolders of `top`, which are ImageFolder's classes; empty if `top` is not a folder."""
     return sorted(entry.name for entry in Path(top).iterdir() if entry.is_dir()) if Path(top).is_dir() else []
 
 
 def list_images(top: str | PathLike[str]) -> list[ImageFile]:
-    """Every image below `top`: folders sorted, in each all files below it. Files in `top` itself only where no folder has an image:
-    ImageFolder leaves them out, and one that strayed there would shift all numbers.
+    """All images below `top`: class folders sorted by name, and in each all images at any depth.
 
-    Symbolic links are followed.
+    Images in `top` itself count only if no class folder has an image: ImageFolder ignores them, and a stray one would
+    shift all indices. Symbolic links are followed.
     """
-    places = list[tuple[str, list[str], str]]()
+    folders = list[tuple[str, list[str], str]]()
     for folder in class_folders(top):
-        found = sorted((root, names) for root, _, names in os.walk(os.path.join(top, folder), followlinks=True))
-        places += [(root, names, folder) for root, names in found]
-    below = _images(places)
-    if below or not os.path.isdir(top):
-        return below
-    return _images([(os.fspath(top), [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))], "")])
+        walked = sorted((root, names) for root, _, names in os.walk(os.path.join(top, folder), followlinks=True))
+        folders += [(root, names, folder) for root, names in walked]
+    images = _image_files(folders)
+    if images or not os.path.isdir(top):
+        return images
+    return _image_files([(os.fspath(top), [name for name in os.listdir(top) if os.path.isfile(os.path.join(top, name))], "")])
 
 
-def _images(places: Iterable[tuple[str, list[str], str]]) -> list[ImageFile]:
-    """Of (folder, names in it, class), the files that are images, sorted within a folder."""
+def _image_files(folders: Iterable[tuple[str, list[str], str]]) -> list[ImageFile]:
+    """(folder, file names in it, class folder) -> the image files, sorted within each folder."""
     return [
-        ImageFile(Path(root, name), folder)
-        for root, names, folder in places
+        ImageFile(Path(root, name), class_folder)
+        for root, names, class_folder in folders
         for name in sorted(names)
         if name.lower().endswith(SUFFIXES)
     ]

@@ -1,4 +1,7 @@
-"""A path -> its label source; a layout's name -> its writer. The layout is detected, or named."""
+"""A path -> its label source; the name of a layout -> its writer.
+
+The layout of a path is detected, or named by the user.
+"""
 
 import os.path
 import re
@@ -9,21 +12,21 @@ from os import PathLike
 from pathlib import Path
 
 from vqlabel.config import DOMAINS
-from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, VqlabelError, require
+from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, UsageError, VqlabelError, require
 from vqlabel.labels.domain import settle_domain
 from vqlabel.labels.image_order import with_images
 from vqlabel.labels.image_set import DIGESTS
 from vqlabel.labels.layouts.arrays import ArrayWriter, array_form
-from vqlabel.labels.layouts.choose import Selection
 from vqlabel.labels.layouts.edc import EdcSource, EdcWriter
-from vqlabel.labels.layouts.fkd import FkdSource, FkdWriter, holds_images
+from vqlabel.labels.layouts.fkd import FkdSource, FkdWriter, holds_only_fkd_files
 from vqlabel.labels.layouts.gvbsm import GvbsmSource, GvbsmWriter
-from vqlabel.labels.layouts.hald import FILE as HALD_FILE
+from vqlabel.labels.layouts.hald import EPOCH_FILE as HALD_FILE
 from vqlabel.labels.layouts.hald import ORDER_FILE as HALD_ORDER_FILE
 from vqlabel.labels.layouts.hald import HaldSource, HaldWriter, find_epochs
 from vqlabel.labels.layouts.lpld import LpldSource, LpldWriter
-from vqlabel.labels.layouts.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat
-from vqlabel.labels.layouts.misplaced import nothing_here, too_high, too_low, wrong_file
+from vqlabel.labels.layouts.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat_batches
+from vqlabel.labels.layouts.path_hints import above_dumps, below_dump, no_dump, wrong_file
+from vqlabel.labels.layouts.select_array import Selection
 from vqlabel.labels.layouts.shards import SUFFIXES, ArraySource, shards_of
 from vqlabel.labels.layouts.sre2l import Sre2lSource, Sre2lWriter
 from vqlabel.labels.layouts.tensor import SUFFIXES as TENSOR_SUFFIXES
@@ -49,8 +52,8 @@ LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "tinyvit": TinyVitSource,
     "tensor": TensorSource,
 }
-OF_ARRAYS = ("arrays", "tensor")  # layouts of labels alone, of which a file may hold several arrays
-SPARSE = ("lpqld", "fkd", "tinyvit")  # layouts of the k largest numbers, which do not say C
+ARRAY_LAYOUTS = ("arrays", "tensor")  # layouts of labels alone, whose files may hold several arrays
+TOPK_LAYOUTS = ("lpqld", "fkd", "tinyvit")  # layouts of the k largest values, which do not record C
 WRITERS: dict[str, type[LabelWriter]] = {
     "arrays": ArrayWriter,
     "sre2l": Sre2lWriter,
@@ -63,7 +66,7 @@ WRITERS: dict[str, type[LabelWriter]] = {
     "tinyvit": TinyVitWriter,
     "tensor": TensorWriter,
 }
-_OF_LENGTH = {7: "gvbsm", 8: "edc"}  # of the list in a tree's files
+_TREE_OF_LENGTH = {7: "gvbsm", 8: "edc"}  # length of the list in the files of a tree -> its layout; 6: SRe2L or LPLD
 
 
 @typed_arguments
@@ -74,7 +77,7 @@ def open_labels(
     *,
     classes: int | None = None,
     images: str | PathLike[str] | None = None,
-    columns: str | PathLike[str] | None = None,
+    class_map: str | PathLike[str] | None = None,
     image_digest: str | None = None,
     array: str | None = None,
     axes: str | None = None,
@@ -82,57 +85,66 @@ def open_labels(
     """Open a dump of teacher labels.
 
     Args:
-        path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME" names the array), a
-            folder of such shards, or the folder of another layout. docs/inputs.md lists all.
+        path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME"
+            names an array in it), a folder of such shards, or the folder of another layout. docs/inputs.md lists all.
         layout: one of LAYOUTS; None: detected.
-        domain: "logits" or "probs"; None: as the file declares it, else logits. Rows from all over the dump, and every batch that is read,
-            are held against it.
-        classes: C, where the layout stores the k largest numbers alone and so does not say it; None: the largest class in it, and one.
-        images: folder of the images that were labelled, in one folder a class. A dump that does not say which image a label is of gets
-            the order in which SRe2L shuffles them, if its labels agree with it; one that does is held against them.
-        columns: JSON, folder of `images` -> the teacher's class; None: class i is the i-th folder.
-        image_digest: by what `images` are told from others when a student is trained: their "names" (None: the same), or their "bytes" too.
-        array: name of the array, column, dataset or member of labels where a file holds several; None: found by name, type and shape.
-        axes: "images,classes", "epochs,images,classes" or "images,views,classes"; None: one of the first two. "images,classes" drops axes
-            of length 1.
+        domain: "logits" or "probs"; None: as the file declares it, else logits. It is checked against rows from the
+            whole dump, and against every batch that is read.
+        classes: C, for layouts that store the k largest values and do not record it; None: the largest class in the
+            dump, plus 1.
+        images: folder of the images that were labelled, with one folder per class. If the dump does not record which
+            image a label belongs to, it gets the order in which SRe2L shuffles the images, provided that its labels
+            agree with it; otherwise its own order is checked.
+        class_map: JSON, class folder of `images` -> the teacher's class; None: class i is the i-th folder.
+        image_digest: how `images` are recognised when a student is trained: by their "names" (also None), or also by
+            their "bytes".
+        array: name of the array, column, dataset or member of labels, if a file holds several; None: selected by name,
+            type and shape.
+        axes: "images,classes", "epochs,images,classes" or "images,views,classes"; None: one of the first two.
+            "images,classes" drops axes of length 1.
 
     Raises:
-        UsageError: no such path, or no such layout or domain; other images.
+        UsageError: there is no such path, layout or domain; an option does not apply to the layout; `images` are other
+            images.
         BadLabels: the dump is empty or malformed, or its labels do not agree with the images.
         MissingExtra: the reader of such files is not installed.
     """
-    path, array = _file_and_array(Path(path), array)
-    how = Selection.of(array, axes)
+    path, array = _split_array_name(Path(path), array)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
     require(image_digest in (None, *DIGESTS), "image_digest", image_digest, f"must be one of {', '.join(DIGESTS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
-    if not os.path.exists(path):  # unlike Path.exists it takes a name that is too long
+    if images is None:
+        require(class_map is None, "class_map", str(class_map), "maps folders of images to classes: pass the images with --images")
+        require(image_digest is None, "image_digest", image_digest, "is a digest of images: pass them with --images")
+    if not os.path.exists(path):  # unlike Path.exists it accepts a name that is too long
         raise NoSuchFile(
-            f"{path}: no such file or directory; name a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or of another layout)"
+            f"{path}: no such file or directory; pass a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or of another layout)"
         )
     if layout == "sre2l" and (path / ORDER_FILE).exists():
-        layout = "lpld"  # the same tree, which says more: nobody wants to lose it
-    layout = layout or _detect(path)
-    require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
-    require(classes is None or layout in SPARSE, "classes", classes, f"must be left out: {layout} says its classes")
-    arrays = layout in OF_ARRAYS
-    require(array is None or arrays, "array", array, f"must be left out: {layout} records which of its arrays are labels")
-    require(axes is None or arrays, "axes", axes, f"must be left out: {layout} records its axes")
-    source = LAYOUTS[layout](path, domain, *((how,) if arrays else () if classes is None else (classes,)))
-    if layout in SPARSE and classes is None and source.support is not None:
-        source.notes.append(
-            f"{path}: C = {source.classes:,}: the largest class that is named, plus one; a teacher of more classes needs --classes"
-        )
+        layout = "lpld"  # the same tree, with the images of the records
+    source = _open(path, layout or _detect(path), domain, classes, array, axes)
     settle_domain(source, domain)
-    if images is None:
-        require(columns is None, "columns", str(columns), "says the classes of folders of images: name those with --images")
-        require(image_digest is None, "image_digest", image_digest, "is taken of images: name those with --images")
-        return source
-    return with_images(source, Path(images), columns, image_digest or "names")
+    return source if images is None else with_images(source, Path(images), class_map, image_digest or "names")
 
 
-def _file_and_array(path: Path, array: str | None) -> tuple[Path, str | None]:
-    """ "FILE:NAME" -> the file and the array; another path as it is."""
+def _open(path: Path, layout: str, domain: str | None, classes: int | None, array: str | None, axes: str | None) -> LabelSource:
+    """The source of a layout; raises UsageError for options that do not apply to it."""
+    selection = Selection.of(array, axes)
+    is_array, is_topk = layout in ARRAY_LAYOUTS, layout in TOPK_LAYOUTS
+    require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
+    require(classes is None or is_topk, "classes", classes, f"must be left out: {layout} records the number of classes")
+    require(array is None or is_array, "array", array, f"must be left out: {layout} records which of its arrays are labels")
+    require(axes is None or is_array, "axes", axes, f"must be left out: {layout} records its axes")
+    source = LAYOUTS[layout](path, domain, *((selection,) if is_array else () if classes is None else (classes,)))
+    if is_topk and classes is None and source.support is not None:
+        source.notes.append(
+            f"{path}: C = {source.classes:,}: the largest class in the dump, plus one; if the teacher has more classes, pass --classes"
+        )
+    return source
+
+
+def _split_array_name(path: Path, array: str | None) -> tuple[Path, str | None]:
+    """ "FILE:NAME" -> the file and the array's name; any other path unchanged."""
     file, colon, name = str(path).rpartition(":")
     if not colon or not name or os.path.exists(path) or not os.path.exists(file):
         return path, array
@@ -141,6 +153,7 @@ def _file_and_array(path: Path, array: str | None) -> tuple[Path, str | None]:
 
 
 def _detect(path: Path) -> str:
+    """The layout of a path; raises BadLabels with the remedy if it is not a dump."""
     if path.is_file():
         if path.suffix in TENSOR_SUFFIXES:
             return "tensor"
@@ -151,56 +164,63 @@ def _detect(path: Path) -> str:
         require_regular(path)
     if not any(path.iterdir()):
         raise BadLabels(f"{path}: the folder is empty; a dump has at least one batch or shard")
+    return _detect_folder(path)
+
+
+def _detect_folder(path: Path) -> str:
     if batches := find_batches(path):
-        six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
-        return _OF_LENGTH.get(list_length(next(iter(batches.values()))), six)
+        tree_of_six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
+        return _TREE_OF_LENGTH.get(list_length(next(iter(batches.values()))), tree_of_six)
     if find_epochs(path):
         return "hald"
-    if whole := too_low(path):
-        raise BadLabels(whole)
-    if (flat := find_flat(path)) and not is_tar(next(iter(flat.values()))):
+    if message := below_dump(path):
+        raise BadLabels(message)
+    if (flat := find_flat_batches(path)) and not is_tar(next(iter(flat.values()))):
         return "lpqld"
     if shards_of(path):
         return "arrays"
-    if any(re.fullmatch(FOLDER, f.name) for f in path.iterdir()):
+    if any(re.fullmatch(FOLDER, entry.name) for entry in path.iterdir()):
         return "tinyvit"
-    if dumps := too_high(path):
-        raise BadLabels(dumps)
+    if message := above_dumps(path):
+        raise BadLabels(message)
     if any(not is_sidecar(file) and not is_tar(file) for file in path.rglob("*.tar")):
         return "fkd"
-    raise BadLabels(nothing_here(path))
+    raise BadLabels(no_dump(path))
 
 
-def written_as(out: Path, layout: str | None, usual: str | None = None) -> str:
-    """The layout that a target is written in: the one that was named, or as the target ends, or the usual one.
+def output_layout(out: Path, layout: str | None, default: str | None = None) -> str:
+    """The layout to write a target in, "name" or "name:form": as requested, or by the target's suffix, or `default`.
+
+    Args:
+        layout: as the user passed it; None: not passed.
+        default: layout of the source; None, or "relabel": arrays.
 
     Raises:
-        UsageError: the target is one array and the layout is not, or the other way round.
+        UsageError: the target is a single file and the layout needs a folder, or the other way round.
     """
     form = array_form(out)
-    usual = "arrays" if usual in (None, "relabel") else usual
-    found = layout or (f"arrays:{form}" if form else "tensor" if out.suffix == ".pt" else usual)
-    assert found is not None
-    fits = not found.startswith("arrays:") or found == f"arrays:{form}"
-    require(fits, "layout", found, f"needs a target that ends in .{found.partition(':')[2]}, which {out} does not")
-    if not found.startswith("arrays:"):
-        limit = (
-            f"needs a folder to write, and {out} is one array: name a folder"
-            if found != "arrays"
-            else "is what its end says: leave it out"
+    default = "arrays" if default in (None, "relabel") else default
+    chosen = layout or (f"arrays:{form}" if form else "tensor" if out.suffix == ".pt" else default)
+    assert chosen is not None
+    if chosen.startswith("arrays:"):
+        fits = chosen == f"arrays:{form}"
+        require(fits, "layout", chosen, f"needs a target that ends in .{chosen.partition(':')[2]}, which {out} does not")
+        return chosen
+    if chosen == "arrays":
+        require(form is None, "layout", chosen, "follows from the target's suffix: leave it out")
+        raise UsageError(
+            f"out is {str(out)!r}; it must end in .npy or .safetensors; for a dump of another layout pass --layout sre2l, lpld ..."
         )
-        require(form is None, "layout", found, limit)
-        require(
-            found != "arrays",
-            "out",
-            str(out),
-            "must end in .npy or .safetensors; for a dump of another layout pass --layout sre2l, lpld ...",
-        )
-    return found
+    require(form is None, "layout", chosen, f"needs a folder as target, but {out} is a single array: pass a folder")
+    return chosen
 
 
 def check_writer(about: About, layout: str, batch: LabelBatch) -> None:
-    """Refuse a layout that cannot hold such labels, or such a batch, before they are made."""
+    """Check that a layout can store such labels and such a batch, by writing the batch to a temporary folder.
+
+    Raises:
+        UsageError: it cannot.
+    """
     with tempfile.TemporaryDirectory() as folder, writing(Path(folder) / "dump", about, layout, whole=False) as writer:
         writer.add(batch)
 
@@ -209,20 +229,20 @@ def check_writer(about: About, layout: str, batch: LabelBatch) -> None:
 def writing(
     out: str | PathLike[str], about: About, layout: str, *, overwrite: bool = False, whole: bool = True
 ) -> Iterator[LabelWriter]:
-    """A writer of `layout`, "name" or "name:form"; what it wrote appears at `out` when the block ends, whole or not at all.
+    """A writer of `layout`, "name" or "name:form"; the dump appears at `out` when the block ends, or not at all.
 
     Args:
-        whole: whether all batches will have been added.
+        whole: whether all batches are added in the block, so that the writer can finish the dump.
 
     Raises:
-        UsageError: no such layout, or it cannot hold such labels.
-        What `check_dump_target` does.
+        UsageError: there is no such layout, or it cannot store such labels.
+        TargetExists: see `check_dump_target`.
         VqlabelError: files of the dump were removed while it was written.
     """
     target, (name, _, form) = Path(out), layout.partition(":")
     require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
-    _refuse_other_things(target)
-    with appearing(target, form_of(layout), overwrite=overwrite) as partial:
+    _refuse_other_contents(target)
+    with appearing(target, target_form(layout), overwrite=overwrite) as partial:
         writer = WRITERS[name](partial, about, form or None)
         try:
             yield writer
@@ -230,39 +250,41 @@ def writing(
                 writer.finish()
         finally:
             writer.close()
-        there = sum(entry.is_file() for entry in partial.rglob("*"))
-        if there != writer.files and partial.is_dir():
+        files = sum(entry.is_file() for entry in partial.rglob("*"))
+        if files != writer.files and partial.is_dir():
             raise VqlabelError(
-                f"{target}: {writer.files} files were written, {there} of them are still there: somebody removed the others meanwhile; "
-                "nothing was left behind"
+                f"{target}: {writer.files} files were written, but {files} exist: another process removed the others meanwhile; nothing is "
+                "left at the target"
             )
 
 
-def form_of(layout: str) -> Form:
-    """What a layout is written as."""
+def target_form(layout: str) -> Form:
+    """Whether a layout is written as a folder or as one file, and of which type."""
     return {"arrays:npy": NPY, "arrays:safetensors": SAFETENSORS, "tensor": TENSOR}.get(layout, TREE)
 
 
 def check_dump_target(out: str | PathLike[str], layout: str, *, overwrite: bool) -> None:
-    """Refuse a target for a dump in `layout`, before minutes of work.
+    """Check that a dump in `layout` can be written to `out`, before any work is done.
 
     Raises:
-        TargetExists: `out` is there and `overwrite` is false; or it is a folder with other things in it than a dump.
+        TargetExists: `out` exists and `overwrite` is false; or it is a folder that contains other things than a dump.
         UsageError: see `Partial`.
     """
-    _refuse_other_things(Path(out))
-    check_target(out, form_of(layout), overwrite=overwrite)
+    _refuse_other_contents(Path(out))
+    check_target(out, target_form(layout), overwrite=overwrite)
 
 
-def _refuse_other_things(target: Path) -> None:
+def _refuse_other_contents(target: Path) -> None:
     if target.is_dir() and any(target.iterdir()) and not _is_dump(target):
         raise TargetExists(
-            f"{target} is a folder with other things in it; name a new one, or one that holds a dump of labels and nothing else"
+            f"{target} is a folder that contains more than a dump of labels; pass a new folder, or one that contains only a dump"
         )
 
 
 def _is_dump(path: Path) -> bool:
-    """Whether a folder holds nothing but a dump of batches, so that replacing it loses nothing else."""
-    orders = (ORDER_FILE, BATCH_ORDER_FILE, HALD_ORDER_FILE)
-    parts = rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}|{HALD_FILE}"
-    return all(entry.name in orders or re.fullmatch(parts, entry.name) for entry in path.iterdir()) or holds_images(path)
+    """Whether a folder contains only a dump of batches, so that replacing it loses nothing else."""
+    order_files = (ORDER_FILE, BATCH_ORDER_FILE, HALD_ORDER_FILE)
+    patterns = rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}|{HALD_FILE}"
+    return all(entry.name in order_files or re.fullmatch(patterns, entry.name) for entry in path.iterdir()) or holds_only_fkd_files(
+        path
+    )

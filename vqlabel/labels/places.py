@@ -1,4 +1,4 @@
-"""(epoch, batch) of many batches, held as two arrays: a tuple for each would take thirty times the memory."""
+"""The (epoch, batch) of many batches in two arrays: a tuple per batch would take thirty times the memory."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from vqlabel.labels.source import Place
 
-_PIECE = 1 << 16  # places made at a time
+_CHUNK = 1 << 16  # places converted to tuples at a time while iterating
 
 
 class Places(Sequence[Place]):
@@ -25,19 +25,20 @@ class Places(Sequence[Place]):
         return len(self.epoch)
 
     @overload
-    def __getitem__(self, at: int) -> Place: ...
+    def __getitem__(self, index: int) -> Place: ...
     @overload
-    def __getitem__(self, at: slice) -> "Places": ...
-    def __getitem__(self, at: Any) -> Any:
-        return self.take(at) if isinstance(at, slice) else Place(int(self.epoch[at]), int(self.batch[at]))
+    def __getitem__(self, index: slice) -> "Places": ...
+    def __getitem__(self, index: Any) -> Any:
+        return self.take(index) if isinstance(index, slice) else Place(int(self.epoch[index]), int(self.batch[index]))
 
-    def take(self, at: slice | NDArray[np.integer]) -> "Places":
-        """Those at `at`."""
-        return Places(self.epoch[at], self.batch[at])
+    def take(self, index: slice | NDArray[np.integer]) -> "Places":
+        """The places at a slice or an array of indices."""
+        return Places(self.epoch[index], self.batch[index])
 
     def __iter__(self) -> Iterator[Place]:
-        for at in range(0, len(self), _PIECE):
-            yield from map(Place, self.epoch[at : at + _PIECE].tolist(), self.batch[at : at + _PIECE].tolist())
+        for start in range(0, len(self), _CHUNK):
+            epochs, batches = (column[start : start + _CHUNK].tolist() for column in (self.epoch, self.batch))
+            yield from map(Place, epochs, batches)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))

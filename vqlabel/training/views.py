@@ -224,7 +224,7 @@ def held_against(
         found = ImageSet(count=count) if names is None else ImageSet.of(names)
         note: str | None = "neither the number nor the names of the images that it has labels of are recorded, so any folder passes"
         if recorded is not None:
-            note = recorded.refuse_others(where, found, names, files)
+            note = recorded.require_same(where, found, names, files)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if note is not None:

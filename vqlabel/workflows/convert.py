@@ -6,7 +6,7 @@ from typing import Any
 
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels, writing
-from vqlabel.labels.open import check_dump_target, written_as
+from vqlabel.labels.open import check_dump_target, output_layout
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.targets import check_apart
 from vqlabel.typed import typed_arguments
@@ -19,7 +19,7 @@ def open_any(
     images: str | PathLike[str] | None = None,
     classes: int | None = None,
     dtype: str | None = None,
-    columns: str | PathLike[str] | None = None,
+    class_map: str | PathLike[str] | None = None,
     array: str | None = None,
     axes: str | None = None,
 ) -> LabelSource:
@@ -29,8 +29,8 @@ def open_any(
             raise UsageError(
                 f"dtype {dtype!r}: labels of a dump are written as they are; only those of a .vql are decoded to a type"
             )
-        return open_labels(path, layout, domain, classes=classes, images=images, columns=columns, array=array, axes=axes)
-    if layout or domain or images or classes or columns or array or axes:
+        return open_labels(path, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
+    if layout or domain or images or classes or class_map or array or axes:
         raise UsageError(f"{path}: a .vql file records its layout, domain, classes, images and axes itself; name none")
     from vqlabel.vql.source import VqlSource
 
@@ -57,7 +57,7 @@ def convert(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
-    layout = written_as(Path(out), layout)
+    layout = output_layout(Path(out), layout)
     check_dump_target(out, layout, overwrite=overwrite)
     source = source if isinstance(source, LabelSource) else open_any(source)
     check_apart(out, *source.inputs)

@@ -13,7 +13,7 @@ from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.config import FitConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, require
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
-from vqlabel.labels.domain import FlatRows
+from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.labels.pruning import Pruned
 from vqlabel.progress import Progress, noted, silent
@@ -202,7 +202,7 @@ class _PassChecks:
     def __init__(self, source: LabelSource, codec: LabelCodec, drawn: DrawnColumns | None, *, unknown_view: bool) -> None:
         self._source, self._codec, self._drawn = source, codec, drawn
         self._prior = codec.config.image_prior if unknown_view else None
-        self._edges, self._flat = list[int](), FlatRows(path=source.path)
+        self._edges, self._flat = list[int](), ConstantRows(path=source.path)
         self.fingerprint, self.whole = hashlib.sha256(), WholeEpochs()
 
     def add(self, batch: LabelBatch) -> None:

@@ -20,7 +20,7 @@ from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
 from vqlabel.labels import LabelBatch, LabelSource, writing
 from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
-from vqlabel.labels.open import check_dump_target, check_writer, written_as
+from vqlabel.labels.open import check_dump_target, check_writer, output_layout
 from vqlabel.labels.source import check_domain
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.journal import Journal
@@ -222,7 +222,7 @@ def _layout_of(target: Path, layout: str | None) -> str:
             f"{what}; relabel writes -o labels.vql, or a folder with --layout {', '.join(LAYOUTS)} (or lpqld:K). From a .vql, "
             "`vqlabel unpack labels.vql -o labels.npy` makes an array of the labels alone"
         )
-    return written_as(target, layout)
+    return output_layout(target, layout)
 
 
 def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: str, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from vqlabel.codecs import LabelSample
 from vqlabel.errors import BadLabels
 from vqlabel.labels import Context, LabelBatch, LabelSource
-from vqlabel.labels.domain import FlatRows
+from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.progress import Progress, silent
 from vqlabel.workflows.encode import describe_fit
 
@@ -38,7 +38,7 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
     held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
     source.check_unchanged()
     total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
-    flat = FlatRows(path=source.path)
+    flat = ConstantRows(path=source.path)
     seen, held = ([_telling(batch, flat) for batch in part] for part in (seen, held))
     flat.check()
     if last:
@@ -85,7 +85,7 @@ def _read_some(source: LabelSource, places: list[int], most: int, progress: Call
     return batches
 
 
-def _telling(batch: LabelBatch, flat: FlatRows) -> LabelBatch:
+def _telling(batch: LabelBatch, flat: ConstantRows) -> LabelBatch:
     """A batch without its flat rows."""
     telling = flat.add(batch.labels)
     return batch if telling.all() else batch.rows(np.flatnonzero(telling))

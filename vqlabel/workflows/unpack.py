@@ -7,7 +7,7 @@ from typing import Any
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import writing
 from vqlabel.labels.layouts.arrays import ArrayWriter
-from vqlabel.labels.open import written_as
+from vqlabel.labels.open import output_layout
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.targets import check_apart
 from vqlabel.threads import large_operations
@@ -49,7 +49,7 @@ def unpack(
     file, (start, stop, _) = source.file, slice(*records).indices(source.file.records)
     if any(r is not None and not -file.records <= r <= file.records for r in records) or start > stop:
         raise UsageError(f"records {records[0]}:{records[1]} leave 0:{file.records}")
-    layout = written_as(target, layout, source.layout)
+    layout = output_layout(target, layout, source.layout)
     check_apart(target, path)
     if not layout.startswith("arrays:"):
         whole = (start, stop) == (0, file.records)

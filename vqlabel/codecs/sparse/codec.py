@@ -21,7 +21,7 @@ from vqlabel.codecs.weights import take
 from vqlabel.errors import BadContainer
 from vqlabel.labels import Context
 from vqlabel.labels.source import NOWHERE
-from vqlabel.labels.topk import largest
+from vqlabel.labels.topk import topk
 
 TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest
 BELOW = 1 / 4  # of a step: the same for the classes that were not stored below the last one that was
@@ -110,7 +110,7 @@ def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[n
     """Of labels [n, C]: the k largest classes [n, k], and how far each lies below the first in logits [n, k]; in a last column [n, k + 1]
     the same of each other class, where these share what is left of 1."""
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
-    ids, values = largest(array, k, signed=domain == "probs")
+    ids, values = topk(array, k, signed_zeros=domain == "probs")
     values = values.astype(np.float64)
     if rest == "uniform" and k < array.shape[1]:
         others = array.sum(1, keepdims=True, dtype=np.float64) - values.sum(1, keepdims=True)

@@ -1,1 +1,1 @@
-"""One file a dump layout, its reader above its writer; and the kinds of file that they are made of."""
+"""One module per dump layout, its reader above its writer; and modules for the file types that layouts consist of."""

@@ -1,7 +1,7 @@
-"""EDC's tree <-> label batches: G-VBSM's items, and the order of the strips that every view was cut in.
+"""EDC's tree <-> label batches: the items of G-VBSM, and the order of the strips into which every view was cut.
 
-epoch_E/batch_B.tar          torch.save list of 8: as in labels/gvbsm.py, then patches i64 [b, 2, parts]: of columns, then of rows;
-                             where views were not cut, as in EDC's own recipe, i32 [b, 2, 2] of zeros
+epoch_E/batch_B.tar          torch.save list of 8: as in layouts/gvbsm.py, then patches i64 [b, 2, parts], the order of
+                             columns and of rows; if views were not cut, as in EDC's own recipe, i32 [b, 2, 2] of zeros
 """
 
 from dataclasses import replace
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import BadLabels
-from vqlabel.labels.layouts.gvbsm import SEVEN, GvbsmSource, GvbsmWriter, parse_seven
+from vqlabel.labels.layouts.gvbsm import SEVEN_ITEMS, GvbsmSource, GvbsmWriter, parse_seven
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.schema import MAX_STRIPS
 from vqlabel.labels.source import LabelBatch, Place
@@ -20,37 +20,47 @@ PARTS = 2  # strips along a side of EDC's views
 
 
 class EdcSource(GvbsmSource):
-    """The tree whose files say their images and strips."""
+    """The tree whose files record their images and strips."""
 
-    layout = "edc"
-    _parts = 0  # of the first file
+    layout, title = "edc", "EDC"
+    _parts = 0  # strips of the first file; 0: not known yet, or views were not cut
 
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
-        items = read_items(file, (8,), "EDC", f"{SEVEN}, patches")
+        items = read_items(file, (8,), self.title, f"{SEVEN_ITEMS}, patches")
         batch, dtype = parse_seven(file, place, items)
         if str(getattr(items[7], "dtype", None)) == "torch.int32":
-            uncut = array_item(file, 7, items[7], (len(batch), 2, PARTS), "int32")
-            if uncut is None or uncut.any() or self._parts:
-                raise BadLabels(
-                    f"{file}: item 7 is an order of strips in int32; orders are int64, and zeros in int32 say there are none"
-                )
-            self.details = {"strips": "none"}
+            self._check_uncut(file, items[7], len(batch))
             return batch, dtype
+        return replace(batch, patches=self._parse_patches(file, items[7], len(batch))), dtype
+
+    def _check_uncut(self, file: Path, item: Any, records: int) -> None:
+        """Raises BadLabels unless the item is int32 zeros, and so are those of all earlier files."""
+        patches = array_item(file, 7, item, (records, 2, PARTS), "int32")
+        if patches is None or patches.any() or self._parts:
+            raise BadLabels(
+                f"{file}: item 7 is an int32 order of strips; an order must be int64, and int32 zeros mean that views were not cut"
+            )
+        self.details = {"strips": "none"}
+
+    def _parse_patches(self, file: Path, item: Any, records: int) -> Any:
+        """[records, 2, parts] the order of the strips; raises BadLabels for anything else."""
         if self.details:
-            raise BadLabels(f"{file}: item 7 is {describe(items[7])}; the dump began with int32 [b, 2, 2]: regenerate one of them")
-        shape = tuple(getattr(items[7], "shape", ()))
+            raise BadLabels(
+                f"{file}: item 7 is {describe(item)}, but in the first batch it is int32 [b, 2, 2]: regenerate one of them"
+            )
+        shape = tuple(getattr(item, "shape", ()))
         parts = self._parts or (shape[2] if len(shape) == 3 else PARTS)
-        patches = array_item(file, 7, items[7], (len(batch), 2, parts), "int64")
+        patches = array_item(file, 7, item, (records, 2, parts), "int64")
         if patches is None or not 1 <= parts <= MAX_STRIPS or (np.sort(patches) != np.arange(parts)).any():
             raise BadLabels(
-                f"{file}: item 7 is {describe(items[7])}; it must be two orders of 1 to {MAX_STRIPS} strips for every record, from 0 on"
+                f"{file}: item 7 is {describe(item)}; it must be two permutations of 0..parts-1 for every record, with 1 to {MAX_STRIPS} parts"
             )
         self._parts = parts
-        return replace(batch, patches=patches), dtype
+        return patches
 
 
 class EdcWriter(GvbsmWriter):
-    """The tree; views that were not cut in strips have theirs in order, or zeros where EDC wrote those."""
+    """The tree. Views that were not cut get the identity order, or zeros if the dump they come from has those."""
 
     layout, extras = "edc", ("patches",)
 

@@ -1,8 +1,9 @@
-"""G-VBSM's tree <-> label batches: SRe2L's items, and the image that every label is of, so that no reader repeats a shuffle.
+"""G-VBSM's tree <-> label batches: the items of SRe2L, and the image index of every label.
 
-epoch_E/batch_B.tar          torch.save list of 7: as in labels/sre2l.py, then index i64 [b]
+epoch_E/batch_B.tar          torch.save list of 7: as in layouts/sre2l.py, then index i64 [b]
 
-G-VBSM's reader loads an epoch as a whole and takes its row i for slot i % B of batch i // B.
+So readers need not repeat a shuffle. G-VBSM's reader loads a whole epoch and uses its row i for slot i % B of batch i
+// B.
 """
 
 from dataclasses import replace
@@ -15,30 +16,30 @@ from vqlabel.labels.layouts.torch_items import array_item, describe, read_items,
 from vqlabel.labels.layouts.tree import TreeSource
 from vqlabel.labels.source import LabelBatch, Place
 
-SEVEN = f"{ITEMS}, index"
+SEVEN_ITEMS = f"{ITEMS}, index"
 
 
 class GvbsmSource(TreeSource):
-    """The tree whose files say their images."""
+    """The tree whose files record their images."""
 
-    layout = "gvbsm"
-    temperature: float | None = None  # its students learn the logits by their squares, or at any temperature
+    layout, title = "gvbsm", "G-VBSM"
+    temperature: float | None = None  # its students learn the logits by squared error, or at any temperature
 
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
-        return parse_seven(file, place, read_items(file, (7,), "G-VBSM", SEVEN))
+        return parse_seven(file, place, read_items(file, (7,), self.title, SEVEN_ITEMS))
 
 
 class GvbsmWriter(TreeWriter):
-    """The tree, of epochs that have as many records each: the reader asks each for a row for every image."""
+    """The tree. All epochs must have equally many records, because the reader reads a row per image from each."""
 
     layout = "gvbsm"
     extras: tuple[str, ...] = ()
 
     def check_epochs(self) -> None:
-        least, most = min(self.records.values()), max(self.records.values())
-        if least != most:
+        fewest, most = min(self.records.values()), max(self.records.values())
+        if fewest != most:
             raise UsageError(
-                f"{self.layout} asks every epoch for a row for each image, and these have {least} to {most} rows: write lpqld"
+                f"{self.layout} needs a row for each image in every epoch, but these epochs have {fewest} to {most} rows: write lpqld"
             )
 
     def items(self, batch: LabelBatch) -> list[Any]:
@@ -46,7 +47,11 @@ class GvbsmWriter(TreeWriter):
 
 
 def parse_seven(file: Path, place: Place, items: list[Any]) -> tuple[LabelBatch, str]:
-    """SRe2L's six items, and the images."""
+    """A batch of SRe2L's six items and the image indices, and the stored type of its labels.
+
+    Raises:
+        BadLabels: an item is malformed.
+    """
     batch, dtype = parse_six(file, place, items)
     image = array_item(file, 6, items[6], (len(batch),), "int64")
     if image is None or image.min() < 0 or image.max() >= 1 << 31:

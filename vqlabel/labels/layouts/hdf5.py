@@ -7,15 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, MissingExtra
-from vqlabel.labels.layouts.choose import Selection, Stored, choose
-from vqlabel.labels.layouts.rows import DEFLATE_MOST, Rows
+from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
+from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
 
 SUFFIXES = (".h5", ".hdf5", ".hdf")
-CHUNK_BYTES = 256 << 20  # of a chunk, which the library reads whole
+MAX_CHUNK_BYTES = 256 << 20  # the library reads a chunk as a whole
 
 
 class DatasetRows(Rows):
-    """One dataset; its file is opened for every read, as a dump may have thousands."""
+    """The rows of one dataset; its file is opened for every read, because a dump may have thousands of files."""
 
     def __init__(
         self,
@@ -24,10 +24,10 @@ class DatasetRows(Rows):
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
         domain: str | None,
-        how: Selection,
+        selection: Selection,
         note: str | None,
     ) -> None:
-        super().__init__(str(path), shape, dtype, domain, how.axes, note)
+        super().__init__(str(path), shape, dtype, domain, selection.axes, note)
         self._path, self._dataset = path, dataset
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -43,26 +43,27 @@ class DatasetRows(Rows):
             return np.asarray(file[self._dataset][index]).reshape(-1, layout.classes)
 
 
-def open_dataset(path: Path, how: Selection) -> Rows:
-    """The dataset of labels of one file; datasets in groups are called "group/name".
+def open_dataset(path: Path, selection: Selection) -> Rows:
+    """The dataset of labels of one file; a dataset in a group is named "group/name".
 
     Raises:
         MissingExtra: h5py is not installed.
-        UsageError: there is no dataset of the name that `how` gives.
-        BadLabels: none holds labels, or several may; it lies in other files, or is larger than its file can be.
+        UsageError: there is no dataset of the name in `selection`.
+        BadLabels: no dataset holds labels, or several may; or it lies in other files, or is larger than its file can
+            hold.
     """
-    found: dict[str, Stored] = {}
+    datasets: dict[str, ArrayInfo] = {}
     with _open(path) as file:
 
         def visit(name: str, item: Any) -> None:
             if hasattr(item, "shape") and item.shape is not None:
-                found[name] = Stored.of(item.shape, item.dtype)
+                datasets[name] = ArrayInfo.of(item.shape, item.dtype)
 
-        file.visititems(visit)  # follows no link to another file
-        chosen = choose(found, how.array, path)
-        dataset = file[chosen.name]
+        file.visititems(visit)  # follows no links to other files
+        labels = select_array(datasets, selection.array, path)
+        dataset = file[labels.name]
         _check(dataset, path)
-        return DatasetRows(path, chosen.name, dataset.shape, dataset.dtype, chosen.domain, how, chosen.note)
+        return DatasetRows(path, labels.name, dataset.shape, dataset.dtype, labels.domain, selection, labels.note)
 
 
 def _open(path: Path) -> Any:
@@ -74,19 +75,20 @@ def _open(path: Path) -> Any:
 
 
 def _check(dataset: Any, path: Path) -> None:
-    """Raises BadLabels where reading it would open other files, or fill the memory, or find labels that were never written."""
+    """Raises BadLabels if reading would open other files, exhaust the memory, or return unwritten labels."""
     name = dataset.name.removeprefix("/")
     if dataset.external or dataset.is_virtual:
-        raise BadLabels(f"{path}: dataset {name!r} lies in other files; copy it into one: h5repack")
-    held = dataset.id.get_storage_size()
+        raise BadLabels(f"{path}: dataset {name!r} lies in other files; copy it into one file: h5repack")
+    stored = dataset.id.get_storage_size()
     compressed = dataset.id.get_create_plist().get_nfilters() > 0
-    most = DEFLATE_MOST * min(held, path.stat().st_size) if compressed else min(held, path.stat().st_size)
-    if dataset.nbytes > most:
+    max_size = min(stored, path.stat().st_size) * (MAX_DEFLATE_RATIO if compressed else 1)
+    if dataset.nbytes > max_size:
         raise BadLabels(
-            f"{path}: dataset {name!r} {list(dataset.shape)} takes {dataset.nbytes} bytes and {held} are stored; it was not written to its end, or is forged"
+            f"{path}: dataset {name!r} {list(dataset.shape)} has {dataset.nbytes} bytes, but {stored} are stored; it was not written "
+            "completely, or is forged"
         )
     chunk = int(np.prod(dataset.chunks or (1,), dtype=object)) * dataset.dtype.itemsize
-    if chunk > CHUNK_BYTES:
+    if chunk > MAX_CHUNK_BYTES:
         raise BadLabels(
-            f"{path}: dataset {name!r} has chunks of {chunk} bytes; the limit is {CHUNK_BYTES}: h5repack -l CHUNK=1024x{dataset.shape[-1]}"
+            f"{path}: dataset {name!r} has chunks of {chunk} bytes; the limit is {MAX_CHUNK_BYTES}: h5repack -l CHUNK=1024x{dataset.shape[-1]}"
         )

@@ -1,4 +1,4 @@
-"""Arrays of labels, read by rows -> label batches; of whatever file, alone or as the shards of one dump."""
+"""Arrays of labels that are read by rows -> label batches: of any file type, one file or the shards of one dump."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
+from vqlabel.labels.layouts.dtypes import NARROWED, numpy_code
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 
-BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20
-BF16 = np.dtype("V2")  # what NumPy, which has no such type, calls the numbers of a bfloat16 array
-DEFLATE_MOST = 1032  # bytes that one byte of a compressed file can expand to
-_CODES = {"f2": "F16", "V2": "BF16", "f4": "F32", "f8": "F64"}
+BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20  # a batch of labels in float32 reaches neither limit by more than one image
+MAX_DEFLATE_RATIO = 1032  # bytes that one byte of a deflated file can expand to
 
 
 class Rows(ABC):
@@ -23,11 +22,11 @@ class Rows(ABC):
 
     Attributes:
         name: of its file, for messages.
-        dtype: "F16", "BF16" or "F32"; float64 is narrowed to the last.
-        layout: what its shape means.
-        domain: as file or name declare it; None: neither does.
-        names: of its images, one a label, where the file has them; None: it has not.
-        notes: what a user might expect otherwise, by subject.
+        dtype: "F16", "BF16" or "F32"; float64 is narrowed to F32.
+        layout: the meaning of its shape.
+        domain: as declared by the file or implied by the array's name; None: neither.
+        names: of the images, one per label, if the file has them; else None.
+        notes: by topic, what a user might not expect of how the array is read.
     """
 
     names: Sequence[str] | None = None
@@ -41,7 +40,7 @@ class Rows(ABC):
         axes: tuple[str, ...] | None = None,
         note: str | None = None,
     ) -> None:
-        code = _CODES.get(dtype.str[1:])
+        code = numpy_code(dtype)
         if code is None:
             raise BadLabels(f"{name}: type {dtype}; {_remedy(dtype)}")
         self.name, self.domain, self.type = name, domain, dtype
@@ -49,12 +48,16 @@ class Rows(ABC):
         self.dtype = "F32" if code == "F64" else code
         self.notes = {} if note is None else {"array": note}
         if code == "F64":
-            self.notes["type"] = f"{name}: float64 is narrowed to float32"
+            self.notes["type"] = f"{name}: {NARROWED}"
         if self.layout.stored != shape:
             self.notes["shape"] = f"{name}: shape {list(shape)} is read as {list(self.layout.stored)}"
 
     def read(self, epoch: int, start: int, stop: int) -> NDArray[np.floating]:
-        """Labels start:stop of an epoch, [stop - start, C]; bf16 widened to float32."""
+        """Labels start:stop of an epoch, [stop - start, C]; bf16 is widened to float32.
+
+        Raises:
+            BadLabels: the file is damaged.
+        """
         layout = self.layout
         try:
             if layout.images_first:
@@ -66,35 +69,35 @@ class Rows(ABC):
             raise
         except Exception as error:  # zipfile and other libraries' readers raise nearly anything on damaged bytes
             raise BadLabels(
-                f"{self.name}: unreadable at row {start} ({str(error)[:200]}); it is damaged or changed meanwhile"
+                f"{self.name}: cannot be read at row {start} ({str(error)[:200]}); it is damaged, or was changed since it was opened"
             ) from None
         if self.dtype == "BF16":
             return (np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # Inf comes of a float64 that is too large, and is refused
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes Inf, which the source refuses
             return np.array(rows, np.float16 if self.dtype == "F16" else np.float32, order="C")
 
     @abstractmethod
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows start:stop of [epochs * n, C], as they are stored: of one epoch, or where images stand first of whole images."""
+        """Rows start:stop as [rows, C], in the stored type: of one epoch, or whole images if they come first."""
 
 
 def check_count(rows: int, path: Path) -> None:
-    """Raises BadLabels where a header declares more rows than its file can hold however well it is compressed."""
-    if rows > DEFLATE_MOST * (size := path.stat().st_size):
+    """Raises BadLabels if a header declares more rows than its file can hold, however well it is compressed."""
+    if rows > MAX_DEFLATE_RATIO * (size := path.stat().st_size):
         raise BadLabels(f"{path}: declares {rows:,} rows in a file of {size:,} bytes; it is forged or damaged")
 
 
 def _remedy(dtype: np.dtype[Any]) -> str:
     if dtype.kind in "iu":
-        return "integers are class numbers or quantized; labels are the teacher's float outputs [n, C]: save those, or (z * scale).astype(np.float16)"
-    return "labels are float16, bfloat16 or float32: convert them first"
+        return "integers are hard labels or quantized outputs; save the teacher's float outputs [n, C], or (z * scale).astype(np.float16)"
+    return "labels must be float16, bfloat16 or float32: convert them first"
 
 
 class Span(NamedTuple):
-    """A batch's labels: rows start:stop of an epoch of one shard."""
+    """The labels of a batch: rows start:stop of an epoch of one shard."""
 
     rows: Rows
-    epoch: int  # of the shard
+    epoch: int  # within the shard
     start: int
     stop: int
     image: int  # of row `start`
@@ -104,11 +107,14 @@ class RowsSource(LabelSource):
     """The shards of one dump, one after the other.
 
     Args:
-        path: what the user named.
-        shards: at least one; of one type and number of classes.
-        domain: as the user declares it; None: as the first shard does, else logits.
-        axes_named: whether the user named the axes, so that they need no note.
-        by_image: row i of [n, C] is image i.
+        path: the path that the user passed.
+        shards: at least one; all of one type and number of classes.
+        domain: as the user passed it; None: as the first shard declares it, else logits.
+        axes_named: whether the user passed --axes, so that no note on the axes is needed.
+        by_image: row i of [n, C] is the label of image i.
+
+    Raises:
+        BadLabels: the shards differ in type, shape or number of classes.
     """
 
     layout = "arrays"
@@ -117,59 +123,61 @@ class RowsSource(LabelSource):
         self.path, self._shards = path, shards
         first = shards[0]
         for shard in shards[1:]:
-            _check_alike(shard, first)
+            _check_same_form(shard, first)
         self.classes, self.dtype, self.domain = first.layout.classes, first.dtype, domain or first.domain or "logits"
         self.names = _joined_names(shards)
-        by_image = by_image or first.layout.by_image or self.names is not None
-        self.order = "rows" if by_image else "none"
-        spans = _spans_of_images(shards) if first.layout.images_first or self.names is not None else _spans_of_epochs(shards)
+        self._by_image = by_image or first.layout.by_image or self.names is not None
+        self.order = "rows" if self._by_image else "none"
+        more_images = first.layout.images_first or self.names is not None
+        spans = _spans_of_images(shards) if more_images else _spans_of_epochs(shards)
         self._spans = [span for _, span in spans]
         self.places = [place for place, _ in spans]
-        self._by_image = by_image
-        told = {subject: note for shard in reversed(shards) for subject, note in shard.notes.items()}
-        self.notes.extend(told.values())
+        notes = {
+            topic: note for shard in reversed(shards) for topic, note in shard.notes.items()
+        }  # per topic, that of the first shard
+        self.notes.extend(notes.values())
         if first.layout.by_image and not axes_named:
             epochs = 1 + max(place.epoch for place in self.places)
             self.notes.append(
-                f"{path}: read as {epochs:,} epochs of {first.layout.images:,} images; where images stand first, pass --axes {IMAGES_FIRST}"
+                f"{path}: read as {epochs:,} epochs of {first.layout.images:,} images; if the first axis is images, pass --axes {IMAGES_FIRST}"
             )
 
-    def files_of(self, at: int) -> tuple[Path, ...]:
-        return (Path(self._spans[at].rows.name),)
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        return (Path(self._spans[index].rows.name),)
 
-    def _load(self, at: int) -> tuple[LabelBatch, str]:
-        place, span = self.places[at], self._spans[at]
+    def _load(self, index: int) -> tuple[LabelBatch, str]:
+        place, span = self.places[index], self._spans[index]
         labels = span.rows.read(span.epoch, span.start, span.stop)
         image = np.arange(span.image, span.image + len(labels), dtype=np.int64) if self._by_image else None
-        first = span.epoch * span.rows.layout.images + span.start
-        name = f"{span.rows.name}, rows from {first}" if first else span.rows.name
+        first_row = span.epoch * span.rows.layout.images + span.start
+        name = f"{span.rows.name}, rows from {first_row}" if first_row else span.rows.name
         return LabelBatch(labels=labels, place=place, image=image), name
 
 
-def _check_alike(shard: Rows, first: Rows) -> None:
-    """Raises BadLabels where two shards are not of one dump."""
+def _check_same_form(shard: Rows, first: Rows) -> None:
+    """Raises BadLabels if two shards cannot be of one dump."""
     if shard.layout.classes != first.layout.classes:
         raise BadLabels(
-            f"{shard.name}: {shard.layout.classes} classes; {first.name} has {first.layout.classes}: one dump has one teacher"
+            f"{shard.name}: {shard.layout.classes} classes, but {first.name} has {first.layout.classes}: a dump has one teacher"
         )
     if (shard.dtype, shard.layout.by_image) != (first.dtype, first.layout.by_image):
         form = "[epochs, n, C]" if shard.layout.by_image else "[n, C]"
-        raise BadLabels(f"{shard.name}: {shard.dtype}, {form}, unlike {first.name}")
+        raise BadLabels(f"{shard.name}: {shard.dtype} {form} differs from {first.name}; save all shards in one type and form")
     if first.layout.images_first and shard.layout.epochs != first.layout.epochs:
         raise BadLabels(
-            f"{shard.name}: {shard.layout.epochs} views of an image; {first.name} has {first.layout.epochs}: save whole epochs"
+            f"{shard.name}: {shard.layout.epochs} views per image, but {first.name} has {first.layout.epochs}: save whole epochs"
         )
 
 
 def _joined_names(shards: Sequence[Rows]) -> list[str] | None:
-    """The images' names in all shards; None where some have none, or two images have one name."""
+    """The names of the images of all shards; None if a shard has none, or two images share a name."""
     parts = [shard.names for shard in shards if shard.names is not None]
     names = [name for part in parts for name in part]
     return names if len(parts) == len(shards) and len(set(names)) == len(names) else None
 
 
-def _cuts(rows: Rows) -> list[tuple[int, int]]:
-    """start, stop of the batches of one epoch."""
+def _batch_bounds(rows: Rows) -> list[tuple[int, int]]:
+    """(start, stop) of the batches of one epoch."""
     layout = rows.layout
     width = 4 * layout.classes * (layout.epochs if layout.images_first else 1)
     step = max(1, min(BATCH_RECORDS, BATCH_BYTES // width))
@@ -177,26 +185,26 @@ def _cuts(rows: Rows) -> list[tuple[int, int]]:
 
 
 def _spans_of_epochs(shards: Sequence[Rows]) -> list[tuple[Place, Span]]:
-    """Shards go on with more epochs, or with more records where there are none."""
+    """The batches of shards that continue with further epochs or, for arrays [n, C], with further records."""
     spans: list[tuple[Place, Span]] = []
     epoch = batch = 0
     for shard in shards:
-        for part in range(shard.layout.epochs):
+        for shard_epoch in range(shard.layout.epochs):
             batch = 0 if shard.layout.by_image else batch
-            for start, stop in _cuts(shard):
-                spans.append((Place(epoch, batch), Span(shard, part, start, stop, start)))
+            for start, stop in _batch_bounds(shard):
+                spans.append((Place(epoch, batch), Span(shard, shard_epoch, start, stop, start)))
                 batch += 1
             epoch += shard.layout.by_image
     return spans
 
 
 def _spans_of_images(shards: Sequence[Rows]) -> list[tuple[Place, Span]]:
-    """Shards go on with more images, of which each has labels in every epoch."""
+    """The batches of shards that continue with further images, each of which has a label in every epoch."""
     spans: list[tuple[Place, Span]] = []
     for epoch in range(shards[0].layout.epochs):
         image = batch = 0
         for shard in shards:
-            for start, stop in _cuts(shard):
+            for start, stop in _batch_bounds(shard):
                 spans.append((Place(epoch, batch), Span(shard, epoch, start, stop, image + start)))
                 batch += 1
             image += shard.layout.images

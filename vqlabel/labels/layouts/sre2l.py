@@ -1,10 +1,10 @@
-"""SRe2L's and CDA's tree <-> label batches.
+"""The tree of SRe2L and CDA <-> label batches.
 
 epoch_E/batch_B.tar          torch.save list of 6: coords f32 [b, 4], flip bool [b], mix_index i64 [b] or None,
                              mix_lam float or None, mix_bbox 4 ints or None, logits f16 or f32 [b, C]
 
-Item 1 of LPLD's dumps of ImageNet-21K is a cutout instead, f32 [b, 7]. No file says which image a label is of: SRe2L's reader repeats the
-shuffle, and `labels/order.py` does.
+In LPLD's dumps of ImageNet-21K, item 1 is a cutout, f32 [b, 7]. No file records which image a label belongs to: SRe2L's
+reader repeats the shuffle, and so does `labels/image_order.py`.
 """
 
 from abc import abstractmethod
@@ -24,14 +24,14 @@ from vqlabel.labels.layouts.torch_items import (
     to_tensor,
     write_items,
 )
-from vqlabel.labels.layouts.tree import DRAWS, SEED, Indices, TreeSource, batch_file, fitting_draws
+from vqlabel.labels.layouts.tree import DRAWS, SEED, Indices, TreeSource, batch_file, matching_draws
 from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place, in_order
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
-INSTEAD = (
-    "write lpld, whose order stands beside it, or train SRe2L's script from the .vql (vqlabel.training.sre2l, docs/training.md)"
+ALTERNATIVES = (
+    "write lpld, which stores the order, or train SRe2L's script from the .vql (vqlabel.training.sre2l, docs/training.md)"
 )
-EXTRAS = ("partner_image", "cutout", "patches", "ops", "seed")  # columns that only some layouts have
+EXTRAS = ("partner_image", "cutout", "patches", "ops", "seed")  # columns that only some layouts store
 
 
 class Sre2lSource(TreeSource):
@@ -44,7 +44,17 @@ class Sre2lSource(TreeSource):
 
 
 class TreeWriter(LabelWriter):
-    """The tree, of epochs 0, 1, ... whose batches have B records each, but for the last."""
+    """The tree: epochs 0, 1, ... whose batches have B records each, except the last batch of an epoch.
+
+    Attributes:
+        extras: columns of EXTRAS that the layout stores.
+        batches, records: numbers of these written so far, by epoch.
+
+    Raises:
+        UsageError: the labels are not logits, or record no images that the layout needs (in the constructor); a batch
+            is out of place or has a column that the layout does not store (in `add`); the layout's reader would misread
+            the epochs (in `add` and `finish`).
+    """
 
     layout: str
     extras: tuple[str, ...] = ("cutout",)
@@ -53,99 +63,112 @@ class TreeWriter(LabelWriter):
         self.out, self.about, self._images = out, about, dict[int, list[Indices]]()
         refuse_form(self.layout, form)
         require_logits(self.layout, about)
-        self.require_order()
-        self.batches: dict[int, int] = {}  # of every epoch so far
+        self.check_order_known()
+        self.batches: dict[int, int] = {}
         self.records: dict[int, int] = {}
-        self._each = 0  # B
+        self._batch_size = 0  # B
         out.mkdir()
 
     def add(self, batch: LabelBatch) -> None:
         refuse_columns(batch, self.layout, self.extras)
-        file, (epoch, at) = batch_file(self.out, batch.place), batch.place
-        there, before, self._each = self.batches.get(epoch, 0), self.records.get(epoch, 0), self._each or len(batch)
-        if at != there:
-            raise UsageError(
-                f"{self.layout} finds a batch's images by its number, and batch {there} of epoch {epoch} is missing: write lpqld"
-            )
-        if before != at * self._each or len(batch) > self._each:
-            raise UsageError(
-                f"{self.layout} finds row i of an epoch in batch i // {self._each}, and batch {at} of epoch {epoch} has {len(batch)} "
-                f"records after {before}: write lpqld, which holds batches of any size"
-            )
-        if not there and len(self.batches) == 1:  # early: the first epoch is whole
+        file, epoch = batch_file(self.out, batch.place), batch.place.epoch
+        self._check_position(batch)
+        if epoch not in self.batches and len(self.batches) == 1:  # the first epoch is complete: an error need not wait for the last
             self.check_epochs()
-        self.batches[epoch], self.records[epoch] = at + 1, before + len(batch)
+        self.batches[epoch] = batch.place.batch + 1
+        self.records[epoch] = self.records.get(epoch, 0) + len(batch)
         write_items(self.counted(file), self.items(batch))
         if batch.image is not None and self.about.order != "none":
             self._images.setdefault(epoch, []).append(batch.image.astype(np.int32))
 
+    def _check_position(self, batch: LabelBatch) -> None:
+        """Raises UsageError if readers, which look for row i of an epoch in batch i // B, would miss the records."""
+        epoch, number = batch.place
+        written, records = self.batches.get(epoch, 0), self.records.get(epoch, 0)
+        self._batch_size = self._batch_size or len(batch)
+        if number != written:
+            raise UsageError(
+                f"{self.layout} finds the images of a batch by its number, but batch {written} of epoch {epoch} is missing: write lpqld"
+            )
+        if records != number * self._batch_size or len(batch) > self._batch_size:
+            raise UsageError(
+                f"{self.layout} finds row i of an epoch in batch i // {self._batch_size}, but batch {number} of epoch {epoch} has "
+                f"{len(batch)} records after {records}: write lpqld, whose batches may have any size"
+            )
+
     def finish(self) -> None:
         missing = next((epoch for epoch in range(len(self.batches)) if epoch not in self.batches), None)
         if missing is not None:
-            raise UsageError(f"{self.layout} has as many epochs as there are folders, and epoch {missing} is missing: write lpqld")
+            raise UsageError(f"{self.layout} counts its epochs by their folders, but epoch {missing} is missing: write lpqld")
         self.check_epochs()
 
     def order(self) -> dict[int, Indices]:
-        """The images of every epoch so far; none where they are unknown."""
+        """The images of every epoch so far; empty if they are unknown."""
         return {epoch: np.concatenate(parts) for epoch, parts in self._images.items()}
 
-    def require_order(self) -> None:
-        """Raises UsageError where nobody knows whether the layout's reader shows labels their own images."""
+    def check_order_known(self) -> None:
+        """Raises UsageError if it is unknown whether the layout's reader would give labels their own images."""
         require_images(self.layout, self.about)
 
     @abstractmethod
     def check_epochs(self) -> None:
-        """Raises UsageError where the layout's reader would misread the epochs so far, which are whole."""
+        """Raises UsageError if the layout's reader would misread the epochs so far, which are complete."""
 
     def items(self, batch: LabelBatch) -> list[Any]:
-        """Of one file."""
+        """The items of one file."""
         return six_items(batch, self.about)
 
 
 class Sre2lWriter(TreeWriter):
-    """The tree and nothing beside it, for SRe2L's reader takes any other entry for an epoch. It shuffles the images by itself, so labels in
-    another order are refused."""
+    """The tree and nothing beside it: SRe2L's reader takes any other entry for an epoch.
+
+    That reader shuffles the images itself, so labels in another order are refused.
+    """
 
     layout = "sre2l"
 
-    def require_order(self) -> None:
+    def check_order_known(self) -> None:
         if self.about.order == "none" and self.about.layout != self.layout:
             raise UsageError(
-                f"sre2l: SRe2L's script shuffles images by itself (seed {SEED}), and these records do not say their images, so nobody knows "
-                "whether it would show labels their own: write .npy, or pass --images"
+                f"sre2l: SRe2L's script shuffles the images itself (seed {SEED}), and these records have no image index, so it is unknown "
+                "whether labels would get their own images: write .npy, or pass --images"
             )
 
     def check_epochs(self) -> None:
         order = self.order()
-        self._draws = fitting_draws(order) if order else [DRAWS]
+        self._draws = matching_draws(order) if order else [DRAWS]
         if not self._draws:
             raise UsageError(
-                f"sre2l: SRe2L's script shuffles images by itself (seed {SEED}), and these labels come in another order: it would put them on "
-                f"other images, without a word. {INSTEAD[0].upper()}{INSTEAD[1:]}"
+                f"sre2l: SRe2L's script shuffles the images itself (seed {SEED}), and these labels are in another order: it would assign them "
+                f"to other images without an error. {ALTERNATIVES[0].upper()}{ALTERNATIVES[1:]}"
             )
 
     def finish(self) -> None:
         super().finish()
         if DRAWS not in self._draws:
             self.notes.append(
-                f"sre2l: labels come in the order of PyTorch before 1.11, which draws one permutation an epoch; newer ones draw {DRAWS}, so that "
-                f"SRe2L's script puts these labels on other images: there {INSTEAD}"
+                f"sre2l: the labels are in the order of PyTorch before 1.11, which draws one permutation per epoch; newer versions draw {DRAWS}, "
+                f"so with these SRe2L's script assigns the labels to other images: {ALTERNATIVES}"
             )
 
 
 def parse_six(file: Path, place: Place, items: list[Any]) -> tuple[LabelBatch, str]:
-    """The six items that all trees share."""
+    """A batch of the six items that all trees share, and the stored type of its labels.
+
+    Raises:
+        BadLabels: an item is malformed.
+    """
     import torch
 
     labels, dtype = label_item(file, 5, items[5])
     b = len(labels)
-    cutout = isinstance(items[1], torch.Tensor) and items[1].dim() == 2
+    has_cutout = isinstance(items[1], torch.Tensor) and items[1].dim() == 2
     return LabelBatch(
         labels=labels,
         place=place,
         crop=array_item(file, 0, items[0], (b, 4), "float32"),
-        flip=None if cutout else array_item(file, 1, items[1], (b,), "bool"),
-        cutout=array_item(file, 1, items[1], (b, 7), "float32") if cutout else None,
+        flip=None if has_cutout else array_item(file, 1, items[1], (b,), "bool"),
+        cutout=array_item(file, 1, items[1], (b, 7), "float32") if has_cutout else None,
         mix_index=index_item(file, 2, items[2], b, "int64"),
         mix_lam=lam_item(file, items[3]),
         mix_box=box_item(file, items[4]),
@@ -153,44 +176,49 @@ def parse_six(file: Path, place: Place, items: list[Any]) -> tuple[LabelBatch, s
 
 
 def six_items(batch: LabelBatch, about: About) -> list[Any]:
-    """Inverse of `parse_six`."""
-    second = batch.flip if batch.cutout is None else batch.cutout
-    box = None if batch.mix_box is None else [int(v) for v in batch.mix_box]
+    """The six items of a batch; inverse of `parse_six`."""
+    flip_or_cutout = batch.flip if batch.cutout is None else batch.cutout
+    box = None if batch.mix_box is None else [int(edge) for edge in batch.mix_box]
     labels = to_tensor(batch.labels, "bfloat16" if about.dtype == "BF16" else None)
-    return [to_tensor(batch.crop), to_tensor(second), to_tensor(batch.mix_index), batch.mix_lam, box, labels]
+    return [to_tensor(batch.crop), to_tensor(flip_or_cutout), to_tensor(batch.mix_index), batch.mix_lam, box, labels]
 
 
 def require_logits(layout: str, about: About) -> None:
-    """Raises UsageError for probabilities: students of logits divide them by a temperature, and log p has lost nothing but says so nowhere."""
+    """Raises UsageError for probabilities.
+
+    Students of these layouts divide logits by a temperature. Logarithms would serve as logits only for probabilities at
+    temperature 1, and the layouts cannot record that the labels are such.
+    """
     if about.domain != "logits":
         raise UsageError(
-            f"{layout} holds logits, these are probabilities, and logits cannot be had back: write fkd, tinyvit or .npy"
+            f"{layout} stores logits, but these labels are probabilities, from which logits cannot be recovered: write fkd, tinyvit or .npy"
         )
 
 
 def require_images(layout: str, about: About) -> None:
-    """Raises UsageError where nobody knows which image a label is of."""
+    """Raises UsageError if the records have no image index."""
     if about.order == "none":
         raise UsageError(
-            f"{layout} writes which image every label is of, and these records do not say it: write sre2l, or pass --images"
+            f"{layout} stores the image index of every label, which these records do not have: write sre2l, or pass --images"
         )
 
 
 def refuse_columns(batch: LabelBatch, layout: str, extras: tuple[str, ...]) -> None:
-    """Raises UsageError for a column that the layout has no place for, and for two that share one.
+    """Raises UsageError if a batch has a column of EXTRAS that the layout does not store, or both flip and cutout.
 
-    An order of patches that changes nothing, as EDC's writer leaves it, is none.
+    Flip and cutout share an item of the file. An order of patches that leaves them in place, as EDC's writer may store
+    it, is dropped.
     """
     for name in EXTRAS:
         value = getattr(batch, name)
-        idle = name == "patches" and in_order(value)
-        if value is not None and name not in extras and not idle:
-            raise UsageError(f"{layout} has no place for {name}, which these records have; choose another layout, or drop it first")
+        unchanged = name == "patches" and in_order(value)
+        if value is not None and name not in extras and not unchanged:
+            raise UsageError(f"{layout} cannot store {name}, which these records have; choose another layout, or drop the column")
     if batch.cutout is not None and batch.flip is not None:
-        raise UsageError(f"{layout} holds a flip or a cutout, these records have both; choose another layout")
+        raise UsageError(f"{layout} stores a flip or a cutout, but these records have both; choose another layout")
 
 
 def refuse_form(layout: str, form: str | None) -> None:
-    """Raises UsageError where a layout that has no forms is given one."""
+    """Raises UsageError if a form is given for a layout that has none."""
     if form is not None:
-        raise UsageError(f"--layout {layout}:{form}: {layout} has no forms; write --layout {layout}")
+        raise UsageError(f"--layout {layout}:{form}: {layout} has no forms; pass --layout {layout}")

@@ -1,12 +1,13 @@
-""".pt files of labels alone <-> label batches: one tensor, as DD-Ranking saves it, and the other forms that people save.
+""".pt files of labels alone <-> label batches: one tensor, as DD-Ranking saves it, and other common forms.
 
     tensor or NumPy array          [n, C] or [epochs, n, C]
-    dict, or tuple, of them        the labels among them, as in a .npz; members of a tuple are called 0, 1, ...
-    list of arrays                 batches, joined in order; labels [C] are stacked
-    list of dicts or of tuples     batches of such, joined member by member
+    dict or tuple of these         the labels among them, as in a .npz; the members of a tuple are named 0, 1, ...
+    list of arrays                 batches, concatenated in order; labels [C] are stacked
+    list of dicts or of tuples     batches of these, concatenated member by member
     {image name: label [C]}        row i is the label of the i-th image, whose name is kept
 
-Such files are read whole: they are small, as there is one label an image. They are written as one tensor [N, C], fp16, bf16 or fp32.
+Such files are read as a whole: with one label per image they are small. They are written as one tensor [N, C], fp16,
+bf16 or fp32.
 """
 
 import math
@@ -19,22 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
-from vqlabel.labels.layouts.choose import Selection, Stored, choose, is_array_name
-from vqlabel.labels.layouts.rows import BF16, Rows, RowsSource
+from vqlabel.labels.layouts.dtypes import BF16
+from vqlabel.labels.layouts.rows import Rows, RowsSource
+from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, is_array_name, select_array
 from vqlabel.labels.layouts.sre2l import refuse_form
-from vqlabel.labels.layouts.torch_items import describe, plain, save, to_tensor
+from vqlabel.labels.layouts.torch_items import describe, save, to_plain, to_tensor
 from vqlabel.labels.layouts.unpickle import unpickle
 from vqlabel.labels.source import About, LabelBatch, LabelWriter
 
 SUFFIXES = (".pt", ".pth")
-Parts = list[NDArray[Any]]  # of one array, to be joined in order
+MAX_NESTING = 3  # dicts within dicts that are searched for arrays
+Parts = list[NDArray[Any]]  # of one array, to be concatenated in order
 
 
 class TensorRows(Rows):
-    """An array in memory."""
+    """The rows of an array in memory."""
 
-    def __init__(self, name: str, array: NDArray[Any], domain: str | None, how: Selection, note: str | None) -> None:
-        super().__init__(name, array.shape, array.dtype, domain, how.axes, note)
+    def __init__(self, name: str, array: NDArray[Any], domain: str | None, selection: Selection, note: str | None) -> None:
+        super().__init__(name, array.shape, array.dtype, domain, selection.axes, note)
         self._array = array.reshape(-1, self.layout.classes)
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -46,104 +49,109 @@ class TensorSource(RowsSource):
 
     layout = "tensor"
 
-    def __init__(self, path: Path, domain: str | None, how: Selection = Selection()) -> None:
-        super().__init__(path, [open_tensor(path, how)], domain, axes_named=how.axes is not None, by_image=True)
+    def __init__(self, path: Path, domain: str | None, selection: Selection = Selection()) -> None:
+        super().__init__(path, [open_tensor(path, selection)], domain, axes_named=selection.axes is not None, by_image=True)
 
 
-class Form(NamedTuple):
-    """What was saved: arrays by name, or one without a name, which is called ""."""
+class SavedArrays(NamedTuple):
+    """The arrays in a file: by name, or a single one under the name ""."""
 
     members: dict[str, Parts]
-    names: list[str] | None = None  # of the images, where the array has a label for each of them
-    note: str | None = None  # how it is read, where that is not plain
+    names: list[str] | None = None  # of the images, if the array has one label for each
+    note: str | None = None  # how the file is read, if that is not obvious
 
 
-def open_tensor(path: Path, how: Selection) -> Rows:
+def open_tensor(path: Path, selection: Selection) -> Rows:
     """The labels of one .pt file.
 
     Raises:
-        UsageError: it has no array of the name that `how` gives.
-        BadLabels: it is malformed, or holds something else.
+        UsageError: there is no array of the name in `selection`.
+        BadLabels: the file is malformed, or contains something else.
     """
-    form = read_form(path, unpickle(path))
-    if "" in form.members:
-        require(how.array is None, "array", how.array, f"must be left out: {path} is one array, which has no name")
-    stacked = how.axes is not None and len(how.axes) == 3
-    chosen = choose({name: _described(parts, stacked) for name, parts in form.members.items()}, how.array, path)
-    rows = TensorRows(str(path), _joined(path, form.members[chosen.name], stacked), chosen.domain, how, chosen.note)
-    rows.names = form.names
-    if form.note is not None:
-        rows.notes["form"] = f"{path}: {form.note}"
+    saved = find_arrays(path, unpickle(path))
+    if "" in saved.members:
+        require(selection.array is None, "array", selection.array, f"must be left out: {path} is a single array without a name")
+    stacked = selection.axes is not None and len(selection.axes) == 3
+    arrays = {name: _describe_joined(parts, stacked) for name, parts in saved.members.items()}
+    labels = select_array(arrays, selection.array, path)
+    rows = TensorRows(str(path), _join(path, saved.members[labels.name], stacked), labels.domain, selection, labels.note)
+    rows.names = saved.names
+    if saved.note is not None:
+        rows.notes["form"] = f"{path}: {saved.note}"
     return rows
 
 
-def read_form(path: Path, saved: Any) -> Form:
-    """The arrays in what `unpickle` gave for `path`.
+def find_arrays(path: Path, saved: Any) -> SavedArrays:
+    """The arrays in an unpickled object.
+
+    Args:
+        path: of the file, for messages.
 
     Raises:
         BadLabels: there are none.
     """
     if _is_array(saved):
-        return Form({"": [array_of(path, saved)]})
+        return SavedArrays({"": [to_array(path, saved)]})
     if isinstance(saved, Mapping):
-        named = _labels_by_name(path, saved)
-        if named is not None:
-            return named
-        members = _members(path, saved)
-    elif isinstance(saved, list) and _is_joinable(path, saved):
-        form = f"a list of {len(saved)} arrays, joined in order"
-        return Form({"": [array_of(path, part) for part in saved]}, note=form if len(saved) > 1 else None)
+        labels_by_name = _labels_by_name(path, saved)
+        if labels_by_name is not None:
+            return labels_by_name
+        members, note = _members(path, saved), None
+    elif isinstance(saved, list) and _can_be_joined(path, saved):
+        members = {"": [to_array(path, part) for part in saved]}
+        note = f"a list of {len(saved)} arrays, concatenated in order" if len(saved) > 1 else None
     elif isinstance(saved, list) and len(saved) > 1 and all(isinstance(batch, Mapping | tuple | list) for batch in saved):
-        members = _members_of_batches(path, saved)
-        return Form(members, note=f"a list of {len(saved)} batches, joined in order")
+        members, note = _members_of_batches(path, saved), f"a list of {len(saved)} batches, concatenated in order"
     elif isinstance(saved, list | tuple):
-        members = _members(path, dict(enumerate(saved)))
+        members, note = _members(path, dict(enumerate(saved))), None
     else:
-        members = {}
+        members, note = {}, None
     if not members:
-        raise BadLabels(f"{path}: holds {describe(saved)}, and no tensor of labels [n, C]: torch.save(labels, {path.name!r})")
-    return Form(members)
+        raise BadLabels(f"{path}: contains {describe(saved)}, but no tensor of labels [n, C]: torch.save(labels, {path.name!r})")
+    return SavedArrays(members, note=note)
 
 
-def _labels_by_name(path: Path, saved: Mapping[Any, Any]) -> Form | None:
-    """{image: label [C]} -> its labels, one below the other; None for another dict."""
+def _labels_by_name(path: Path, saved: Mapping[Any, Any]) -> SavedArrays | None:
+    """The labels of a dict {image: label [C]}, stacked; None for another dict."""
     items = list(saved.values())
-    if len(items) < 2 or not all(_is_array(item) and max(item.shape, default=0) == _size(item) for item in items):
+    if len(items) < 2 or not all(_is_array(item) and max(item.shape, default=0) == math.prod(item.shape) for item in items):
         return None
-    labels = [array_of(path, item).reshape(-1) for item in items]
-    first = Stored.of((len(labels), len(labels[0])), labels[0].dtype)
-    if not first.may_be_labels or any(label.shape != labels[0].shape or label.dtype != labels[0].dtype for label in labels):
+    labels = [to_array(path, item).reshape(-1) for item in items]
+    stacked = ArrayInfo.of((len(labels), len(labels[0])), labels[0].dtype)
+    if not stacked.may_be_labels or any(label.shape != labels[0].shape or label.dtype != labels[0].dtype for label in labels):
         return None
     keys = list(saved)
     if all(type(key) is int for key in keys) and sorted(keys) == list(range(len(keys))):
-        return Form({"": [labels[at] for at in np.argsort(keys)]}, note=f"read as the labels of images 0 to {len(keys) - 1}")
+        in_order = [labels[i] for i in np.argsort(keys)]
+        return SavedArrays({"": in_order}, note=f"read as the labels of images 0 to {len(keys) - 1}")
     names = [str(key) for key in keys]
     if any(is_array_name(name) for name in names):
         return None
-    return Form({"": labels}, names, f"read as the labels of {len(names)} images by name: {names[0]!r}, {names[1]!r} ...")
+    note = f"read as the labels of {len(names)} images by name: {names[0]!r}, {names[1]!r} ..."
+    return SavedArrays({"": labels}, names, note)
 
 
-def _members(path: Path, saved: Mapping[Any, Any], depth: int = 3) -> dict[str, Parts]:
-    """Arrays by name; those of a dict in the dict as "outer/inner"."""
-    found: dict[str, Parts] = {}
+def _members(path: Path, saved: Mapping[Any, Any], depth: int = MAX_NESTING) -> dict[str, Parts]:
+    """The arrays in a dict by name; those of a dict within it as "outer/inner"."""
+    members: dict[str, Parts] = {}
     for key, item in saved.items():
         if _is_array(item):
-            found[str(key)] = [array_of(path, item)]
+            members[str(key)] = [to_array(path, item)]
         elif isinstance(item, Mapping) and depth:
-            found.update({f"{key}/{name}": parts for name, parts in _members(path, item, depth - 1).items()})
-        elif isinstance(item, list) and _is_joinable(path, item):
-            found[str(key)] = [array_of(path, part) for part in item]
-    return found
+            members.update({f"{key}/{name}": parts for name, parts in _members(path, item, depth - 1).items()})
+        elif isinstance(item, list) and _can_be_joined(path, item):
+            members[str(key)] = [to_array(path, part) for part in item]
+    return members
 
 
 def _members_of_batches(path: Path, batches: Sequence[Any]) -> dict[str, Parts]:
-    """Batches of several arrays each -> the parts of each array."""
+    """Batches of several arrays each -> the parts of each array; raises BadLabels if batches hold different arrays."""
     joined: dict[str, Parts] = {}
     for number, batch in enumerate(batches):
         members = _members(path, batch if isinstance(batch, Mapping) else dict(enumerate(batch)))
         if number and members.keys() != joined.keys():
             raise BadLabels(
-                f"{path}: batch {number} holds the arrays {sorted(members)}, batch 0 {sorted(joined)}; save labels alone"
+                f"{path}: batch {number} holds the arrays {sorted(members)}, but batch 0 {sorted(joined)}; save the labels alone"
             )
         for name, parts in members.items():
             joined.setdefault(name, []).extend(parts)
@@ -154,32 +162,27 @@ def _is_array(item: Any) -> bool:
     return isinstance(item, np.ndarray) or (hasattr(item, "dtype") and hasattr(item, "numpy"))
 
 
-def _size(item: Any) -> int:
-    return math.prod(item.shape)
-
-
-def _is_joinable(path: Path, items: Sequence[Any]) -> bool:
-    """Whether these are arrays that are one when they are joined: batches [b, ..., C], or labels [C]."""
+def _can_be_joined(path: Path, items: Sequence[Any]) -> bool:
+    """Whether these are parts of one array: batches [b, ..., C], or labels [C]."""
     if not items or not all(_is_array(item) and len(item.shape) for item in items):
         return False
-    arrays = [array_of(path, item) for item in items]
-    stored = _described(arrays, False)
-    return stored.is_float and min(stored.shape) > 0
+    joined = _describe_joined([to_array(path, item) for item in items], False)
+    return joined.is_float and min(joined.shape) > 0
 
 
-def array_of(path: Path, item: Any) -> NDArray[Any]:
-    """A NumPy array of a tensor or of such an array; bfloat16, which NumPy has not, as two bytes.
+def to_array(path: Path, item: Any) -> NDArray[Any]:
+    """A tensor or array as a NumPy array; bfloat16, which NumPy lacks, as `dtypes.BF16`.
 
     Raises:
-        BadLabels: it is neither, is larger than its file, or of a type that NumPy has not.
+        BadLabels: the item is neither, spans more bytes than its file, or is of a type that NumPy lacks.
     """
     import torch
 
     if isinstance(item, np.ndarray):
         return item
     if not _is_array(item):
-        raise BadLabels(f"{path}: holds {describe(item)}; save the labels alone: torch.save(labels, {path.name!r})")
-    tensor = plain(path, 0, item)
+        raise BadLabels(f"{path}: contains {describe(item)}; save the labels alone: torch.save(labels, {path.name!r})")
+    tensor = to_plain(path, 0, item)
     try:
         if tensor.dtype == torch.bfloat16:
             raw: NDArray[Any] = tensor.contiguous().view(torch.int16).numpy()
@@ -187,43 +190,50 @@ def array_of(path: Path, item: Any) -> NDArray[Any]:
         return np.asarray(tensor.numpy())
     except (TypeError, RuntimeError):
         raise BadLabels(
-            f"{path}: holds a tensor of type {tensor.dtype}; labels are float16, bfloat16 or float32: convert them first"
+            f"{path}: contains a tensor of type {tensor.dtype}; labels must be float16, bfloat16 or float32: convert them first"
         ) from None
 
 
-def _described(parts: Parts, stacked: bool) -> Stored:
-    """What they are when joined; of no type where they do not fit each other."""
+def _describe_joined(parts: Parts, stacked: bool) -> ArrayInfo:
+    """Shape and type of the joined parts; not a float array if they do not fit together."""
     first = parts[0]
     if len(parts) == 1:
-        return Stored.of(first.shape, first.dtype)
+        return ArrayInfo.of(first.shape, first.dtype)
     if not first.ndim:
-        return Stored.of((len(parts),), first.dtype)
-    labels = first.ndim == 1 and first.dtype.kind not in "iub"
+        return ArrayInfo.of((len(parts),), first.dtype)
+    are_labels = first.ndim == 1 and first.dtype.kind not in "iub"
     fit = all(part.dtype == first.dtype and part.ndim == first.ndim and part.shape[1:] == first.shape[1:] for part in parts)
-    if not fit or ((labels or stacked) and any(part.shape != first.shape for part in parts)):
-        return Stored(first.shape, "arrays that differ, the first", False)
-    if labels or stacked:
-        return Stored.of((len(parts), *first.shape), first.dtype)
-    return Stored.of((sum(len(part) for part in parts), *first.shape[1:]), first.dtype)
+    if not fit or ((are_labels or stacked) and any(part.shape != first.shape for part in parts)):
+        return ArrayInfo(first.shape, "arrays of different shapes or types, the first of", False)
+    if are_labels or stacked:
+        return ArrayInfo.of((len(parts), *first.shape), first.dtype)
+    return ArrayInfo.of((sum(len(part) for part in parts), *first.shape[1:]), first.dtype)
 
 
-def _joined(path: Path, parts: Parts, stacked: bool) -> NDArray[Any]:
+def _join(path: Path, parts: Parts, stacked: bool) -> NDArray[Any]:
     if len(parts) == 1:
         return parts[0]
     total, size = sum(part.nbytes for part in parts), path.stat().st_size
-    if total > size:
+    if total > size:  # many views of one storage
         raise BadLabels(f"{path}: its {len(parts)} arrays span {total} bytes in a file of {size}; save each with .clone()")
     return np.stack(parts) if stacked or parts[0].ndim == 1 else np.concatenate(parts)
 
 
 class TensorWriter(LabelWriter):
-    """Labels of images 0..N-1 in any order, one each; all are in memory until they are sorted and saved, by name where they have names."""
+    """One label for each of images 0..N-1, in any order; saved by name if the images have names.
+
+    All labels are in memory until they are sorted and saved.
+
+    Raises:
+        UsageError: the labels record no images (in the constructor); records have augmentation, or an image has two
+            labels (in `add`); an image has no label (in `finish`).
+    """
 
     def __init__(self, out: Path, about: About, form: str | None = None) -> None:
         refuse_form("tensor", form)
         if about.order == "none":
             raise UsageError(
-                "tensor has row i for image i, and these records do not say which image they are of; write .npy, or pass --images"
+                "tensor stores the label of image i in row i, but these records have no image index; write .npy, or pass --images"
             )
         self._out, self._about = out, about
         self._labels: list[NDArray[np.floating]] = []
@@ -231,25 +241,25 @@ class TensorWriter(LabelWriter):
 
     def add(self, batch: LabelBatch) -> None:
         assert batch.image is not None
-        refuse_augmentation(batch, "tensor", (), "its one label an image is for any view")
+        refuse_augmentation(batch, "tensor", (), "it stores one label per image, for all views of it")
         for image in batch.image.tolist():
             if image in self._row:
-                raise UsageError(f"tensor has one label an image, and image {image} has several; write .npy, or keep one epoch")
+                raise UsageError(f"tensor stores one label per image, but image {image} has several; write .npy, or keep one epoch")
             self._row[image] = len(self._row)
         self._labels.append(batch.labels)
 
     def finish(self) -> None:
-        order = [self._row.get(image) for image in range(len(self._row))]
-        if None in order:
-            raise UsageError(f"tensor has a row for every image, and image {order.index(None)} has no label; write .npy")
-        labels = np.concatenate(self._labels)[np.array(order)]
+        rows = [self._row.get(image) for image in range(len(self._row))]
+        if None in rows:
+            raise UsageError(f"tensor has a row for every image, but image {rows.index(None)} has no label; write .npy")
+        labels = np.concatenate(self._labels)[np.array(rows)]
         tensor = to_tensor(labels, "bfloat16" if self._about.dtype == "BF16" else None)
         names = self._about.names
         save(self._out, tensor if names is None else dict(zip(names, tensor, strict=True)))
 
 
-def refuse_augmentation(batch: LabelBatch, layout: str, held: tuple[str, ...], why: str) -> None:
-    """Raises UsageError for anything that was done to the images and is not in `held`: a label is of its view, and nobody could know it."""
-    for one in fields(batch):
-        if one.name not in ("labels", "place", "image", *held) and getattr(batch, one.name) is not None:
-            raise UsageError(f"{layout} has no place for {one.name}, which these records have: {why}; choose another layout")
+def refuse_augmentation(batch: LabelBatch, layout: str, stored: tuple[str, ...], reason: str) -> None:
+    """Raises UsageError if the batch has augmentation that the layout does not store: a label belongs to its view."""
+    for field in fields(batch):
+        if field.name not in ("labels", "place", "image", *stored) and getattr(batch, field.name) is not None:
+            raise UsageError(f"{layout} cannot store {field.name}, which these records have: {reason}; choose another layout")

@@ -1,4 +1,4 @@
-"""epoch_E/batch_B.tar, the tree that SRe2L began with: its files in order, and the order of images that LPLD writes beside them."""
+"""epoch_E/batch_B.tar, the tree that SRe2L introduced: its files in order, and the order of images that LPLD adds."""
 
 import json
 import re
@@ -16,143 +16,167 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import WholeEpochs
-from vqlabel.labels.layouts.torch_items import narrowed
+from vqlabel.labels.layouts.torch_items import label_dtype
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 from vqlabel.storage.filetypes import mistaken, read_text
 
-NAMED = 4  # missing batches that a note names
-SEED = 42  # of SRe2L's shuffle: its reader knows no other
-DRAWS = 2  # permutations that RandomSampler draws an epoch since PyTorch 1.11, of which it uses the first; before it was one
+MAX_SHOWN = 4  # missing batches that a note lists
+SEED = 42  # of the shuffle in SRe2L's scripts, which is fixed
+DRAWS = 2  # permutations that RandomSampler draws per epoch since PyTorch 1.11, of which it uses the first; older versions draw one
 ORDER_FILE = "sampler_indices_epoch.json"
 Indices = NDArray[np.int64]
 
 
 class TreeSource(LabelSource):
-    """A tree. Counts come from the files; epochs and batches are sorted as numbers; other entries are ignored, missing ones noted."""
+    """A tree. Files that are not batches are ignored; missing batches are noted.
 
-    title: str  # of the system, for messages
+    Attributes:
+        title: of the system, for messages.
+
+    Raises:
+        BadLabels: the path is not a folder, or has no batch in it; or the first batch is malformed.
+    """
+
+    title: str
     temperature: float | None = 20.0  # of the students of SRe2L, CDA and LPLD
 
     def __init__(self, path: Path, domain: str | None) -> None:
         self.path, self.domain = path, domain or "logits"
         if not path.is_dir():
-            raise BadLabels(f"{path}: is no folder; {self.title}'s tree is one, with epoch_E/batch_B.tar in it")
+            raise BadLabels(f"{path}: not a folder; {self.title}'s dump is a folder that contains epoch_E/batch_B.tar")
         self.files = find_batches(path)
         if not self.files:
-            raise BadLabels(f"{path}: no epoch_E/batch_B.tar in it; a dump has at least one batch")
+            raise BadLabels(f"{path}: contains no epoch_E/batch_B.tar; a dump has at least one batch")
         self.places = list(self.files)
-        self.notes += missing(path, self.places)
-        first, self._stored = self.parse(self.files[self.places[0]], self.places[0])
-        self.dtype = narrowed(self, self._stored)
+        self.notes += missing_batches(path, self.places)
+        first, self._stored_dtype = self.parse(self.files[self.places[0]], self.places[0])
+        self.dtype = label_dtype(self, self._stored_dtype)
         self.classes = first.labels.shape[1]
         self.order = "none" if first.image is None else "explicit"
 
     @abstractmethod
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
-        """One file's batch, checked, and the type of its labels."""
+        """The batch in a file, with its items checked, and the stored type of its labels."""
 
-    def files_of(self, at: int) -> tuple[Path, ...]:
-        return (self.files[self.places[at]],)
+    def files_of(self, index: int) -> tuple[Path, ...]:
+        return (self.files[self.places[index]],)
 
-    def _load(self, at: int) -> tuple[LabelBatch, str]:
-        place = self.places[at]
+    def _load(self, index: int) -> tuple[LabelBatch, str]:
+        place = self.places[index]
         file = self.files[place]
-        batch, stored = self.parse(file, place)
-        if stored != self._stored:
-            raise BadLabels(f"{file}: labels are {stored}; the dump began with {self._stored}: regenerate one of them")
+        batch, dtype = self.parse(file, place)
+        if dtype != self._stored_dtype:
+            raise BadLabels(
+                f"{file}: labels are {dtype}, but those of the first batch are {self._stored_dtype}: regenerate one of them"
+            )
         return batch, str(file)
 
 
 class EpochOrder:
-    """Which image each record of a tree is of, where a list for every epoch says so."""
+    """The image of each record of a tree, from a list of all images of every epoch.
+
+    Args:
+        path: the order file, for messages.
+        files: the batches of the tree.
+        epochs: the images of every epoch, in order.
+    """
 
     def __init__(self, path: Path, files: dict[Place, Path], epochs: dict[int, Indices]) -> None:
         self._path, self._files, self._epochs = path, files, epochs
-        self._starts: dict[Place, int] = {}
+        self._starts: dict[Place, int] = {}  # records of an epoch before a batch
 
     def images(self) -> int | None:
-        """How many images the whole epochs of the order imply; None: it has no such epoch."""
+        """The number of images that the complete epochs of the order imply; None: there is no complete epoch."""
         whole = WholeEpochs()
         for epoch, order in self._epochs.items():
             whole.add(epoch, order)
         return whole.images()
 
-    def of(self, batch: LabelBatch, source: TreeSource) -> LabelBatch:
-        """The batch with its images: those of its epoch's order that follow the ones of the epoch's earlier batches."""
+    def assign_images(self, batch: LabelBatch, source: TreeSource) -> LabelBatch:
+        """The batch with its images: those in its epoch's order that follow the images of the epoch's earlier batches.
+
+        Raises:
+            BadLabels: the order has no such epoch or too few images, or an earlier batch is missing.
+        """
         place, records = batch.place, len(batch)
         order = self._epochs.get(place.epoch)
         if order is None:
-            raise BadLabels(f"{self._path}: no order for epoch {place.epoch}, whose labels are there")
+            raise BadLabels(f"{self._path}: has no order for epoch {place.epoch}, which the dump contains")
         start = self._start(place, source)
         if start + records > len(order):
             raise BadLabels(
-                f"{self._files[place]}: its records end at {start + records}, the order of epoch {place.epoch} has {len(order)} images"
+                f"{self._files[place]}: its records end at {start + records}, but the order of epoch {place.epoch} has {len(order)} images"
             )
         self._starts[Place(place.epoch, place.batch + 1)] = start + records
         return replace(batch, image=order[start : start + records])
 
     def _start(self, place: Place, source: TreeSource) -> int:
+        """The number of records in the epoch's earlier batches, which are read if they have not been."""
         known = place.batch
         while known and Place(place.epoch, known) not in self._starts:
             known -= 1
             if Place(place.epoch, known) not in self._files:
                 raise BadLabels(
-                    f"{self._files[place]}: batch {known} of epoch {place.epoch} is missing, so the order cannot be placed"
+                    f"{self._files[place]}: batch {known} of epoch {place.epoch} is missing, so the images of later batches are unknown"
                 )
         start = self._starts[Place(place.epoch, known)] if known else 0
         for batch in range(known, place.batch):
-            at = Place(place.epoch, batch)
-            start += len(source.parse(self._files[at], at)[0])
+            earlier = Place(place.epoch, batch)
+            start += len(source.parse(self._files[earlier], earlier)[0])
             self._starts[Place(place.epoch, batch + 1)] = start
         return start
 
 
 def find_batches(path: Path) -> dict[Place, Path]:
-    """Every epoch_E/batch_B.tar below `path`, in numeric order."""
-    found: dict[Place, Path] = {}
+    """Every epoch_E/batch_B.tar below `path`, in numeric order.
+
+    Raises:
+        BadLabels: two files have the same numbers, such as batch_0 and batch_00.
+    """
+    batches: dict[Place, Path] = {}
     for folder in path.iterdir():
         epoch = re.fullmatch(r"epoch_(\d{1,9})", folder.name)
         for file in folder.iterdir() if epoch and folder.is_dir() else ():
             batch = re.fullmatch(r"batch_(\d{1,9})\.tar", file.name)
             if epoch and batch:
                 place = Place(int(epoch[1]), int(batch[1]))
-                if place in found:
-                    raise BadLabels(f"{file}: is the same batch as {found[place]}; remove one of them")
-                found[place] = file
-    return dict(sorted(found.items()))
+                if place in batches:
+                    raise BadLabels(f"{file}: is the same batch as {batches[place]}; remove one of them")
+                batches[place] = file
+    return dict(sorted(batches.items()))
 
 
-def missing(path: Path, places: Sequence[Place]) -> list[str]:
-    """A note where epochs, or batches that another epoch has, are left out: a dump that was pruned, or whose copy was interrupted."""
+def missing_batches(path: Path, places: Sequence[Place]) -> list[str]:
+    """A note if epochs are missing, or batches that another epoch has: the dump was pruned, or is incomplete."""
     batches: dict[int, set[int]] = {}
     for place in places:
         batches.setdefault(place.epoch, set()).add(place.batch)
-    each, epochs = 1 + max(place.batch for place in places), 1 + max(batches)
-    count = epochs - len(batches) + each * len(batches) - len(places)
+    per_epoch, epochs = 1 + max(place.batch for place in places), 1 + max(batches)
+    count = epochs - len(batches) + per_epoch * len(batches) - len(places)
     if not count:
         return []
-    absent = (f"epoch {epoch}" for epoch in range(epochs) if epoch not in batches)
-    gaps = (f"batch {batch} of epoch {epoch}" for epoch in batches for batch in range(each) if batch not in batches[epoch])
-    named = ", ".join(islice(chain(absent, gaps), NAMED))  # never all: a name of a folder may hold any number
-    more = f" and {count - NAMED:,} more" if count > NAMED else ""
-    return [f"{path}: {named}{more} missing; unless it was pruned, the dump is incomplete: copy it again"]
+    missing_epochs = (f"epoch {epoch}" for epoch in range(epochs) if epoch not in batches)
+    gaps = (f"batch {batch} of epoch {epoch}" for epoch in batches for batch in range(per_epoch) if batch not in batches[epoch])
+    shown = ", ".join(islice(chain(missing_epochs, gaps), MAX_SHOWN))  # never all: the name of a folder may contain any number
+    more = f" and {count - MAX_SHOWN:,} more" if count > MAX_SHOWN else ""
+    return [f"{path}: {shown}{more} missing; if the dump was not pruned, it is incomplete: copy it again"]
 
 
 def batch_file(folder: Path, place: Place) -> Path:
-    """Where a batch is written; its epoch's folder is made.
+    """The path to write a batch to; creates the folder of its epoch.
 
     Raises:
-        UsageError: it was written already.
+        UsageError: the batch was written before.
     """
     epoch = folder / f"epoch_{place.epoch}"
-    epoch.mkdir(exist_ok=True)  # without parents: a tree that was removed meanwhile is not begun again from its middle
+    epoch.mkdir(exist_ok=True)  # without parents: if the tree was removed meanwhile, it must not be recreated in part
     file = epoch / f"batch_{place.batch}.tar"
-    require(not file.exists(), "batch", place.batch, f"stands twice in epoch {place.epoch}; a tree has one file for it")
+    require(not file.exists(), "batch", place.batch, f"occurs twice in epoch {place.epoch}; a tree has one file for it")
     return file
 
 
-def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterator[Indices]:
-    """The order [images] of every epoch, as RandomSampler has it where it draws so many permutations an epoch."""
+def simulated_orders(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterator[Indices]:
+    """The order [images] of every epoch of RandomSampler, for a PyTorch that draws `draws` permutations per epoch."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -162,66 +186,75 @@ def simulated(images: int, epochs: int, draws: int, seed: int = SEED) -> Iterato
 
 
 class Shuffle:
-    """The simulated orders, one held at a time; it begins again where an earlier epoch is asked for. Threads may share it."""
+    """The simulated orders; one is in memory, and going back to an earlier epoch restarts the simulation.
+
+    Thread-safe.
+    """
 
     def __init__(self, images: int, epochs: int, draws: int = DRAWS, seed: int = SEED) -> None:
         self._arguments, self._lock = (images, epochs, draws, seed), threading.Lock()
-        self._orders, self._next = simulated(*self._arguments), 0
+        self._orders, self._next = simulated_orders(*self._arguments), 0
 
     def order_of(self, epoch: int) -> Indices:
-        """[images] of an epoch."""
+        """The order [images] of an epoch."""
         with self._lock:
             if epoch < self._next - 1:
-                self._orders, self._next = simulated(*self._arguments), 0
+                self._orders, self._next = simulated_orders(*self._arguments), 0
             while self._next <= epoch:
-                self._now, self._next = next(self._orders), self._next + 1
-            return self._now
+                self._order, self._next = next(self._orders), self._next + 1
+            return self._order
 
 
-def fitting_draws(order: Mapping[int, Indices], seed: int = SEED) -> list[int]:
-    """With how many permutations an epoch SRe2L's shuffle, 2 or 1, gives these images of all epochs, 0 to the last; none where it does not."""
+def matching_draws(order: Mapping[int, Indices], seed: int = SEED) -> list[int]:
+    """The numbers of draws (2, 1) with which SRe2L's shuffle gives exactly these images; empty if neither does.
+
+    Args:
+        order: the images of every epoch; the epochs must be 0, 1, ...
+    """
     epochs, images = len(order), len(next(iter(order.values())))
     if sorted(order) != list(range(epochs)):
         return []
     return [
         draws
         for draws in (DRAWS, 1)
-        if all(np.array_equal(order[at], want) for at, want in enumerate(simulated(images, epochs, draws, seed)))
+        if all(
+            np.array_equal(order[epoch], simulated) for epoch, simulated in enumerate(simulated_orders(images, epochs, draws, seed))
+        )
     ]
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """A JSON object with all its keys, of which one may come again."""
+    """The (key, value) pairs of a JSON object, in which a key may occur twice."""
 
 
 def read_order(file: Path) -> dict[int, Indices]:
-    """An order file: {"0": [image indices of group 0, in order], ...}.
+    """Read an order file: {"0": [image indices of epoch or batch 0, in order], ...}.
 
     Raises:
-        BadLabels: it is something else, or names a group twice ("0" and "00" are one).
+        BadLabels: the file is something else, or has a key twice ("0" and "00" are the same).
     """
     try:
-        groups = json.loads(read_text(file), object_pairs_hook=_Pairs)
-        if not isinstance(groups, _Pairs) or not all(re.fullmatch("[0-9]{1,9}", group) for group, _ in groups):
-            raise ValueError("it is no object whose keys are whole numbers")
-        order = {int(group): indices(ids) for group, ids in groups}
+        pairs = json.loads(read_text(file), object_pairs_hook=_Pairs)
+        if not isinstance(pairs, _Pairs) or not all(re.fullmatch("[0-9]{1,9}", key) for key, _ in pairs):
+            raise ValueError("it is not an object with integer keys")
+        order = {int(key): check_indices(ids) for key, ids in pairs}
     except BadLabels:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
-        if known := mistaken(file, "an order file"):
-            raise BadLabels(known) from None
-        raise BadLabels(f"{file}: not an order file ({error}); it maps epochs to lists of image indices") from None
-    if len(order) < len(groups):
-        twice = next(group for group, times in Counter(int(group) for group, _ in groups).items() if times > 1)
-        raise BadLabels(f"{file}: names group {twice} twice, with an order each; remove one of them")
+        if message := mistaken(file, "an order file"):
+            raise BadLabels(message) from None
+        raise BadLabels(f"{file}: not an order file ({error}); it must map epochs to lists of image indices") from None
+    if len(order) < len(pairs):
+        repeated = next(key for key, count in Counter(int(key) for key, _ in pairs).items() if count > 1)
+        raise BadLabels(f"{file}: has two orders for {repeated}; remove one of them")
     return order
 
 
-def indices(ids: Any) -> Indices:
-    """[n] image indices, of a list of integers.
+def check_indices(ids: Any) -> Indices:
+    """[n] image indices as int64.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `ids` are not a list of integers in 0..2^31-1.
     """
     array = np.asarray(ids)
     if array.dtype.kind not in "iu" or array.ndim != 1 or (array.size and (array.min() < 0 or array.max() >= 1 << 31)):
@@ -230,8 +263,8 @@ def indices(ids: Any) -> Indices:
 
 
 def write_order(file: Path, order: Mapping[int, Sequence[int] | Indices]) -> None:
-    """Inverse of `read_order`; never more than a group as text."""
+    """Write an order file, inverse of `read_order`; one epoch or batch at a time is converted to text."""
     with file.open("w") as out:
-        for at, (group, ids) in enumerate(sorted(order.items())):
-            out.write(("{" if at == 0 else ", ") + f'"{group}": ' + json.dumps(np.asarray(ids).tolist()))
+        for i, (key, ids) in enumerate(sorted(order.items())):
+            out.write(("{" if i == 0 else ", ") + f'"{key}": ' + json.dumps(np.asarray(ids).tolist()))
         out.write("}" if order else "{}")

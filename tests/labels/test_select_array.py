@@ -1,4 +1,4 @@
-"""Several arrays in one file -> the one of labels: by name, type and shape, or as the user names it; the others are noted."""
+"""Several arrays in a file -> the array of labels, by name, type and shape, or as the user names it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import open_labels
-from vqlabel.labels.layouts.choose import words_of
+from vqlabel.labels.layouts.select_array import words_of
 
 Z = (np.random.default_rng(0).normal(size=(6, 5)) * 3).astype(np.float32)
 P = np.exp(Z) / np.exp(Z).sum(1, keepdims=True)
@@ -60,7 +60,7 @@ savers = pytest.mark.parametrize("save", [save_npz, save_tensors, save_pt, save_
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_the_array_that_is_named_as_outputs_are_is_read_and_the_others_are_noted(
+def test_the_array_with_a_name_of_outputs_is_read_and_the_others_are_noted(
     arrays: dict[str, Any], name: str, domain: str, save: Save, tmp_path: Path
 ) -> None:
     source = open_labels(save(tmp_path / "a", arrays))
@@ -68,7 +68,7 @@ def test_the_array_that_is_named_as_outputs_are_is_read_and_the_others_are_noted
     (note,) = source.notes
     assert f"the labels are {name!r}; not read: " in note
     assert all(repr(other) in note for other in arrays if other != name)
-    assert note.count("(class numbers)") == sum(array.ndim == 1 for array in arrays.values())
+    assert note.count("(hard labels)") == sum(array.ndim == 1 for array in arrays.values())
 
 
 @savers
@@ -83,36 +83,34 @@ def test_the_array_that_is_named_as_outputs_are_is_read_and_the_others_are_noted
     ],
     ids=lambda arrays: "+".join(arrays),
 )
-def test_arrays_of_which_none_or_several_may_be_labels_are_refused_with_the_remedy(
-    arrays: dict[str, Any], save: Save, tmp_path: Path
-) -> None:
-    with pytest.raises(BadLabels, match=r"it is not clear which of its arrays are labels: .*; name one with --array \w+"):
+def test_ambiguous_arrays_are_refused_with_the_remedy(arrays: dict[str, Any], save: Save, tmp_path: Path) -> None:
+    with pytest.raises(BadLabels, match=r"several of its arrays may be the labels: .*; name one with --array \w+"):
         open_labels(save(tmp_path / "a", arrays))
 
 
 @savers
-def test_the_user_names_the_array_by_an_option_or_behind_the_path(save: Save, tmp_path: Path) -> None:
+def test_the_array_is_named_by_an_option_or_after_the_path(save: Save, tmp_path: Path) -> None:
     path = save(tmp_path / "a", {"train_logits": Z, "val_logits": -Z, "targets": Y})
     for source in (open_labels(path, array="val_logits"), open_labels(f"{path}:val_logits")):
         assert (source.read(0).labels == -Z).all()
         assert "the labels are 'val_logits'; not read: 'targets'" in source.notes[0] or "'train_logits'" in source.notes[0]
-    with pytest.raises(UsageError, match=r"--array test_logits: .* holds .*'train_logits' .*; name one of them"):
+    with pytest.raises(UsageError, match=r"--array test_logits: .* contains .*'train_logits' .*; name one of them"):
         open_labels(path, array="test_logits")
     with pytest.raises(UsageError, match=r"array is 'x'; it must be left out: .* names val_logits"):
         open_labels(f"{path}:val_logits", array="x")
 
 
-def test_a_file_without_an_array_of_floats_names_what_it_holds(tmp_path: Path) -> None:
+def test_the_message_for_a_file_without_a_float_array_lists_its_arrays(tmp_path: Path) -> None:
     path = save_npz(tmp_path / "a", {"labels": Y, "ids": Y})
-    with pytest.raises(BadLabels, match=r"holds 'labels' int64 \[6\], 'ids' int64 \[6\], and no array \[n, C\] of floats"):
+    with pytest.raises(BadLabels, match=r"contains 'labels' int64 \[6\], 'ids' int64 \[6\], but no array \[n, C\] of floats"):
         open_labels(path)
 
 
-def test_a_name_is_refused_where_arrays_have_none_and_where_the_layout_tells(tmp_path: Path) -> None:
+def test_a_name_is_refused_if_the_array_has_none_or_the_layout_defines_it(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", Z)
     torch.save(torch.from_numpy(Z), tmp_path / "a.pt")
     for file in ("a.npy", "a.pt"):
-        with pytest.raises(UsageError, match=r"must be left out: .* is one array, which has no name"):
+        with pytest.raises(UsageError, match=r"must be left out: .* is a single array without a name"):
             open_labels(tmp_path / file, array="logits")
     (tmp_path / "tree" / "epoch_0").mkdir(parents=True)
     (tmp_path / "tree" / "epoch_0" / "batch_0.tar").touch()
@@ -120,7 +118,7 @@ def test_a_name_is_refused_where_arrays_have_none_and_where_the_layout_tells(tmp
         open_labels(tmp_path / "tree", array="x")
 
 
-def test_a_path_with_a_colon_is_a_path_where_it_is_there(tmp_path: Path) -> None:
+def test_an_existing_path_with_a_colon_is_read_as_a_path(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", Z)
     (tmp_path / "a.npy").rename(tmp_path / "a:b.npy")
     assert len(open_labels(tmp_path / "a:b.npy").read(0)) == 6
@@ -128,11 +126,11 @@ def test_a_path_with_a_colon_is_a_path_where_it_is_there(tmp_path: Path) -> None
         open_labels(tmp_path / "b.npy:logits")
 
 
-def test_a_long_list_of_arrays_is_cut_short(tmp_path: Path) -> None:
+def test_a_long_list_of_arrays_is_truncated(tmp_path: Path) -> None:
     path = save_npz(tmp_path / "a", {"logits": Z, **{f"extra_{at}": Y for at in range(20)}})
     assert open_labels(path).notes[0].endswith("and 12 more")
 
 
-def test_words_are_found_in_names_of_every_style() -> None:
+def test_names_of_every_style_are_split_into_words() -> None:
     assert words_of("train/teacher_logits.npy") == {"train", "teacher", "logits", "npy"}
     assert words_of("softLabels") == {"soft", "labels"} and words_of("LOGITS-1") == {"logits"}
