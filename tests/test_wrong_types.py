@@ -15,9 +15,9 @@ from vqlabel.codecs.raw.codec import RawCodec
 from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
 from vqlabel.labels import Place
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.training import losses
-from vqlabel.typed import typed
+from vqlabel.type_checks import check_type
 from vqlabel.workflows.relabel import TeacherSource
 
 DATASET, SOURCE = object.__new__(vqlabel.VqlDataset), object.__new__(TeacherSource)
@@ -78,12 +78,12 @@ CALLS: dict[str, Call] = {
     "StudentTemperature": (losses.StudentTemperature, {"start": 1.0, "grid": [1.0]}),
     "StudentTemperature.update": (losses.StudentTemperature().update, {**LOSS, "temperature": 1.0}),
     "StudentTemperature.load_state_dict": (losses.StudentTemperature().load_state_dict, {"state": {}}),
-    "Usage": (Usage, {"slots": 3, "codebook_size": 8}),
-    "Usage.add": (Usage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
-    "counted_bits": (bitstream.counted_bits, {"counts": CODES[:, :1], "width": 8}),
-    "split_counted": (bitstream.split_counted, {"codes": CODES}),
-    "join_counted": (bitstream.join_counted, {"counts": CODES[:, :1], "run": CODES[:, :1], "slots": 2}),
-    "narrowest": (bitstream.narrowest, {"bits": BITS}),
+    "CodeUsage": (CodeUsage, {"slots": 3, "codebook_size": 8}),
+    "CodeUsage.add": (CodeUsage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
+    "stored_count_bits": (bitstream.stored_count_bits, {"counts": CODES[:, :1], "width": 8}),
+    "split_ragged": (bitstream.split_ragged, {"codes": CODES}),
+    "join_ragged": (bitstream.join_ragged, {"counts": CODES[:, :1], "run": CODES[:, :1], "slots": 2}),
+    "narrowest_dtype": (bitstream.narrowest_dtype, {"bits": BITS}),
     "packed_size": (bitstream.packed_size, {"rows": 2, "bits": BITS}),
     "planes_size": (bitstream.planes_size, {"rows": 2, "bits": BITS}),
     "pack_fixed": (bitstream.pack_fixed, {"rows": CODES, "bits": BITS}),
@@ -178,13 +178,13 @@ def test_a_negative_integer_is_not_packed_as_another() -> None:
         with pytest.raises(VqlabelError, match=r"rows are ndarray of float64 \[1, 1\]; they must be integers"):
             pack(np.array([[0.5]]), [8])  # type: ignore[arg-type]
     with pytest.raises(VqlabelError, match=r"codes lie in -1\.\.-1; they must be 0\.\.3"):
-        Usage(1, 4).add(np.array([[-1]]))
+        CodeUsage(1, 4).add(np.array([[-1]]))
     with pytest.raises(VqlabelError, match=r"counts lie in -1\.\.0; a label has 0\.\.2 codes"):
-        bitstream.split_counted(np.array([[-1, 0, 0]]))  # type: ignore[arg-type]
+        bitstream.split_ragged(np.array([[-1, 0, 0]]))  # type: ignore[arg-type]
 
 
 def test_a_dictionary_a_text_or_an_array_of_two_axes_is_no_list_and_true_is_no_number() -> None:
     for value in ({0: 1.0}, "1", np.ones((1, 1)), [True], [None], [[1.0]]):
         with pytest.raises(WrongType):
-            typed("x", value, tuple[float, ...])
-    assert typed("x", np.ones(2), tuple[float, ...]) == (1.0, 1.0)
+            check_type("x", value, tuple[float, ...])
+    assert check_type("x", np.ones(2), tuple[float, ...]) == (1.0, 1.0)

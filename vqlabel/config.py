@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from vqlabel.errors import BadContainer, UsageError, require
-from vqlabel.typed import typed_fields
+from vqlabel.type_checks import check_field_types
 
 DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of classes that each have a probability of their own
 USUAL_BITS = 128
@@ -51,7 +51,7 @@ class JsonConfig:
             raise BadContainer(f"stored {cls.__name__}: {error}") from None
 
     def __post_init__(self) -> None:
-        typed_fields(self)
+        check_field_types(self)
         self._check()
 
     def _check(self) -> None:

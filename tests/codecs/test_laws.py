@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vqlabel import FitConfig
-from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fixed
+from vqlabel.bitstream import join_ragged, pack_fixed, split_ragged, unpack_fixed
 from vqlabel.codecs import LabelCodec, LabelSample, build_codec, fit_codec, load_codec, save_codec
 from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
@@ -150,8 +150,8 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     altered = codes.clone()
     altered[:, 1:][beyond] = case.codec.config.codebook_size - 1
     torch.testing.assert_close(case.decode(altered), case.decode(codes), atol=1e-6, rtol=1e-6)
-    counts, run = split_counted(codes.numpy().view(np.uint32))
-    assert np.array_equal(join_counted(counts, run, slots), codes.numpy())
+    counts, run = split_ragged(codes.numpy().view(np.uint32))
+    assert np.array_equal(join_ragged(counts, run, slots), codes.numpy())
     packed = len(run) * case.codec.config.code_bits + 8 * len(pack_fixed(counts, case.codec.code_bits[:1]))
     assert len(run) * case.codec.config.code_bits < case.codec.stored_bits(codes) <= packed
 

@@ -21,7 +21,7 @@ from vqlabel.codecs.config import CodecConfig
 from vqlabel.codecs.registry import CodecEntry
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
-from vqlabel.views.image_folder import Pictures
+from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.recipe import Recipe
 from vqlabel.workflows.relabel import TeacherSource, relabel
 from vqlabel.workflows.teachers import Teacher
@@ -113,7 +113,7 @@ def test_a_codec_that_looks_at_the_view_trains_through_views(tmp_path: Path, mon
     registered("pixel", module, monkeypatch, "PixelConfig PixelCodec none")
     recipe = Recipe(seed=1, images=IMAGES, epochs=2, batch=3, view=SIZE, mix="cutmix")
     teacher = Teacher(MeanPixel(), "mean", (0.0,) * 3, (1.0,) * 3)
-    source = TeacherSource(Pictures(tmp_path / "images"), teacher, recipe)
+    source = TeacherSource(ImageFolder(tmp_path / "images"), teacher, recipe)
     relabel(source, tmp_path / "a.vql", codec=PixelCodec(PixelConfig(classes=CLASSES, domain="logits")))
     views = vqlabel.VqlViews(tmp_path / "a.vql", tmp_path / "images")
     batch = views[0:12]

@@ -14,7 +14,7 @@ import zstandard
 from safetensors import safe_open
 
 from vqlabel.container import ContainerReader, ContainerWriter, verify
-from vqlabel.container.layout import ALIGN, HEADER_FIRST, HEADER_STEP, ITEM_BYTES
+from vqlabel.container.layout import ALIGN, HEADER_RESERVED, HEADER_STEP, ITEM_BYTES
 from vqlabel.errors import BadContainer, CodeOutOfRange, TargetExists, UsageError, VqlabelError
 
 RNG = np.random.default_rng(0)
@@ -94,7 +94,7 @@ def test_the_header_is_canonical_json_in_its_area(file: Path) -> None:
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + size].decode("ascii")
-    assert 8 + size == HEADER_FIRST and text.startswith('{"__metadata__":{"format":"vql"')
+    assert 8 + size == HEADER_RESERVED and text.startswith('{"__metadata__":{"format":"vql"')
     header = json.loads(text)
     assert text.rstrip(" ") == json.dumps(header, sort_keys=True, separators=(",", ":"))
 
@@ -102,7 +102,7 @@ def test_the_header_is_canonical_json_in_its_area(file: Path) -> None:
 @pytest.mark.parametrize("tensors", [60, 1500])
 def test_a_header_that_outgrows_its_area_moves_the_payload(tmp_path: Path, tensors: int) -> None:
     reader = ContainerReader(write(tmp_path / "a.vql", tensors=tensors))
-    assert reader.header_area > HEADER_FIRST and reader.header_area % HEADER_STEP == 0
+    assert reader.header_area > HEADER_RESERVED and reader.header_area % HEADER_STEP == 0
     assert verify(reader.path)["tensors"] == 7 + tensors
     np.testing.assert_array_equal(reader.rows("codes"), EVEN)
     np.testing.assert_array_equal(reader.tensor(f"codec.extra{tensors - 1:04}"), np.full(2, tensors - 1, np.float32))
@@ -112,7 +112,7 @@ def test_a_payload_of_several_pieces_moves_whole(tmp_path: Path) -> None:
     big = RNG.integers(-128, 128, 5 << 19, np.int8)  # 2.5 MiB, moved 1 MiB at a time by less than its length
     with ContainerWriter(tmp_path / "a.vql") as writer:
         writer.tensor("codec.big", "I8", big)
-        writer.finish({"vql.note": "x" * HEADER_FIRST})
+        writer.finish({"vql.note": "x" * HEADER_RESERVED})
     np.testing.assert_array_equal(ContainerReader(tmp_path / "a.vql").tensor("codec.big"), big)
     verify(tmp_path / "a.vql")
 

@@ -19,7 +19,7 @@ from vqlabel.codecs import CODECS
 from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.container import ContainerReader, verify
-from vqlabel.container.layout import CHUNKS_MOST, FIELDS_MOST
+from vqlabel.container.layout import MAX_CHUNKS, MAX_FIELDS
 from vqlabel.errors import BadContainer, UsageError, VqlabelError
 from vqlabel.vql.file import VqlFile
 
@@ -337,7 +337,7 @@ STREAMS = {
     "negative rows": (stream(rows=-1), r"rows must be 0\.\.2\^53-1"),
     "boolean rows": (stream(rows=True), r"rows must be 0\.\.2\^53-1"),
     "rows of 2^53": (stream(rows=1 << 53), r"rows must be 0\.\.2\^53-1"),
-    "2^50 rows": (stream(rows=1 << 50), f"or {CHUNKS_MOST} chunks"),
+    "2^50 rows": (stream(rows=1 << 50), f"or {MAX_CHUNKS} chunks"),
     "a chunk of 2^17 rows": (stream(rows=1 << 17, chunk_rows=1 << 17), "chunks a multiple of 8 up to 65536"),
     "a chunk of 2^27 bytes": (stream(bits=[[32, 1 << 20]], rows=32, chunk_rows=32), "exceed 67108864 bytes"),
     "a width of 33": (stream(bits=[[33, 10]]), "are not .width 1..32, count. runs"),
@@ -345,7 +345,7 @@ STREAMS = {
     "a boolean width": (stream(bits=[[True, 10]]), "are not"),
     "no fields": (stream(bits=[]), "are not"),
     "a run of none": (stream(bits=[[16, 0], [16, 10]]), "are not"),
-    "2^60 fields": (stream(bits=[[16, 1 << 60]]), f"runs of 1..{FIELDS_MOST} fields"),
+    "2^60 fields": (stream(bits=[[16, 1 << 60]]), f"runs of 1..{MAX_FIELDS} fields"),
     "unknown coding": (stream(coding="lzma"), "coding 'lzma' is unknown; this reader has fixed, zstd"),
     "coding in a list": (stream(coding=[]), "is unknown"),
     "a field too many": (stream(extra=1), "it needs bits, rows, chunk_rows and coding"),
@@ -371,8 +371,8 @@ def test_a_stream_beyond_its_limits_is_refused(forge: Forge, target: Path, case:
 def test_all_streams_together_have_a_limit_of_fields(forge: Forge, target: Path) -> None:
     for name in ("columns.x", "columns.y", "columns.z"):
         tensor(name)(forge)
-        forge.metadata["vql.streams"][name] = {"bits": [[1, FIELDS_MOST]], "rows": 0, "chunk_rows": 8, "coding": "fixed"}
-    refused(forge.write(target), f"over {2 * FIELDS_MOST} fields")
+        forge.metadata["vql.streams"][name] = {"bits": [[1, MAX_FIELDS]], "rows": 0, "chunk_rows": 8, "coding": "fixed"}
+    refused(forge.write(target), f"over {2 * MAX_FIELDS} fields")
 
 
 @pytest.mark.parametrize("field", ["offset", "stored", "raw", "first", "rows"])

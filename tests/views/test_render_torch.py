@@ -48,7 +48,7 @@ def drawn(pictures: list[Image.Image], size: int) -> LabelBatch:
 @pytest.mark.parametrize("change", CHANGES)
 def test_views_are_pils_to_the_pixel(change: str, size: int, pictures: list[Image.Image], images: render_torch.Stack) -> None:
     batch = replace(drawn(pictures, size), **CHANGES[change])
-    made, want = render_torch.views(images, batch, size), torch.from_numpy(exact.views(pictures, batch, size)).permute(0, 3, 1, 2)
+    made, want = render_torch.render(images, batch, size), torch.from_numpy(exact.views(pictures, batch, size)).permute(0, 3, 1, 2)
     assert (made.shape, made.dtype) == (want.shape, want.dtype)
     assert len(want.unique()) > 30
     if change == "mixup":
@@ -80,7 +80,7 @@ def test_padding_is_never_seen(pictures: list[Image.Image], images: render_torch
         pixels[:, height:], pixels[:, :, width:] = 255, 255
     batch = replace(drawn(pictures, 16), patches=CHANGES["patches"]["patches"])
     assert torch.equal(
-        render_torch.views(render_torch.Stack(white, images.sizes), batch, 16), render_torch.views(images, batch, 16)
+        render_torch.render(render_torch.Stack(white, images.sizes), batch, 16), render_torch.render(images, batch, 16)
     )
 
 
@@ -88,24 +88,24 @@ def test_no_record_is_no_view(pictures: list[Image.Image], images: render_torch.
     batch = drawn(pictures, 8)
     assert batch.image is not None and batch.crop is not None and batch.flip is not None
     empty = replace(batch, image=batch.image[:0], crop=batch.crop[:0], flip=batch.flip[:0], mix_index=None)
-    assert render_torch.views(images, empty, 8).shape == (0, 3, 8, 8)
+    assert render_torch.render(images, empty, 8).shape == (0, 3, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_gpu_makes_the_same_views(change: str, pictures: list[Image.Image], images: render_torch.Stack) -> None:
     batch = replace(drawn(pictures, 100), **CHANGES[change])
-    made = render_torch.views(render_torch.Stack(images.pixels.cuda(), images.sizes), batch, 100)
+    made = render_torch.render(render_torch.Stack(images.pixels.cuda(), images.sizes), batch, 100)
     assert made.is_cuda
-    torch.testing.assert_close(made.cpu(), render_torch.views(images, batch, 100), atol=1e-6 if change == "mixup" else 0, rtol=0)
+    torch.testing.assert_close(made.cpu(), render_torch.render(images, batch, 100), atol=1e-6 if change == "mixup" else 0, rtol=0)
 
 
 def test_what_cannot_be_rendered_is_refused(pictures: list[Image.Image], images: render_torch.Stack) -> None:
     batch = drawn(pictures, 16)
     with pytest.raises(BadLabels, match="do not say which image"):
-        render_torch.views(images, replace(batch, image=None), 16)
+        render_torch.render(images, replace(batch, image=None), 16)
     with pytest.raises(UsageError, match="5 images; the labels are of 6 or more"):
-        render_torch.views(render_torch.Stack(images.pixels[:5], images.sizes[:5]), batch, 16)
+        render_torch.render(render_torch.Stack(images.pixels[:5], images.sizes[:5]), batch, 16)
     for odd in (torch.zeros(3, 4, 4), torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(4, 4, dtype=torch.uint8)):
         with pytest.raises(UsageError, match=r"it must be uint8 \[3, H, W\]"):
             render_torch.stack([odd])

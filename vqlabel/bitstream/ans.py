@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.fixed import check_bytes, check_range, narrowest, pack_fixed, packed_size, unpack_fixed
+from vqlabel.bitstream.fixed import check_bytes, check_range, narrowest_dtype, pack_fixed, packed_size, unpack_fixed
 from vqlabel.errors import CodeOutOfRange
 
 PRECISION = 12  # the frequencies of a field add up to 2^12
@@ -63,7 +63,7 @@ def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDAr
         raise CodeOutOfRange(
             f"fields list {listed[:8]} values; at most {MAX_LISTED}, and no more than they have: the stream is damaged"
         )
-    out = np.zeros((rows, len(bits)), narrowest(bits))
+    out = np.zeros((rows, len(bits)), narrowest_dtype(bits))
     escaped = np.ones((rows, len(bits)), bool)
     if coded := [j for j, count in enumerate(listed) if count]:
         sizes = [listed[j] + 1 for j in coded]

@@ -24,7 +24,7 @@ def packed_size(rows: int, bits: Sequence[int]) -> int:
     return -(-rows * sum(bits) // 8)
 
 
-def narrowest(bits: Sequence[int]) -> np.dtype[np.unsignedinteger]:
+def narrowest_dtype(bits: Sequence[int]) -> np.dtype[np.unsignedinteger]:
     """The smallest of uint8, uint16 and uint32 that holds the widest field.
 
     Raises:
@@ -79,7 +79,7 @@ def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> ND
     check_bytes(data)
     if len(data) != packed_size(rows, bits):
         raise CodeOutOfRange(f"{rows} rows of {sum(bits)} bits are {packed_size(rows, bits)} bytes; found {len(data)}")
-    kind, whole = narrowest(bits), _machine_type(bits)
+    kind, whole = narrowest_dtype(bits), _machine_type(bits)
     if whole is not None:
         return np.frombuffer(data, whole).reshape(rows, len(bits)).astype(kind)
     spare = 8 * len(data) - rows * sum(bits)

@@ -6,7 +6,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.fixed import check_bytes, check_count, check_range, check_widths, narrowest
+from vqlabel.bitstream.fixed import check_bytes, check_count, check_range, check_widths, narrowest_dtype
 from vqlabel.errors import CodeOutOfRange, require
 
 
@@ -51,7 +51,7 @@ def unpack_planes(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> N
     """
     check_bytes(data)
     planes = np.frombuffer(inflate(data, planes_size(rows, bits)), np.uint8).reshape(planes_size(1, bits), rows)
-    widths, kind = np.asarray(bits), narrowest(bits)
+    widths, kind = np.asarray(bits), narrowest_dtype(bits)
     many = -(-widths // 8)  # planes of each field
     first, columns = np.cumsum(many) - many, np.zeros((len(bits), rows), kind)
     for b in range(

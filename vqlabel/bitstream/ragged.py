@@ -7,12 +7,12 @@ from vqlabel.bitstream.fixed import check_count, integers, pack_fixed
 from vqlabel.bitstream.planes import pack_planes
 from vqlabel.errors import CodeOutOfRange
 
-COUNTED_ROWS = 4096  # counts that a writer codes at a time
+COUNT_ROWS = 4096  # counts that a writer codes at a time
 
 Codes = NDArray[np.unsignedinteger]
 
 
-def split_counted(codes: Codes) -> tuple[Codes, Codes]:
+def split_ragged(codes: Codes) -> tuple[Codes, Codes]:
     """[n, 1 + m], the count of a label and its codes -> counts [n, 1], run [sum of counts, 1].
 
     Raises:
@@ -24,8 +24,8 @@ def split_counted(codes: Codes) -> tuple[Codes, Codes]:
     return codes[:, :1], codes[:, 1:][have][:, None]
 
 
-def join_counted(counts: Codes, run: Codes, slots: int) -> Codes:
-    """Inverse of `split_counted`: [n, 1 + slots], codes beyond a label's count 0.
+def join_ragged(counts: Codes, run: Codes, slots: int) -> Codes:
+    """Inverse of `split_ragged`: [n, 1 + slots], codes beyond a label's count 0.
 
     Args:
         counts: [n, 1], each at most `slots`; run: as many codes as they add up to, [sum of counts, 1].
@@ -53,12 +53,12 @@ def _check_counts(counts: NDArray[np.integer], slots: int) -> None:
         raise CodeOutOfRange(f"counts lie in {least}..{most}; a label has 0..{slots} codes")
 
 
-def counted_bits(counts: Codes, width: int) -> float:
+def stored_count_bits(counts: Codes, width: int) -> float:
     """Bits that a file takes for counts [n, 1] of `width` bits, in the coding that is smaller.
 
     Raises:
         CodeOutOfRange: they are something else, or one needs more bits.
     """
     counts = integers("counts", counts, 2)
-    parts = [counts[at : at + COUNTED_ROWS] for at in range(0, len(counts), COUNTED_ROWS)]
+    parts = [counts[at : at + COUNT_ROWS] for at in range(0, len(counts), COUNT_ROWS)]
     return 8.0 * min(sum(len(pack(part, [width])) for part in parts) for pack in (pack_fixed, pack_planes))

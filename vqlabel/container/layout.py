@@ -15,17 +15,17 @@ FEATURES = frozenset(  # what this reader knows of `vql.requires`
 SUPPORTED_CODINGS = ("fixed", "zstd", "ans")
 
 HEADER_STEP = 4096  # the header area is a multiple of it
-HEADER_FIRST = 8192  # reserved before the streams; a larger header moves them
-HEADER_MOST = 16 << 20
-TENSORS_MOST = 4096
-CHUNKS_MOST = 1 << 26
-CHUNK_ROWS_MOST = 1 << 16  # a chunk takes 112 bytes of a file or more, so no byte of a file stands for more than 585 rows
-CHUNK_BYTES_MOST = 64 << 20  # raw bytes of one chunk
-RANK_MOST = 8
-DEPTH_MOST = 8
+HEADER_RESERVED = 8192  # reserved before the streams; a larger header moves them
+MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 4096
+MAX_CHUNKS = 1 << 26
+MAX_CHUNK_ROWS = 1 << 16  # a chunk takes 112 bytes of a file or more, so no byte of a file stands for more than 585 rows
+MAX_CHUNK_BYTES = 64 << 20  # raw bytes of one chunk
+MAX_RANK = 8
+MAX_JSON_DEPTH = 8
 INTEGER_MOST = 1 << 53
-FIELDS_MOST = 1 << 21  # of one stream
-FILE_FIELDS_MOST = 1 << 22  # of all streams of a file: a few bytes of header can ask for many
+MAX_FIELDS = 1 << 21  # of one stream
+MAX_FILE_FIELDS = 1 << 22  # of all streams of a file: a few bytes of header can ask for many
 ALIGN = 64  # a compressed chunk, and the payload of a stream, is padded with zeros to a multiple of it
 
 CODEC_FILE = b'{"__metadata__":{"vqlabel.codec"'  # how the header of a codec file begins, which is no .vql
@@ -80,28 +80,28 @@ class Stream:
             isinstance(run, list) and len(run) == 2 and all(type(v) is int for v in run) and 1 <= run[0] <= 32 and run[1] >= 1
             for run in runs
         )
-        if not runs_good or not 1 <= sum(run[1] for run in runs) <= FIELDS_MOST:
+        if not runs_good or not 1 <= sum(run[1] for run in runs) <= MAX_FIELDS:
             raise BadContainer(
-                f"stream {name!r}: bits {str(runs)[:80]} are not [width 1..32, count] runs of 1..{FIELDS_MOST} fields"
+                f"stream {name!r}: bits {str(runs)[:80]} are not [width 1..32, count] runs of 1..{MAX_FIELDS} fields"
             )
         if not (
             type(rows) is int
             and 0 <= rows < INTEGER_MOST
             and type(chunk_rows) is int
-            and 8 <= chunk_rows <= CHUNK_ROWS_MOST
+            and 8 <= chunk_rows <= MAX_CHUNK_ROWS
             and chunk_rows % 8 == 0
         ):
             raise BadContainer(
                 f"stream {name!r}: {rows!r} rows in chunks of {chunk_rows!r}; rows must be 0..2^53-1, chunks a multiple of 8 up to "
-                f"{CHUNK_ROWS_MOST}"
+                f"{MAX_CHUNK_ROWS}"
             )
         if coding not in SUPPORTED_CODINGS:
             raise BadContainer(f"stream {name!r}: coding {coding!r} is unknown; this reader has {', '.join(SUPPORTED_CODINGS)}")
         stream = cls(
             bits=tuple(w for width, count in runs for w in [width] * count), rows=rows, chunk_rows=chunk_rows, coding=coding
         )
-        if stream.raw_size(min(rows, chunk_rows)) > CHUNK_BYTES_MOST or stream.chunks > CHUNKS_MOST:
+        if stream.raw_size(min(rows, chunk_rows)) > MAX_CHUNK_BYTES or stream.chunks > MAX_CHUNKS:
             raise BadContainer(
-                f"stream {name!r}: {stream.chunks} chunks of {chunk_rows} rows exceed {CHUNK_BYTES_MOST} bytes or {CHUNKS_MOST} chunks"
+                f"stream {name!r}: {stream.chunks} chunks of {chunk_rows} rows exceed {MAX_CHUNK_BYTES} bytes or {MAX_CHUNKS} chunks"
             )
         return stream

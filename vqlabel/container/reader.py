@@ -14,24 +14,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import narrowest, unpack_ans, unpack_fixed, unpack_planes
+from vqlabel.bitstream import narrowest_dtype, unpack_ans, unpack_fixed, unpack_planes
 from vqlabel.container.layout import (
     ALIGN,
     CHUNK_FIELDS,
     CHUNKS,
     CODEC_FILE,
-    DEPTH_MOST,
     FEATURES,
-    FILE_FIELDS_MOST,
     FORMAT,
-    HEADER_MOST,
     HEADER_STEP,
     INTEGER_MOST,
     ITEM_BYTES,
+    MAX_FILE_FIELDS,
+    MAX_HEADER_BYTES,
+    MAX_JSON_DEPTH,
+    MAX_RANK,
+    MAX_TENSORS,
     NAME,
-    RANK_MOST,
     SEAL,
-    TENSORS_MOST,
     VERSION,
     Stream,
 )
@@ -149,18 +149,18 @@ class ContainerReader:
         if self.size < least:
             raise BadContainer(f"{self.path}: {self.size} bytes; a .vql file has at least {least}: it is truncated or no .vql file")
         area = 8 + int.from_bytes(self._pread(0, 8), "little")
-        if area % HEADER_STEP or not HEADER_STEP <= area <= HEADER_MOST or area + 32 > self.size:
+        if area % HEADER_STEP or not HEADER_STEP <= area <= MAX_HEADER_BYTES or area + 32 > self.size:
             raise BadContainer(
                 f"{self.path}: no .vql file: a header of {area} bytes in a file of {self.size}, or the file is truncated"
             )
         text = self._pread(8, area - 8).rstrip(b" ")
         try:
             header = json.loads(text.decode("ascii"), object_pairs_hook=_no_duplicates)
-            good = isinstance(header, dict) and _depth(header) <= DEPTH_MOST
+            good = isinstance(header, dict) and _depth(header) <= MAX_JSON_DEPTH
         except (ValueError, RecursionError) as error:
             raise BadContainer(f"{self.path}: the header is no JSON ({str(error)[:80]}); no .vql file, or damaged") from None
         if not good:
-            raise BadContainer(f"{self.path}: the header is no JSON object of at most {DEPTH_MOST} levels")
+            raise BadContainer(f"{self.path}: the header is no JSON object of at most {MAX_JSON_DEPTH} levels")
         return area, text, header
 
     def _check_seal(self) -> None:
@@ -203,9 +203,9 @@ class ContainerReader:
             except BadContainer as error:
                 raise BadContainer(f"{self.path}: {error}") from None
             fields += len(streams[name].bits)
-            if fields > FILE_FIELDS_MOST or name not in self.sums:
+            if fields > MAX_FILE_FIELDS or name not in self.sums:
                 raise BadContainer(
-                    f"{self.path}: stream {name!r} has no payload, or all have over {FILE_FIELDS_MOST} fields; forged"
+                    f"{self.path}: stream {name!r} has no payload, or all have over {MAX_FILE_FIELDS} fields; forged"
                 )
         return streams
 
@@ -247,7 +247,7 @@ class ContainerReader:
             self._chunk(name, i)[max(0, start - i * size) : stop - i * size]
             for i in range(start // size, -(-stop // size) if stop > start else 0)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, len(stream.bits)), narrowest(stream.bits))
+        return np.concatenate(parts) if parts else np.empty((0, len(stream.bits)), narrowest_dtype(stream.bits))
 
     def take(self, name: str, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
         """The rows of a stream at `index` [n], each in [0, rows): [n, fields]. Chunks are read once each and kept while memory allows.
@@ -260,7 +260,7 @@ class ContainerReader:
         outside = index[(index < 0) | (index >= stream.rows)]
         if len(outside):
             raise UsageError(f"{self.path}: row {outside[0]} leaves 0..{stream.rows - 1} of {name!r}")
-        out = np.empty((len(index), len(stream.bits)), narrowest(stream.bits))
+        out = np.empty((len(index), len(stream.bits)), narrowest_dtype(stream.bits))
         chunk = index // stream.chunk_rows
         for i in np.unique(chunk).tolist():
             here = chunk == i
@@ -388,8 +388,8 @@ def _check_header(header: dict[str, Any], area: int, size: int, where: str) -> t
     unknown = [f for f in required if not isinstance(f, str) or f not in FEATURES]
     if unknown:
         raise BadContainer(f"{where}: needs the features {unknown}, which this vqlabel does not have: upgrade it")
-    if len(header) > TENSORS_MOST:
-        raise BadContainer(f"{where}: {len(header)} tensors; the format allows {TENSORS_MOST}")
+    if len(header) > MAX_TENSORS:
+        raise BadContainer(f"{where}: {len(header)} tensors; the format allows {MAX_TENSORS}")
     sections = {name: _section(name, value, area, where) for name, value in header.items()}
     at = area
     for name, section in sorted(sections.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -414,7 +414,7 @@ def _section(name: str, value: Any, area: int, where: str) -> Section:
     good = (
         good
         and _integers(value["shape"])
-        and len(value["shape"]) <= RANK_MOST
+        and len(value["shape"]) <= MAX_RANK
         and _integers(value["data_offsets"])
         and len(value["data_offsets"]) == 2
     )
@@ -452,7 +452,7 @@ def _depth(value: Any) -> int:
 def _parse(text: str, key: str, where: str, kind: type) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_no_duplicates)
-        if isinstance(value, kind) and _depth(value) <= DEPTH_MOST:
+        if isinstance(value, kind) and _depth(value) <= MAX_JSON_DEPTH:
             return value
     except (ValueError, RecursionError):
         pass

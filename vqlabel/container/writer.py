@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 from vqlabel.bitstream import pack_ans, pack_fixed, pack_planes
 from vqlabel.container.layout import (
     ALIGN,
-    CHUNK_BYTES_MOST,
     CHUNKS,
     FORMAT,
-    HEADER_FIRST,
-    HEADER_MOST,
+    HEADER_RESERVED,
     HEADER_STEP,
     ITEM_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_HEADER_BYTES,
     NAME,
     SEAL,
     VERSION,
     Stream,
 )
 from vqlabel.errors import VqlabelError
-from vqlabel.storage.targets import VQL, Partial, unwritable
+from vqlabel.storage.formats import VQL
+from vqlabel.storage.targets import AtomicTarget, unwritable
 
 _CHUNK_ROWS, _CHUNK_BYTES = 4096, 8 << 20
 _COPY = 1 << 20
@@ -46,17 +47,17 @@ class ContainerWriter:
             writer.finish(metadata)
 
     Raises:
-        What `Partial` does.
+        What `AtomicTarget` does.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         self.path = Path(path)
-        self._partial = Partial(self.path, VQL, overwrite=overwrite)
+        self._partial = AtomicTarget(self.path, VQL, overwrite=overwrite)
         self._tensors: dict[str, dict[str, Any]] = {}
         self._small: dict[str, tuple[str, NDArray[Any]]] = {}
         self._sums: dict[str, str] = {}
         self.streams: dict[str, Stream] = {}
-        self._area = HEADER_FIRST
+        self._area = HEADER_RESERVED
         try:
             self._file: IO[bytes] = self._partial.path.open("x+b")
         except OSError as error:
@@ -120,7 +121,7 @@ class ContainerWriter:
         coding, data = min(stored.items(), key=lambda item: len(item[1]))
         stream.codings = (coding,)
         raw = Stream(bits=stream.bits, rows=len(rows), chunk_rows=8, coding=coding).raw_size(len(rows))
-        assert raw <= CHUNK_BYTES_MOST
+        assert raw <= MAX_CHUNK_BYTES
         stream.table.append((stream.size, len(data), raw, stream.written, len(rows), zlib.crc32(data)))
         if coding != "fixed":
             data += bytes(-len(data) % ALIGN)
@@ -170,10 +171,10 @@ class ContainerWriter:
         }
         self._enter(SEAL, "U8", [32], 32, "")
         header = canonical({"__metadata__": whole, **self._tensors}).encode()
-        area = max(HEADER_FIRST, -(-(8 + len(header)) // HEADER_STEP) * HEADER_STEP)
-        if area > HEADER_MOST:
+        area = max(HEADER_RESERVED, -(-(8 + len(header)) // HEADER_STEP) * HEADER_STEP)
+        if area > MAX_HEADER_BYTES:
             raise VqlabelError(
-                f"{self.path}: the header needs {area} bytes; the format allows {HEADER_MOST}: fewer or smaller tensors"
+                f"{self.path}: the header needs {area} bytes; the format allows {MAX_HEADER_BYTES}: fewer or smaller tensors"
             )
         self._move_buffer(area)
         front = (area - 8).to_bytes(8, "little") + header.ljust(area - 8)

@@ -37,8 +37,9 @@ from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
 from vqlabel.storage.filetypes import is_sidecar, require_regular
-from vqlabel.storage.targets import NPY, SAFETENSORS, TENSOR, TREE, Form, appearing, check_target
-from vqlabel.typed import typed_arguments
+from vqlabel.storage.formats import NPY, SAFETENSORS, TENSOR, TREE, TargetFormat
+from vqlabel.storage.targets import atomic_target, check_target
+from vqlabel.type_checks import check_argument_types
 
 LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "arrays": ArraySource,
@@ -69,7 +70,7 @@ WRITERS: dict[str, type[LabelWriter]] = {
 _TREE_OF_LENGTH = {7: "gvbsm", 8: "edc"}  # length of the list in the files of a tree -> its layout; 6: SRe2L or LPLD
 
 
-@typed_arguments
+@check_argument_types
 def open_labels(
     path: str | PathLike[str],
     layout: str | None = None,
@@ -242,7 +243,7 @@ def writing(
     target, (name, _, form) = Path(out), layout.partition(":")
     require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
     _refuse_other_contents(target)
-    with appearing(target, target_form(layout), overwrite=overwrite) as partial:
+    with atomic_target(target, target_form(layout), overwrite=overwrite) as partial:
         writer = WRITERS[name](partial, about, form or None)
         try:
             yield writer
@@ -258,7 +259,7 @@ def writing(
             )
 
 
-def target_form(layout: str) -> Form:
+def target_form(layout: str) -> TargetFormat:
     """Whether a layout is written as a folder or as one file, and of which type."""
     return {"arrays:npy": NPY, "arrays:safetensors": SAFETENSORS, "tensor": TENSOR}.get(layout, TREE)
 
@@ -268,7 +269,7 @@ def check_dump_target(out: str | PathLike[str], layout: str, *, overwrite: bool)
 
     Raises:
         TargetExists: `out` exists and `overwrite` is false; or it is a folder that contains other things than a dump.
-        UsageError: see `Partial`.
+        UsageError: see `AtomicTarget`.
     """
     _refuse_other_contents(Path(out))
     check_target(out, target_form(layout), overwrite=overwrite)

@@ -14,7 +14,7 @@ from torch import Tensor
 from vqlabel.metrics.distortion import FLAT, Distortion, temperature_weight
 
 
-def binary_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+def binary_kl_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(sigmoid(teacher / T) || sigmoid(student / T)) in nats, summed over classes: [n, C] logits -> [n]."""
     x, y = teacher / temperature, student / temperature
     p = torch.sigmoid(x)
@@ -23,7 +23,7 @@ def binary_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * total
 
 
-def binary_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
+def binary_soft_target(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
     """[n, C] logits -> [n, C]: all that `binary_cross_entropy` needs of a teacher, a weighted sum of its probabilities."""
     total = torch.zeros_like(teacher)
     for t in temperatures:
@@ -32,13 +32,13 @@ def binary_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def binary_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """[n] weighted sum of `binary_kl` over the temperatures, as `mixed_kl` weighs them, plus the teacher's entropies; differentiable.
+    """[n] weighted sum of `binary_kl_divergence` over the temperatures, as `mixed_kl_divergence` weighs them, plus the teacher's entropies; differentiable.
 
         sum_T w_T T^2 sum_c log(1 + exp(y_c / T)) - <y, pull>
 
     Args:
         student: [n, C] logits y.
-        pull: [n, C] from `binary_pull`.
+        pull: [n, C] from `binary_soft_target`.
     """
     loss: Tensor = -torch.linalg.vecdot(student, pull.float())
     for t in temperatures:
@@ -47,7 +47,7 @@ def binary_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[f
 
 
 def binary_features(logits: Tensor, temperature: float) -> Tensor:
-    """[n, C] logits -> [n, C] features whose squared distance is the weighted `binary_kl` of this one temperature, to second order.
+    """[n, C] logits -> [n, C] features whose squared distance is the weighted `binary_kl_divergence` of this one temperature, to second order.
 
     2 arcsin(sqrt p) turns KL of two-way choices into half a squared distance, as the square root does for distributions.
     """
@@ -71,7 +71,7 @@ class BinaryDistortion(Distortion):
 
     def add(self, raw: Tensor, decoded: Tensor) -> None:
         x, y = raw.float(), decoded.float()
-        sums = [binary_kl(x, y, t).double().sum().item() for t in self.temperatures]
+        sums = [binary_kl_divergence(x, y, t).double().sum().item() for t in self.temperatures]
         self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
         self._error += (x - y).square().double().sum().item()
         self._power += x.square().double().sum().item()

@@ -35,7 +35,7 @@ def levels(labels: Tensor, domain: str) -> Tensor:
     return labels.float().mean(1) if domain == "logits" else torch.zeros(len(labels), device=labels.device)
 
 
-def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+def kl_divergence(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats, one value a label.
 
     T^2 keeps the gradient's scale the same at every T (Hinton et al., arXiv 1503.02531).
@@ -50,25 +50,25 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     return temperature**2 * (p.exp() * (p - q)).sum(1)
 
 
-def mixed_kl(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """[n] weighted sum of `kl` over the student's temperatures: what the codec is fitted to.
+def mixed_kl_divergence(teacher: Tensor, student: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """[n] weighted sum of `kl_divergence` over the student's temperatures: what the codec is fitted to.
 
     The weight T^1.2 keeps the high temperatures, whose KL falls more slowly with the rate, from being given away for the low ones;
     at high T, KL is squared error of centred logits over 2 C, so this is the squared-error term as well.
     """
     total = torch.zeros(len(teacher), device=teacher.device)
     for t in temperatures:
-        total = total + temperature_weight(t) * kl(teacher, student, t)
+        total = total + temperature_weight(t) * kl_divergence(teacher, student, t)
     return total
 
 
 def temperature_weight(temperature: float) -> float:
-    """See `mixed_kl`."""
+    """See `mixed_kl_divergence`."""
     return float(temperature**1.2)
 
 
 def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
-    """[n, C] logits -> [n, C] features whose squared distance is the `mixed_kl` of this one temperature, to second order.
+    """[n, C] logits -> [n, C] features whose squared distance is the `mixed_kl_divergence` of this one temperature, to second order.
 
     2 * |sqrt p - sqrt q|^2 = KL(p || q) + O(|p - q|^3): the square root of a distribution turns KL into a plain distance, so that PCA
     and k-means, which know only plain distances, work on what a student will feel.
@@ -78,7 +78,7 @@ def hellinger_features(logits: Tensor, temperature: float) -> Tensor:
     return root.mul_(scale / root.norm(dim=1, keepdim=True))
 
 
-def teacher_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
+def soft_target(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
     """[n, C] logits -> [n, C]: all that `mixed_cross_entropy` needs of a teacher, a weighted sum of its distributions."""
     total = torch.zeros_like(teacher)
     for t in temperatures:
@@ -87,13 +87,13 @@ def teacher_pull(teacher: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def mixed_cross_entropy(student: Tensor, pull: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """[n] `mixed_kl` plus the teacher's entropies, which no student can change; differentiable in `student`.
+    """[n] `mixed_kl_divergence` plus the teacher's entropies, which no student can change; differentiable in `student`.
 
         sum_T w_T T^2 lse(y / T) - <y, pull>,   gradient sum_T w_T T softmax(y / T) - pull
 
     Args:
         student: [n, C] logits y.
-        pull: [n, C] from `teacher_pull`, of any floating type.
+        pull: [n, C] from `soft_target`, of any floating type.
     """
     loss: Tensor = _MixedCrossEntropy.apply(student, pull, tuple(temperatures))  # type: ignore[no-untyped-call]
     return loss
@@ -149,7 +149,7 @@ class Distortion:
         if self.sets:
             return self._add_sets(raw.float(), decoded.float())
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
-        sums = [kl(x, y, t).double().sum().item() for t in self.temperatures]
+        sums = [kl_divergence(x, y, t).double().sum().item() for t in self.temperatures]
         self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
         self._error += (x - y).square().double().sum().item()
         self._power += x.square().double().sum().item()
@@ -169,7 +169,7 @@ class Distortion:
         )
         self._kept += (x.masked_fill(~has_raw, -torch.inf).softmax(1) * both).double().sum().item()
         x, y = ((z - (z * both).sum(1, keepdim=True) / count).masked_fill(~both, NOWHERE) for z in (x, y))
-        sums = [kl(x, y, t).double().sum().item() for t in self.temperatures]
+        sums = [kl_divergence(x, y, t).double().sum().item() for t in self.temperatures]
         self._kl = [a + b for a, b in zip(self._kl or [0.0] * len(sums), sums, strict=True)]
         self._error += ((x - y).square() * both).double().sum().item()
         self._power += (x.square() * both).double().sum().item()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl, binary_pull
-from vqlabel.metrics.distortion import SMALLEST, Distortion, hellinger_features, kl, mixed_cross_entropy, teacher_pull
+from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl_divergence, binary_soft_target
+from vqlabel.metrics.distortion import SMALLEST, Distortion, hellinger_features, kl_divergence, mixed_cross_entropy, soft_target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,11 @@ class Likelihood:
 
 
 CATEGORICAL = Likelihood(
-    probabilities=lambda logits: logits.softmax(1), inverse=lambda p: p.clamp_min(SMALLEST).log(), divergence=kl, pull=teacher_pull,
+    probabilities=lambda logits: logits.softmax(1), inverse=lambda p: p.clamp_min(SMALLEST).log(), divergence=kl_divergence, pull=soft_target,
     cross_entropy=mixed_cross_entropy, features=hellinger_features, distortion=Distortion, figure="kl_T", levelled=True,
 )  # fmt: skip
 BERNOULLI = Likelihood(
-    probabilities=torch.sigmoid, inverse=lambda p: p.clamp(SMALLEST, 1 - SMALLEST).logit(), divergence=binary_kl, pull=binary_pull,
+    probabilities=torch.sigmoid, inverse=lambda p: p.clamp(SMALLEST, 1 - SMALLEST).logit(), divergence=binary_kl_divergence, pull=binary_soft_target,
     cross_entropy=binary_cross_entropy, features=binary_features, distortion=BinaryDistortion, figure="binary_kl_T", levelled=False,
 )  # fmt: skip
 

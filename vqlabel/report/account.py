@@ -9,7 +9,7 @@ from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.container.layout import CHUNKS, SEAL
 from vqlabel.errors import BadContainer
 from vqlabel.labels.schema import COLUMNS, MAX_IMAGES
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.report.published import break_even
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
@@ -194,12 +194,12 @@ def _size(file: VqlFile, name: str) -> int:
     return section.stop - section.start
 
 
-def _usage(file: VqlFile, slots: int, k: int) -> Usage:
+def _usage(file: VqlFile, slots: int, k: int) -> CodeUsage:
     """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
     book = file.container.sections.get(CODEC + "decoder.codebook")
     if slots and (book is None or 8 * (book.stop - book.start) < slots * k):  # a code is a bit or more of it
         raise BadContainer(f"{file.container.path}: its codebook is too small for {slots} slots of {k} codes; damaged or forged")
-    usage = Usage(slots, k)
+    usage = CodeUsage(slots, k)
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):
         codes, counted = file.codes(at, min(at + 4096, last)), int(file.counted)

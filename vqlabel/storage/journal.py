@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import UsageError, VqlabelError
-from vqlabel.storage.targets import lock
+from vqlabel.storage.locks import try_lock
 
 HEADER = 4096  # bytes in front of the batches: what they are of
 VERSION = 2  # of the layout below
@@ -40,7 +40,7 @@ class Journal:
         said = json.dumps({**key, "journal": VERSION, "width": width, "type": dtype}, sort_keys=True).encode()
         self._head = head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
         self._file = _open(path)
-        if lock(self._file) is False:
+        if try_lock(self._file) is False:
             self._file.close()
             raise UsageError(f"{path}: another run is writing it; wait for that, or stop it and go on where it was")
         if not os.fstat(self._file.fileno()).st_size:

@@ -57,7 +57,7 @@ NAMED_BY = {suffix: words for words, suffixes in _NEVER_WRITTEN.items() for suff
 }
 
 
-class Partial:
+class AtomicTarget:
     """A target while it is written: a path of one's own, which `publish` renames to the target and `close` removes.
 
     A target that is a link is written through: the file that it points to is replaced.
@@ -160,9 +160,9 @@ def check_suffix(target: Path, form: Form) -> None:
 
 
 def check_target(path: str | os.PathLike[str] | None, form: Form, *, overwrite: bool) -> None:
-    """Refuse a target before minutes of work, not after: all that `Partial` refuses, found by making one."""
+    """Refuse a target before minutes of work, not after: all that `AtomicTarget` refuses, found by making one."""
     if path is not None:
-        Partial(Path(path), form, overwrite=overwrite).close()
+        AtomicTarget(Path(path), form, overwrite=overwrite).close()
 
 
 def check_apart(
@@ -203,14 +203,14 @@ def _same_file(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def appearing(target: Path, form: Form, *, overwrite: bool) -> Iterator[Path]:
+def atomic_target(target: Path, form: Form, *, overwrite: bool) -> Iterator[Path]:
     """Yields the path to write a file or a folder to; it becomes `target` at the end, or vanishes with any exception.
 
     Raises:
-        What `Partial` does.
+        What `AtomicTarget` does.
         VqlabelError: the disk is full, or another OSError; the message names the target.
     """
-    with Partial(target, form, overwrite=overwrite) as partial:
+    with AtomicTarget(target, form, overwrite=overwrite) as partial:
         try:
             yield partial.path
             partial.publish()

@@ -15,7 +15,7 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.decode import as_tensor, check_batch_memory, decode, read_codec
 from vqlabel.vql.file import VqlFile
 
@@ -57,7 +57,7 @@ class VqlDataset(Dataset[Tensor]):
     (`vqlabel.training.views.VqlViews(..., decode=False)` is a dataset that does.)
     """
 
-    @typed_arguments
+    @check_argument_types
     def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
         self._open(path, device, None)
 
@@ -148,7 +148,7 @@ class VqlDataset(Dataset[Tensor]):
         """(epoch, batch) of every stored batch, in order."""
         return self.file.columns.places
 
-    @typed_arguments
+    @check_argument_types
     def batch(self, epoch: int, batch: int) -> TrainingBatch:
         """The stored batch of this place.
 
@@ -162,7 +162,7 @@ class VqlDataset(Dataset[Tensor]):
             raise UsageError(f"{self.path}: no batch {batch} of epoch {epoch}; it has {len(self.places)} batches, see ds.places")
         return self._batch(at)
 
-    @typed_arguments
+    @check_argument_types
     def batches(self, epoch: int | None = None) -> Iterator[TrainingBatch]:
         """The stored batches in order: of one epoch, or of all.
 
@@ -189,7 +189,7 @@ class VqlDataset(Dataset[Tensor]):
         return TrainingBatch(labels=self._decode(record), place=said.place, mix_lam=said.mix_lam, mix_box=said.mix_box, **arrays)
 
 
-@typed_arguments
+@check_argument_types
 def open(path: str | PathLike[str], device: str | torch.device = "cpu") -> VqlDataset:
     """Open a `.vql` for training; `device` is where labels are decoded.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SIDE_MOST = 1 << 16  # pixels of an image's side
+MAX_SIDE = 1 << 16  # pixels of an image's side
 DENOMINATOR_MOST = 4096  # of one share; see _denominators
 
 
@@ -18,7 +18,7 @@ def to_pixels(crop: NDArray[np.float32], size: NDArray[np.int64]) -> NDArray[np.
     return np.rint(crop.astype(np.float64) * size[:, [0, 1, 0, 1]]).astype(np.uint32)
 
 
-def to_shares(pixels: NDArray[np.unsignedinteger], size: NDArray[np.integer]) -> NDArray[np.float32]:
+def to_fractions(pixels: NDArray[np.unsignedinteger], size: NDArray[np.integer]) -> NDArray[np.float32]:
     """Inverse of `to_pixels`: the very floats that a dump had, where `SizeFinder` found the size."""
     return (pixels.astype(np.float64) / size[:, [0, 1, 0, 1]]).astype(np.float32)
 
@@ -50,7 +50,7 @@ class SizeFinder:
                     continue
                 for i, denominator in zip(rest.tolist(), _denominators(share[rest]), strict=True):
                     side = int(np.lcm(self._sizes[at[i], axis], denominator))
-                    if not denominator or side >= SIDE_MOST:
+                    if not denominator or side >= MAX_SIDE:
                         self._exact = False
                         return
                     self._sizes[at[i], axis] = side

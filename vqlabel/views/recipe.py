@@ -18,7 +18,7 @@ from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.places import Places
 from vqlabel.labels.schema import MAX_BATCHES
 from vqlabel.philox import below, bits, shuffled, uniform
-from vqlabel.views.crops import SIDE_MOST, to_shares
+from vqlabel.views.crops import MAX_SIDE, to_fractions
 
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
@@ -30,7 +30,7 @@ _KEPT = 1 << 24  # indices of epochs' orders that are remembered
 _TOGETHER = 1 << 16  # images of a batch: of two of them the columns are drawn when a file is opened, 2 us a view
 _PIECE = 2048  # views drawn at a time, so that their random bits stay in a core's cache
 _RANGES = (
-    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, SIDE_MOST)
+    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, MAX_SIDE)
 )  # fmt: skip
 
 
@@ -121,8 +121,8 @@ class DrawnColumns:
         require(
             good, "sizes", list(self.sizes.shape), f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]"
         )
-        odd = self.sizes[~((self.sizes >= 1) & (self.sizes < SIDE_MOST)).all(1)]
-        require(not len(odd), "size", odd[:1].tolist(), f"must be a height and a width in 1..{SIDE_MOST - 1} pixels")
+        odd = self.sizes[~((self.sizes >= 1) & (self.sizes < MAX_SIDE)).all(1)]
+        require(not len(odd), "size", odd[:1].tolist(), f"must be a height and a width in 1..{MAX_SIDE - 1} pixels")
         epoch, batch = np.divmod(np.arange(recipe.epochs * recipe.batches), recipe.batches)
         self.places = Places(epoch, batch)
         self.starts = np.append(epoch * recipe.images + batch * recipe.batch, recipe.epochs * recipe.images)
@@ -203,7 +203,7 @@ class DrawnColumns:
         start = np.stack([below(first[POSITION], free[:, 0] + 1), below(second[POSITION], free[:, 1] + 1)], 1)
         start = np.where(some, start, free // 2)
         pixels = np.concatenate([start, extent], 1).astype(np.uint32)
-        return to_shares(pixels, side), uniform(first[FLIP]) < self.recipe.flip
+        return to_fractions(pixels, side), uniform(first[FLIP]) < self.recipe.flip
 
     def _draw_partners(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
         """[batches, slots] slot of the view that is mixed into the view of each slot; of short batches the first are meant."""
@@ -227,7 +227,7 @@ class DrawnColumns:
         return 1 - (box[:, 2:] - box[:, :2]).prod(1) / view**2, box
 
 
-class Reordered(DrawnColumns):
+class ReorderedColumns(DrawnColumns):
     """A recipe's views, in another order of images than its own: crops and flips are those of the recipe, batches are others.
 
     Args:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch
-from vqlabel.views.geometry import check_batch, crop_boxes, cutout_boxes, partners_of, strip_sources
+from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partners_of, strip_sources
 from vqlabel.views.image_folder import pillow
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def views(images: Images, batch: LabelBatch, size: int) -> Views:
         BadLabels: the records do not say their images, or what they say is impossible.
         UsageError: too few images, something else than RGB images, or another size than the dump's; operations that cannot be replayed.
     """
-    check_batch(batch, len(images), size)
+    check_renderable(batch, len(images), size)
     own = _unmixed(images, batch, size)
     if batch.mix_index is not None:
         return _mixed(own, own[batch.mix_index], batch)

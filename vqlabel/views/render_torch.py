@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vqlabel.errors import require
 from vqlabel.labels import LabelBatch
-from vqlabel.views.geometry import check_batch, crop_boxes, cutout_boxes, partners_of, strip_sources
+from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partners_of, strip_sources
 
 WEIGHT_BITS = 22  # of PIL's fixed-point weights
 
@@ -58,9 +58,9 @@ def views(images: Stack, batch: LabelBatch, size: int) -> Tensor:
         uint8 in 0..255; of a batch with mixup float32 in 0..1, not rounded.
 
     Raises:
-        BadLabels, UsageError: as `vqlabel.views.render_pil.views` does.
+        BadLabels, UsageError: as `vqlabel.views.render_pil.render` does.
     """
-    check_batch(batch, len(images.pixels), size)
+    check_renderable(batch, len(images.pixels), size)
     own = _unmixed(images, batch, size)
     if batch.mix_index is not None:
         return _mixed(own, own[_to(own.device, batch.mix_index)], batch)

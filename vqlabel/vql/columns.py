@@ -29,7 +29,7 @@ from vqlabel.labels.schema import (
     MAX_IMAGES,
     MAX_NAME_BYTES,
 )
-from vqlabel.views.crops import SizeFinder, to_pixels, to_shares
+from vqlabel.views.crops import SizeFinder, to_fractions, to_pixels
 from vqlabel.vql.column_limits import PREFIX, check_streams
 
 _SPOOL_ROWS = 1 << 16
@@ -130,7 +130,7 @@ class ColumnWriter:
 
     def _streams(self) -> Iterator[tuple[str, Iterable[NDArray[np.uint32]], NDArray[Any]]]:
         """(name, rows, the largest value of every field) of each column."""
-        sizes = self._sizes.found() if "crop" in self._spools else None
+        sizes = self._sizes.sizes() if "crop" in self._spools else None
         for name in sorted(self._spools):
             spool = self._spools[name]
             if name in FLOAT_COLUMNS:
@@ -300,7 +300,7 @@ class ColumnReader:
             if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
                 raise BadContainer(f"{self._reader.path}: an image has no size; damaged or forged")
             at = image
-        return to_shares(crop, self._sizes[at])
+        return to_fractions(crop, self._sizes[at])
 
     @property
     def names(self) -> list[str] | None:

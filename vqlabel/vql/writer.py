@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import split_counted
+from vqlabel.bitstream import split_ragged
 from vqlabel.codecs.config import CodecConfig, CodeStream
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.labels import LabelBatch, LabelSource
@@ -156,7 +156,7 @@ class _RaggedCodes:
 
     def append(self, codes: Codes) -> None:
         """[n, 1 + m]: count and codes."""
-        counts, run = split_counted(codes)
+        counts, run = split_ragged(codes)
         self._counts.add(counts)
         self._container.append(run)
 

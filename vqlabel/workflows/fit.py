@@ -11,15 +11,17 @@ from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
-from vqlabel.storage.targets import CODEC, check_apart, check_target
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import CODEC
+from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.fit_report import describe_codec
 from vqlabel.workflows.fit_state import StateKeeper, load_state, refuse_other_state, state_mark, state_of
 from vqlabel.workflows.sample import read_sample
 
 
-@typed_arguments
+@check_argument_types
 def fit(
     dump: str | PathLike[str] | LabelSource,
     config: FitConfig | None = None,

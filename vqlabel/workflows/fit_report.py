@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from vqlabel.bitstream.ragged import COUNTED_ROWS
+from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.codecs.vqae.fit.split import VARIES_MOST, level_spread
 from vqlabel.config import MIX
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.workflows.sample import HELD_LABELS
@@ -108,7 +108,7 @@ def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("s
     try:
         with torch.inference_mode():
             for part in parts:
-                for labels, context in sample.steps(part, COUNTED_ROWS):
+                for labels, context in sample.steps(part, COUNT_ROWS):
                     bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
     finally:
         codec.set_effort(before)
@@ -116,7 +116,7 @@ def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("s
 
 
 def _perplexity(codec: LabelCodec, sample: LabelSample, slots: int, codebook_size: int) -> list[float]:
-    usage = Usage(slots, codebook_size)
+    usage = CodeUsage(slots, codebook_size)
     ragged = codec.config.max_codes is not None
     with torch.inference_mode():
         for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):

@@ -13,7 +13,8 @@ import torch
 from vqlabel.codecs import LabelSample
 from vqlabel.config import FitConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError, VqlabelWarning
-from vqlabel.storage.targets import RECORD, appearing
+from vqlabel.storage.formats import INTERNAL
+from vqlabel.storage.targets import atomic_target
 
 STATE = 3  # version of the state; raised where the same options make other steps, or sizes
 SUM = 32  # bytes of a state's sha256, which stands at its end
@@ -50,7 +51,7 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
     torch.save(state, data := io.BytesIO())
     if path.is_symlink():  # the target's owner may link it elsewhere; a state is ours, and goes nowhere else
         path.unlink()
-    with appearing(path, RECORD, overwrite=True) as partial:
+    with atomic_target(path, INTERNAL, overwrite=True) as partial:
         partial.write_bytes(data.getvalue() + hashlib.sha256(data.getvalue()).digest())
 
 

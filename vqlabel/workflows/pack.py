@@ -17,8 +17,10 @@ from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.labels.pruning import Pruned
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import VQL, check_apart, check_target
-from vqlabel.typed import typed_arguments
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import VQL
+from vqlabel.storage.targets import check_target
+from vqlabel.type_checks import check_argument_types
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.file import VqlFile
@@ -29,7 +31,7 @@ from vqlabel.workflows.fit import fit
 from vqlabel.workflows.quality import fit_quality
 
 
-@typed_arguments
+@check_argument_types
 def pack(
     dump: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],

@@ -9,15 +9,15 @@ from vqlabel.labels import writing
 from vqlabel.labels.layouts.arrays import ArrayWriter
 from vqlabel.labels.open import output_layout
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import check_apart
+from vqlabel.storage.apart import check_apart
 from vqlabel.threads import large_operations
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.decode import decode_steps, narrow, to_bytes
 from vqlabel.vql.source import VqlSource
 
 
 @large_operations()
-@typed_arguments
+@check_argument_types
 def unpack(
     path: str | PathLike[str],
     out: str | PathLike[str],
@@ -40,7 +40,7 @@ def unpack(
 
     Raises:
         UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold, a layout that cannot
-            hold these labels or their augmentation; or a target that `files.Partial` or `files.check_apart` refuses.
+            hold these labels or their augmentation; or a target that `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses.
         TargetExists: `out` is there and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """

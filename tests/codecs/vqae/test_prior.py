@@ -20,7 +20,7 @@ from vqlabel.codecs.vqae.sizes import bits_of
 from vqlabel.config import VIEW_MOST
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
-from vqlabel.metrics.distortion import as_logits, mixed_kl
+from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 
 IMAGES, EPOCHS, CLASSES, HELD = 30, 20, 25, 60
 CPU = torch.device("cpu")
@@ -71,7 +71,7 @@ def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, 
 def held_loss(codec: VqaeCodec, labels: Tensor, context: Context) -> float:
     known = context.rows(slice(-HELD, None))
     decoded = codec.decode(codec.encode(labels[-HELD:], known), known)
-    return float(mixed_kl(as_logits(labels[-HELD:], "logits"), as_logits(decoded, "logits"), (1.0, 4.0)).mean())
+    return float(mixed_kl_divergence(as_logits(labels[-HELD:], "logits"), as_logits(decoded, "logits"), (1.0, 4.0)).mean())
 
 
 # Reading.

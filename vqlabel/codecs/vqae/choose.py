@@ -11,7 +11,7 @@ from vqlabel.codecs.vqae.decoder import Decoder
 from vqlabel.codecs.vqae.exact_top import hide
 from vqlabel.codecs.vqae.prior import Known
 from vqlabel.codecs.vqae.search import Encoder
-from vqlabel.metrics.distortion import as_logits, teacher_pull
+from vqlabel.metrics.distortion import as_logits, soft_target
 
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
@@ -63,4 +63,4 @@ class CodeChooser:
             if config.head:
                 ids = logits.topk(config.head, 1).indices
                 logits, expected = hide(logits, ids), hide(expected, ids)
-            yield expected, logits if config.domain == "sigmoid" else teacher_pull(logits, config.temperature)
+            yield expected, logits if config.domain == "sigmoid" else soft_target(logits, config.temperature)

@@ -51,7 +51,7 @@ class VqaeConfig(CodecConfig):
     lift: bool = False  # whether directions of the latent have contrasts of their own
     variable: bool = False  # whether a label has a count, and as many of the slots as pay
     rate: float = 0.0  # of variable labels: code bits of the mean label, counts apart, that `price` was found for
-    price: float = 0.0  # of variable labels: loss, as `mixed_kl` counts it, that a code bit must take away
+    price: float = 0.0  # of variable labels: loss, as `mixed_kl_divergence` counts it, that a code bit must take away
 
     def _check(self) -> None:
         check_labels(self.classes, self.domain)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.bitstream import counted_bits
+from vqlabel.bitstream import stored_count_bits
 from vqlabel.codecs.base import LabelCodec
 from vqlabel.codecs.vqae.choose import CodeChooser
 from vqlabel.codecs.vqae.config import VqaeConfig
@@ -81,7 +81,7 @@ class SingleRateVqae(LabelCodec):
         if not self.config.variable:
             return super().stored_bits(codes)
         counts = codes[:, :1].cpu().numpy().astype(np.uint32)
-        return int(counts.sum()) * self.config.code_bits + counted_bits(counts, self.config.count_bits)
+        return int(counts.sum()) * self.config.code_bits + stored_count_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
         """The decoder's weights as they will be after storage. What another codec stores is so already; rounded twice, it is something else."""

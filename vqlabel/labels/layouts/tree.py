@@ -18,7 +18,7 @@ from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.layouts.torch_items import label_dtype
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
-from vqlabel.storage.filetypes import mistaken, read_text
+from vqlabel.storage.filetypes import foreign_file_message, read_text
 
 MAX_SHOWN = 4  # missing batches that a note lists
 SEED = 42  # of the shuffle in SRe2L's scripts, which is fixed
@@ -241,7 +241,7 @@ def read_order(file: Path) -> dict[int, Indices]:
     except BadLabels:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
-        if message := mistaken(file, "an order file"):
+        if message := foreign_file_message(file, "an order file"):
             raise BadLabels(message) from None
         raise BadLabels(f"{file}: not an order file ({error}); it must map epochs to lists of image indices") from None
     if len(order) < len(pairs):

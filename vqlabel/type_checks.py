@@ -22,7 +22,7 @@ _WORDS = {
 }  # fmt: skip
 
 
-def typed(name: str, value: Any, hint: Any) -> Any:
+def check_type(name: str, value: Any, hint: Any) -> Any:
     """`value` if it is of the type that the annotation `hint` names: numbers are no booleans, whole numbers pass as floats, lists as tuples.
 
     Returns:
@@ -36,25 +36,25 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     raise WrongType(f"{name} is {_shown(value)}; it must be {_in_words(hint)}{_remedy(value, hint)}")
 
 
-def typed_fields(instance: Any) -> None:
+def check_field_types(instance: Any) -> None:
     """Hold every field of a dataclass against its annotation; called by `__post_init__`, of a frozen one too.
 
     Raises:
-        WrongType: see `typed`.
+        WrongType: see `check_type`.
     """
     hints = _hints(type(instance))  # type: ignore[arg-type]
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        plain = typed(field.name, value, hints[field.name])
+        plain = check_type(field.name, value, hints[field.name])
         if plain is not value:
             object.__setattr__(instance, field.name, plain)
 
 
-def typed_arguments(function: Callable[P, R]) -> Callable[P, R]:
+def check_argument_types(function: Callable[P, R]) -> Callable[P, R]:
     """Hold every argument of a call against its annotation.
 
     Raises:
-        WrongType: see `typed`; or an argument is missing, or unknown.
+        WrongType: see `check_type`; or an argument is missing, or unknown.
     """
     signature = inspect.signature(function)
 
@@ -68,7 +68,7 @@ def typed_arguments(function: Callable[P, R]) -> Callable[P, R]:
         hints = _hints(function)
         for name, value in bound.arguments.items():
             if name in hints:
-                bound.arguments[name] = typed(name, value, hints[name])
+                bound.arguments[name] = check_type(name, value, hints[name])
         return function(*bound.args, **bound.kwargs)
 
     return called
