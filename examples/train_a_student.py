@@ -24,7 +24,7 @@ import vqlabel
 from vqlabel.labels import open_labels
 from vqlabel.labels.pruning import Pruned
 from vqlabel.training.losses import StepSchedule, StudentTemperature, kl
-from vqlabel.views import Pictures, Recipe
+from vqlabel.views import ImageFolder, Recipe
 from vqlabel.vql.seeded import read_recipe, recipe_file
 from vqlabel.workflows.relabel import TeacherSource
 from vqlabel.workflows.teachers import load_teacher
@@ -45,7 +45,7 @@ def main() -> None:
         p.add_argument(f"--{name}", type=type(usual), default=usual)
     a = p.parse_args()
     a.work.mkdir(exist_ok=True)
-    a.dump, a.count = a.work / "dump", len(pictures := Pictures(a.images, cache=True))
+    a.dump, a.count = a.work / "dump", len(pictures := ImageFolder(a.images, cache=True))
     teacher = load_teacher(a.teacher, mean=a.mean, deviation=a.std)
     if not a.dump.exists():
         recipe = Recipe(seed=0, images=a.count, epochs=a.epochs, batch=a.batch, view=a.view, mix="cutmix")
@@ -117,7 +117,7 @@ def learn(a, path, views, falling, seed):
 
 def new_images(a, teacher):
     """Small copies of images that no label was made of, what the teacher says of them, the class of every folder, the folder of every image."""
-    new = Pictures(a.val)
+    new = ImageFolder(a.val)
     large = [torch.from_numpy(np.array(image.resize((a.view, a.view)))).permute(2, 0, 1) for image in new]
     says = torch.cat([teacher(torch.stack(large[at : at + 100]) / 255) for at in range(0, len(large), 100)])
     known = json.loads(a.columns.read_text()) if a.columns else {name: at for at, name in enumerate(new.classes)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vqlabel.cli import show
-from vqlabel.errors import MESSAGE_CHARACTERS, BadLabels, MissingExtra, VqlabelError, message, printable
+from vqlabel.errors import MAX_MESSAGE, BadLabels, MissingExtra, VqlabelError, message, printable
 
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\nvqlabel: all is well\r\x9b\u202e\udcff\x00"
 
@@ -19,9 +19,9 @@ def test_a_refusal_holds_no_control_characters() -> None:
 
 def test_a_long_refusal_keeps_its_beginning_and_its_end() -> None:
     text = str(VqlabelError("a.vql: holds " + "x" * 15_000_000 + "; copy it again"))
-    assert len(text) < MESSAGE_CHARACTERS + 50
+    assert len(text) < MAX_MESSAGE + 50
     assert text.startswith("a.vql: holds xxx") and text.endswith("xxx; copy it again") and "[... 14,998,028 characters ...]" in text
-    assert len(message("\x1b" * 15_000_000)) < 5 * MESSAGE_CHARACTERS
+    assert len(message("\x1b" * 15_000_000)) < 5 * MAX_MESSAGE
 
 
 def test_a_refusal_comes_whole_out_of_another_process() -> None:

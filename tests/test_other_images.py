@@ -21,7 +21,7 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.training.sre2l import ImageFolder_FKD_MIX
 from vqlabel.training.views import VqlViews
-from vqlabel.views import Pictures, Recipe
+from vqlabel.views import ImageFolder, Recipe
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.relabel import TeacherSource, relabel
 from vqlabel.workflows.teachers import Teacher
@@ -112,7 +112,7 @@ def teacher() -> Teacher:
 
 
 def source_of(folder: Path, *, view: int = SIZE, mix: str = "cutmix", **how: Any) -> TeacherSource:
-    images = Pictures(folder)
+    images = ImageFolder(folder)
     recipe = Recipe(seed=3, images=len(images), epochs=EPOCHS, batch=BATCH, view=view, mix=mix)
     return TeacherSource(images, teacher(), recipe, **how)
 
@@ -217,7 +217,7 @@ def test_a_digest_of_bytes_tells_images_of_the_same_names_apart(folder: Path, du
 
 
 def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(folder: Path, labelled: dict[str, Path]) -> None:
-    images = list(Pictures(folder))
+    images = list(ImageFolder(folder))
     halves = [image.resize((image.width // 2, image.height // 2)) for image in images]
     for fitting in (images, halves):
         with pytest.warns(UserWarning, match="cannot be told, for these have no names$"):
@@ -279,7 +279,7 @@ def codec_of(fitted: tuple[Path, Path]) -> LabelCodec:
 
 def test_a_codec_file_knows_the_images_and_the_view_of_its_fit(folder: Path, fitted: tuple[Path, Path]) -> None:
     known = codec_of(fitted).fitted_on
-    assert known.images == Pictures(folder).image_set() and known.view == SIZE and known.first_sha256 is not None
+    assert known.images == ImageFolder(folder).image_set() and known.view == SIZE and known.first_sha256 is not None
     assert cut(codec_of(fitted), vqlabel.FitConfig(slots=1)).fitted_on == known
 
 

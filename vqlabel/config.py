@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from vqlabel.errors import BadContainer, UsageError, require
-from vqlabel.typed import typed_fields
+from vqlabel.type_checks import check_field_types
 
 DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of classes that each have a probability of their own
 QUANTIZERS = ("residual", "grouped")
@@ -57,7 +57,7 @@ class _Json:
             raise BadContainer(f"stored {cls.__name__}: {error}") from None
 
     def __post_init__(self) -> None:
-        typed_fields(self)
+        check_field_types(self)
         self._check()
 
     def _check(self) -> None:
@@ -206,7 +206,7 @@ class VqaeConfig(_OfCodec):
     lift: bool = False  # whether directions of the latent have contrasts of their own
     variable: bool = False  # whether a label has a count, and as many of the slots as pay
     rate: float = 0.0  # of variable labels: code bits of the mean label, counts apart, that `price` was found for
-    price: float = 0.0  # of variable labels: loss, as `mixed_kl` counts it, that a code bit must take away
+    price: float = 0.0  # of variable labels: loss, as `mixed_kl_divergence` counts it, that a code bit must take away
 
     def _check(self) -> None:
         check_labels(self.classes, self.domain)

@@ -12,7 +12,7 @@ from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.labels import open_labels
-from vqlabel.metrics.distortion import kl
+from vqlabel.metrics.distortion import kl_divergence
 from vqlabel.workflows.fit import fit_sample, read_sample
 
 matplotlib.rcParams["svg.fonttype"] = "none"  # text stays text
@@ -31,13 +31,13 @@ def draw_slots(sample: LabelSample, bits: int = 64) -> None:
     rates = [0, 1, 2, codec.config.slots]
     parts = [codec.cut(0), codec.prefix(1), codec.prefix(2), codec]
     said = [part.decoder(part.choose(labels, known), known) for part in parts]
-    order = kl(labels, said[0], 1.0).argsort()
+    order = kl_divergence(labels, said[0], 1.0).argsort()
     figure = Figure(figsize=(10, 6), layout="constrained")
     for at, axes in zip(order[[80, 256, 430]].tolist(), figure.subplots(SHOWN, 1), strict=True):
         top = labels[at].argsort(descending=True)[:TOP]
         axes.bar(torch.arange(TOP) - 0.3, labels[at].softmax(0)[top], 0.3, color="#9aa0a6", label="teacher")
         for number, (slots, logits) in enumerate(zip(rates, said, strict=True)):
-            wrong = float(kl(labels[at : at + 1], logits[at : at + 1], 1.0))
+            wrong = float(kl_divergence(labels[at : at + 1], logits[at : at + 1], 1.0))
             name = f"prior and {slots} slot{'s' * (slots > 1)}" if slots else "prior, no bit read"
             place = torch.arange(TOP) + 0.14 * number - 0.08
             axes.bar(place, logits[at].softmax(0)[top], 0.14, label=f"{name}: KL {wrong:.2f}", color=f"C{number}")

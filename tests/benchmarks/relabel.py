@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vqlabel.codecs import load_codec
-from vqlabel.views import Pictures, Recipe
+from vqlabel.views import ImageFolder, Recipe
 from vqlabel.workflows.relabel import TeacherSource, relabel
 from vqlabel.workflows.teachers import load_teacher
 
@@ -31,7 +31,7 @@ def main() -> None:
     for name in ("mean", "std"):
         parser.add_argument(f"--{name}", type=float, nargs="+")
     options = parser.parse_args()
-    pictures = Pictures(options.images, cache=True)
+    pictures = ImageFolder(options.images, cache=True)
     recipe = Recipe(seed=0, images=len(pictures), epochs=options.epochs, batch=options.batch, view=options.view, mix="cutmix")
     source = TeacherSource(pictures, load_teacher(options.teacher, mean=options.mean, deviation=options.std), recipe)
     codec = None if options.codec is None else load_codec(options.codec)[0]

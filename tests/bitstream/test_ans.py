@@ -56,9 +56,9 @@ def test_the_bytes_are_those_of_the_format() -> None:
 @pytest.mark.parametrize(
     ("at", "byte", "message"),
     [
-        (1, 255, r"fields list \[.*\] values; at most 1024"),
-        (6, 255, r"the frequencies of a field do not add up to 4096|belong at byte"),
-        (-1, None, "states do not end where they began|left over|belong at byte|unused high bits|words are too few"),
+        (1, 255, r"tables list \[.*\] values; the limit is 1024"),
+        (6, 255, r"the frequencies of a field do not add up to 4096|expected at byte"),
+        (-1, None, "states do not return to their initial value|left over|expected at byte|unused high bits|words are too few"),
     ],
 )
 def test_a_damaged_chunk_is_refused(at: int, byte: int | None, message: str) -> None:
@@ -80,5 +80,5 @@ def test_no_damage_raises_anything_else_or_asks_for_memory() -> None:
         assert found.shape == (300, 3)
     count = 2 * len(BITS) + packed_size(sum(np.frombuffer(data[:6], "<u2").tolist()) + 2, [13]) + 4 * LANES
     claim = data[:count] + b"\xff\xff\xff\xff" + data[count + 4 :]
-    with pytest.raises(CodeOutOfRange, match="8589934590 bytes belong at byte"):
+    with pytest.raises(CodeOutOfRange, match="8589934590 bytes expected at byte"):
         unpack_ans(claim, 300, BITS)

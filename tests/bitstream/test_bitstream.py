@@ -9,7 +9,7 @@ import pytest
 import zstandard
 
 from vqlabel.bitstream import (
-    narrowest,
+    narrowest_dtype,
     pack_ans,
     pack_fixed,
     pack_planes,
@@ -21,7 +21,7 @@ from vqlabel.bitstream import (
 )
 from vqlabel.bitstream.planes import inflate
 from vqlabel.errors import CodeOutOfRange
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 
 CODINGS = {"fixed": (pack_fixed, unpack_fixed), "zstd": (pack_planes, unpack_planes), "ans": (pack_ans, unpack_ans)}
 WIDTHS = [[width] * fields for width in range(1, 33) for fields in (1, 3)]
@@ -50,7 +50,7 @@ def test_every_width_comes_back_in_the_narrowest_type(coding: Coding, bits: list
     for rows in (0, 1, 7, 8, 9, 100):
         values = draw(rows, bits)
         found = unpack(pack(values, bits), rows, bits)
-        assert found.dtype == narrowest(bits) and found.shape == (rows, len(bits)) and found.flags.writeable
+        assert found.dtype == narrowest_dtype(bits) and found.shape == (rows, len(bits)) and found.flags.writeable
         np.testing.assert_array_equal(found, values)
 
 
@@ -108,7 +108,7 @@ def test_unused_high_bits_must_be_zero() -> None:
 
 
 def test_a_plane_that_exceeds_its_width_is_refused() -> None:
-    with pytest.raises(CodeOutOfRange, match="field 0 holds 16, more than its 4 bits"):
+    with pytest.raises(CodeOutOfRange, match="field 0 has the value 16, which exceeds its 4 bits"):
         unpack_planes(zstandard.compress(bytes([3, 16])), 2, [4])
 
 
@@ -134,13 +134,13 @@ def test_zstd_holds_byte_planes_low_byte_first_field_after_field() -> None:
 
 
 def test_usage_agrees_with_closed_forms() -> None:
-    usage = Usage(3, 8)
+    usage = CodeUsage(3, 8)
     even, single, halves = np.arange(8), np.full(8, 5), np.array([0, 0, 0, 0, 1, 1, 2, 2])
     usage.add(np.stack([even, single, halves], 1))
     usage.add(np.stack([even, single, halves], 1).astype(np.uint8))  # counted in: shares stay
     np.testing.assert_allclose(usage.entropy(), [3, 0, 1.5], atol=1e-12)  # log2 8, 0, 1/2 + 2 * 2/4
     np.testing.assert_allclose(usage.perplexity(), [8, 1, 2**1.5])
-    np.testing.assert_array_equal(Usage(2, 4).entropy(), [0, 0])  # nothing seen, nothing said
+    np.testing.assert_array_equal(CodeUsage(2, 4).entropy(), [0, 0])  # nothing seen, nothing said
 
 
 @pytest.mark.parametrize("bits", [[1] * 3000, [5, 17, 32, 1] * 300, [32] * 300 + [3], [20] * 500 + [16] * 500])

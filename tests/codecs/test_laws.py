@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vqlabel import FitConfig
-from vqlabel.bitstream import join_counted, pack_fixed, split_counted, unpack_fixed
+from vqlabel.bitstream import ANS, join_ragged, pack_fixed, split_ragged, unpack_fixed
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, build_codec, load_codec, save_codec
 from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
@@ -133,7 +133,7 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     codes = case.encode()
     if not case.codec.counted:
         fixed = len(codes) * sum(case.codec.code_bits)
-        assert case.codec.stored_bits(codes) == fixed if "ans" not in case.codec.codings else case.codec.stored_bits(codes) <= fixed
+        assert case.codec.stored_bits(codes) == fixed if ANS not in case.codec.codings else case.codec.stored_bits(codes) <= fixed
         return
     slots = case.codec.config.slots
     beyond = torch.arange(slots) >= codes[:, :1]
@@ -142,8 +142,8 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     altered = codes.clone()
     altered[:, 1:][beyond] = case.codec.config.codebook_size - 1
     torch.testing.assert_close(case.decode(altered), case.decode(codes), atol=1e-6, rtol=1e-6)
-    counts, run = split_counted(codes.numpy().view(np.uint32))
-    assert np.array_equal(join_counted(counts, run, slots), codes.numpy())
+    counts, run = split_ragged(codes.numpy().view(np.uint32))
+    assert np.array_equal(join_ragged(counts, run, slots), codes.numpy())
     packed = len(run) * case.codec.config.code_bits + 8 * len(pack_fixed(counts, case.codec.code_bits[:1]))
     assert len(run) * case.codec.config.code_bits < case.codec.stored_bits(codes) <= packed
 
@@ -472,7 +472,7 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [0.0]}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [float("nan")]}, "temperature is .*; it must be 1 to 16 numbers"),
-        ({"temperature": ["1"]}, r"temperature is \['1'\] .*; it must be a list of which each is a number"),
+        ({"temperature": ["1"]}, r"temperature is \['1'\] .*; it must be a list of items that are each a number"),
         ({"temperature": list(range(1, 100))}, "temperature is .*; it must be 1 to 16 numbers"),
     ],
 )

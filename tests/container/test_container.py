@@ -13,8 +13,9 @@ import pytest
 import zstandard
 from safetensors import safe_open
 
+from vqlabel.bitstream import ANS, FIXED, ZSTD, Coding
 from vqlabel.container import ContainerReader, ContainerWriter, verify
-from vqlabel.container.layout import ALIGN, HEADER_FIRST, HEADER_STEP, ITEM_BYTES
+from vqlabel.container.layout import ALIGN, HEADER_RESERVED, HEADER_STEP, ITEM_BYTES
 from vqlabel.errors import BadContainer, CodeOutOfRange, TargetExists, UsageError, VqlabelError
 
 RNG = np.random.default_rng(0)
@@ -48,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_and_tensors_come_back(file: Path) -> None:
     reader = ContainerReader(file)
-    assert {name: stream.coding for name, stream in reader.streams.items()} == {"codes": "fixed", "columns.skewed": "zstd"}
+    assert {name: stream.coding.name for name, stream in reader.streams.items()} == {"codes": "fixed", "columns.skewed": "zstd"}
     np.testing.assert_array_equal(reader.rows("codes"), EVEN)
     np.testing.assert_array_equal(reader.rows("columns.skewed"), SKEWED)
     np.testing.assert_array_equal(reader.tensor("codec.bias"), BIAS)
@@ -94,7 +95,7 @@ def test_the_header_is_canonical_json_in_its_area(file: Path) -> None:
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     text = data[8 : 8 + size].decode("ascii")
-    assert 8 + size == HEADER_FIRST and text.startswith('{"__metadata__":{"format":"vql"')
+    assert 8 + size == HEADER_RESERVED and text.startswith('{"__metadata__":{"format":"vql"')
     header = json.loads(text)
     assert text.rstrip(" ") == json.dumps(header, sort_keys=True, separators=(",", ":"))
 
@@ -102,7 +103,7 @@ def test_the_header_is_canonical_json_in_its_area(file: Path) -> None:
 @pytest.mark.parametrize("tensors", [60, 1500])
 def test_a_header_that_outgrows_its_area_moves_the_payload(tmp_path: Path, tensors: int) -> None:
     reader = ContainerReader(write(tmp_path / "a.vql", tensors=tensors))
-    assert reader.header_area > HEADER_FIRST and reader.header_area % HEADER_STEP == 0
+    assert reader.header_area > HEADER_RESERVED and reader.header_area % HEADER_STEP == 0
     assert verify(reader.path)["tensors"] == 7 + tensors
     np.testing.assert_array_equal(reader.rows("codes"), EVEN)
     np.testing.assert_array_equal(reader.tensor(f"codec.extra{tensors - 1:04}"), np.full(2, tensors - 1, np.float32))
@@ -112,7 +113,7 @@ def test_a_payload_of_several_pieces_moves_whole(tmp_path: Path) -> None:
     big = RNG.integers(-128, 128, 5 << 19, np.int8)  # 2.5 MiB, moved 1 MiB at a time by less than its length
     with ContainerWriter(tmp_path / "a.vql") as writer:
         writer.tensor("codec.big", "I8", big)
-        writer.finish({"vql.note": "x" * HEADER_FIRST})
+        writer.finish({"vql.note": "x" * HEADER_RESERVED})
     np.testing.assert_array_equal(ContainerReader(tmp_path / "a.vql").tensor("codec.big"), big)
     verify(tmp_path / "a.vql")
 
@@ -136,7 +137,7 @@ def test_any_range_of_rows_is_that_range(file: Path, start: int, stop: int | Non
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, ROWS + 1), (ROWS + 1, None)])
 def test_a_range_outside_the_stream_is_refused(file: Path, start: int, stop: int | None) -> None:
-    with pytest.raises(UsageError, match=f"leave 0..{ROWS} of 'codes'"):
+    with pytest.raises(UsageError, match=f"are out of range; 'codes' has rows 0:{ROWS}"):
         ContainerReader(file).rows("codes", start, stop)
 
 
@@ -148,7 +149,7 @@ def test_take_gathers_rows_in_any_order(file: Path) -> None:
 
 @pytest.mark.parametrize("outside", [-1, ROWS, 4096 * 3, 1 << 62])
 def test_take_refuses_an_index_outside_the_stream(file: Path, outside: int) -> None:
-    with pytest.raises(UsageError, match=f"row {outside} leaves 0..{ROWS - 1} of 'codes'"):
+    with pytest.raises(UsageError, match=f"row {outside} is out of range; 'codes' has rows 0:{ROWS}"):
         ContainerReader(file).take("codes", np.array([3, outside, 5]))
 
 
@@ -299,11 +300,11 @@ def test_a_folder_that_is_not_there_and_a_name_that_cannot_be_are_refused(tmp_pa
         ContainerWriter(tmp_path / ("a" * 250 + ".vql"))
 
 
-CODINGS = ("fixed", "zstd", "ans")
+CODINGS = (FIXED, ZSTD, ANS)
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_a_row_beyond_its_width_is_refused_and_nothing_is_left(tmp_path: Path, coding: str) -> None:
+@pytest.mark.parametrize("coding", CODINGS, ids=lambda coding: coding.name)
+def test_a_row_beyond_its_width_is_refused_and_nothing_is_left(tmp_path: Path, coding: Coding) -> None:
     wide = np.full((10, 1), 32, np.uint32)
     with pytest.raises(CodeOutOfRange, match="needs 6 bits"):
         attempt(tmp_path / "a.vql", lambda w: w.begin("codes", [5], (coding,)), lambda w: w.append(wide), the_rest)
@@ -331,5 +332,5 @@ def test_of_several_codings_the_one_that_makes_the_first_chunk_smallest_is_taken
             reader = ContainerReader(tmp_path / "a.vql")
             sizes[codings] = reader.stored("codes")
             np.testing.assert_array_equal(reader.rows("codes"), rows)
-        assert reader.streams["codes"].coding == best[name]
+        assert reader.streams["codes"].coding.name == best[name]
         assert sizes[CODINGS] == min(sizes[one,] for one in CODINGS)

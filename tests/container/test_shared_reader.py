@@ -44,7 +44,7 @@ def impatient() -> Iterator[None]:
 def test_threads_read_right_rows_from_a_cache_that_holds_two_chunks(
     file: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
 ) -> None:
-    monkeypatch.setattr(reader, "_CACHE_BYTES", 2 * CHUNK * ROWS.itemsize)
+    monkeypatch.setattr(reader, "CACHE_BYTES", 2 * CHUNK * ROWS.itemsize)
     shared = ContainerReader(file)
 
     def read(seed: int) -> None:
@@ -58,9 +58,10 @@ def test_threads_read_right_rows_from_a_cache_that_holds_two_chunks(
     assert shared._cached == sum(rows.nbytes for rows in shared._cache.values())
 
 
-def test_a_process_forked_while_a_thread_held_the_lock_reads(file: Path) -> None:
+@pytest.mark.parametrize("lock", ["cache", "file"])
+def test_a_process_forked_while_a_thread_held_a_lock_reads(lock: str, file: Path) -> None:
     shared = ContainerReader(file)
-    with shared._lock:
+    with shared._lock if lock == "cache" else shared._file._lock:
         child = os.fork()
         if not child:
             os._exit(0 if (shared.rows("codes") == ROWS).all() else 1)

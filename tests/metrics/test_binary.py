@@ -19,7 +19,7 @@ from vqlabel.codecs.vqae.binary_search import BinaryEncoder
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import open_labels
-from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl, binary_pull
+from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl_divergence, binary_soft_target
 from vqlabel.metrics.distortion import temperature_weight
 from vqlabel.report.quality import fit_quality
 from vqlabel.vql.file import SIGMOID_LABELS, VqlFile
@@ -41,18 +41,18 @@ def test_binary_kl_is_the_sum_over_classes() -> None:
         for x, y in zip(teacher.double(), student.double(), strict=True):
             p, q = torch.sigmoid(x / t), torch.sigmoid(y / t)
             want.append(float((p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum()) * t * t)
-        assert binary_kl(teacher, student, t).tolist() == pytest.approx(want, rel=1e-4)
+        assert binary_kl_divergence(teacher, student, t).tolist() == pytest.approx(want, rel=1e-4)
     sure = torch.tensor([[100.0, -100.0]])
-    assert binary_kl(sure, -sure, 1.0).tolist() == pytest.approx([200])
-    assert binary_kl(sure, sure, 1.0).tolist() == [0]
+    assert binary_kl_divergence(sure, -sure, 1.0).tolist() == pytest.approx([200])
+    assert binary_kl_divergence(sure, sure, 1.0).tolist() == [0]
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_cross_entropy_is_the_weighted_kl_but_for_the_teacher_and_has_its_gradient(temperatures: tuple[float, ...]) -> None:
-    teacher, pull = draw(4), binary_pull(draw(4), temperatures)
+    teacher, target = draw(4), binary_soft_target(draw(4), temperatures)
     students = [draw(4, seed=seed).requires_grad_() for seed in (1, 2)]
-    losses = [binary_cross_entropy(student, pull, temperatures) for student in students]
-    kls = [sum(temperature_weight(t) * binary_kl(teacher, student, t) for t in temperatures) for student in students]
+    losses = [binary_cross_entropy(student, target, temperatures) for student in students]
+    kls = [sum(temperature_weight(t) * binary_kl_divergence(teacher, student, t) for t in temperatures) for student in students]
     torch.testing.assert_close(losses[0] - losses[1], kls[0] - kls[1], rtol=1e-4, atol=1e-4)
     losses[0].sum().backward()
     want = sum(temperature_weight(t) * t * (torch.sigmoid(students[0] / t) - torch.sigmoid(teacher / t)) for t in temperatures)
@@ -64,7 +64,9 @@ def test_the_distance_of_features_is_the_kl_to_second_order() -> None:
     y = x + 0.05 * draw(200, seed=1)
     for t in (1.0, 4.0):
         distance = (binary_features(x, t) - binary_features(y, t)).square().sum(1)
-        assert float(distance.mean()) == pytest.approx(temperature_weight(t) * float(binary_kl(x, y, t).mean()), rel=0.02)
+        assert float(distance.mean()) == pytest.approx(
+            temperature_weight(t) * float(binary_kl_divergence(x, y, t).mean()), rel=0.02
+        )
 
 
 def test_figures_are_binary_and_name_sum_and_mean() -> None:
@@ -73,7 +75,7 @@ def test_figures_are_binary_and_name_sum_and_mean() -> None:
     figures = BinaryDistortion(temperatures=(1.0,), domain="sigmoid")
     figures.add(raw[:1], decoded[:1])
     figures.add(raw[1:], decoded[1:])
-    kl = float(binary_kl(raw, decoded, 1.0).mean())
+    kl = float(binary_kl_divergence(raw, decoded, 1.0).mean())
     assert figures.figures() == pytest.approx({
         "binary_kl_T1": kl, "binary_kl_per_class_T1": kl / 4, "relative_mse": 11 / 34, "mse": 11 / 8, "half_agreement": 6 / 8,
         "half_f1": 4 / 6,
@@ -85,11 +87,11 @@ def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: t
     """Of all codes, though only a few are tried exactly."""
     generator = torch.Generator().manual_seed(3)
     target, books = draw(60), 2 * torch.randn(3, 40, C, generator=generator)
-    pull, logits = binary_pull(target, temperatures), torch.zeros(60, C)
+    soft, logits = binary_soft_target(target, temperatures), torch.zeros(60, C)
     found = BinaryEncoder(books, torch.eye(C), temperatures)(logits, target, 0)
     best = 0
     for slot, book in enumerate(books):
-        tried = torch.stack([binary_cross_entropy(logits + move, pull, temperatures) for move in book], 1)
+        tried = torch.stack([binary_cross_entropy(logits + move, soft, temperatures) for move in book], 1)
         best += int((found[:, slot] == tried.argmin(1)).sum())
         logits = logits + book[found[:, slot]]
     assert best >= 0.98 * 180
@@ -98,10 +100,10 @@ def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: t
 def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(50), 1.5 * torch.randn(3, K, C, generator=generator)
-    pull, encoder = binary_pull(target, (1.0,)), BinaryEncoder(books, torch.eye(C), (1.0,))
+    soft, encoder = binary_soft_target(target, (1.0,)), BinaryEncoder(books, torch.eye(C), (1.0,))
 
     def loss(codes: Tensor) -> Tensor:
-        return binary_cross_entropy(sum(book[codes[:, slot]] for slot, book in enumerate(books)), pull, (1.0,))  # type: ignore[arg-type]
+        return binary_cross_entropy(sum(book[codes[:, slot]] for slot, book in enumerate(books)), soft, (1.0,))  # type: ignore[arg-type]
 
     every = torch.stack([loss(torch.tensor([code] * 50)) for code in itertools.product(range(K), repeat=3)])
     base = torch.zeros(50, C)
@@ -114,12 +116,12 @@ def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
 def test_prefix_losses_are_what_codes_add() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(30), torch.randn(4, K, C, generator=generator)
-    encoder, pull, base = BinaryEncoder(books, torch.eye(C), (1.0,)), binary_pull(target, (1.0,)), draw(30, 0.5, seed=9)
+    encoder, soft, base = BinaryEncoder(books, torch.eye(C), (1.0,)), binary_soft_target(target, (1.0,)), draw(30, 0.5, seed=9)
     codes, losses = encoder(base, target, 0), encoder.prefix_losses(base, target)
-    start = binary_cross_entropy(base, pull, (1.0,))
+    start = binary_cross_entropy(base, soft, (1.0,))
     for slot in range(4):
         base = base + books[slot][codes[:, slot]]
-        torch.testing.assert_close(losses[:, slot + 1], binary_cross_entropy(base, pull, (1.0,)) - start, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(losses[:, slot + 1], binary_cross_entropy(base, soft, (1.0,)) - start, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,7 @@ def test_a_file_requires_a_reader_that_knows_the_domain(dump: Path, tmp_path: Pa
     assert (file.label["domain"], file.label["shift_preserved"]) == ("sigmoid", True)
     vqlabel.unpack(tmp_path / "z.vql", tmp_path / "z.safetensors")
     assert open_labels(tmp_path / "z.safetensors").domain == "sigmoid"
-    monkeypatch.setattr("vqlabel.container.reader.FEATURES", frozenset({"variable_slots"}))
+    monkeypatch.setattr("vqlabel.container.header.FEATURES", frozenset({"variable_slots"}))
     with pytest.raises(BadContainer, match=SIGMOID_LABELS):
         VqlFile(tmp_path / "z.vql")
 
@@ -190,7 +192,7 @@ def test_what_is_made_for_one_distribution_refuses_sigmoid_labels(kind: type, op
 def test_the_mean_label_of_sigmoids_is_their_mean_probability() -> None:
     labels = draw(400)
     mean = torch.sigmoid(labels).mean(0)
-    best = float(binary_kl(labels, mean.logit().expand_as(labels), 1.0).mean())
+    best = float(binary_kl_divergence(labels, mean.logit().expand_as(labels), 1.0).mean())
     entropy = float(F.binary_cross_entropy(mean, mean, reduction="sum"))
     p = torch.sigmoid(labels)
     assert best == pytest.approx(entropy - float(F.binary_cross_entropy(p, p, reduction="none").sum(1).mean()), rel=1e-4)

@@ -13,11 +13,11 @@ from vqlabel.labels.source import NOWHERE
 from vqlabel.metrics.distortion import (
     as_logits,
     hellinger_features,
-    kl,
+    kl_divergence,
     mixed_cross_entropy,
-    mixed_kl,
+    mixed_kl_divergence,
     present,
-    teacher_pull,
+    soft_target,
     temperature_weight,
 )
 
@@ -41,11 +41,11 @@ def plain_kl(teacher: NDArray[np.float64], student: NDArray[np.float64], tempera
 
 
 def test_kl_of_known_distributions() -> None:
-    assert kl(P.log().clamp_min(-50), Q.log().clamp_min(-50), 1).item() == pytest.approx(KL_PQ, rel=1e-6)
-    assert kl(Q.log().clamp_min(-50), P.log().clamp_min(-50), 1).item() == pytest.approx(
+    assert kl_divergence(P.log().clamp_min(-50), Q.log().clamp_min(-50), 1).item() == pytest.approx(KL_PQ, rel=1e-6)
+    assert kl_divergence(Q.log().clamp_min(-50), P.log().clamp_min(-50), 1).item() == pytest.approx(
         0.25 * math.log(0.5) + 0.75 * math.log(1.5), rel=1e-6
     )
-    assert kl(torch.zeros(1, 8), torch.tensor([[math.log(9.0)] + [0.0] * 7]), 1).item() == pytest.approx(
+    assert kl_divergence(torch.zeros(1, 8), torch.tensor([[math.log(9.0)] + [0.0] * 7]), 1).item() == pytest.approx(
         math.log(16 / 8) - math.log(9) / 8
     )
 
@@ -56,22 +56,22 @@ def test_kl_at_a_temperature_is_that_of_the_tempered_distributions_times_its_squ
 ) -> None:
     teacher, student = pair
     want = temperature**2 * plain_kl(teacher.numpy(), student.numpy(), temperature)
-    np.testing.assert_allclose(kl(teacher, student, temperature), want, rtol=1e-9)
-    assert kl(temperature * P.log().clamp_min(-50), temperature * Q.log().clamp_min(-50), temperature).item() == pytest.approx(
-        temperature**2 * KL_PQ, rel=1e-5
-    )
+    np.testing.assert_allclose(kl_divergence(teacher, student, temperature), want, rtol=1e-9)
+    assert kl_divergence(
+        temperature * P.log().clamp_min(-50), temperature * Q.log().clamp_min(-50), temperature
+    ).item() == pytest.approx(temperature**2 * KL_PQ, rel=1e-5)
 
 
 def test_kl_is_zero_for_equals_and_above_for_others(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = pair
-    assert float(kl(teacher, teacher, 4).abs().max()) < 1e-12
-    assert float(kl(teacher, student, 4).min()) > 0
+    assert float(kl_divergence(teacher, teacher, 4).abs().max()) < 1e-12
+    assert float(kl_divergence(teacher, student, 4).min()) > 0
 
 
 def test_a_shift_of_the_logits_changes_no_kl(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = pair
     shifts = torch.linspace(-30, 30, len(teacher), dtype=torch.float64)[:, None]
-    torch.testing.assert_close(kl(teacher + shifts, student - 2 * shifts, 4), kl(teacher, student, 4))
+    torch.testing.assert_close(kl_divergence(teacher + shifts, student - 2 * shifts, 4), kl_divergence(teacher, student, 4))
     torch.testing.assert_close(as_logits(teacher + shifts, "logits"), as_logits(teacher, "logits"), atol=1e-4, rtol=0)
 
 
@@ -80,7 +80,7 @@ def test_kl_at_a_high_temperature_is_the_squared_error_of_centred_logits_over_tw
 ) -> None:
     teacher, student = pair
     gap = (teacher - student) - (teacher - student).mean(1, keepdim=True)
-    torch.testing.assert_close(kl(teacher, student, 3000), gap.square().sum(1) / (2 * 20), rtol=5e-3, atol=0)
+    torch.testing.assert_close(kl_divergence(teacher, student, 3000), gap.square().sum(1) / (2 * 20), rtol=5e-3, atol=0)
 
 
 def test_logits_are_centred_and_probabilities_become_logits_of_the_same_softmax(pair: tuple[Tensor, Tensor]) -> None:
@@ -96,8 +96,12 @@ def test_logits_are_centred_and_probabilities_become_logits_of_the_same_softmax(
 
 def test_mixed_kl_weighs_every_temperature_by_its_power_of_6_fifths(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = (x.float() for x in pair)
-    want = kl(teacher, student, 1) + 4**1.2 * kl(teacher, student, 4) + 20**1.2 * kl(teacher, student, 20)
-    torch.testing.assert_close(mixed_kl(teacher, student, TEMPERATURES), want)
+    want = (
+        kl_divergence(teacher, student, 1)
+        + 4**1.2 * kl_divergence(teacher, student, 4)
+        + 20**1.2 * kl_divergence(teacher, student, 20)
+    )
+    torch.testing.assert_close(mixed_kl_divergence(teacher, student, TEMPERATURES), want)
     assert temperature_weight(1) == 1
     assert temperature_weight(10) == pytest.approx(15.848932)
 
@@ -111,7 +115,7 @@ def test_squared_distance_of_hellinger_features_is_the_kl_of_close_distributions
         teacher.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     distance = (hellinger_features(teacher, temperature) - hellinger_features(student, temperature)).square().sum(1)
-    want = temperature_weight(temperature) * kl(teacher, student, temperature)
+    want = temperature_weight(temperature) * kl_divergence(teacher, student, temperature)
     torch.testing.assert_close(distance, want, rtol=0.02, atol=0)
 
 
@@ -127,12 +131,12 @@ def test_mixed_cross_entropy_is_mixed_kl_and_the_teachers_entropies(
     temperatures: tuple[float, ...], pair: tuple[Tensor, Tensor]
 ) -> None:
     teacher, student = (x.float() for x in pair)
-    loss = mixed_cross_entropy(student, teacher_pull(teacher, temperatures), temperatures)
+    loss = mixed_cross_entropy(student, soft_target(teacher, temperatures), temperatures)
     entropy = torch.zeros(len(teacher))
     for t in temperatures:
         p = torch.softmax(teacher / t, 1)
         entropy -= temperature_weight(t) * t * t * (p * p.log()).sum(1)
-    torch.testing.assert_close(loss, mixed_kl(teacher, student, temperatures) + entropy, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(loss, mixed_kl_divergence(teacher, student, temperatures) + entropy, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("temperatures", [(1.0,), (20.0,), TEMPERATURES])
@@ -143,8 +147,8 @@ def test_the_gradient_of_mixed_cross_entropy_is_that_of_mixed_kl(
     weight = torch.linspace(-1, 2, len(teacher))  # of each label's loss, as a caller may have it
     gradients = []
     for loss in (
-        lambda y: mixed_cross_entropy(y, teacher_pull(teacher, temperatures), temperatures),
-        lambda y: mixed_kl(teacher, y, temperatures),
+        lambda y: mixed_cross_entropy(y, soft_target(teacher, temperatures), temperatures),
+        lambda y: mixed_kl_divergence(teacher, y, temperatures),
     ):
         y = student.clone().requires_grad_(True)
         (loss(y) * weight).sum().backward()
@@ -153,10 +157,10 @@ def test_the_gradient_of_mixed_cross_entropy_is_that_of_mixed_kl(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=2e-5 * float(gradients[1].abs().max()))
 
 
-def test_the_pull_of_a_teacher_may_come_in_halves(pair: tuple[Tensor, Tensor]) -> None:
+def test_a_soft_target_may_be_stored_in_halves(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = (x.float() for x in pair)
-    pull = teacher_pull(teacher, (1.0,))
-    whole, half = (mixed_cross_entropy(student, p, (1.0,)) for p in (pull, pull.half()))
+    target = soft_target(teacher, (1.0,))
+    whole, half = (mixed_cross_entropy(student, p, (1.0,)) for p in (target, target.half()))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, whole, rtol=1e-2, atol=1e-2)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs import Distortion, LabelSample
-from vqlabel.metrics.distortion import as_logits, mixed_kl
+from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 from vqlabel.report.baselines import PEERS, Peer, Seen
 from vqlabel.report.baselines.entropy import ESCAPE_BITS, Frequencies, bits_of_sets
 from vqlabel.report.baselines.exact_top import ROUNDING, best_shift, flat_tail
@@ -150,7 +150,7 @@ def test_no_other_shift_of_the_tail_has_less_kl(temperature: tuple[float, ...]) 
     x = as_logits(draw(400, 30), "logits")
     kept, ids = x.topk(3, 1)
     best = best_shift(x, ids, kept, temperature)
-    losses = [mixed_kl(x, flat_tail(ids, kept, 30, best + d), temperature).mean().item() for d in (-0.1, 0.0, 0.1)]
+    losses = [mixed_kl_divergence(x, flat_tail(ids, kept, 30, best + d), temperature).mean().item() for d in (-0.1, 0.0, 0.1)]
     assert losses[1] == min(losses)
 
 

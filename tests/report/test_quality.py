@@ -7,7 +7,7 @@ import torch
 
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample
-from vqlabel.metrics.distortion import kl
+from vqlabel.metrics.distortion import kl_divergence
 from vqlabel.report.quality import fit_quality
 from vqlabel.workflows.fit import fit_sample, measure_mean_label
 
@@ -89,10 +89,10 @@ def test_the_mean_label_is_the_best_of_all_that_are_alike() -> None:
     found = measure_mean_label(sample, (1.0, 5.0))
     for t in (1.0, 5.0):
         mean = (labels / t).softmax(1).mean(0).log() * t
-        best = float(kl(labels, mean.expand_as(labels), t).mean())
+        best = float(kl_divergence(labels, mean.expand_as(labels), t).mean())
         assert found[f"kl_T{t:g}"] == pytest.approx(best, rel=1e-4)
         others = (mean + 0.3 * t * torch.randn(12, generator=generator) for _ in range(5))
-        assert all(float(kl(labels, other.expand_as(labels), t).mean()) > best for other in others)
+        assert all(float(kl_divergence(labels, other.expand_as(labels), t).mean()) > best for other in others)
 
 
 def test_a_fit_reports_at_the_temperature_it_was_fitted_for() -> None:

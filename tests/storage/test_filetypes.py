@@ -17,7 +17,7 @@ from safetensors.numpy import save
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import open_labels
 from vqlabel.labels.image_order import image_classes
-from vqlabel.storage.filetypes import HEAD_BYTES, identify, mistaken, require_regular
+from vqlabel.storage.filetypes import HEAD_BYTES, foreign_file_message, identify, require_regular
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 
@@ -64,7 +64,7 @@ def test_a_foreign_file_is_named_with_its_remedy(data: bytes, what: str, remedy:
     with pytest.raises(BadLabels, match=rf"labels\.pt: {what}.*, not a torch\.save file.*{remedy}"):
         open_labels(tmp_path / "labels.pt")
     if "zip archive" not in what:
-        sentence = mistaken(tmp_path / "labels.pt", "a file")
+        sentence = foreign_file_message(tmp_path / "labels.pt", "a file")
         assert sentence is not None and sentence.startswith(f"{tmp_path / 'labels.pt'}: is ")
 
 

@@ -18,8 +18,10 @@ import vqlabel
 from vqlabel.config import FitConfig, RawConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, LabelSource, Place
-from vqlabel.storage import targets
-from vqlabel.storage.targets import CODEC, NPY, RECORD, TREE, VQL, Form, Partial, appearing, check_apart, check_target
+from vqlabel.storage import locks, targets
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import CODEC, INTERNAL, NPY, TREE, VQL, TargetFormat
+from vqlabel.storage.targets import AtomicTarget, atomic_target, check_target
 from vqlabel.workflows import fit
 from vqlabel.workflows.convert import convert
 from vqlabel.workflows.tune import tune
@@ -46,20 +48,20 @@ def contents(path: Path) -> dict[str, str]:
 
 def test_a_second_run_to_one_target_is_refused_while_the_first_writes(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
-    with appearing(target, VQL, overwrite=False) as partial:
+    with atomic_target(target, VQL, overwrite=False) as partial:
         with pytest.raises(UsageError, match=r"a\.vql: another run is writing it, in a\.vql\.\w{8}\.partial; wait until it ends"):
             check_target(target, VQL, overwrite=True)
         partial.write_text("the first's")
     assert contents(tmp_path) == {"a.vql": "the first's"}
 
 
-@pytest.mark.parametrize(("form", "write"), [(RECORD, Path.write_text), (TREE, lambda path, text: tree_of(path, a=text))])
+@pytest.mark.parametrize(("form", "write"), [(INTERNAL, Path.write_text), (TREE, lambda path, text: tree_of(path, a=text))])
 def test_where_a_system_has_no_locks_the_last_of_two_runs_wins_whole(
-    form: Form, write: Callable[[Path, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: TargetFormat, write: Callable[[Path, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     target = tmp_path / "a"
-    with Partial(target, form, overwrite=True) as one, Partial(target, form, overwrite=True) as other:
+    with AtomicTarget(target, form, overwrite=True) as one, AtomicTarget(target, form, overwrite=True) as other:
         assert one.path != other.path
         for partial, text in ((one, "one"), (other, "other")):
             write(partial.path, text)
@@ -68,12 +70,12 @@ def test_where_a_system_has_no_locks_the_last_of_two_runs_wins_whole(
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("form", [RECORD, TREE])
+@pytest.mark.parametrize("form", [INTERNAL, TREE])
 def test_of_two_runs_that_may_not_overwrite_the_second_to_end_is_refused(
-    form: Form, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: TargetFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "fcntl", None)
-    with Partial(tmp_path / "a", form, overwrite=False) as one, Partial(tmp_path / "a", form, overwrite=False) as other:
+    monkeypatch.setattr(locks, "fcntl", None)
+    with AtomicTarget(tmp_path / "a", form, overwrite=False) as one, AtomicTarget(tmp_path / "a", form, overwrite=False) as other:
         for partial in (one, other):
             tree_of(partial.path, a="x") if form is TREE else partial.path.write_text("x")
         one.publish()
@@ -110,7 +112,7 @@ def overwrite(folder: Path, at: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    with appearing(folder / "tree", TREE, overwrite=True) as partial:
+    with atomic_target(folder / "tree", TREE, overwrite=True) as partial:
         tree_of(partial, **dict.fromkeys("abc", "new"))
 
 
@@ -120,7 +122,7 @@ def test_a_killed_overwrite_of_a_folder_leaves_the_old_or_the_new_whole(
     swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not swap:
-        monkeypatch.setattr(targets, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(targets, "exchange", lambda first, second: False)
     old, new = (dict.fromkeys("abc", text) for text in ("old", "new"))
     found, at = [], 0
     while True:
@@ -166,7 +168,7 @@ def test_a_target_that_is_a_link_is_written_through(there: bool, tmp_path: Path)
     if there:
         real.write_text("old")
     link.symlink_to(real)
-    with appearing(link, RECORD, overwrite=there) as partial:
+    with atomic_target(link, INTERNAL, overwrite=there) as partial:
         partial.write_text("new")
     assert link.is_symlink()
     assert contents(tmp_path) == {"elsewhere/real": "new", "link": "new"}
@@ -174,7 +176,9 @@ def test_a_target_that_is_a_link_is_written_through(there: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("form", [VQL, CODEC, NPY])
 @pytest.mark.parametrize("name", [".", "folder", "link"])
-def test_a_folder_is_no_place_for_a_file_and_stays(form: Form, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_no_place_for_a_file_and_stays(
+    form: TargetFormat, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tree_of(tmp_path / "folder", a="x")
     (tmp_path / "link").symlink_to("folder")
@@ -211,7 +215,7 @@ def test_a_file_is_no_place_for_a_folder_and_a_device_or_a_pipe_none_for_anythin
         ("x.tar", VQL, r"\.tar is for an archive"),
     ],
 )
-def test_a_name_that_ends_as_another_format_does_is_refused(name: str, form: Form, message: str, tmp_path: Path) -> None:
+def test_a_name_that_ends_as_another_format_does_is_refused(name: str, form: TargetFormat, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         check_target(tmp_path / name, form, overwrite=True)
 
@@ -220,7 +224,7 @@ def test_a_name_that_ends_as_another_format_does_is_refused(name: str, form: For
     ("name", "form"),
     [("x", VQL), ("x.vql", VQL), ("x.v2", VQL), ("x", CODEC), ("x.st", CODEC), ("x.codec", CODEC), ("x.relabelled", TREE)],
 )
-def test_a_name_that_ends_as_nothing_else_does_is_taken(name: str, form: Form, tmp_path: Path) -> None:
+def test_a_name_that_ends_as_nothing_else_does_is_taken(name: str, form: TargetFormat, tmp_path: Path) -> None:
     check_target(tmp_path / name, form, overwrite=False)
     assert not list(tmp_path.iterdir())
 
@@ -235,14 +239,14 @@ def test_a_target_is_never_what_is_read_by_whatever_name(tmp_path: Path, monkeyp
     (tmp_path / "hard").hardlink_to(source)
     (tmp_path / "folder").symlink_to("dump")
     for target in (source, Path("dump/../dump/a"), tmp_path / "link", tmp_path / "hard", tmp_path / "folder" / "a"):
-        with pytest.raises(UsageError, match=r"is what is read .* and would be replaced; name another target"):
+        with pytest.raises(UsageError, match=r"is an input of this run .* and would be replaced; name another target"):
             check_apart(target, source)
     for target in (tmp_path / "dump", tmp_path / "folder", Path(".")):
-        with pytest.raises(UsageError, match=r"holds .*a, which is read, and would be replaced"):
+        with pytest.raises(UsageError, match=r"contains .*a, which is an input, and would be replaced"):
             check_apart(target, source)
-        with pytest.raises(UsageError, match=r"(is what is read|holds .*dump, which is read)"):
+        with pytest.raises(UsageError, match=r"(is an input of this run|contains .*dump, which is an input)"):
             check_apart(target, None, beside=(tmp_path / "dump",))
-    with pytest.raises(UsageError, match=r"lies in .*dump, which is read; name a target outside that folder"):
+    with pytest.raises(UsageError, match=r"lies in .*dump, which is an input; name a target outside that folder"):
         check_apart(tmp_path / "folder" / "new" / "b.vql", tmp_path / "dump")
     check_apart(tmp_path / "dump" / "b.vql", tmp_path / "other", None, beside=(tmp_path / "dump", None))
     check_apart(tmp_path / "dump2", tmp_path / "dump")
@@ -280,7 +284,7 @@ def test_a_partial_file_that_cannot_be_removed_does_not_hide_why_it_was_not_fini
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    with pytest.raises(ValueError, match="the reason"), appearing(tmp_path / "a", RECORD, overwrite=False) as partial:  # noqa: PT012
+    with pytest.raises(ValueError, match="the reason"), atomic_target(tmp_path / "a", INTERNAL, overwrite=False) as partial:  # noqa: PT012
         partial.write_text("half")
         monkeypatch.setattr(os, "unlink", refuse)
         monkeypatch.setattr(os, "rmdir", refuse)
@@ -296,7 +300,7 @@ def test_an_interrupt_while_it_is_cleared_up_leaves_nothing(tmp_path: Path, monk
             raise KeyboardInterrupt
         unlink(path, **options)
 
-    partial = Partial(tmp_path / "a", RECORD, overwrite=False)
+    partial = AtomicTarget(tmp_path / "a", INTERNAL, overwrite=False)
     partial.path.write_text("half")
     monkeypatch.setattr(Path, "unlink", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -310,7 +314,7 @@ def test_a_disk_that_holds_a_folder_and_no_file_in_it_keeps_neither(tmp_path: Pa
 
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(VqlabelError, match=r"a: cannot be written \(No space left on device\)"):
-        check_target(tmp_path / "a", RECORD, overwrite=False)
+        check_target(tmp_path / "a", INTERNAL, overwrite=False)
     assert not list(tmp_path.iterdir())
 
 

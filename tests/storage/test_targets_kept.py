@@ -40,33 +40,33 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 REPLACED = "would be replaced; name another target"
 COMMANDS = {
-    "unpack l.vql -o l.vql": f"l.vql: is what is read (l.vql), and {REPLACED}",
+    "unpack l.vql -o l.vql": f"l.vql: is an input of this run (l.vql), and {REPLACED}",
     "unpack l.vql -o x.vql": ".vql is for a .vql file, and what would be written is a folder; leave .vql out of its name",
     "unpack l.vql -o x.npz": ".npz is for NumPy arrays, and what would be written is a folder",
     "unpack l.vql -o x.csv": ".csv is for a table",
-    "unpack l.vql -o .": ".: holds l.vql, which is read",
+    "unpack l.vql -o .": ".: contains l.vql, which is an input",
     "unpack l.vql -o x.pt --layout gvbsm": ".pt is for a torch.save file, and what would be written is a folder",
     "pack a.npy --codec raw -o a.npy": ".npy is for a NumPy array, and what would be written is a .vql file",
     "pack a.npy --codec raw -o .": ".: is a folder, and what would be written is a .vql file; name a file",
-    "pack tree --codec raw -o tree/a.vql": "lies in tree, which is read; name a target outside that folder",
-    "pack link --codec raw -o tree/a.vql": "lies in link, which is read",
+    "pack tree --codec raw -o tree/a.vql": "lies in tree, which is an input; name a target outside that folder",
+    "pack link --codec raw -o tree/a.vql": "lies in link, which is an input",
     "pack a.npy --codec c.codec -o c.codec": ".codec is for a codec file, and what would be written is a .vql file",
     "fit a.npy -o out.npy --codec raw": ".npy is for a NumPy array, and what would be written is a codec file",
     "fit a.npy -o out.vql --codec raw": ".vql is for a .vql file, and what would be written is a codec file",
     "fit a.npy -o tree --codec raw": "tree: is a folder, and what would be written is a codec file",
-    "fit tree -o tree/c --codec raw": "lies in tree, which is read",
+    "fit tree -o tree/c --codec raw": "lies in tree, which is an input",
     "tune a.npy -o out.npy --bytes 20000": ".npy is for a NumPy array, and what would be written is a codec file",
-    "tune tree -o tree/c.codec --bytes 20000": "lies in tree, which is read",
-    "convert tree tree --layout gvbsm": f"tree: is what is read (tree), and {REPLACED}",
-    "convert link tree --layout gvbsm": f"tree: is what is read (link), and {REPLACED}",
-    "convert tree link --layout gvbsm": f"link: is what is read (tree), and {REPLACED}",
-    "convert a.npy link.npy": f"link.npy: is what is read (a.npy), and {REPLACED}",
-    "convert a.npy a.npy": f"a.npy: is what is read (a.npy), and {REPLACED}",
-    "convert tree/epoch_0 tree --layout gvbsm": f"tree: holds tree/epoch_0, which is read, and {REPLACED}",
+    "tune tree -o tree/c.codec --bytes 20000": "lies in tree, which is an input",
+    "convert tree tree --layout gvbsm": f"tree: is an input of this run (tree), and {REPLACED}",
+    "convert link tree --layout gvbsm": f"tree: is an input of this run (link), and {REPLACED}",
+    "convert tree link --layout gvbsm": f"link: is an input of this run (tree), and {REPLACED}",
+    "convert a.npy link.npy": f"link.npy: is an input of this run (a.npy), and {REPLACED}",
+    "convert a.npy a.npy": f"a.npy: is an input of this run (a.npy), and {REPLACED}",
+    "convert tree/epoch_0 tree --layout gvbsm": f"tree: contains tree/epoch_0, which is an input, and {REPLACED}",
     "convert a.npy x.npz --layout gvbsm": ".npz is for NumPy arrays",
     "stats l.vql --plot l.vql": "l.vql: no picture can be written there",
-    "stats l.vql --against tree --plot tree/a.png": "lies in tree, which is read",
-    "compare tree --plot tree/a.png": "lies in tree, which is read",
+    "stats l.vql --against tree --plot tree/a.png": "lies in tree, which is an input",
+    "compare tree --plot tree/a.png": "lies in tree, which is an input",
 }
 
 
@@ -86,10 +86,10 @@ def test_relabel_refuses_to_write_into_its_images_or_over_what_it_reads(here: Pa
     (here / "images").mkdir()
     words = "relabel images --teacher nowhere:none --overwrite --codec c.codec"
     for out, message in (
-        ("images/a.vql", "lies in images, which is read"),
-        ("images.png --layout lpld", ".png is for a picture, and what would be written is a folder"),
+        ("images/a.vql", "lies in images, which is an input"),
+        ("images.png --layout lpld", ".png is for an image, and what would be written is a folder"),
         ("c.codec --layout lpld", ".codec is for a codec file"),
-        ("images --layout lpld", "images: is what is read (images)"),
+        ("images --layout lpld", "images: is an input of this run (images)"),
     ):
         result = CliRunner().invoke(app, [*words.split(), "-o", *out.split()])
         assert result.exit_code == 2, result.output
@@ -98,10 +98,10 @@ def test_relabel_refuses_to_write_into_its_images_or_over_what_it_reads(here: Pa
 
 def test_public_functions_refuse_what_the_commands_do(here: Path, codec: LabelCodec) -> None:
     runs: dict[str, Callable[[], Any]] = {
-        r"a\.npy: is what is read": lambda: vqlabel.pack("a.npy", "a.npy", codec=codec, overwrite=True),
-        "lies in .*tree, which is read": lambda: vqlabel.pack("tree", "tree/a.vql", codec=codec),
-        r"is what is read \(l\.vql\)": lambda: vqlabel.unpack("l.vql", "l.vql", overwrite=True),
-        r"is what is read \(tree\)": lambda: convert("tree", "tree", layout="gvbsm", overwrite=True),
+        r"a\.npy: is an input of this run": lambda: vqlabel.pack("a.npy", "a.npy", codec=codec, overwrite=True),
+        "lies in .*tree, which is an input": lambda: vqlabel.pack("tree", "tree/a.vql", codec=codec),
+        r"is an input of this run \(l\.vql\)": lambda: vqlabel.unpack("l.vql", "l.vql", overwrite=True),
+        r"is an input of this run \(tree\)": lambda: convert("tree", "tree", layout="gvbsm", overwrite=True),
         r"out\.npy: \.npy is for": lambda: vqlabel.fit("a.npy", out="out.npy"),
         r"x\.npz: \.npz is for": lambda: vqlabel.unpack("l.vql", "x.npz"),
         r"x\.npy: \.npy is for": lambda: vqlabel.save_codec(codec, "x.npy"),

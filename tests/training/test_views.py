@@ -23,8 +23,8 @@ from vqlabel.labels import LabelBatch, Place, open_labels
 from vqlabel.labels.pruning import Pruned
 from vqlabel.training.losses import kl
 from vqlabel.training.views import PooledBatches, StoredBatches, VqlViews, some_views
-from vqlabel.views import DrawnColumns, Pictures, Recipe
-from vqlabel.views.render_pil import views as render
+from vqlabel.views import DrawnColumns, ImageFolder, Recipe
+from vqlabel.views.render_pil import render
 from vqlabel.workflows.unpack import VqlSource
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be told", "ignore:.*any folder passes")
@@ -106,7 +106,7 @@ def wanted(batches: Batches, images: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
 def test_a_data_loader_gives_the_views_of_stored_batches_beside_their_labels(mix: str, folder: Path, pack: Pack) -> None:
     batches = draw(mix)
-    seen, (shown, labels) = VqlViews(pack(batches), folder, SIZE), wanted(batches, Pictures(folder))
+    seen, (shown, labels) = VqlViews(pack(batches), folder, SIZE), wanted(batches, ImageFolder(folder))
     sampler = StoredBatches(seen)
     found = [batch for _ in range(EPOCHS) for batch in DataLoader(seen, batch_sampler=sampler)]
     assert [len(batch.views) for batch in found] == [*SLOTS] * EPOCHS
@@ -121,7 +121,7 @@ def test_a_data_loader_gives_the_views_of_stored_batches_beside_their_labels(mix
 @pytest.mark.parametrize("mix", ["none", "cutmix", "mixup"])
 def test_any_records_in_any_order_have_the_views_of_their_batches(mix: str, folder: Path, pack: Pack) -> None:
     batches = draw(mix)
-    seen, (shown, labels) = VqlViews(pack(batches), folder, SIZE), wanted(batches, Pictures(folder))
+    seen, (shown, labels) = VqlViews(pack(batches), folder, SIZE), wanted(batches, ImageFolder(folder))
     image = np.concatenate([batch.image for batch in batches])
     for record in ([17], [11, 0], [30, 2, 29, 2, 7, 3, 3], [-1, 0]):
         (batch,) = DataLoader(seen, batch_sampler=[record])
@@ -138,7 +138,7 @@ def test_any_records_in_any_order_have_the_views_of_their_batches(mix: str, fold
 
 def test_patches_are_shuffled_in_what_is_mixed_in_too(folder: Path, batches: Batches) -> None:
     order = np.random.default_rng(2).permuted(np.tile(np.arange(3), (5, 2, 1)), axis=2)
-    batch, pictures = replace(batches[0], patches=order), Pictures(folder)
+    batch, pictures = replace(batches[0], patches=order), ImageFolder(folder)
     shown = render(pictures, batch, SIZE)
     assert not np.array_equal(shown, render(pictures, replace(batch, patches=None), SIZE))
     assert all(np.array_equal(some_views(pictures, batch, np.array([at]), SIZE)[0], shown[at]) for at in range(5))
@@ -147,7 +147,7 @@ def test_patches_are_shuffled_in_what_is_mixed_in_too(folder: Path, batches: Bat
 def test_the_patches_of_edc_were_never_shuffled(folder: Path, pack: Pack, batches: Batches) -> None:
     order = np.random.default_rng(2).permuted(np.tile(np.arange(3), (5, 2, 1)), axis=2)
     seen = VqlViews(pack([replace(batch, patches=order[: len(batch)]) for batch in batches], "edc"), folder, SIZE)
-    plain, _ = wanted(batches, Pictures(folder))
+    plain, _ = wanted(batches, ImageFolder(folder))
     assert torch.equal(torch.stack([seen[i].views for i in range(12)]), plain[:12])
 
 
@@ -155,7 +155,7 @@ def test_the_patches_of_edc_were_never_shuffled(folder: Path, pack: Pack, batche
 def test_what_is_left_of_a_pruned_dump_has_the_views_it_had(
     by: str, folder: Path, pack: Pack, batches: Batches, packed: Path
 ) -> None:
-    shown, labels = wanted(batches, Pictures(folder))
+    shown, labels = wanted(batches, ImageFolder(folder))
     seen = VqlViews(pack(Pruned(VqlSource(packed), 0.6, by)), folder, SIZE)
     assert 0 < len(seen) < len(labels)
     for record in range(len(seen)):
@@ -177,7 +177,7 @@ class Counting(list[Image.Image]):
 
 
 def test_no_view_is_rendered_that_is_not_seen(packed: Path, folder: Path, batches: Batches) -> None:
-    images = Counting(Pictures(folder))
+    images = Counting(ImageFolder(folder))
     seen = VqlViews(packed, images, SIZE)
     seen.__getitems__(list(range(5)))
     assert images.asked == Counter(batches[0].image.tolist())
@@ -292,14 +292,14 @@ def seeded(drawn: DrawnColumns, pack: Pack) -> tuple[Path, Batches]:
 
 def test_a_file_with_a_recipe_says_the_size_of_its_views(seeded: tuple[Path, Batches], folder: Path) -> None:
     path, batches = seeded
-    seen, (shown, labels) = VqlViews(path, folder), wanted(batches, Pictures(folder))
+    seen, (shown, labels) = VqlViews(path, folder), wanted(batches, ImageFolder(folder))
     (batch,) = DataLoader(seen, batch_sampler=[range(24)])
     assert torch.equal(batch.views, shown)
     assert torch.equal(batch.labels, labels)
     with pytest.raises(UsageError, match=r"size is 32; it must be 16, as the recipe in the file says; resize in `transform`"):
         VqlViews(path, folder, 32)
     with pytest.raises(UsageError, match=r"the list of images has 11 images, the labels are of 12"):
-        VqlViews(path, list(Pictures(folder))[1:])
+        VqlViews(path, list(ImageFolder(folder))[1:])
 
 
 def test_what_cannot_be_seen_again_is_refused(packed: Path, folder: Path, pack: Pack, batches: Batches) -> None:
@@ -308,14 +308,14 @@ def test_what_cannot_be_seen_again_is_refused(packed: Path, folder: Path, pack: 
     with pytest.raises(UsageError, match="views have 8 pixels; pass the size of the views that the teacher saw"):
         VqlViews(packed, folder, 8)
     with pytest.raises(UsageError, match="the list of images has 2 images, the labels are of 12"):
-        VqlViews(packed, list(Pictures(folder))[:2], SIZE)
+        VqlViews(packed, list(ImageFolder(folder))[:2], SIZE)
     source = VqlSource(packed)
     source.names = [f"n{at}" for at in range(IMAGES)]
     named = pack(source)
     with pytest.raises(UsageError, match="finds its images by name, not by their place in a folder; pass a list of them"):
         VqlViews(named, folder, SIZE)
-    assert len(VqlViews(named, list(Pictures(folder)), SIZE)) == IMAGES * EPOCHS
-    with pytest.raises(BadLabels, match="the records do not say which image they are of"):
+    assert len(VqlViews(named, list(ImageFolder(folder)), SIZE)) == IMAGES * EPOCHS
+    with pytest.raises(BadLabels, match="the records have no image indices"):
         VqlViews(pack([replace(batch, image=None) for batch in batches], "sre2l"), folder, SIZE)
 
 
@@ -466,7 +466,7 @@ def test_batches_that_begin_with_the_same_image_keep_their_own_labels(folder: Pa
     firsts = [int(batch.image[0]) for batch in same]
     assert len(set(firsts)) < len(firsts)
     seen = VqlViews(pack(same), folder, SIZE)
-    shown, labels = wanted(same, Pictures(folder))
+    shown, labels = wanted(same, ImageFolder(folder))
     for batch in DataLoader(seen, batch_sampler=PooledBatches(seen, 9, replacement=False)):
         assert torch.equal(batch.views, shown[batch.record])
         assert torch.equal(batch.labels, labels[batch.record])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vqlabel.errors import MissingExtra, UsageError
 from vqlabel.labels.images import list_images
-from vqlabel.views import Pictures
+from vqlabel.views import ImageFolder
 
 NAMES = ("b/2.png", "b/10.JPG", "a-b/x.webp", "a/deep/y.bmp", "a/z.jpeg")
 
@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_images_come_in_imagefolders_order(folder: Path) -> None:
-    pictures = Pictures(folder)
+    pictures = ImageFolder(folder)
     assert [file.relative_to(folder).as_posix() for file in pictures.files] == [
         "a/z.jpeg", "a/deep/y.bmp", "a-b/x.webp", "b/10.JPG", "b/2.png",
     ]  # fmt: skip
@@ -39,43 +39,43 @@ def test_images_come_in_imagefolders_order(folder: Path) -> None:
 
 
 def test_an_image_that_strayed_beside_the_folders_shifts_nothing(folder: Path) -> None:
-    before = Pictures(folder).files
+    before = ImageFolder(folder).files
     Image.new("RGB", (3, 3)).save(folder / "0.png")
-    assert Pictures(folder).files == before
+    assert ImageFolder(folder).files == before
     assert [image.path for image in list_images(folder / "b")] == [folder / "b" / "10.JPG", folder / "b" / "2.png"]
 
 
 def test_linked_folders_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     linked = tmp_path_factory.mktemp("linked")
     (linked / "c").symlink_to(folder / "b", target_is_directory=True)
-    assert [file.relative_to(linked).as_posix() for file in Pictures(linked).files] == ["c/10.JPG", "c/2.png"]
+    assert [file.relative_to(linked).as_posix() for file in ImageFolder(linked).files] == ["c/10.JPG", "c/2.png"]
 
 
 def test_images_are_rgb_and_not_turned_as_their_camera_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("L", (6, 3), 77).save(tmp_path / "grey.jpg", exif=exif)
-    (image,) = Pictures(tmp_path)
-    assert (image.mode, image.size, Pictures(tmp_path).sizes().tolist()) == ("RGB", (6, 3), [[3, 6]])
+    (image,) = ImageFolder(tmp_path)
+    assert (image.mode, image.size, ImageFolder(tmp_path).sizes().tolist()) == ("RGB", (6, 3), [[3, 6]])
     assert abs(np.asarray(image).astype(int) - 77).max() <= 2
 
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_cache_keeps_what_was_decoded(cache: bool, folder: Path) -> None:
-    pictures = Pictures(folder, cache=cache)
+    pictures = ImageFolder(folder, cache=cache)
     first = pictures[4]
     pictures.files[4].unlink()
     if cache:
         assert pictures[4] is first
     else:
-        with pytest.raises(UsageError, match=r"2\.png: no readable image"):
+        with pytest.raises(UsageError, match=r"2\.png: not a readable image"):
             _ = pictures[4]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match=r"no folder with images in it \(\.jpg, \.jpeg, \.png, "):
-            Pictures(folder)
+        with pytest.raises(UsageError, match=r"not a folder with images \(\.jpg, \.jpeg, \.png, "):
+            ImageFolder(folder)
 
 
 @pytest.mark.parametrize("broken", ["nothing", "no image", "half", "part of another kind"])
@@ -90,13 +90,13 @@ def test_what_is_no_image_is_refused(broken: str, tmp_path: Path) -> None:
             "part of another kind": good[:last] + bytes(4) + good[last + 4 :],
         }[broken]
     )  # fmt: skip
-    with pytest.raises(UsageError, match=r"broken\.png: no readable image"):
-        _ = Pictures(tmp_path)[0]
+    with pytest.raises(UsageError, match=r"broken\.png: not a readable image"):
+        _ = ImageFolder(tmp_path)[0]
 
 
 def test_without_pillow_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    pictures = Pictures(folder)
+    pictures = ImageFolder(folder)
     for look in (pictures.sizes, lambda: pictures[0]):
         with pytest.raises(MissingExtra, match=r"pip install 'vqlabel\[student\]'"):
             look()

@@ -149,8 +149,8 @@ def test_what_is_remembered_and_how_much_is_asked_at_a_time_changes_nothing(monk
         drawn.append(found[0].size if purpose == recipe.VIEW else 0)
         return found
 
-    monkeypatch.setattr(recipe, "_PIECE", 7)
-    monkeypatch.setattr(recipe, "_KEPT", 1)
+    monkeypatch.setattr(recipe, "CHUNK", 7)
+    monkeypatch.setattr(recipe, "ORDER_CACHE", 1)
     monkeypatch.setattr(recipe, "bits", counted)
     columns = DrawnColumns(one, SIZES[:1])
     for context in (columns.context(record), columns.context(record)):
@@ -272,7 +272,7 @@ GOOD = SMALL.to_dict()
         ([], r"recipe is '\[\]'; it must have the fields name, version, seed, "),
         ({"seed": 0}, "must have the fields"),
         ({**GOOD, "colour": 1}, "must have the fields"),
-        ({**GOOD, "version": 2}, "recipe is 'rrc 2'; it must be rrc 1; a newer vqlabel may know others"),
+        ({**GOOD, "version": 2}, "recipe is 'rrc 2'; it must be rrc 1; a newer version of vqlabel may support others"),
         ({**GOOD, "version": True}, "must be rrc 1"),
         ({**GOOD, "name": "autoaugment"}, "recipe is 'autoaugment 1'"),
         ({**GOOD, "seed": 1 << 53}, r"seed is 9007199254740992; it must be an integer in 0\.\.9007199254740991"),
@@ -282,7 +282,7 @@ GOOD = SMALL.to_dict()
         ({**GOOD, "images": True}, "images is True"),
         ({**GOOD, "batch": "3"}, "batch is '3'"),
         ({**GOOD, "view": 1 << 17}, "view is 131072"),
-        ({**GOOD, "epochs": 1 << 22}, "epochs is 4194304; it makes 8388608 batches; 4194304 are allowed: use larger ones"),
+        ({**GOOD, "epochs": 1 << 22}, "epochs is 4194304; it makes 8388608 batches; the limit is 4194304: use larger batches"),
         ({**GOOD, "scale": [0, 1]}, r"scale is \(0, 1\); it must be two numbers in 0\.\.1, the smaller first"),
         ({**GOOD, "scale": [0.9, 0.1]}, "scale is"),
         ({**GOOD, "scale": [0.1, float("nan")]}, "scale is"),

@@ -16,7 +16,7 @@ from vqlabel.labels import LabelBatch, Place
 from vqlabel.views import DrawnColumns, Recipe
 from vqlabel.views.crops import to_pixels
 from vqlabel.views.geometry import crop_boxes, cutout_boxes, strip_sources
-from vqlabel.views.render_pil import view, views
+from vqlabel.views.render_pil import render, render_view
 from vqlabel.vql.file import VqlFile
 
 SIZE = 16
@@ -58,16 +58,16 @@ Recorded = tuple[LabelBatch, NDArray[np.uint8]]
 
 
 def test_views_are_those_that_the_recording_transforms_showed(batch: Recorded, pictures: list[Image.Image]) -> None:
-    made = views(pictures, batch[0], SIZE)
+    made = render(pictures, batch[0], SIZE)
     assert made.dtype == np.uint8 and np.array_equal(made, batch[1])
-    assert not np.array_equal(views(pictures, replace(batch[0], flip=None), SIZE), batch[1])
+    assert not np.array_equal(render(pictures, replace(batch[0], flip=None), SIZE), batch[1])
 
 
 def test_halves_of_the_shares_are_enough(batch: Recorded, pictures: list[Image.Image]) -> None:
     assert batch[0].crop is not None
     halves = batch[0].crop.astype(np.float16).astype(np.float32)
     assert (halves != batch[0].crop).any()
-    assert np.array_equal(views(pictures, replace(batch[0], crop=halves), SIZE), batch[1])
+    assert np.array_equal(render(pictures, replace(batch[0], crop=halves), SIZE), batch[1])
 
 
 @pytest.mark.parametrize("side", [7, 224, 500, 1023, 1999, 2047, 2048])
@@ -96,10 +96,10 @@ def test_views_are_the_same_after_a_vql_whose_crops_are_integers(
     columns = VqlFile(tmp_path / "a.vql").columns
     assert columns.has("image_size") or "columns.image_size" in VqlFile(tmp_path / "a.vql").container.streams
     read = columns.batch(0, mixed.labels)
-    assert np.array_equal(views(pictures, replace(read, mix_index=None), SIZE), batch[1])
+    assert np.array_equal(render(pictures, replace(read, mix_index=None), SIZE), batch[1])
     want = batch[1].copy()
     want[:, 2:9, 3:16] = batch[1][mixed.mix_index][:, 2:9, 3:16]
-    assert np.array_equal(views(pictures, read, SIZE), want)
+    assert np.array_equal(render(pictures, read, SIZE), want)
 
 
 def test_views_of_a_recipe_are_of_the_pixels_it_drew(pictures: list[Image.Image]) -> None:
@@ -108,7 +108,7 @@ def test_views_of_a_recipe_are_of_the_pixels_it_drew(pictures: list[Image.Image]
     drawn = columns.batch(0, np.empty((0, 0), np.float32))
     assert drawn.image is not None and drawn.crop is not None and drawn.flip is not None
     for made, image, (top, left, height, width), flip in zip(
-        views(pictures, drawn, SIZE), drawn.image, to_pixels(drawn.crop, sizes[drawn.image]).tolist(), drawn.flip, strict=True
+        render(pictures, drawn, SIZE), drawn.image, to_pixels(drawn.crop, sizes[drawn.image]).tolist(), drawn.flip, strict=True
     ):
         part = np.asarray(pictures[image])[top : top + height, left : left + width]
         seen = np.asarray(resized(Image.fromarray(part), SIZE))
@@ -117,9 +117,9 @@ def test_views_of_a_recipe_are_of_the_pixels_it_drew(pictures: list[Image.Image]
 
 def test_without_a_crop_the_image_is_seen_as_a_whole(pictures: list[Image.Image]) -> None:
     want = np.asarray(pictures[0].resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-    assert np.array_equal(view(pictures[0], None, False, SIZE), want)
-    assert np.array_equal(view(pictures[0], np.array([0, 0, 1, 1]), True, SIZE), want[:, ::-1])
-    assert np.array_equal(view(pictures[2], None, False, 24), np.asarray(pictures[2]))
+    assert np.array_equal(render_view(pictures[0], None, False, SIZE), want)
+    assert np.array_equal(render_view(pictures[0], np.array([0, 0, 1, 1]), True, SIZE), want[:, ::-1])
+    assert np.array_equal(render_view(pictures[2], None, False, 24), np.asarray(pictures[2]))
 
 
 def test_crops_of_smaller_copies_of_the_images_stay_inside() -> None:
@@ -142,7 +142,7 @@ def test_a_cutout_is_the_rectangle_that_was_drawn(size: int) -> None:
     extent = np.stack([2 * half, 2 * half + 1], 1)  # odd ones lose a pixel
     cutout = np.concatenate([center / size, extent / size, colour], 1).astype(np.float32)
     batch = LabelBatch(labels=np.zeros((n, 2)), place=Place(0, 0), image=np.zeros(n, np.int64), cutout=cutout)
-    assert np.array_equal(views([image], batch, size), np.array(want))
+    assert np.array_equal(render([image], batch, size), np.array(want))
 
 
 def cut(pixels: NDArray[np.uint8], columns: Sequence[int], rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -157,13 +157,13 @@ def cut(pixels: NDArray[np.uint8], columns: Sequence[int], rows: Sequence[int]) 
 def test_patches_are_shuffled_in_the_image_columns_first(batch: Recorded, pictures: list[Image.Image]) -> None:
     rng = np.random.default_rng(4)
     patches = np.array([[rng.permutation(3), rng.permutation(3)] for _ in range(N)])
-    made = views(pictures, replace(batch[0], patches=patches), SIZE)
+    made = render(pictures, replace(batch[0], patches=patches), SIZE)
     assert batch[0].image is not None and batch[0].crop is not None and batch[0].flip is not None
     for row, image in enumerate(batch[0].image):
         shuffled = Image.fromarray(cut(np.asarray(pictures[image]), *patches[row].tolist()))
-        assert np.array_equal(made[row], view(shuffled, batch[0].crop[row], bool(batch[0].flip[row]), SIZE))
+        assert np.array_equal(made[row], render_view(shuffled, batch[0].crop[row], bool(batch[0].flip[row]), SIZE))
     in_order = np.tile(np.arange(3), (N, 2, 1))
-    assert np.array_equal(views(pictures, replace(batch[0], patches=in_order), SIZE), batch[1])
+    assert np.array_equal(render(pictures, replace(batch[0], patches=in_order), SIZE), batch[1])
 
 
 def test_strips_of_many_sides_at_once_are_those_of_each() -> None:
@@ -177,7 +177,7 @@ def test_strips_of_many_sides_at_once_are_those_of_each() -> None:
 
 def test_cutmix_pastes_the_partners_box_by_rows_and_columns(batch: Recorded, pictures: list[Image.Image]) -> None:
     index = np.random.default_rng(6).integers(0, N, N)
-    made = views(pictures, replace(batch[0], mix_index=index, mix_lam=0.3, mix_box=(1, 4, 5, 16)), SIZE)
+    made = render(pictures, replace(batch[0], mix_index=index, mix_lam=0.3, mix_box=(1, 4, 5, 16)), SIZE)
     assert made.dtype == np.uint8
     for row in range(N):
         for y in range(SIZE):
@@ -188,7 +188,7 @@ def test_cutmix_pastes_the_partners_box_by_rows_and_columns(batch: Recorded, pic
 
 def test_mixup_is_a_mean_in_floats(batch: Recorded, pictures: list[Image.Image]) -> None:
     index = np.random.default_rng(6).integers(0, N, N)
-    made = views(pictures, replace(batch[0], mix_index=index, mix_lam=0.3), SIZE)
+    made = render(pictures, replace(batch[0], mix_index=index, mix_lam=0.3), SIZE)
     want = 0.3 * (batch[1] / 255) + 0.7 * (batch[1][index] / 255)
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, want, atol=1e-6)
@@ -208,16 +208,16 @@ def test_partners_that_are_no_records_of_the_batch_are_rendered_too(
         partner_crop=batch[0].crop[index],
         partner_flip=batch[0].flip[index],
     )
-    assert np.array_equal(views(pictures, named, SIZE), views(pictures, within, SIZE))
+    assert np.array_equal(render(pictures, named, SIZE), render(pictures, within, SIZE))
 
 
 def test_where_nothing_says_how_much_nothing_is_mixed(batch: Recorded, pictures: list[Image.Image]) -> None:
-    assert np.array_equal(views(pictures, replace(batch[0], mix_index=np.arange(N)[::-1]), SIZE), batch[1])
+    assert np.array_equal(render(pictures, replace(batch[0], mix_index=np.arange(N)[::-1]), SIZE), batch[1])
 
 
 def test_no_record_is_no_view(pictures: list[Image.Image]) -> None:
     empty = LabelBatch(labels=np.zeros((0, 2)), place=Place(0, 0), image=np.zeros(0, np.int64), crop=np.zeros((0, 4), np.float32))
-    assert views(pictures, empty, SIZE).shape == (0, SIZE, SIZE, 3)
+    assert render(pictures, empty, SIZE).shape == (0, SIZE, SIZE, 3)
 
 
 ONE = LabelBatch(labels=np.zeros((2, 2)), place=Place(0, 0), image=np.array([0, 1]))
@@ -226,27 +226,31 @@ ONE = LabelBatch(labels=np.zeros((2, 2)), place=Place(0, 0), image=np.array([0, 
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
-        (BadLabels, "do not say which image they are of", {"image": None}),
-        (UsageError, "6 images; the labels are of 8 or more: give the images", {"image": np.array([7, 0])}),
-        (UsageError, "6 images; the labels are of 7 or more", {"partner_image": np.array([6, 0])}),
-        (UsageError, "have RandAugment's operations", {"ops": np.zeros((2, 1, 3))}),
+        (BadLabels, "have no image indices", {"image": None}),
+        (UsageError, "6 images, but the records refer to 8 or more; name the images", {"image": np.array([7, 0])}),
+        (UsageError, "6 images, but the records refer to 7 or more", {"partner_image": np.array([6, 0])}),
+        (UsageError, "have RandAugment operations", {"ops": np.zeros((2, 1, 3))}),
         (UsageError, "have a seed of the dump's own pipeline", {"seed": np.zeros(2, np.int64)}),
         (UsageError, r"mix_box is \(0, 0, 17, 4\), views have 16 pixels; pass the size", {"mix_box": (0, 0, 17, 4)}),
-        (BadLabels, r"a crop is \[0\.0, 0\.0, 1\.5, 1\.0\]; it must be shares", {"crop": np.array([[0, 0, 1, 1], [0, 0, 1.5, 1]])}),
+        (
+            BadLabels,
+            r"a crop is \[0\.0, 0\.0, 1\.5, 1\.0\]; it must be fractions",
+            {"crop": np.array([[0, 0, 1, 1], [0, 0, 1.5, 1]])},
+        ),
         (BadLabels, "a crop is", {"crop": np.array([[0, 0, np.nan, 1]] * 2)}),
-        (UsageError, r"of an image of \[50, 33\] pixels is empty", {"crop": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.01]])}),
+        (UsageError, r"of an image of \[50, 33\] pixels contains no pixel", {"crop": np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.01]])}),
         (BadLabels, "patches are", {"patches": np.array([[[0, 1], [1, 0]], [[0, 1], [1, 1]]])}),
         (BadLabels, "a cutout's centre or extent", {"cutout": np.full((2, 7), np.nan)}),
-        (BadLabels, r"its colour leaves 0\.\.255", {"cutout": np.array([[0, 0, 0.5, 0.5, 256, 0, 0]] * 2)}),
+        (BadLabels, r"its colour is outside 0\.\.255", {"cutout": np.array([[0, 0, 0.5, 0.5, 256, 0, 0]] * 2)}),
     ],
 )
 def test_what_cannot_be_rendered_is_refused(
     error: type[Exception], message: str, change: dict[str, Any], pictures: list[Image.Image]
 ) -> None:
     with pytest.raises(error, match=message):
-        views(pictures, replace(ONE, **change), SIZE)
+        render(pictures, replace(ONE, **change), SIZE)
     with pytest.raises(UsageError, match="size is 0"):
-        views(pictures, ONE, 0)
+        render(pictures, ONE, 0)
 
 
 def test_a_cutout_beyond_the_view_ends_at_its_edge() -> None:

@@ -27,7 +27,7 @@ from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelSource, open_labels
-from vqlabel.metrics.distortion import as_logits, mixed_kl
+from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 from vqlabel.threads import named_threads
 from vqlabel.vql.columns import ColumnWriter
 from vqlabel.vql.file import VqlFile
@@ -232,7 +232,7 @@ def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
         assert (written.dtype, float(written.float().amax(1).abs().max())) == (TYPES[dtype.upper()], 0)
         if name == "tree":  # in the order of its batches, which is not that of its file names
             continue
-        lost = mixed_kl(as_logits(wide, "logits"), as_logits(written.clone(), "logits"), (1.0,))
+        lost = mixed_kl_divergence(as_logits(wide, "logits"), as_logits(written.clone(), "logits"), (1.0,))
         assert float(lost.max()) < 0.001
         assert torch.equal(written.argmax(1), wide.argmax(1))
 
@@ -267,7 +267,7 @@ def test_a_harder_search_gives_better_labels_in_no_more_bytes(
             "stored_code_bits": round(stored, 4),
         }  # fmt: skip
         decoded = vqlabel.open(out)[:]
-        loss.append(float(mixed_kl(as_logits(raw, "logits"), as_logits(decoded, "logits"), (1.0, 4.0, 20.0)).mean()))
+        loss.append(float(mixed_kl_divergence(as_logits(raw, "logits"), as_logits(decoded, "logits"), (1.0, 4.0, 20.0)).mean()))
     assert loss == sorted(loss, reverse=True)
     assert loss[2] < loss[0]
     for effort in ("fast", "normal", "best"):  # zstd may find a few bytes

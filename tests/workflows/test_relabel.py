@@ -28,10 +28,10 @@ from vqlabel.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.labels.pruning import Pruned
-from vqlabel.storage.journal import HEADER, Journal
-from vqlabel.views.image_folder import Pictures
+from vqlabel.storage.journal import HEADER_BYTES, Journal
+from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.recipe import Recipe
-from vqlabel.views.render_pil import views
+from vqlabel.views.render_pil import render
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import read_recipe, recipe_file
 from vqlabel.workflows.relabel import TeacherSource, relabel
@@ -74,7 +74,7 @@ def source(images: Path, work: Path) -> TeacherSource:
 
 def make_source(images: Path, mix: str = "cutmix", seed: int = 3) -> TeacherSource:
     recipe = Recipe(seed=seed, images=IMAGES, epochs=EPOCHS, batch=BATCH, view=VIEW, mix=mix)
-    return TeacherSource(Pictures(images), load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,)), recipe)
+    return TeacherSource(ImageFolder(images), load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,)), recipe)
 
 
 def raw(images: Path, out: Path, **how: Any) -> Path:
@@ -87,13 +87,13 @@ def test_labels_are_what_the_teacher_says_of_the_views_that_the_file_replays(
     mix: str, images: Path, work: Path, tmp_path: Path
 ) -> None:
     path = raw(images, tmp_path / "a.vql", mix=mix)
-    file, pictures = VqlFile(path), Pictures(images)
+    file, pictures = VqlFile(path), ImageFolder(images)
     teacher = load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,))
     labels = vqlabel.open(path)
     assert (len(labels), file.columns.order, file.container.requires) == (IMAGES * EPOCHS, "explicit", ["seeded_views"])
     for at, place in enumerate(file.columns.places):
         batch = file.columns.batch(at, np.empty((0, CLASSES), np.float32))
-        seen = torch.from_numpy(views(pictures, batch, VIEW)).permute(0, 3, 1, 2)
+        seen = torch.from_numpy(render(pictures, batch, VIEW)).permute(0, 3, 1, 2)
         want = teacher(seen / 255 if seen.dtype == torch.uint8 else seen)
         assert torch.equal(labels.batch(*place).labels, want.half().float())
 
@@ -177,7 +177,8 @@ def test_a_journal_of_other_settings_is_refused_and_damage_is_made_again(images:
     with pytest.raises(Stop):
         relabel(make_source(images), tmp_path / "a.vql", progress=stop)
     with pytest.raises(
-        UsageError, match=r"a\.vql\.journal: is left of an interrupted run with other settings \(.*recipe .*, now .*\); repeat"
+        UsageError,
+        match=r"a\.vql\.journal: is the journal of an interrupted run with other settings \(.*recipe .*, now .*\); repeat",
     ):
         relabel(make_source(images, seed=4), tmp_path / "a.vql")
     data = bytearray((tmp_path / "a.vql.journal").read_bytes())
@@ -204,7 +205,7 @@ def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> 
     row = np.array([[7, 8]], np.uint16)
     with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
         journal.append(row)
-        with pytest.raises(UsageError, match=r"j: another run is writing it; wait for that, or stop it"):
+        with pytest.raises(UsageError, match=r"j: another run is writing it; wait until it ends, or stop it"):
             Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16")
         journal.append(row)
         assert all(np.array_equal(found, row) for found in journal)
@@ -222,7 +223,7 @@ def test_a_journal_whose_batches_were_lost_doubled_or_swapped_counts_those_befor
         for number in range(3):
             journal.append(np.full((2, 2), number, np.uint16))
     data, size = (tmp_path / "j").read_bytes(), 2 * 2 * 2 + 4
-    head, stored = data[:HEADER], [data[HEADER + at * size :][:size] for at in range(3)]
+    head, stored = data[:HEADER_BYTES], [data[HEADER_BYTES + at * size :][:size] for at in range(3)]
     (tmp_path / "j").write_bytes(head + b"".join(stored[at] for at in batches))
     with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
         assert journal.done == whole
@@ -232,7 +233,7 @@ def test_a_batch_of_another_journal_does_not_count(tmp_path: Path) -> None:
     for name, key in (("j", 1), ("k", 2)):
         with Journal(tmp_path / name, {"a": key}, [2], 2, "uint16") as journal:
             journal.append(np.zeros((2, 2), np.uint16))
-    mixed = (tmp_path / "j").read_bytes()[:HEADER] + (tmp_path / "k").read_bytes()[HEADER:]
+    mixed = (tmp_path / "j").read_bytes()[:HEADER_BYTES] + (tmp_path / "k").read_bytes()[HEADER_BYTES:]
     (tmp_path / "j").write_bytes(mixed)
     with Journal(tmp_path / "j", {"a": 1}, [2], 2, "uint16") as journal:
         assert journal.done == 0
@@ -293,12 +294,12 @@ def test_a_tree_of_sre2l_has_the_images_that_its_script_shuffles(images: Path, w
     assert "notes" not in found
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == [f"epoch_{epoch}" for epoch in range(EPOCHS)]
     sampler = RandomSampler(range(IMAGES), generator=torch.Generator().manual_seed(42))
-    pictures, teacher, tree = Pictures(images), make_source(images).teacher, open_labels(tmp_path / "dump")
+    pictures, teacher, tree = ImageFolder(images), make_source(images).teacher, open_labels(tmp_path / "dump")
     for epoch in range(EPOCHS):
         for number, order in enumerate(BatchSampler(sampler, BATCH, drop_last=False)):
             stored = tree.read(3 * epoch + number)
             assert stored.place == (epoch, number)
-            seen = torch.from_numpy(views(pictures, replace(stored, image=np.array(order)), VIEW)).permute(0, 3, 1, 2) / 255
+            seen = torch.from_numpy(render(pictures, replace(stored, image=np.array(order)), VIEW)).permute(0, 3, 1, 2) / 255
             assert np.array_equal(teacher(seen).half().numpy(), stored.labels)
     with pytest.raises(UsageError, match=r"the order of SRe2L's script .*, which no recipe draws: pack with --augmentation keep"):
         read_recipe(recipe_file(tmp_path / "dump"))
@@ -415,16 +416,18 @@ def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: 
     stopped(images, tmp_path / "a.vql")
     source = make_source(images)
     if what == "mean":
-        source = TeacherSource(Pictures(images), load_teacher("teachers_of_tests:small", mean=(0.4,)), source.drawn.recipe)
+        source = TeacherSource(ImageFolder(images), load_teacher("teachers_of_tests:small", mean=(0.4,)), source.drawn.recipe)
     elif what == "dtype":
-        source = TeacherSource(Pictures(images), source.teacher, source.drawn.recipe, dtype="F32")
+        source = TeacherSource(ImageFolder(images), source.teacher, source.drawn.recipe, dtype="F32")
     else:
         other = tmp_path / "other"
         shutil.copytree(images, other)
         (other / "class0" / "00.png").rename(other / "class0" / "000.png")
-        source = TeacherSource(Pictures(other), source.teacher, source.drawn.recipe)
+        source = TeacherSource(ImageFolder(other), source.teacher, source.drawn.recipe)
     changed = {"mean": "teacher_sha256", "images": "images 13 with the digest", "dtype": ".*dtype F16"}[what]
-    with pytest.raises(UsageError, match=rf"is left of an interrupted run with other settings \({changed}.*, now .*\); repeat"):
+    with pytest.raises(
+        UsageError, match=rf"is the journal of an interrupted run with other settings \({changed}.*, now .*\); repeat"
+    ):
         relabel(source, tmp_path / "a.vql")
 
 
@@ -494,14 +497,14 @@ def test_a_run_that_is_refused_at_its_first_batch_leaves_nothing(images: Path, w
     recipe = make_source(images).drawn.recipe
     teacher = load_teacher("large_teacher:large")
     with pytest.raises(VqlabelError, match="try --dtype f32"):
-        relabel(TeacherSource(Pictures(images), teacher, recipe), tmp_path / "a.vql")
+        relabel(TeacherSource(ImageFolder(images), teacher, recipe), tmp_path / "a.vql")
     assert not list(tmp_path.iterdir())
-    relabel(TeacherSource(Pictures(images), teacher, recipe, dtype="F32"), tmp_path / "a.vql")
+    relabel(TeacherSource(ImageFolder(images), teacher, recipe, dtype="F32"), tmp_path / "a.vql")
 
 
 def test_a_codec_of_fewer_images_is_refused_before_a_view_is_drawn(images: Path, work: Path, tmp_path: Path) -> None:
     recipe = Recipe(seed=3, images=IMAGES - 1, epochs=EPOCHS, batch=BATCH, view=VIEW, mix="cutmix")
-    some = Pictures(images)
+    some = ImageFolder(images)
     some.files = some.files[:-1]
     relabel(TeacherSource(some, make_source(images).teacher, recipe), tmp_path / "dump", layout="lpld")
     config = vqlabel.FitConfig(bits=8, prior=True, epochs=1)
@@ -529,7 +532,7 @@ def test_what_a_teacher_raises_is_said_in_a_line(error: Exception, images: Path,
     with pytest.raises(
         UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must take any number of views"
     ):
-        TeacherSource(Pictures(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
+        TeacherSource(ImageFolder(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
@@ -543,7 +546,7 @@ def test_a_teacher_is_shown_contiguous_views(mix: str, images: Path, work: Path)
 
 def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "a.vql.journal").write_text("my lab journal")
-    with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):
+    with pytest.raises(UsageError, match="is the journal of an interrupted run with other settings"):
         relabel(source, tmp_path / "a.vql")
     assert (tmp_path / "a.vql.journal").read_text() == "my lab journal"
 
@@ -552,7 +555,7 @@ def test_probabilities_are_not_stored_as_logits(images: Path, work: Path, tmp_pa
     (work / "soft.py").write_text(
         "import torch\nfrom teachers_of_tests import small\ndef soft(): return torch.nn.Sequential(*small(), torch.nn.Softmax(1))\n"
     )
-    source = TeacherSource(Pictures(images), load_teacher("soft:soft"), make_source(images).drawn.recipe)
+    source = TeacherSource(ImageFolder(images), load_teacher("soft:soft"), make_source(images).drawn.recipe)
     with pytest.raises(UsageError, match="gives probabilities; labels are logits"):
         relabel(source, tmp_path / "a.vql")
 
@@ -661,7 +664,9 @@ def test_a_teacher_that_ends_the_program_or_masks_by_infinity_is_told(
     with pytest.raises(VqlabelError, match=message):
         relabel(
             TeacherSource(
-                Pictures(images), load_teacher("odd_of_tests:Odd"), Recipe(seed=3, images=IMAGES, epochs=1, batch=BATCH, view=VIEW)
+                ImageFolder(images),
+                load_teacher("odd_of_tests:Odd"),
+                Recipe(seed=3, images=IMAGES, epochs=1, batch=BATCH, view=VIEW),
             ),
             tmp_path / "a.vql",
         )

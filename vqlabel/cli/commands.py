@@ -108,7 +108,9 @@ def fit(
 ) -> None:
     """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
     from vqlabel.labels import open_labels
-    from vqlabel.storage.targets import CODEC, check_apart, check_target
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.storage.formats import CODEC
+    from vqlabel.storage.targets import check_target
 
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl leaves no state; run it again")
@@ -157,7 +159,9 @@ def tune(
 ) -> None:
     """Find the best codec inside a budget: --ratio, --bytes, --kl, or --bits per label, here with everything but augmentation counted."""
     from vqlabel.labels import open_labels
-    from vqlabel.storage.targets import CODEC, check_apart, check_target
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.storage.formats import CODEC
+    from vqlabel.storage.targets import check_target
     from vqlabel.workflows.tune import tune as run
 
     check_target(out, CODEC, overwrite=overwrite)
@@ -214,7 +218,9 @@ def pack(
     from vqlabel.labels import open_labels
     from vqlabel.labels.pruning import Pruned
     from vqlabel.report.quality import fit_quality
-    from vqlabel.storage.targets import VQL, check_apart, check_target
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.storage.formats import VQL
+    from vqlabel.storage.targets import check_target
     from vqlabel.vql.seeded import drawn_bits, read_recipe, recipe_file
     from vqlabel.workflows.pack import check_recipe
     from vqlabel.workflows.pack import pack as run
@@ -325,7 +331,7 @@ def convert(
 ) -> None:
     """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
     from vqlabel.labels.open import check_dump_target, written_as
-    from vqlabel.storage.targets import check_apart
+    from vqlabel.storage.apart import check_apart
     from vqlabel.workflows.convert import convert as run
     from vqlabel.workflows.convert import open_any
 
@@ -380,8 +386,8 @@ def relabel(
     """Label seeded views of images with a teacher; interrupted, the same command goes on where it was."""
     from vqlabel.codecs import load_codec
     from vqlabel.report.quality import fit_quality
-    from vqlabel.storage.targets import check_apart
-    from vqlabel.views.image_folder import Pictures
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.views.image_folder import ImageFolder
     from vqlabel.views.recipe import Recipe
     from vqlabel.workflows.relabel import TeacherSource, check_relabel_target
     from vqlabel.workflows.relabel import relabel as run
@@ -389,7 +395,7 @@ def relabel(
 
     check_relabel_target(out, layout, overwrite=overwrite)
     check_apart(out, images, beside=(codec, teacher))
-    pictures = Pictures(images)
+    pictures = ImageFolder(images)
     recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
     looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), show.progress_bar() as progress:
@@ -443,7 +449,7 @@ def stats(
     from vqlabel.labels.open import SPARSE
     from vqlabel.report import plots as pictures
     from vqlabel.report import stats as run
-    from vqlabel.storage.targets import check_apart
+    from vqlabel.storage.apart import check_apart
     from vqlabel.vql.file import VqlFile
 
     if plot_calibration is not None and against is None:
@@ -516,7 +522,7 @@ def compare(
     if plot is not None:
         from vqlabel.report.plot_rate_distortion import plot_curve
         from vqlabel.report.plots import check_picture
-        from vqlabel.storage.targets import check_apart
+        from vqlabel.storage.apart import check_apart
 
         check_picture(plot, overwrite=overwrite)
         check_apart(plot, dump, beside=(teacher, images, columns, student, val, val_labels))

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from vqlabel.bitstream import FIXED, ZSTD, Coding
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
 from vqlabel.config import FitConfig
@@ -67,7 +68,7 @@ class LabelCodec(nn.Module, ABC):
     kind: ClassVar[str]
     uses_context: bool = False  # False: callers need not look the context up
     effort: str = "normal"  # see `set_effort`
-    codings: ClassVar[tuple[str, ...]] = ("fixed", "zstd")  # of the container, by which codes may be stored: the smallest is taken
+    codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)  # of the container, by which codes may be stored: the smallest is taken
     counted: bool = False  # True: the first column of codes is a label's count, and codes beyond it are 0 and not stored
     config: Any
     fitted_on: FittedOn = FittedOn()  # as far as the codec's file says

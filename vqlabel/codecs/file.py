@@ -17,8 +17,9 @@ from vqlabel.codecs.registry import CODECS
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import FitConfig, codec_config
 from vqlabel.errors import BadContainer, NoSuchFile, UsageError, require
-from vqlabel.storage.targets import CODEC, appearing
-from vqlabel.typed import typed_arguments
+from vqlabel.storage.formats import CODEC
+from vqlabel.storage.targets import atomic_target
+from vqlabel.type_checks import check_argument_types
 
 KEY, SUM = "vqlabel.codec", "sha256"
 
@@ -33,7 +34,7 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
     return CODECS[resolved.kind][0].build(resolved, tensors).eval()
 
 
-@typed_arguments
+@check_argument_types
 def save_codec(
     codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
 ) -> None:
@@ -53,7 +54,7 @@ def save_codec(
     }
     tensors = codec.file_tensors()
     metadata = {KEY: json.dumps({**described, SUM: _sha256(described, tensors)}, sort_keys=True)}
-    with appearing(Path(path), CODEC, overwrite=overwrite) as partial:
+    with atomic_target(Path(path), CODEC, overwrite=overwrite) as partial:
         partial.write_bytes(save(tensors, metadata))
 
 
@@ -66,7 +67,7 @@ def _sha256(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-@typed_arguments
+@check_argument_types
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
     """Read a codec file: the codec, and the report stored with it.
 

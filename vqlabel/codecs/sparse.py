@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqlabel.bitstream import pack_ans, pack_fixed, packed_size, unpack_fixed
+from vqlabel.bitstream import ANS, FIXED, ZSTD, pack_ans, pack_fixed, packed_size, unpack_fixed
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.neighbours import choose_neighbours, to_ids, to_ranks
 from vqlabel.codecs.weights import take
@@ -41,7 +41,7 @@ class SparseCodec(LabelCodec):
     Gaps are chosen in turn, each against what those before it decode to, so that rounding errors do not add up.
     """
 
-    kind, codings = "sparse", ("fixed", "zstd", "ans")
+    kind, codings = "sparse", (FIXED, ZSTD, ANS)
     config: SparseConfig
 
     def __init__(self, config: SparseConfig, neighbours: Tensor | None = None) -> None:

@@ -34,8 +34,9 @@ from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
 from vqlabel.storage.filetypes import is_sidecar, require_regular
-from vqlabel.storage.targets import NPY, SAFETENSORS, TENSOR, TREE, Form, appearing, check_target
-from vqlabel.typed import typed_arguments
+from vqlabel.storage.formats import NPY, SAFETENSORS, TENSOR, TREE, TargetFormat
+from vqlabel.storage.targets import atomic_target, check_target
+from vqlabel.type_checks import check_argument_types
 
 LAYOUTS: dict[str, Callable[..., LabelSource]] = {
     "arrays": ArraySource,
@@ -66,7 +67,7 @@ WRITERS: dict[str, type[LabelWriter]] = {
 _OF_LENGTH = {7: "gvbsm", 8: "edc"}  # of the list in a tree's files
 
 
-@typed_arguments
+@check_argument_types
 def open_labels(
     path: str | PathLike[str],
     layout: str | None = None,
@@ -222,7 +223,7 @@ def writing(
     target, (name, _, form) = Path(out), layout.partition(":")
     require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
     _refuse_other_things(target)
-    with appearing(target, form_of(layout), overwrite=overwrite) as partial:
+    with atomic_target(target, form_of(layout), overwrite=overwrite) as partial:
         writer = WRITERS[name](partial, about, form or None)
         try:
             yield writer
@@ -238,7 +239,7 @@ def writing(
             )
 
 
-def form_of(layout: str) -> Form:
+def form_of(layout: str) -> TargetFormat:
     """What a layout is written as."""
     return {"arrays:npy": NPY, "arrays:safetensors": SAFETENSORS, "tensor": TENSOR}.get(layout, TREE)
 
@@ -248,7 +249,7 @@ def check_dump_target(out: str | PathLike[str], layout: str, *, overwrite: bool)
 
     Raises:
         TargetExists: `out` is there and `overwrite` is false; or it is a folder with other things in it than a dump.
-        UsageError: see `Partial`.
+        UsageError: see `AtomicTarget`.
     """
     _refuse_other_things(Path(out))
     check_target(out, form_of(layout), overwrite=overwrite)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import ImageSet
-from vqlabel.typed import typed_fields
+from vqlabel.type_checks import check_field_types
 
 SUM_TOLERANCE = 0.02  # fp16 probabilities of 100,000 classes add up to 1 within this
 NOWHERE = -10_000.0  # the logit of a class that was not stored: its softmax is 0 at every temperature up to 500, and fp16 holds it
@@ -125,7 +125,7 @@ class LabelBatch:
     seed: NDArray[np.int64] | None = None  # [n] in -2^31 .. 2^31 - 1: of the view, for the pipeline that the dump was made with
 
     def __post_init__(self) -> None:
-        typed_fields(self)
+        check_field_types(self)
         require(self.labels.ndim == 2, "labels", list(self.labels.shape), "must be [n, C], a row a label")
 
     def __len__(self) -> int:

@@ -6,13 +6,13 @@ from typing import Any
 from vqlabel.labels import LabelSource
 from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.file import VqlFile
 
 __all__ = ["Account", "Row", "account", "stats"]
 
 
-@typed_arguments
+@check_argument_types
 def stats(
     path: str | PathLike[str],
     *,

@@ -8,7 +8,7 @@ import numpy as np
 from vqlabel.config import VqaeConfig
 from vqlabel.container.layout import CHUNKS, SEAL
 from vqlabel.errors import BadContainer
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.report.published import break_even
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import COLUMNS, IMAGES_MOST, PREFIX
@@ -195,7 +195,7 @@ def _size(file: VqlFile, name: str) -> int:
     return section.stop - section.start
 
 
-def _usage(file: VqlFile) -> Usage:
+def _usage(file: VqlFile) -> CodeUsage:
     """Of the first 65,536 records, so that a large file is accounted for as soon as a small one."""
     config = file.config
     assert isinstance(config, VqaeConfig)
@@ -203,7 +203,7 @@ def _usage(file: VqlFile) -> Usage:
     book = file.container.sections.get(CODEC + "decoder.codebook")
     if slots and (book is None or 8 * (book.stop - book.start) < slots * k):  # a code is a bit or more of it
         raise BadContainer(f"{file.container.path}: its codebook is too small for {slots} slots of {k} codes; damaged or forged")
-    usage = Usage(slots, k)
+    usage = CodeUsage(slots, k)
     last = min(file.records, USAGE_RECORDS)
     for at in range(0, last, 4096):
         codes, counted = file.codes(at, min(at + 4096, last)), int(file.counted)

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import MissingExtra, UsageError
-from vqlabel.storage.targets import PICTURE, appearing, check_target
+from vqlabel.storage.formats import IMAGE
+from vqlabel.storage.targets import atomic_target, check_target
 
 COLOURS = {"codes": "#2b6cb0", "codec": "#dd8a2d", "augmentation": "#4a9d6f", "order": "#8e6bbf", "container": "#9aa0a6"}
 
@@ -22,7 +23,7 @@ def check_picture(out: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"{out}: no picture can be written there (formats: {', '.join(sorted(known))}); end the name in .png, .svg or .pdf"
         )
-    check_target(out, PICTURE, overwrite=overwrite)
+    check_target(out, IMAGE, overwrite=overwrite)
 
 
 def figure_of(**options: Any) -> Any:
@@ -40,7 +41,7 @@ def figure_of(**options: Any) -> Any:
 
 def save(figure: Any, out: Path, *, overwrite: bool) -> None:
     """Write the figure; it appears whole or not at all."""
-    with appearing(out, PICTURE, overwrite=overwrite) as partial:
+    with atomic_target(out, IMAGE, overwrite=overwrite) as partial:
         figure.savefig(partial, format=out.suffix[1:].lower(), dpi=120)
 
 

@@ -20,7 +20,7 @@ from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.filetypes import read_text
-from vqlabel.views.image_folder import Pictures, pillow
+from vqlabel.views.image_folder import ImageFolder, pillow
 
 SIZE, BATCH, WIDTH = 32, 100, 32  # pixels along a view, labels a step, channels of the first block
 RATE = 2e-3  # peak learning rate
@@ -66,7 +66,7 @@ class Lesson:
     ) -> None:
         require(1 <= view <= 1 << 16, "view", view, "must be 1..65536 pixels")
         self._read_new_images(Path(val), source.classes, val_labels, columns)
-        pictures, views, raw = Pictures(images), list[Tensor](), list[Tensor]()
+        pictures, views, raw = ImageFolder(images), list[Tensor](), list[Tensor]()
         for done, batch in enumerate(source):
             views.append(_replay(batch, pictures, view, str(source.path)))
             raw.append(as_logits(torch.from_numpy(batch.labels), source.domain).half())
@@ -76,7 +76,7 @@ class Lesson:
     def _read_new_images(
         self, val: Path, classes: int, labels: str | PathLike[str] | None, columns: str | PathLike[str] | None
     ) -> None:
-        pictures = Pictures(val)
+        pictures = ImageFolder(val)
         self.truth = torch.from_numpy(pictures.targets)
         self.columns = torch.tensor(_columns_of(pictures.classes, columns, classes))
         self.teacher = None if labels is None else torch.from_numpy(_read_logits(Path(labels), len(pictures), classes))
@@ -184,7 +184,7 @@ def _small(image: Any, crop: Any) -> Tensor:
     return torch.from_numpy(np.array(image.resize((SIZE, SIZE), pillow().Resampling.BILINEAR, box=tuple(box))))
 
 
-def _replay(batch: LabelBatch, pictures: Pictures, view: int, dump: str) -> Tensor:
+def _replay(batch: LabelBatch, pictures: ImageFolder, view: int, dump: str) -> Tensor:
     """[n, 32, 32, 3] uint8: the views that the labels of this batch were made of, small."""
     if batch.image is None or batch.crop is None or batch.flip is None:
         raise BadLabels(

@@ -15,7 +15,7 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.unpack import as_tensor, check_batch_memory, decode, read_codec
 
@@ -57,7 +57,7 @@ class VqlDataset(Dataset[Tensor]):
     (`vqlabel.training.views.VqlViews(..., decode=False)` is a dataset that does.)
     """
 
-    @typed_arguments
+    @check_argument_types
     def __init__(self, path: str | PathLike[str], device: str | torch.device = "cpu") -> None:
         self._open(path, device, None)
 
@@ -144,7 +144,7 @@ class VqlDataset(Dataset[Tensor]):
         """(epoch, batch) of every stored batch, in order."""
         return self.file.columns.places
 
-    @typed_arguments
+    @check_argument_types
     def batch(self, epoch: int, batch: int) -> TrainingBatch:
         """The stored batch of this place.
 
@@ -158,7 +158,7 @@ class VqlDataset(Dataset[Tensor]):
             raise UsageError(f"{self.path}: no batch {batch} of epoch {epoch}; it has {len(self.places)} batches, see ds.places")
         return self._batch(at)
 
-    @typed_arguments
+    @check_argument_types
     def batches(self, epoch: int | None = None) -> Iterator[TrainingBatch]:
         """The stored batches in order: of one epoch, or of all.
 
@@ -185,7 +185,7 @@ class VqlDataset(Dataset[Tensor]):
         return TrainingBatch(labels=self._decode(record), place=said.place, mix_lam=said.mix_lam, mix_box=said.mix_box, **arrays)
 
 
-@typed_arguments
+@check_argument_types
 def open(path: str | PathLike[str], device: str | torch.device = "cpu") -> VqlDataset:
     """Open a `.vql` for training; `device` is where labels are decoded.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vqlabel.config import check_labels
 from vqlabel.errors import UsageError, require
 from vqlabel.labels.source import NOWHERE
-from vqlabel.typed import typed, typed_fields
+from vqlabel.type_checks import check_field_types, check_type
 
 HUNDREDTHS = tuple(i / 100 for i in range(1, 101))  # where LPQLD looks for a student's temperature
 
@@ -154,7 +154,7 @@ class StepSchedule:
     gamma: float = 0.7
 
     def __post_init__(self) -> None:
-        typed_fields(self)
+        check_field_types(self)
         _check_temperature("end", self.end)
         require(self.end <= self.start < math.inf, "start", self.start, f"must be {self.end:g}, the end, or above")
         require(self.every >= 1, "every", self.every, "must be 1 epoch or more")
@@ -176,7 +176,7 @@ class CosineSchedule:
     epochs: int = 300
 
     def __post_init__(self) -> None:
-        typed_fields(self)
+        check_field_types(self)
         _check_temperature("start", self.start)
         _check_temperature("end", self.end)
         require(self.epochs >= 1, "epochs", self.epochs, "must be 1 or more")
@@ -204,7 +204,7 @@ class StudentTemperature:
     """
 
     def __init__(self, start: float = 1.0, grid: Sequence[float] = HUNDREDTHS) -> None:
-        typed("grid", grid, Sequence[float])
+        check_type("grid", grid, Sequence[float])
         require(len(grid) > 0, "grid", list(grid), "must have a temperature to choose")
         _check_type("start", start, float)
         for t in (start, *grid):
@@ -279,6 +279,6 @@ def _check_temperature(name: str, value: float) -> None:
 
 
 def _check_type(name: str, value: Any, kind: Any) -> None:
-    """`typed`, but nothing that torch.compile would have to trace where the type is the plain one."""
+    """`check_type`, but nothing that torch.compile would have to trace where the type is the plain one."""
     if type(value) is not kind:
-        typed(name, value, kind)
+        check_type(name, value, kind)

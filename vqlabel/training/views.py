@@ -19,11 +19,11 @@ from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import OF_PARTNERS, OF_RECORDS
 from vqlabel.philox import below, bits, shuffled
 from vqlabel.training.dataset import VqlDataset
-from vqlabel.typed import typed_arguments
-from vqlabel.views.geometry import check_batch
-from vqlabel.views.image_folder import Pictures
+from vqlabel.type_checks import check_argument_types
+from vqlabel.views.geometry import check_renderable
+from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.recipe import DrawnColumns
-from vqlabel.views.render_pil import Images, rgb, views
+from vqlabel.views.render_pil import Images, render, rgb_image
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import Columns, DrawnPart
 
@@ -80,14 +80,14 @@ class VqlViews(Dataset[ViewBatch]):
         labels: the `VqlDataset`.
 
     Raises:
-        BadLabels: the records do not say which image they are of.
+        BadLabels: the records have no image indices.
         UsageError: these are not the file's images, or its views cannot be made again.
 
     Warns:
         UserWarning: it cannot be told whether these are the file's images, for the file or the list does not have their names.
     """
 
-    @typed_arguments
+    @check_argument_types
     def __init__(
         self,
         path: str | PathLike[str],
@@ -117,7 +117,7 @@ class VqlViews(Dataset[ViewBatch]):
         images = given["images"]
         if isinstance(images, str | PathLike):
             _refuse_names(self.labels.file)
-            images = Pictures(images)
+            images = ImageFolder(images)
         self.images: Images = images
         check(self.labels.file, images)
         try:
@@ -176,7 +176,7 @@ def _refuse_others(file: VqlFile, images: Images) -> None:
     """Raises UsageError where these are not the images that the labels are of; see `held_against`."""
     if not file.columns.has("image"):
         return
-    if isinstance(images, Pictures):
+    if isinstance(images, ImageFolder):
         held_against(file, images.folder, images.names, images.files, depth=4)
     else:
         held_against(file, "the list of images", count=len(images), depth=4)
@@ -190,7 +190,7 @@ def _refuse_other_shapes(file: VqlFile, images: Images) -> None:
     """
     sizes = file.columns.sizes if isinstance(file.columns, DrawnColumns | DrawnPart) else np.empty((0, 2), np.int64)
     for at in np.unique(np.linspace(0, len(images) - 1, SHAPES).astype(np.int64)).tolist() if len(sizes) else ():
-        height, width = images.size(at) if isinstance(images, Pictures) else rgb(images, at).size[::-1]
+        height, width = images.size(at) if isinstance(images, ImageFolder) else rgb_image(images, at).size[::-1]
         wanted = sizes[at if len(sizes) > 1 else 0].tolist()
         if abs(height * wanted[1] - width * wanted[0]) > sum(wanted):
             raise UsageError(
@@ -244,7 +244,7 @@ def _check(file: VqlFile, images: Images, size: int | None) -> int:
             "of image i, and pack it again"
         )
     if file.columns.places:
-        check_batch(said(file, 0), len(images), side)
+        check_renderable(said(file, 0), len(images), side)
     return side
 
 
@@ -272,7 +272,7 @@ def some_views(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size
     part = replace(batch, labels=batch.labels[shown], **chosen)
     if index is not None:  # what is mixed into a view that is only there to be mixed in, nobody sees
         part = replace(part, mix_index=np.searchsorted(shown, index[shown]).clip(max=len(shown) - 1))
-    return views(images, part, size)[np.searchsorted(shown, slots)]
+    return render(images, part, size)[np.searchsorted(shown, slots)]
 
 
 def _to_floats(pixels: NDArray[Any]) -> Tensor:
@@ -298,7 +298,7 @@ class StoredBatches(Sampler[list[int]]):
         UsageError: no stored batch, an epoch that is not stored, or rank and world that contradict each other.
     """
 
-    @typed_arguments
+    @check_argument_types
     def __init__(
         self,
         dataset: VqlDataset | VqlViews,
@@ -319,7 +319,7 @@ class StoredBatches(Sampler[list[int]]):
         self.epoch, self._begun, self._skip = 0, False, 0
         self._given = 0  # batches of the current iteration so far
 
-    @typed_arguments
+    @check_argument_types
     def set_epoch(self, epoch: int) -> None:
         """Which epoch comes next."""
         require(epoch >= 0, "epoch", epoch, "must be 0 or more")
@@ -327,7 +327,7 @@ class StoredBatches(Sampler[list[int]]):
             self._skip = 0  # left by `load_state_dict`
         self.epoch, self._begun, self._given = epoch, False, 0
 
-    @typed_arguments
+    @check_argument_types
     def state_dict(self, done: int | None = None) -> dict[str, int]:
         """Where training stands: `done` batches after this iteration began.
 
@@ -336,7 +336,7 @@ class StoredBatches(Sampler[list[int]]):
         """
         return {"epoch": self.epoch, "done": self._skip + (self._given if done is None else done)}
 
-    @typed_arguments
+    @check_argument_types
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on there: the next iteration has what is left of that epoch, or, where nothing is, the next epoch. With the same number of ranks."""
         counts = state.get("epoch"), state.get("done")
@@ -379,7 +379,7 @@ class PooledBatches(StoredBatches):
         UsageError: also where fewer batches are stored than an epoch draws without replacement.
     """
 
-    @typed_arguments
+    @check_argument_types
     def __init__(
         self,
         dataset: VqlDataset | VqlViews,

@@ -10,10 +10,10 @@ from typing import Any
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 from vqlabel.labels.source import OPS_MOST, PARTS_MOST
+from vqlabel.views.recipe import MAX_BATCHES
 
 PREFIX = "columns."
 IMAGES_MOST = 1 << 24
-BATCHES_MOST = 1 << 22  # a reader holds their places: 16 bytes each
 BATCH_RECORDS_MOST = 1 << 20  # of one batch, which readers take as a whole: a checkpoint of training is a batch
 NAMES_MOST = 1 << 28  # bytes of all images' names
 ROWS_A_BYTE = 64  # of a column that a reader holds in memory, for each byte of its payload; 4096 zeros take 64 bytes in zstd
@@ -33,8 +33,8 @@ class Column:
 
 
 COLUMNS = {
-    "batch": Column(BATCHES_MOST, 3, 32),
-    "drawn": Column(BATCHES_MOST, 1, 22),
+    "batch": Column(MAX_BATCHES, 3, 32),
+    "drawn": Column(MAX_BATCHES, 1, 22),
     "image_size": Column(IMAGES_MOST, 2, 16),
     "names": Column(NAMES_MOST, 1, 8),
     "image": Column(RECORD, 1, 24),

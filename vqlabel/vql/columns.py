@@ -19,8 +19,9 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.places import Places
-from vqlabel.views.crops import SizeFinder, to_pixels, to_shares
-from vqlabel.vql.column_limits import BATCH_RECORDS_MOST, BATCHES_MOST, IMAGES_MOST, NAMES_MOST, PREFIX, check_streams
+from vqlabel.views.crops import SizeFinder, to_fractions, to_pixels
+from vqlabel.views.recipe import MAX_BATCHES
+from vqlabel.vql.column_limits import BATCH_RECORDS_MOST, IMAGES_MOST, NAMES_MOST, PREFIX, check_streams
 
 _SPOOL_ROWS = 1 << 16
 INTEGERS = ("image", "flip", "mix_index", "partner_image", "partner_flip", "patches", "seed")  # columns with a row a record
@@ -60,8 +61,8 @@ class ColumnWriter:
                     f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes"
                 )
         self._batches += 1
-        if self._batches > BATCHES_MOST:
-            raise BadLabels(f"the dump has more than {BATCHES_MOST} batches; the format allows no more: use larger batches")
+        if self._batches > MAX_BATCHES:
+            raise BadLabels(f"the dump has more than {MAX_BATCHES} batches; the format allows no more: use larger batches")
         if len(batch) > BATCH_RECORDS_MOST:
             raise BadLabels(
                 f"epoch {batch.place.epoch}, batch {batch.place.batch} has {len(batch)} labels; the format allows {BATCH_RECORDS_MOST} "
@@ -123,7 +124,7 @@ class ColumnWriter:
 
     def _streams(self) -> Iterator[tuple[str, Iterable[NDArray[np.uint32]], NDArray[Any]]]:
         """(name, rows, the largest value of every field) of each column."""
-        sizes = self._sizes.found() if "crop" in self._spools else None
+        sizes = self._sizes.sizes() if "crop" in self._spools else None
         for name in sorted(self._spools):
             spool = self._spools[name]
             if name in FLOATS:
@@ -291,7 +292,7 @@ class ColumnReader:
             if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
                 raise BadContainer(f"{self._reader.path}: an image has no size; damaged or forged")
             at = image
-        return to_shares(crop, self._sizes[at])
+        return to_fractions(crop, self._sizes[at])
 
     @property
     def names(self) -> list[str] | None:

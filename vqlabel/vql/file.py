@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vqlabel.bitstream import ANS
 from vqlabel.config import CodecConfig, VqaeConfig, codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
@@ -170,7 +171,7 @@ class VqlFile:
         codes = self.container.streams[CODES]
         if self._counted:
             stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
-        elif codes.coding == "ans":
+        elif codes.coding is ANS:
             stored = 8 * self.container.stored(CODES)
         else:
             return sum(self.code_bits)

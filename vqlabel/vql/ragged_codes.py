@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import join_counted
+from vqlabel.bitstream import join_ragged
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 
@@ -33,7 +33,7 @@ class CountedCodes:
         """[stop - start, 1 + m] of the labels start:stop."""
         counts = self._checked(self._container.rows(COUNTS, start, stop))
         first = self._first_of(start)
-        return join_counted(counts, self._container.rows(CODES, first, first + int(counts.sum())), self._slots)
+        return join_ragged(counts, self._container.rows(CODES, first, first + int(counts.sum())), self._slots)
 
     def take(self, index: NDArray[np.int64]) -> Codes:
         """[n, 1 + m] of the labels at `index`, each in [0, records)."""
@@ -41,7 +41,7 @@ class CountedCodes:
         many = counts[:, 0].astype(np.int64)
         before = np.repeat(np.cumsum(many) - many, many)
         run = np.repeat(self._firsts_of(index), many) + np.arange(many.sum()) - before
-        return join_counted(counts, self._container.take(CODES, run), self._slots)
+        return join_ragged(counts, self._container.take(CODES, run), self._slots)
 
     def _first_of(self, record: int) -> int:
         """Row of the first code of `record`, 0..records."""

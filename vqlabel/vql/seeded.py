@@ -18,8 +18,9 @@ from vqlabel.labels import Context, LabelBatch, LabelSource, Place
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.source import in_order
 from vqlabel.storage.filetypes import read_text
-from vqlabel.storage.targets import RECORD, appearing
-from vqlabel.views.recipe import DrawnColumns, Recipe, Reordered
+from vqlabel.storage.formats import INTERNAL
+from vqlabel.storage.targets import atomic_target
+from vqlabel.views.recipe import DrawnColumns, Recipe, ReorderedColumns
 from vqlabel.vql.column_limits import PREFIX, check_streams
 from vqlabel.vql.columns import ColumnReader, widths
 
@@ -190,11 +191,11 @@ def recipe_file(dump: Path) -> Path:
 def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) -> None:
     """Recipe, image sizes and, where it is known, which images these are; as JSON."""
     said: dict[str, Any] = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
-    if isinstance(drawn, Reordered):
+    if isinstance(drawn, ReorderedColumns):
         said["order"] = drawn.order_name
     if drawn.images is not None:
         said["images"] = drawn.images.to_dict()
-    with appearing(file, RECORD, overwrite=overwrite) as partial:
+    with atomic_target(file, INTERNAL, overwrite=overwrite) as partial:
         partial.write_text(json.dumps(said) + "\n")
 
 

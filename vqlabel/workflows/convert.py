@@ -8,8 +8,8 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels, writing
 from vqlabel.labels.open import check_dump_target, written_as
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import check_apart
-from vqlabel.typed import typed_arguments
+from vqlabel.storage.apart import check_apart
+from vqlabel.type_checks import check_argument_types
 
 
 def open_any(
@@ -37,7 +37,7 @@ def open_any(
     return VqlSource(path, dtype=dtype)
 
 
-@typed_arguments
+@check_argument_types
 def convert(
     source: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],
@@ -53,7 +53,7 @@ def convert(
         layout: "sre2l", "lpqld:10", ...: one of `vqlabel.labels.WRITERS`, its form after a colon; None: as the name of `out` ends.
 
     Raises:
-        UsageError: the layout cannot hold what the dump has, and why; or `files.Partial` or `files.check_apart` refuses the target.
+        UsageError: the layout cannot hold what the dump has, and why; or `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses the target.
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqlabel.bitstream.ragged import COUNTED_ROWS
+from vqlabel.bitstream import ANS
+from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import CODECS, FitHooks, LabelCodec, LabelSample, save_codec
 from vqlabel.codecs.precision import cpu_by_default
 from vqlabel.codecs.vqae.codec import VqaeCodec
@@ -24,13 +25,15 @@ from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError, VqlabelError, VqlabelWarning
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
-from vqlabel.storage.targets import CODEC, RECORD, appearing, check_apart, check_target
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import CODEC, INTERNAL
+from vqlabel.storage.targets import atomic_target, check_target
 from vqlabel.threads import small_operations
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.pack import describe_fit, join_contexts
 
 SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
@@ -40,7 +43,7 @@ CHUNK = 2048  # labels encoded at a time
 SUM = 32  # bytes of a state's sha256, which stands at its end
 
 
-@typed_arguments
+@check_argument_types
 def fit(
     dump: str | PathLike[str] | LabelSource,
     config: FitConfig | None = None,
@@ -349,14 +352,14 @@ def bias_slope(codec: VqaeCodec, sample: LabelSample) -> dict[str, float]:
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
     """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
-    if not codec.counted and "ans" not in codec.codings:
+    if not codec.counted and ANS not in codec.codings:
         return sum(codec.code_bits)
     before, bits, count = codec.effort, 0.0, 0
     codec.set_effort("fast")  # how many codes a label has does not depend on it
     try:
         with torch.inference_mode():
             for part in parts:
-                for labels, context in sample.steps(part, COUNTED_ROWS):
+                for labels, context in sample.steps(part, COUNT_ROWS):
                     bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
     finally:
         codec.set_effort(before)
@@ -364,7 +367,7 @@ def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("s
 
 
 def _perplexity(codec: LabelCodec, sample: LabelSample) -> list[float]:
-    usage = Usage(codec.config.slots, codec.config.codebook_size)
+    usage = CodeUsage(codec.config.slots, codec.config.codebook_size)
     with torch.inference_mode():
         for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
             codes, counted = codec.encode(labels, context).numpy(), int(codec.counted)
@@ -392,7 +395,7 @@ def _save_state(path: Path, state: dict[str, Any]) -> None:
     torch.save(state, data := io.BytesIO())
     if path.is_symlink():  # the target's owner may link it elsewhere; a state is ours, and goes nowhere else
         path.unlink()
-    with appearing(path, RECORD, overwrite=True) as partial:
+    with atomic_target(path, INTERNAL, overwrite=True) as partial:
         partial.write_bytes(data.getvalue() + hashlib.sha256(data.getvalue()).digest())
 
 

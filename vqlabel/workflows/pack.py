@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 import vqlabel
-from vqlabel.bitstream import split_counted
+from vqlabel.bitstream import Coding, split_ragged
 from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.codecs.vqae.sizing import CHUNK_CODES
@@ -28,9 +28,9 @@ from vqlabel.labels import Context, LabelBatch, LabelSource, open_labels
 from vqlabel.labels.domain import FlatRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import check_apart
+from vqlabel.storage.apart import check_apart
 from vqlabel.threads import worker_count
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.columns import ColumnWriter, Spool
@@ -44,7 +44,7 @@ Codes = NDArray[np.unsignedinteger]  # [n, m]
 _NUMPY = {torch.int8: "I8", torch.uint8: "U8", torch.float16: "F16", torch.float32: "F32"}
 
 
-@typed_arguments
+@check_argument_types
 def pack(
     dump: str | PathLike[str] | LabelSource,
     out: str | PathLike[str],
@@ -73,7 +73,7 @@ def pack(
 
     Raises:
         UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views; or `out` is no
-            place for a .vql file (`files.Partial`, `files.check_apart`).
+            place for a .vql file (`storage.targets.AtomicTarget`, `storage.apart.check_apart`).
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
@@ -220,7 +220,7 @@ def finish(
 class _Plain:
     """Codes -> their stream."""
 
-    def __init__(self, writer: ContainerWriter, bits: list[int], codings: tuple[str, ...]) -> None:
+    def __init__(self, writer: ContainerWriter, bits: list[int], codings: tuple[Coding, ...]) -> None:
         self._writer, self._none = writer, not bits
         if bits:
             writer.begin(CODES, bits, codings)
@@ -246,7 +246,7 @@ class _Counted:
 
     def append(self, codes: NDArray[np.unsignedinteger]) -> None:
         """[n, 1 + m]."""
-        counts, run = split_counted(codes)
+        counts, run = split_ragged(codes)
         self._counts.add(counts)
         self._writer.append(run)
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vqlabel.bitstream import narrowest
+from vqlabel.bitstream import narrowest_dtype
 from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.raw import RawCodec
@@ -24,13 +24,15 @@ from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
 from vqlabel.labels.open import check_dump_target, check_writer, written_as
 from vqlabel.labels.source import check_domain
 from vqlabel.progress import Progress, noted, silent
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import INTERNAL, VQL
 from vqlabel.storage.journal import Journal
-from vqlabel.storage.targets import RECORD, VQL, check_apart, check_target
+from vqlabel.storage.targets import check_target
 from vqlabel.threads import large_operations
-from vqlabel.typed import typed_arguments
-from vqlabel.views.image_folder import Pictures
-from vqlabel.views.recipe import DrawnColumns, Recipe, Reordered
-from vqlabel.views.render_pil import views
+from vqlabel.type_checks import check_argument_types
+from vqlabel.views.image_folder import ImageFolder
+from vqlabel.views.recipe import DrawnColumns, Recipe, ReorderedColumns
+from vqlabel.views.render_pil import render
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import digest, recipe_file, write_drawn, write_recipe
 from vqlabel.workflows.pack import check_codec, check_fitted_on, encode, finish, lent, store_codes
@@ -56,7 +58,7 @@ class TeacherSource(LabelSource):
 
     def __init__(
         self,
-        pictures: Pictures,
+        pictures: ImageFolder,
         teacher: Teacher,
         recipe: Recipe,
         *,
@@ -79,7 +81,7 @@ class TeacherSource(LabelSource):
     def shuffle_as_sre2l(self) -> None:
         """Label batches in the order in which SRe2L's script, with PyTorch 1.11 or later, will ask for them; views stay the recipe's."""
         shuffle = Shuffle(self.drawn.recipe.images, self.drawn.recipe.epochs)
-        self.drawn = Reordered(self.drawn, shuffle.order_of, f"SRe2L's script (seed {SEED}, {DRAWS} permutations an epoch)")
+        self.drawn = ReorderedColumns(self.drawn, shuffle.order_of, f"SRe2L's script (seed {SEED}, {DRAWS} permutations an epoch)")
 
     @cached_property
     def made_by(self) -> dict[str, str]:
@@ -111,7 +113,7 @@ class TeacherSource(LabelSource):
     def _views(self, at: int) -> torch.Tensor:
         """[n, 3, view, view] float32 in 0..1, contiguous, as networks expect that flatten with `view`."""
         drawn = self.drawn.batch(at, np.empty((0, 0), np.float32))
-        seen = torch.from_numpy(views(self._pictures, drawn, self.drawn.recipe.view)).permute(0, 3, 1, 2).contiguous()
+        seen = torch.from_numpy(render(self._pictures, drawn, self.drawn.recipe.view)).permute(0, 3, 1, 2).contiguous()
         return seen / 255 if seen.dtype == torch.uint8 else seen
 
     def _labelled(self, at: int, seen: torch.Tensor) -> LabelBatch:
@@ -141,7 +143,7 @@ class TeacherSource(LabelSource):
 
 
 @large_operations()
-@typed_arguments
+@check_argument_types
 def relabel(
     source: TeacherSource,
     out: str | PathLike[str],
@@ -182,11 +184,11 @@ def relabel(
         require(layout is None, "layout", layout, f"is for a dump; {out} is a .vql file")
     check_codec(whole, source)
     notes = check_fitted_on(whole, FittedOn(images=source.images, view=source.view), source.path)
-    sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest(whole.code_bits).name
+    sizes, kind = np.diff(source.drawn.starts).tolist(), narrowest_dtype(whole.code_bits).name
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(whole, effort)}
     check_relabel_target(target, layout, overwrite=overwrite)
     if not into_vql and not path.exists():  # else it is the one that the interrupted run wrote
-        check_target(recipe_file(target), RECORD, overwrite=overwrite)
+        check_target(recipe_file(target), INTERNAL, overwrite=overwrite)
     with lent(whole, effort, device), Journal(path, key, sizes, len(whole.code_bits), kind) as journal:
         _label(source, whole, journal, device, progress)
         if into_vql:

@@ -17,7 +17,9 @@ from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import temperature_weight
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
-from vqlabel.storage.targets import CODEC, check_apart, check_target
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import CODEC
+from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.workflows.fit import fit_sample, measure, read_sample, with_temperature
 
@@ -35,7 +37,7 @@ class Trial:
     config: FitConfig
     resolved: VqaeConfig
     bytes: int
-    loss: float  # weighted sum of the KLs below: `mixed_kl`
+    loss: float  # weighted sum of the KLs below: `mixed_kl_divergence`
     kl: dict[str, float]  # at each temperature, nats times T^2
     seconds: float
 

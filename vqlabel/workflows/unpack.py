@@ -17,9 +17,9 @@ from vqlabel.labels import LabelBatch, LabelSource, Place, writing
 from vqlabel.labels.layouts.arrays import ArrayWriter
 from vqlabel.labels.open import written_as
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.targets import check_apart
+from vqlabel.storage.apart import check_apart
 from vqlabel.threads import large_operations
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.file import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
@@ -85,7 +85,7 @@ def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "
 
 
 @large_operations()
-@typed_arguments
+@check_argument_types
 def unpack(
     path: str | PathLike[str],
     out: str | PathLike[str],
@@ -108,7 +108,7 @@ def unpack(
 
     Raises:
         UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value that f16 (bf16) cannot hold, a layout that cannot
-            hold these labels or their augmentation; or a target that `files.Partial` or `files.check_apart` refuses.
+            hold these labels or their augmentation; or a target that `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses.
         TargetExists: `out` is there and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """

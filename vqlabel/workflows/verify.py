@@ -6,7 +6,7 @@ import numpy as np
 
 from vqlabel.container import verify as verify_bytes
 from vqlabel.errors import BadContainer
-from vqlabel.typed import typed_arguments
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.column_checks import check_columns
 from vqlabel.vql.columns import ColumnReader
 from vqlabel.vql.file import VqlFile
@@ -15,7 +15,7 @@ from vqlabel.workflows.unpack import decode_steps, read_codec
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # read at a time; a code takes 4 bytes at most
 
 
-@typed_arguments
+@check_argument_types
 def verify(path: str | PathLike[str]) -> dict[str, int]:
     """Read and check every byte of a `.vql` file, every code against its codebook, every context against the prior, that decoded labels
     are finite, and that columns hold what training can use. Memory does not grow with the file; time is that of decoding all labels.

@@ -18,7 +18,7 @@ from vqlabel.codecs.vqae.fit.train import facts_of
 from vqlabel.codecs.vqae.sizing import resolve
 from vqlabel.codecs.weights import SCALE
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl
+from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl_divergence
 
 HELD = 100
 TEMPERATURES = (1.0, 4.0, 20.0)
@@ -53,7 +53,7 @@ def loss_of(
     """Mean mixed KL of the decoded labels."""
     decoded = codec.decode(codec.encode(labels) if codes is None else codes)
     domain = codec.config.domain
-    return float(mixed_kl(as_logits(labels, domain), as_logits(decoded, domain), temperatures).mean())
+    return float(mixed_kl_divergence(as_logits(labels, domain), as_logits(decoded, domain), temperatures).mean())
 
 
 @pytest.fixture(scope="module")

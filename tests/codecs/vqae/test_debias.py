@@ -13,7 +13,7 @@ from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.fit.debias import MOST, OF_MIX
 from vqlabel.config import MIX
 from vqlabel.errors import UsageError
-from vqlabel.metrics.distortion import kl
+from vqlabel.metrics.distortion import kl_divergence
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,9 @@ def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_contrast_1(labels: T
 
 def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
     losses = {
-        contrast: float(kl(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean())
+        contrast: float(
+            kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean()
+        )
         for contrast in (0.8, 1.0, 1.3)
     }
     assert min(losses, key=lambda contrast: losses[contrast]) == 1.0
@@ -122,7 +124,7 @@ def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels
     mean = t * F.softmax(raw / t, 1).mean(0).log()
     far = fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=MOST)
     by_mean, limited, calibrated = (
-        float(kl(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
+        float(kl_divergence(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
     )
     assert calibrated < 0.99 * limited < limited < by_mean < 1.03 * limited
 

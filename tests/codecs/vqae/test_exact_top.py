@@ -15,7 +15,7 @@ from vqlabel.codecs import FitHooks, LabelSample
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import STEP, join, split
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.metrics.distortion import kl
+from vqlabel.metrics.distortion import kl_divergence
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_labels_with_a_head_keep_their_first_class_and_lose_less(labels: Tensor)
     with_head, without = fit(labels, head=1), fit(labels, bits=36)
     assert sum(with_head.code_bits) <= 35
     assert torch.equal(decoded(with_head, labels).argmax(1), labels.float().argmax(1))
-    found = [float(kl(labels.float(), decoded(codec, labels), 1.0).mean()) for codec in (with_head, without)]
+    found = [float(kl_divergence(labels.float(), decoded(codec, labels), 1.0).mean()) for codec in (with_head, without)]
     assert found[0] < 0.8 * found[1]
     assert with_head.decoder.contrast.tolist() == [1] * (with_head.config.slots + 1), "who asks for a head counts in KL"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks, grow_kmeans, nearest, quantize, shrink_noise
-from vqlabel.metrics.code_usage import Usage
+from vqlabel.metrics.code_usage import CodeUsage
 
 DIM = 16
 
@@ -148,7 +148,7 @@ def test_dead_codes_come_to_life() -> None:
     spread = torch.randn(50, 4, generator=generator(12))
     points = torch.cat([torch.zeros(4950, 4), spread])
     centroids = grow_kmeans(points, 32, generator(13))
-    usage = Usage(1, 32)
+    usage = CodeUsage(1, 32)
     usage.add(nearest(spread, centroids)[:, None].numpy())
     assert usage.perplexity()[0] > 10
     assert float((spread - centroids[nearest(spread, centroids)]).square().sum(1).mean()) < 0.4 * float(
@@ -159,7 +159,7 @@ def test_dead_codes_come_to_life() -> None:
 def test_codes_of_a_gaussian_are_used_evenly() -> None:
     points = torch.randn(4000, 8, generator=generator(14))
     books = fit_codebooks(points, 2, 16, "residual", generator())
-    usage = Usage(2, 16)
+    usage = CodeUsage(2, 16)
     usage.add(quantize(points, books, "residual").numpy())
     assert np.all(usage.perplexity() > 0.8 * 16)
     assert np.all(usage.perplexity() <= 16)

@@ -18,7 +18,7 @@ from vqlabel.codecs.vqae.sizing import bits_of, resolve
 from vqlabel.config import CONTEXT_FIELDS, VIEW_MOST, PriorConfig
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
-from vqlabel.metrics.distortion import as_logits, mixed_kl
+from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 
 IMAGES, EPOCHS, CLASSES, HELD = 30, 20, 25, 60
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, 
 def held_loss(codec: VqaeCodec, labels: Tensor, context: Context) -> float:
     known = context.rows(slice(-HELD, None))
     decoded = codec.decode(codec.encode(labels[-HELD:], known), known)
-    return float(mixed_kl(as_logits(labels[-HELD:], "logits"), as_logits(decoded, "logits"), (1.0, 4.0)).mean())
+    return float(mixed_kl_divergence(as_logits(labels[-HELD:], "logits"), as_logits(decoded, "logits"), (1.0, 4.0)).mean())
 
 
 # Reading.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vqlabel.codecs.vqae.search import CLAMP, Encoder, find_price, used
-from vqlabel.metrics.distortion import mixed_cross_entropy, teacher_pull
+from vqlabel.metrics.distortion import mixed_cross_entropy, soft_target
 
 N, C, K = 60, 12, 8
 TEMPERATURES = [(1.0,), (4.0,), (1.0, 3.0)]
@@ -36,7 +36,7 @@ def encode(
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_every_code_is_the_best_given_those_before(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull, logits = teacher_pull(teacher, temperatures), base
+    pull, logits = soft_target(teacher, temperatures), base
     found = encode(base, pull, moves, temperatures)
     for slot, move in enumerate(moves):
         tried = torch.stack([mixed_cross_entropy(logits + move[code], pull, temperatures) for code in range(K)], 1)
@@ -48,7 +48,7 @@ def test_every_code_is_the_best_given_those_before(temperatures: tuple[float, ..
 @pytest.mark.parametrize("temperatures", [(20.0,), (16.0, 40.0), (1.0, 4.0, 20.0)], ids=str)
 def test_at_high_temperatures_a_second_order_polynomial_finds_as_good_codes(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3, 5.0 if 1.0 not in temperatures else 2.0)
-    pull = teacher_pull(teacher, temperatures)
+    pull = soft_target(teacher, temperatures)
     found = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, temperatures, 3)), pull, temperatures)
     tried = torch.stack([
         mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), pull, temperatures)
@@ -59,7 +59,7 @@ def test_at_high_temperatures_a_second_order_polynomial_finds_as_good_codes(temp
 
 def test_codes_that_move_logits_far_are_tried_exactly_at_high_temperatures_too() -> None:
     teacher, moves, base = draw(1, size=60.0)
-    pull = teacher_pull(teacher, (20.0,))
+    pull = soft_target(teacher, (20.0,))
     losses = torch.stack([mixed_cross_entropy(base + move, pull, (20.0,)) for move in moves[0]], 1)
     assert torch.equal(encode(base, pull, moves, (20.0,))[:, 0], losses.argmin(1))
 
@@ -67,7 +67,7 @@ def test_codes_that_move_logits_far_are_tried_exactly_at_high_temperatures_too()
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_no_code_of_one_slot_is_better_once_a_sweep_changes_nothing(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull = teacher_pull(teacher, temperatures)
+    pull = soft_target(teacher, temperatures)
     found = encode(base, pull, moves, temperatures, 30)
     assert torch.equal(found, encode(base, pull, moves, temperatures, 31))
     best = mixed_cross_entropy(decoded(base, moves, found), pull, temperatures)
@@ -83,7 +83,7 @@ def test_no_code_of_one_slot_is_better_once_a_sweep_changes_nothing(temperatures
 def test_no_labels_loss_grows_with_a_sweep(temperatures: tuple[float, ...], size: float) -> None:
     for seed in range(4):
         teacher, moves, base = draw(4, size, seed)
-        pull = teacher_pull(teacher, temperatures)
+        pull = soft_target(teacher, temperatures)
         codes = [encode(base, pull, moves, temperatures, sweeps) for sweeps in range(3)]
         losses = [mixed_cross_entropy(decoded(base, moves, found), pull, temperatures) for found in codes]
         rounding = 1e-6 * (pull * torch.stack([decoded(base, moves, found) for found in codes]).abs()).sum(2).amax(0)
@@ -95,7 +95,7 @@ def test_no_labels_loss_grows_with_a_sweep(temperatures: tuple[float, ...], size
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_a_beam_of_all_beginnings_finds_the_best_codes_of_all(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull = teacher_pull(teacher, temperatures)
+    pull = soft_target(teacher, temperatures)
     tried = torch.stack([
         mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), pull, temperatures)
         for code in itertools.product(range(K), repeat=3)
@@ -110,7 +110,7 @@ def test_a_beam_of_all_beginnings_finds_the_best_codes_of_all(temperatures: tupl
 
 def test_a_beam_is_no_wider_than_the_codes_there_are() -> None:
     teacher, moves, base = draw(1)
-    pull = teacher_pull(teacher, (1.0,))
+    pull = soft_target(teacher, (1.0,))
     assert torch.equal(encode(base, pull, moves, (1.0,), 0, 99), encode(base, pull, moves, (1.0,)))
 
 
@@ -121,7 +121,7 @@ def test_a_class_whose_probability_vanished_comes_back(sweeps: int, beam: int) -
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
     start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
-    pull = teacher_pull(teacher, (1.0,))
+    pull = soft_target(teacher, (1.0,))
     far = mixed_cross_entropy(decoded(start, lifted, encode(start, pull, lifted, (1.0,), sweeps, beam)), pull, (1.0,))
     near = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, (1.0,), sweeps, beam)), pull, (1.0,))
     assert float(far.mean()) == pytest.approx(float(near.mean()), rel=0.1)
@@ -132,7 +132,7 @@ def test_a_class_that_codes_take_away_and_bring_back_is_noticed() -> None:
     teacher, moves, base = draw(6, 0.3)
     down = torch.where(torch.arange(C) < C // 2, -39.0, 0.0)
     bent = [move + (down if slot < 3 else -down) for slot, move in enumerate(moves)]
-    pull = teacher_pull(teacher, (1.0,))
+    pull = soft_target(teacher, (1.0,))
     for sweeps, beam in ((0, 1), (2, 1), (0, 4)):
         found = encode(base, pull, bent, (1.0,), sweeps, beam)
         last = decoded(base, bent[:5], found[:, :5])
@@ -144,7 +144,7 @@ def test_a_class_that_vanished_comes_back_in_the_sweeps_of_variable_labels() -> 
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
     start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
-    encoder, pull = Encoder(torch.stack(lifted), torch.eye(C), start.mean(0), (1.0,)), teacher_pull(teacher, (1.0,))
+    encoder, pull = Encoder(torch.stack(lifted), torch.eye(C), start.mean(0), (1.0,)), soft_target(teacher, (1.0,))
     once, again = (encoder.variable(start, pull, sweeps, 0.0) for sweeps in (0, 3))
     whole = once[:, 0] == 3
     assert int(whole.sum()) > N // 2
@@ -156,13 +156,13 @@ def test_the_logits_are_not_changed_in_place() -> None:
     teacher, moves, base = draw(2)
     kept = base.clone()
     for beam in (1, 4):
-        encode(base, teacher_pull(teacher, (1.0, 20.0)), moves, (1.0, 20.0), 1, beam)
+        encode(base, soft_target(teacher, (1.0, 20.0)), moves, (1.0, 20.0), 1, beam)
     assert torch.equal(base, kept)
 
 
 def test_no_labels_have_no_codes() -> None:
     teacher, moves, base = draw(2)
-    assert encode(base[:0], teacher_pull(teacher, (1.0,))[:0], moves, (1.0,), 1).shape == (0, 2)
+    assert encode(base[:0], soft_target(teacher, (1.0,))[:0], moves, (1.0,), 1).shape == (0, 2)
 
 
 # As many codes as pay.
@@ -180,7 +180,7 @@ def counted(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_the_loss_of_every_prefix_is_that_of_its_logits(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(4)
-    pull = teacher_pull(teacher, temperatures)
+    pull = soft_target(teacher, temperatures)
     found, codes = both(base, moves, temperatures).prefix_losses(base, pull), encode(base, pull, moves, temperatures)
     before = mixed_cross_entropy(base, pull, temperatures)
     for count in range(5):
@@ -192,7 +192,7 @@ def test_the_loss_of_every_prefix_is_that_of_its_logits(temperatures: tuple[floa
 def test_a_code_is_used_where_it_pays(temperatures: tuple[float, ...]) -> None:
     """And at no price where it helps at all; what a label has is what a fixed codec gives it, up to its count."""
     teacher, moves, base = draw(5, 0.7)
-    pull = teacher_pull(teacher, temperatures)
+    pull = soft_target(teacher, temperatures)
     encoder, prefixes = both(base, moves, temperatures), encode(base, pull, moves, temperatures)
     losses = encoder.prefix_losses(base, pull)
     for price in (0.0, 0.1, 1.0, 1e9):
@@ -206,7 +206,7 @@ def test_a_code_is_used_where_it_pays(temperatures: tuple[float, ...]) -> None:
 
 def test_a_higher_price_never_buys_more_codes() -> None:
     teacher, moves, base = draw(6, 0.5)
-    encoder, pull = both(base, moves, (1.0,)), teacher_pull(teacher, (1.0,))
+    encoder, pull = both(base, moves, (1.0,)), soft_target(teacher, (1.0,))
     counts = [encoder.variable(base, pull, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
     for before, after in itertools.pairwise(counts):
         assert bool((after <= before).all())
@@ -215,7 +215,7 @@ def test_a_higher_price_never_buys_more_codes() -> None:
 
 def test_the_price_is_the_least_at_which_the_mean_label_has_no_more_codes() -> None:
     teacher, moves, base = draw(6, 0.5)
-    losses = both(base, moves, (1.0,)).prefix_losses(base, teacher_pull(teacher, (1.0,)))
+    losses = both(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
     for most in (0.0, 0.7, 2.0, 3.5):
         price = find_price(losses, most)
         reached = float(used(losses, price).float().mean())
@@ -228,7 +228,7 @@ def test_the_price_is_the_least_at_which_the_mean_label_has_no_more_codes() -> N
 def test_no_labels_loss_grows_with_a_sweep_over_the_codes_that_it_has(temperatures: tuple[float, ...], size: float) -> None:
     for seed in range(4):
         teacher, moves, base = draw(5, size, seed)
-        pull = teacher_pull(teacher, temperatures)
+        pull = soft_target(teacher, temperatures)
         encoder = both(base, moves, temperatures)
         price = find_price(encoder.prefix_losses(base, pull), 2.5)
         codes = [encoder.variable(base, pull, sweeps, price) for sweeps in range(3)]
@@ -243,4 +243,4 @@ def test_no_labels_loss_grows_with_a_sweep_over_the_codes_that_it_has(temperatur
 def test_no_labels_have_no_counts_either() -> None:
     teacher, moves, base = draw(2)
     for sweeps in (0, 1):
-        assert both(base, moves, (1.0,)).variable(base[:0], teacher_pull(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)
+        assert both(base, moves, (1.0,)).variable(base[:0], soft_target(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)

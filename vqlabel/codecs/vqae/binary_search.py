@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.vqae.search import Encoder, Found, Reached
-from vqlabel.metrics.binary import binary_pull
+from vqlabel.metrics.binary import binary_soft_target
 from vqlabel.metrics.distortion import temperature_weight
 
 TRIED = 8  # codes of a slot whose loss is taken exactly
@@ -37,7 +37,7 @@ class BinaryEncoder(Encoder):
         self.far = []  # no temperature has one curvature for all labels
 
     def _safely(self, choose: Callable[[Reached], Found], logits: Tensor, pull: Tensor) -> Found:
-        slope = self._slope(logits, binary_pull(pull, self.temperatures))
+        slope = self._slope(logits, binary_soft_target(pull, self.temperatures))
         return choose(Reached({}, slope, logits.clone(), pull))
 
     def _losses(self, slot: int, reached: Reached) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqlabel.bitstream import counted_bits
+from vqlabel.bitstream import stored_count_bits
 from vqlabel.codecs.base import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.precision import quick_addmm
 from vqlabel.codecs.vqae.binary_search import BinaryEncoder
@@ -24,7 +24,7 @@ from vqlabel.codecs.weights import expand, rounded, shrink
 from vqlabel.config import FitConfig, VqaeConfig
 from vqlabel.errors import BadContainer, BadLabels, UsageError, require
 from vqlabel.labels import Context
-from vqlabel.metrics.distortion import as_logits, teacher_pull
+from vqlabel.metrics.distortion import as_logits, soft_target
 
 ENCODE_CHUNK = 512  # beginnings of labels encoded at a time: what one of them needs stays in the processor's cache
 SWEEPS = {"fast": 0, "normal": 1, "best": 4}  # times that every code is chosen again, given all others
@@ -265,7 +265,7 @@ class VqaeCodec(LabelCodec):
         if not self.config.variable:
             return super().stored_bits(codes)
         counts = codes[:, :1].cpu().numpy().astype(np.uint32)
-        return int(counts.sum()) * self.config.code_bits + counted_bits(counts, self.config.count_bits)
+        return int(counts.sum()) * self.config.code_bits + stored_count_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
         """The decoder's weights as they will be after storage. What another codec stores is so already; rounded twice, it is something else."""
@@ -340,7 +340,7 @@ class VqaeCodec(LabelCodec):
             if config.head:
                 ids = logits.topk(config.head, 1).indices
                 logits, expected = hide(logits, ids), hide(expected, ids)
-            yield expected, logits if config.domain == "sigmoid" else teacher_pull(logits, config.temperature)
+            yield expected, logits if config.domain == "sigmoid" else soft_target(logits, config.temperature)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         slots, head = self.config.variable + self.config.slots, self.config.head

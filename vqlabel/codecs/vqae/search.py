@@ -100,7 +100,7 @@ class Encoder:
 
         Args:
             logits: [n, C] what the decoder says without a code.
-            pull: [n, C] from `teacher_pull`.
+            pull: [n, C] from `soft_target`.
             beam: beginnings of a label's codes that every slot is tried after; time and memory grow with it.
 
         Returns:

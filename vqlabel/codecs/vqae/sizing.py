@@ -11,14 +11,14 @@ from typing import NamedTuple
 from vqlabel.codecs.vqae.prior import WIDTHS
 from vqlabel.codecs.weights import stored_bytes
 from vqlabel.config import LEVEL_BITS, MIX, SLOTS_MOST, FitConfig, PriorConfig, VqaeConfig
+from vqlabel.container import overhead
 from vqlabel.errors import UsageError, require
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
-HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
-CHUNK_CODES, PADDING = 32_768, 64  # of variable labels, whose codes are rows of their own, and of labels without a code
-ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
-MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
+HEADER, CHUNK_LABELS, CHUNK_ROW = overhead.FILE_BYTES, overhead.CHUNK_ROWS, overhead.CHUNK_TABLE_ROW
+CHUNK_CODES, PADDING = overhead.NARROW_CHUNK_ROWS, overhead.STREAM_PADDING  # of variable labels, and of labels without a code
+ZSTD_MORE, MORE_HEADER = overhead.ZSTD_CHUNK_EXCESS, overhead.HEADER_GROWTH
 LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
 NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices"
 RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec

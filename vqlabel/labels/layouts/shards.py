@@ -12,7 +12,7 @@ from vqlabel.labels.layouts.arrays import open_npy, open_npz, open_safetensors
 from vqlabel.labels.layouts.choose import Selection
 from vqlabel.labels.layouts.rows import Rows, RowsSource
 from vqlabel.labels.layouts.webdataset import is_tar, open_tar
-from vqlabel.storage.filetypes import mistaken, require_regular
+from vqlabel.storage.filetypes import foreign_file_message, require_regular
 
 READERS: dict[str, Callable[[Path, Selection], Rows]] = {
     ".npy": open_npy,
@@ -64,7 +64,7 @@ def open_rows(path: Path, how: Selection = Selection()) -> Rows:
         raise
     except Exception as error:  # NumPy's header parser, zipfile and other libraries raise nearly anything on damaged bytes
         raise BadLabels(
-            mistaken(path, f"a {path.suffix} file")
+            foreign_file_message(path, f"a {path.suffix} file")
             or f"{path}: no readable {path.suffix} file ({str(error)[:200]}); it may be truncated or of another format"
         ) from None
 

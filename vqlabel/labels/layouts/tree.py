@@ -18,7 +18,7 @@ from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.layouts.torch_items import narrowed
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
-from vqlabel.storage.filetypes import mistaken, read_text
+from vqlabel.storage.filetypes import foreign_file_message, read_text
 
 NAMED = 4  # missing batches that a note names
 SEED = 42  # of SRe2L's shuffle: its reader knows no other
@@ -208,7 +208,7 @@ def read_order(file: Path) -> dict[int, Indices]:
     except BadLabels:
         raise
     except (ValueError, TypeError, OverflowError, RecursionError, OSError) as error:
-        if known := mistaken(file, "an order file"):
+        if known := foreign_file_message(file, "an order file"):
             raise BadLabels(known) from None
         raise BadLabels(f"{file}: not an order file ({error}); it maps epochs to lists of image indices") from None
     if len(order) < len(groups):

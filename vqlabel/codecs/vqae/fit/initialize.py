@@ -73,7 +73,7 @@ def start_codebooks(codec: VqaeCodec, seen: Part, generator: torch.Generator) ->
         rest = as_logits(seen.labels[at], config.domain)
         if seen.known is not None:
             rest -= decoder(seen.none(at), seen.known.rows(at))
-            if likelihood_of(config.domain).levelled:
+            if likelihood_of(config.domain).shift_invariant:
                 rest -= rest.mean(1, keepdim=True)
         if seen.head is not None:
             rest = rest.scatter(1, seen.head[at], 0)

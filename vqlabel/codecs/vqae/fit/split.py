@@ -11,8 +11,8 @@ from torch import Tensor
 from vqlabel.codecs.base import LabelSample
 from vqlabel.codecs.vqae.exact_top import hide, rest_mass
 from vqlabel.codecs.vqae.prior import Known, read_context
-from vqlabel.metrics.binary import binary_pull
-from vqlabel.metrics.distortion import as_logits, levels, teacher_pull, temperature_weight
+from vqlabel.metrics.binary import binary_soft_target
+from vqlabel.metrics.distortion import as_logits, logit_means, soft_target, temperature_weight
 
 if TYPE_CHECKING:
     from vqlabel.codecs.vqae.codec import VqaeCodec
@@ -28,7 +28,7 @@ class Part:
     labels: Tensor  # [n, C] in the dump's domain
     halves: (
         Tensor | None
-    )  # [n, C] `teacher_pull` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
+    )  # [n, C] `soft_target` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
     level: Tensor  # [n] mean over classes, which softmax ignores: `_level`
     known: Known | None
@@ -41,9 +41,9 @@ class Part:
     ] = ()  # of the loss, where there are no halves: probabilities near 1 need more digits than these have
 
     def pull(self, at: Tensor) -> Tensor:
-        """[b, C] float32 `Likelihood.pull` of the labels `at`."""
+        """[b, C] float32 `Likelihood.soft_target` of the labels `at`."""
         if self.halves is None:
-            return binary_pull(self.labels[at].float(), self.temperatures)
+            return binary_soft_target(self.labels[at].float(), self.temperatures)
         return self.halves[at].float().mul_(self.unit)
 
     def visible(self, logits: Tensor, at: Tensor) -> Tensor:
@@ -76,16 +76,16 @@ def make_part(codec: VqaeCodec, sample: LabelSample, name: str, device: torch.de
             heads.append(logits.topk(config.head, 1).indices)
             weights.append(rest_mass(logits, heads[-1], config.temperature))
             logits = hide(logits, heads[-1])
-        halves.append((teacher_pull(logits, config.temperature) / unit).half())
+        halves.append((soft_target(logits, config.temperature) / unit).half())
     head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
     return Part(labels, torch.cat(halves), unit, _level(labels, config.domain), known, head, weight, {})
 
 
 def _level(labels: Tensor, domain: str) -> Tensor:
-    """[n] `levels`, or one number for all where they differ so much from label to label, or lie so far from 0, that the map's few bits would
+    """[n] `logit_means`, or one number for all where they differ so much from label to label, or lie so far from 0, that the map's few bits would
     go into them: their mean, or what puts the largest logit of a label at 0 on average, where halves and bf16 are finest.
     """
-    level = levels(labels, domain)
+    level = logit_means(labels, domain)
     varies, spread = level_spread(labels, domain)
     near = float(level.mean().abs()) <= FAR_MOST * spread
     if near and varies <= VARIES_MOST * spread:
@@ -96,4 +96,4 @@ def _level(labels: Tensor, domain: str) -> Tensor:
 def level_spread(labels: Tensor, domain: str) -> tuple[float, float]:
     """Standard deviation of labels' mean over classes, and the usual one of a class about it."""
     usual = as_logits(labels[:CHUNK], domain).std(0, correction=0).mean()
-    return float(levels(labels, domain).std(correction=0)), float(usual)
+    return float(logit_means(labels, domain).std(correction=0)), float(usual)

@@ -243,7 +243,7 @@ def _train(
         best, best_weights, first = resumed["best"], resumed["best_weights"], resumed["epoch"]
     # No softmax sees a label's mean over classes, but squared error does; the output map is free to say it, and little weight suffices.
     likelihood = likelihood_of(config.domain)
-    level_weight = LEVEL * sum(map(temperature_weight, config.temperature)) if likelihood.levelled else 0.0
+    level_weight = LEVEL * sum(map(temperature_weight, config.temperature)) if likelihood.shift_invariant else 0.0
     title = title or (f"decoder, round {stage}" if stage else "prior")
     for epoch in range(first, epochs):
         shuffle = torch.Generator().manual_seed(state["seed"] * 1_000_003 + stage * 10_007 + epoch)
@@ -293,7 +293,7 @@ def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict[str, float]:
-    """Held-out loss (`mixed_kl`), and KL at each temperature, of the decoder as it will be stored, or of `constant` logits [1, C]."""
+    """Held-out loss (`mixed_kl_divergence`), and KL at each temperature, of the decoder as it will be stored, or of `constant` logits [1, C]."""
     config = codec.config
     likelihood = likelihood_of(config.domain)
     figures = likelihood.distortion(temperatures=config.temperature)
