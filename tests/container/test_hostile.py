@@ -1,4 +1,4 @@
-"""Damaged and forged files: every flipped byte, every truncation and every broken limit is a refusal, never another exception."""
+"""Damaged and forged files: every flipped bit, truncation and exceeded limit raises BadContainer, never another exception."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from vqlabel.container.layout import MAX_CHUNKS, MAX_FIELDS
 from vqlabel.errors import BadContainer, UsageError, VqlabelError
 from vqlabel.vql.file import VqlFile
 
-C, K, SLOTS = 10, 100, 2  # no power of two: a code of 7 bits may leave the codebook
+C, K, SLOTS = 10, 100, 2  # K is not a power of two: a code of 7 bits may exceed the codebook
 RNG = np.random.default_rng(0)
 
 
@@ -86,7 +86,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def learned(small: Path) -> Path:
-    """Ten labels under a vqae codec that nobody trained."""
+    """Ten labels encoded by an untrained vqae codec."""
     config = VqaeConfig(
         classes=C,
         domain="logits",
@@ -118,7 +118,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def read_all(path: Path) -> None:
-    """Everything that a reader does with a file."""
+    """Read and check a file completely."""
     verify(path)
     vqlabel.open(path)[:]
 
@@ -129,13 +129,13 @@ def refused(path: Path, message: str) -> None:
     assert str(path) in str(found.value)
 
 
-def test_the_forge_changes_nothing_by_itself(small: Path, learned: Path, target: Path) -> None:
+def test_a_file_that_is_taken_apart_and_reassembled_is_read_as_before(small: Path, learned: Path, target: Path) -> None:
     for path in (small, learned):
         read_all(Forge(path).write(target))
         torch.testing.assert_close(vqlabel.open(target)[:], vqlabel.open(path)[:], rtol=0, atol=0)
 
 
-# Accidents.
+# Damage.
 
 
 def every_byte(path: Path) -> Iterator[int]:
@@ -182,7 +182,7 @@ def test_a_file_truncated_while_it_is_read_is_refused(small: Path, target: Path)
         reader.rows("codes")
 
 
-def test_what_is_no_vql_file_is_refused(tmp_path: Path) -> None:
+def test_files_of_other_types_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"logits": np.zeros((4, 3), np.float32)}, other)
     refused(other, "not a .vql file but a .safetensors file; `vqlabel pack` makes a .vql of the labels in it")
@@ -309,18 +309,18 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_a_header_of_other_text_is_refused(forge: Forge, target: Path, case: str) -> None:
+def test_an_altered_header_text_is_refused(forge: Forge, target: Path, case: str) -> None:
     change, message = TEXTS[case]
     refused(forge.write(target, text=change), message)
 
 
 @pytest.mark.parametrize("area", [0, 8191, 12288, (16 << 20) + 4096, (1 << 64) - 8])
-def test_a_header_area_that_is_none_is_refused(small: Path, target: Path, area: int) -> None:
+def test_an_impossible_header_area_is_refused(small: Path, target: Path, area: int) -> None:
     target.write_bytes(((area - 8) % (1 << 64)).to_bytes(8, "little") + small.read_bytes()[8:])
     refused(target, "not a .vql file")
 
 
-def test_a_seal_elsewhere_than_at_the_end_is_refused(forge: Forge, target: Path) -> None:
+def test_a_seal_that_is_not_at_the_end_is_refused(forge: Forge, target: Path) -> None:
     end = len(forge.body)
     forge.header |= {"vql.seal": {"dtype": "U8", "shape": [24], "data_offsets": [end, end + 24]}}
     forge.header |= {"codec.x": {"dtype": "U8", "shape": [8], "data_offsets": [end + 24, end + 32]}}
@@ -367,7 +367,7 @@ def test_a_stream_beyond_its_limits_is_refused(forge: Forge, target: Path, case:
     refused(forge.write(target), message)
 
 
-def test_all_streams_together_have_a_limit_of_fields(forge: Forge, target: Path) -> None:
+def test_the_fields_of_all_streams_together_are_limited(forge: Forge, target: Path) -> None:
     for name in ("columns.x", "columns.y", "columns.z"):
         tensor(name)(forge)
         forge.metadata["vql.streams"][name] = {"bits": [[1, MAX_FIELDS]], "rows": 0, "chunk_rows": 8, "coding": "fixed"}
@@ -381,13 +381,13 @@ def test_a_chunk_table_that_does_not_tile_is_refused(forge: Forge, target: Path,
     refused(forge.write(target), "chunk 0 does not tile rows and bytes")
 
 
-def test_a_chunk_that_leaves_bytes_over_is_refused(forge: Forge, target: Path) -> None:
+def test_bytes_behind_the_last_chunk_are_refused(forge: Forge, target: Path) -> None:
     forge.chunk("codes", bytes(200 + 64))
     forge.table("codes", stored=200)
     refused(forge.write(target), "its chunks end at byte 200 of 320")
 
 
-def test_a_checksum_stands_between_the_table_and_the_chunk(forge: Forge, target: Path) -> None:
+def test_a_chunk_must_match_the_checksum_in_its_table(forge: Forge, target: Path) -> None:
     forge.table("codes", crc=1)
     path = forge.write(target)
     refused(path, "chunk 0 .* does not match its checksum")
@@ -396,7 +396,7 @@ def test_a_checksum_stands_between_the_table_and_the_chunk(forge: Forge, target:
 
 
 @pytest.mark.parametrize("name", ["codes", "codes.chunks", "columns.batch"])
-def test_an_altered_tensor_does_not_fit_its_sum(small: Path, target: Path, name: str) -> None:
+def test_an_altered_tensor_does_not_match_its_checksum(small: Path, target: Path, name: str) -> None:
     data, section = bytearray(small.read_bytes()), ContainerReader(small).sections[name]
     data[section.start] ^= 1
     target.write_bytes(data)
@@ -404,7 +404,7 @@ def test_an_altered_tensor_does_not_fit_its_sum(small: Path, target: Path, name:
         verify(target)
 
 
-def test_a_payload_must_fit_its_sum_as_well(forge: Forge, target: Path) -> None:
+def test_a_payload_must_match_its_sha256_as_well(forge: Forge, target: Path) -> None:
     digest = hashlib.sha256(forge.body[forge.span("codes")]).hexdigest()
     refused(forge.write(target, text=lambda text: text.replace(digest, digest[::-1])), "stream 'codes' does not match its sha256")
 
@@ -430,12 +430,12 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("case", FRAMES)
-def test_a_zstd_frame_that_lies_is_refused(forge: Forge, target: Path, case: str) -> None:
+def test_an_invalid_zstd_frame_is_refused(forge: Forge, target: Path, case: str) -> None:
     stored, message = FRAMES[case]
     refused(as_zstd(forge, stored).write(target), message)
 
 
-def test_what_follows_a_chunk_up_to_64_bytes_must_be_zero(forge: Forge, target: Path) -> None:
+def test_padding_behind_a_chunk_must_be_zero(forge: Forge, target: Path) -> None:
     for at, size in ((256, 200), (64, len(FRAME))):
         span = forge.span("codes")
         assert span.stop - span.start == at > size
@@ -459,13 +459,13 @@ def test_unused_bits_of_a_chunk_must_be_zero(learned: Path, target: Path) -> Non
 
 
 @pytest.mark.parametrize("code", [K, 127])
-def test_a_code_beyond_the_codebook_is_refused_before_anybody_indexes_with_it(learned: Path, target: Path, code: int) -> None:
+def test_a_code_beyond_the_codebook_is_refused_before_it_is_used_as_an_index(learned: Path, target: Path, code: int) -> None:
     forge = Forge(learned)
     codes = VqlFile(learned).codes(0, 10)
     codes[7, 1] = code
     forge.chunk("codes", pack_fixed(codes, [7] * SLOTS))
     path = forge.write(target)
-    verify(path)  # the container is sound: only the codec's configuration tells
+    verify(path)  # the container is intact: only the codec's configuration reveals it
     for read in (lambda file: file.codes(0, 10), lambda file: file.take_codes(np.array([7]))):
         with pytest.raises(BadContainer, match=rf"code {code} leaves 0\.\.99"):
             read(VqlFile(path))
@@ -510,14 +510,14 @@ MEANINGS = {
 
 
 @pytest.mark.parametrize("case", MEANINGS)
-def test_metadata_that_contradicts_itself_is_refused(learned: Path, target: Path, case: str) -> None:
+def test_inconsistent_metadata_is_refused(learned: Path, target: Path, case: str) -> None:
     forge = Forge(learned)
     change, message = MEANINGS[case]
     change(forge)
     refused(forge.write(target), message)
 
 
-def test_batches_must_hold_all_records(small: Path, forge: Forge, target: Path) -> None:
+def test_batches_must_contain_all_records(small: Path, forge: Forge, target: Path) -> None:
     reader = ContainerReader(small)
     rows, stream = reader.rows("columns.batch"), reader.streams["columns.batch"]
     assert stream.coding.name == "fixed" and rows[:, 2].tolist() == [5, 5]
@@ -530,7 +530,7 @@ VALUES = [None, True, -1, 0, 1, 7, 1 << 31, 1 << 53, 1 << 64, 0.5, float("nan"),
 
 
 def alter(value: Any, rng: np.random.Generator) -> None:
-    """Replace, remove or double one thing somewhere inside `value`, a filled dict or list."""
+    """Replace, remove or duplicate one item at a random depth of `value`, a dict or list that is not empty."""
     key = list(value)[int(rng.integers(len(value)))] if isinstance(value, dict) else int(rng.integers(len(value)))
     if isinstance(value[key], dict | list) and value[key] and rng.random() < 0.9:
         alter(value[key], rng)
@@ -543,7 +543,9 @@ def alter(value: Any, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raw", "vqae"])
-def test_whatever_is_altered_in_a_sealed_header_is_read_or_refused(small: Path, learned: Path, target: Path, kind: str) -> None:
+def test_any_alteration_of_a_sealed_header_is_accepted_or_raises_a_vqlabel_error(
+    small: Path, learned: Path, target: Path, kind: str
+) -> None:
     rng, refusals = np.random.default_rng(1), 0
     for _ in range(300):
         forge = Forge(small if kind == "raw" else learned)

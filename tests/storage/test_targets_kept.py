@@ -1,4 +1,4 @@
-"""Every command and public function checks its target before it works: never what it reads, never another format's name, never half of anything."""
+"""Every command and public function checks its target before it works: inputs and suffixes of other formats are refused."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ from vqlabel.workflows.fit import fit
 
 @pytest.fixture
 def here(logits: NDArray[np.float16], vql: Path, codec_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a dump as an array and as a tree, a link to each, a codec and a .vql; the present one."""
+    """The working directory: a dump as an array and as a tree, a link to each, a codec and a .vql."""
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", logits)
     convert("a.npy", "tree", layout="gvbsm")
@@ -71,7 +71,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_refuses_its_target_before_it_works_and_touches_nothing(command: str, here: Path) -> None:
+def test_a_command_refuses_its_target_before_it_works_and_changes_no_file(command: str, here: Path) -> None:
     if "--plot" in command:
         pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra plot): nothing is drawn")
     before = contents(here)
@@ -82,7 +82,7 @@ def test_a_command_refuses_its_target_before_it_works_and_touches_nothing(comman
     assert {entry.name for entry in here.iterdir()} == {"a.npy", "c.codec", "l.vql", "link", "link.npy", "tree"}
 
 
-def test_relabel_refuses_to_write_into_its_images_or_over_what_it_reads(here: Path) -> None:
+def test_relabel_refuses_to_write_into_its_images_or_over_its_inputs(here: Path) -> None:
     (here / "images").mkdir()
     words = "relabel images --teacher nowhere:none --overwrite --codec c.codec"
     for out, message in (
@@ -96,7 +96,7 @@ def test_relabel_refuses_to_write_into_its_images_or_over_what_it_reads(here: Pa
         assert message in result.stderr
 
 
-def test_public_functions_refuse_what_the_commands_do(here: Path, codec: LabelCodec) -> None:
+def test_public_functions_refuse_the_same_targets_as_commands(here: Path, codec: LabelCodec) -> None:
     runs: dict[str, Callable[[], Any]] = {
         r"a\.npy: is an input of this run": lambda: vqlabel.pack("a.npy", "a.npy", codec=codec, overwrite=True),
         "lies in .*tree, which is an input": lambda: vqlabel.pack("tree", "tree/a.vql", codec=codec),
@@ -113,14 +113,14 @@ def test_public_functions_refuse_what_the_commands_do(here: Path, codec: LabelCo
     assert contents(here) == before
 
 
-def test_a_target_beside_its_source_is_taken(here: Path, codec: LabelCodec) -> None:
+def test_a_target_beside_its_input_is_accepted(here: Path, codec: LabelCodec) -> None:
     vqlabel.pack("tree", "tree.vql", codec=codec)
     convert("tree", "tree2", layout="gvbsm")
     vqlabel.unpack("tree.vql", "tree2", overwrite=True, layout="gvbsm")
     assert len(list(here.glob("tree2/**/*.tar"))) == len(list(here.glob("tree/**/*.tar")))
 
 
-def test_a_fit_whose_state_cannot_be_written_goes_on_and_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_whose_state_cannot_be_written_continues_with_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise VqlabelError("o.codec.state: cannot be written (No space left on device); nothing was left behind")
 
@@ -137,7 +137,7 @@ def test_a_fit_whose_state_cannot_be_written_goes_on_and_says_so(here: Path, mon
     assert (here / "o.codec").read_bytes() == (here / "p.codec").read_bytes()
 
 
-def test_every_file_is_closed_by_who_opened_it(here: Path) -> None:
+def test_every_opened_file_is_closed(here: Path) -> None:
     np.savez("a.npz", logits=np.load("a.npy"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ResourceWarning)

@@ -1,4 +1,4 @@
-"""Records and images -> the pixels that the recording transforms gave their teacher."""
+"""Records and images -> the pixels that the transforms of the dump gave to the teacher."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ N = 40
 
 
 def resized(part: Image.Image, size: int) -> Image.Image:
-    """What Pillow made of it before 13, which reduces the height of tall images first: that moves a few pixels by 1."""
+    """As Pillow before version 13, horizontal pass first; later versions change a few pixels of tall images by 1."""
     seen = part.resize((size, size), Image.Resampling.BILINEAR)
     if part.height <= max(part.width, size) or int(Image.__version__.split(".")[0]) < 13:
         return seen
@@ -34,7 +34,7 @@ def resized(part: Image.Image, size: int) -> Image.Image:
 
 
 def recorded(image: Image.Image, rng: np.random.Generator, size: int = SIZE) -> tuple[Any, bool, NDArray[np.uint8]]:
-    """What SRe2L's transforms record of an image and show: RandomResizedCrop with its coordinates, RandomHorizontalFlip; on PIL."""
+    """Coordinates, flip and view of SRe2L's transforms RandomResizedCrop and RandomHorizontalFlip, on PIL."""
     h, w = int(rng.integers(1, image.height + 1)), int(rng.integers(1, image.width + 1))
     i, j = int(rng.integers(0, image.height - h + 1)), int(rng.integers(0, image.width - w + 1))
     coords = np.array([i / image.height, j / image.width, h / image.height, w / image.width]).astype(np.float32)
@@ -57,13 +57,13 @@ def batch(pictures: list[Image.Image]) -> tuple[LabelBatch, NDArray[np.uint8]]:
 Recorded = tuple[LabelBatch, NDArray[np.uint8]]
 
 
-def test_views_are_those_that_the_recording_transforms_showed(batch: Recorded, pictures: list[Image.Image]) -> None:
+def test_views_equal_those_of_the_recording_transforms(batch: Recorded, pictures: list[Image.Image]) -> None:
     made = render(pictures, batch[0], SIZE)
     assert made.dtype == np.uint8 and np.array_equal(made, batch[1])
     assert not np.array_equal(render(pictures, replace(batch[0], flip=None), SIZE), batch[1])
 
 
-def test_halves_of_the_shares_are_enough(batch: Recorded, pictures: list[Image.Image]) -> None:
+def test_crops_stored_in_float16_give_the_same_views(batch: Recorded, pictures: list[Image.Image]) -> None:
     assert batch[0].crop is not None
     halves = batch[0].crop.astype(np.float16).astype(np.float32)
     assert (halves != batch[0].crop).any()
@@ -71,7 +71,7 @@ def test_halves_of_the_shares_are_enough(batch: Recorded, pictures: list[Image.I
 
 
 @pytest.mark.parametrize("side", [7, 224, 500, 1023, 1999, 2047, 2048])
-def test_halves_are_exact_for_every_pixel_of_sides_up_to_2048(side: int) -> None:
+def test_float16_crops_are_exact_for_sides_up_to_2048_pixels(side: int) -> None:
     pixel = np.arange(1, side + 1)
     for start, extent in ((np.zeros_like(pixel), pixel), (side - pixel, pixel), (pixel // 2, np.maximum(1, pixel // 3))):
         want = np.stack([start, start, extent, extent], 1)
@@ -80,7 +80,7 @@ def test_halves_are_exact_for_every_pixel_of_sides_up_to_2048(side: int) -> None
             assert np.array_equal(crop_boxes(crop, np.full((side, 2), side)), want)
 
 
-def test_views_are_the_same_after_a_vql_whose_crops_are_integers(
+def test_views_are_the_same_from_a_vql_with_integer_crops(
     batch: Recorded, pictures: list[Image.Image], write_dump: Callable[..., Path], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(2)
@@ -102,7 +102,7 @@ def test_views_are_the_same_after_a_vql_whose_crops_are_integers(
     assert np.array_equal(render(pictures, read, SIZE), want)
 
 
-def test_views_of_a_recipe_are_of_the_pixels_it_drew(pictures: list[Image.Image]) -> None:
+def test_views_of_a_recipe_show_the_pixels_it_drew(pictures: list[Image.Image]) -> None:
     sizes = np.array([(image.height, image.width) for image in pictures])
     columns = DrawnColumns(Recipe(seed=5, images=6, epochs=2, batch=4, view=SIZE, scale=(0.3, 1)), sizes)
     drawn = columns.batch(0, np.empty((0, 0), np.float32))
@@ -115,14 +115,14 @@ def test_views_of_a_recipe_are_of_the_pixels_it_drew(pictures: list[Image.Image]
         assert np.array_equal(made, seen[:, ::-1] if flip else seen)
 
 
-def test_without_a_crop_the_image_is_seen_as_a_whole(pictures: list[Image.Image]) -> None:
+def test_without_a_crop_the_view_shows_the_whole_image(pictures: list[Image.Image]) -> None:
     want = np.asarray(pictures[0].resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     assert np.array_equal(render_view(pictures[0], None, False, SIZE), want)
     assert np.array_equal(render_view(pictures[0], np.array([0, 0, 1, 1]), True, SIZE), want[:, ::-1])
     assert np.array_equal(render_view(pictures[2], None, False, 24), np.asarray(pictures[2]))
 
 
-def test_crops_of_smaller_copies_of_the_images_stay_inside() -> None:
+def test_crops_stay_inside_images_of_another_size() -> None:
     crop = np.array([[0.375, 0.3, 0.625, 0.7], [0.5, 0.5, 0.5, 0.5]])
     assert crop_boxes(crop, np.array([[4, 5], [3, 3]])).tolist() == [[2, 2, 2, 3], [2, 2, 1, 1]]
 
@@ -166,7 +166,7 @@ def test_patches_are_shuffled_in_the_image_columns_first(batch: Recorded, pictur
     assert np.array_equal(render(pictures, replace(batch[0], patches=in_order), SIZE), batch[1])
 
 
-def test_strips_of_many_sides_at_once_are_those_of_each() -> None:
+def test_strips_of_several_sides_at_once_equal_those_of_each_side() -> None:
     rng, sides = np.random.default_rng(5), np.array([1, 2, 3, 4, 7, 12, 50])
     order = np.array([rng.permutation(4) for _ in sides])
     together = strip_sources(order, sides)
@@ -186,7 +186,7 @@ def test_cutmix_pastes_the_partners_box_by_rows_and_columns(batch: Recorded, pic
                 assert (made[row, y, x] == batch[1][of, y, x]).all()
 
 
-def test_mixup_is_a_mean_in_floats(batch: Recorded, pictures: list[Image.Image]) -> None:
+def test_mixup_is_a_weighted_mean_in_float32(batch: Recorded, pictures: list[Image.Image]) -> None:
     index = np.random.default_rng(6).integers(0, N, N)
     made = render(pictures, replace(batch[0], mix_index=index, mix_lam=0.3), SIZE)
     want = 0.3 * (batch[1] / 255) + 0.7 * (batch[1][index] / 255)
@@ -195,7 +195,7 @@ def test_mixup_is_a_mean_in_floats(batch: Recorded, pictures: list[Image.Image])
 
 
 @pytest.mark.parametrize("box", [(1, 4, 5, 16), None])
-def test_partners_that_are_no_records_of_the_batch_are_rendered_too(
+def test_partners_outside_the_batch_are_rendered(
     box: tuple[int, int, int, int] | None, batch: Recorded, pictures: list[Image.Image]
 ) -> None:
     index = np.random.default_rng(6).integers(0, N, N)
@@ -211,11 +211,11 @@ def test_partners_that_are_no_records_of_the_batch_are_rendered_too(
     assert np.array_equal(render(pictures, named, SIZE), render(pictures, within, SIZE))
 
 
-def test_where_nothing_says_how_much_nothing_is_mixed(batch: Recorded, pictures: list[Image.Image]) -> None:
+def test_without_lambda_and_box_nothing_is_mixed(batch: Recorded, pictures: list[Image.Image]) -> None:
     assert np.array_equal(render(pictures, replace(batch[0], mix_index=np.arange(N)[::-1]), SIZE), batch[1])
 
 
-def test_no_record_is_no_view(pictures: list[Image.Image]) -> None:
+def test_an_empty_batch_has_no_views(pictures: list[Image.Image]) -> None:
     empty = LabelBatch(labels=np.zeros((0, 2)), place=Place(0, 0), image=np.zeros(0, np.int64), crop=np.zeros((0, 4), np.float32))
     assert render(pictures, empty, SIZE).shape == (0, SIZE, SIZE, 3)
 
@@ -244,7 +244,7 @@ ONE = LabelBatch(labels=np.zeros((2, 2)), place=Place(0, 0), image=np.array([0, 
         (BadLabels, r"its colour is outside 0\.\.255", {"cutout": np.array([[0, 0, 0.5, 0.5, 256, 0, 0]] * 2)}),
     ],
 )
-def test_what_cannot_be_rendered_is_refused(
+def test_a_batch_that_cannot_be_rendered_is_refused(
     error: type[Exception], message: str, change: dict[str, Any], pictures: list[Image.Image]
 ) -> None:
     with pytest.raises(error, match=message):

@@ -48,7 +48,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise, of two sizes."""
+    """Images of noise, of two sizes."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): no view can be drawn")
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for at in range(IMAGES):

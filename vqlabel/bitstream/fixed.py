@@ -55,9 +55,8 @@ def pack_fixed(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
     machine_type = _machine_type(bits)
     if machine_type is not None:
         return rows.astype(machine_type).tobytes()
-    out = np.zeros(
-        (-(-n // 8), sum(bits) + 4), np.uint8
-    )  # eight rows fill sum(bits) bytes; 4 more, because the last field is written as 5 bytes
+    # Eight rows fill sum(bits) bytes; 4 more, because the last field may be written as 5 bytes.
+    out = np.zeros((-(-n // 8), sum(bits) + 4), np.uint8)
     groups = np.zeros((len(out), 8, len(bits)), np.uint64)
     groups.reshape(-1, len(bits))[:n] = rows
     for row, field, start, width in _positions(bits):

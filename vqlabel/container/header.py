@@ -91,7 +91,7 @@ def read_header(file: LocalFile) -> Header:
     streams = _check_streams(parse_metadata(metadata, "vql.streams", dict, where), sums, where)
     return Header(
         area=area, text=text, seal=seal, metadata=metadata, sections=sections, requires=requires, sums=sums, streams=streams
-    )  # fmt: skip
+    )
 
 
 def parse_metadata(metadata: dict[str, str], key: str, kind: type, where: str, default: str = "") -> Any:

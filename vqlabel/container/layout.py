@@ -6,9 +6,8 @@ from vqlabel.dtypes import numpy_type
 
 FORMAT = "vql"
 VERSION = (1, 0)  # major, minor
-FEATURES = frozenset(
-    {"variable_slots", "seeded_views", "view_columns", "sigmoid_labels"}
-)  # of `vql.requires` that this reader supports
+# Features in `vql.requires` that this reader supports.
+FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns", "sigmoid_labels"})
 
 SEAL = "vql.seal"  # the last tensor: sha256 of the header area
 SEAL_BYTES = 32

@@ -6,12 +6,18 @@ Codecs that must fit into a budget ask here instead of repeating the writer's co
 
 from vqlabel.container.layout import ALIGN, CHUNK_FIELDS, HEADER_RESERVED, HEADER_STEP, ITEM_BYTES, SEAL_BYTES
 
-CHUNK_ROWS = 4096  # rows in a chunk by default; more make a smaller table, but a reader decodes more rows to return one
-NARROW_CHUNK_ROWS = 32_768  # rows in a chunk of one field of a few bits, whose table would take as much as its rows
-STREAM_PADDING = ALIGN  # bytes of zeros behind a payload, an upper bound; also the size of a compressed chunk of equal rows
-CHUNK_TABLE_ROW = CHUNK_FIELDS * ITEM_BYTES["U64"]  # bytes a chunk
-FILE_BYTES = HEADER_RESERVED + STREAM_PADDING + SEAL_BYTES  # of a file with one stream of fixed width, without chunks and tensors
-HEADER_GROWTH = HEADER_STEP  # bytes that the header area grows by if many tensors and columns outgrow HEADER_RESERVED
-ZSTD_CHUNK_EXCESS = (
-    STREAM_PADDING + 32
-)  # bytes that a zstd chunk may exceed its packed size by: padding, frame header and incompressible data
+# Rows in a chunk by default. More rows make a smaller table, but a reader decodes more of them to return one.
+CHUNK_ROWS = 4096
+# Rows in a chunk of one field of a few bits, whose table would otherwise take as much as its rows.
+NARROW_CHUNK_ROWS = 32_768
+# Bytes of zeros behind a payload, at most; also the size of a compressed chunk of equal rows.
+STREAM_PADDING = ALIGN
+# Bytes of the chunk table for each chunk.
+CHUNK_TABLE_ROW = CHUNK_FIELDS * ITEM_BYTES["U64"]
+# Bytes of a file with one stream, without its rows, its table and tensors.
+FILE_BYTES = HEADER_RESERVED + STREAM_PADDING + SEAL_BYTES
+# Bytes that the header area grows by if many tensors and columns outgrow HEADER_RESERVED.
+HEADER_GROWTH = HEADER_STEP
+# Bytes that a zstd chunk of counts may take above its packed size: padding and a frame header. An allowance, not a bound:
+# zstd is chosen if it makes the first chunk smaller, and later ones may be larger.
+ZSTD_CHUNK_EXCESS = STREAM_PADDING + 32

@@ -24,9 +24,8 @@ class _Sums:
     power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
     product: float = 0.0  # (q - 1/C) (p - 1/C)
     entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
-    counts: NDArray[np.float64] = field(
-        default_factory=lambda: np.zeros((3, OCTAVES * STEPS))
-    )  # labels, sum of confidence, sum of raw probability, by confidence
+    # [3, steps of confidence] number of labels, sum of confidence, sum of raw probability
+    counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, OCTAVES * STEPS)))
 
     def bins(self) -> list[NDArray[np.float64]]:
         """For each bin, in order of confidence: [3] sums of labels, confidence and raw probability. At most BINS, with about
@@ -122,9 +121,8 @@ def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
     confidence, top = q.max(1)
     pair = torch.stack([confidence, p.gather(1, top[:, None])[:, 0]]).double().cpu().numpy()  # [2, n]
     size = OCTAVES * STEPS
-    step = (
-        ((np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES) * STEPS).astype(np.int64).clip(0, size - 1)
-    )  # 1 belongs to the last step
+    octave = np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES
+    step = (octave * STEPS).astype(np.int64).clip(0, size - 1)  # a confidence of 1 belongs to the last step
     sums.counts += [np.bincount(step, weights, size) for weights in (None, *pair)]
     p, q = p.sub_(1 / p.shape[1]), q.sub_(1 / q.shape[1])
     sums.power += q.square().sum(dtype=torch.float64).item()

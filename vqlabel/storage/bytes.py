@@ -56,9 +56,7 @@ class LocalFile:
         handle, parts = self._descriptor(), []
         while count:
             try:
-                part = os.pread(
-                    handle, min(count, READ_BYTES), offset
-                )  # the position is an argument, so threads do not disturb each other
+                part = os.pread(handle, min(count, READ_BYTES), offset)  # no shared file position: threads may read at once
             except OSError as error:
                 raise self._error(f"{self.path}: cannot be read at byte {offset} ({error.strerror})") from None
             if not part:

@@ -71,9 +71,8 @@ def crop_boxes(crop: NDArray[np.floating] | None, side: NDArray[np.int64]) -> ND
             f"a crop is {crop[~((crop >= 0) & (crop <= 1)).all(1)][0].tolist()}; it must be fractions of the image's sides, in 0..1"
         )
     box = to_pixels(crop.astype(np.float32), side).astype(np.int64)
-    box[:, 2:] = np.minimum(
-        box[:, 2:], side - box[:, :2]
-    )  # for images of another size than the dump's, top + height may round to one pixel too many
+    # For images of another size than the dump's, top + height may round to one pixel too many.
+    box[:, 2:] = np.minimum(box[:, 2:], side - box[:, :2])
     if not (box[:, 2:] > 0).all():
         row = int((box[:, 2:] <= 0).any(1).argmax())
         raise UsageError(
