@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.container.layout import ALIGN, CHUNK_FIELDS
-from vqlabel.container.stream import Stream
+from vqlabel.container.stream import Stream, chunk_padding
 from vqlabel.errors import BadContainer
 
 
@@ -53,6 +53,6 @@ def check_tiling(table: NDArray[np.uint64], stream: Stream, payload: int, where:
         tiles = offset[i] == end and first[i] == done and rows[i] == expected and raw[i] == stream.raw_size(expected)
         if not (tiles and stream.coding.allows(stored[i], raw[i])):
             raise BadContainer(f"{where}: chunk {i} does not tile rows and bytes ({table[i].tolist()}); damaged or forged")
-        end, done = end + stored[i] + stream.padding(stored[i]), done + expected
+        end, done = end + stored[i] + chunk_padding(stream.coding, stored[i]), done + expected
     if end + -end % ALIGN != payload:
         raise BadContainer(f"{where}: its chunks end at byte {end} of {payload}; damaged or forged")

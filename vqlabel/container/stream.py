@@ -42,10 +42,6 @@ class Stream:
         """Bytes of `rows` rows before compression."""
         return self.coding.raw_size(rows, self.bits)
 
-    def padding(self, stored: int) -> int:
-        """Zeros behind a chunk of `stored` bytes; none behind packed bits, so that all chunks are one bitstream."""
-        return -stored % ALIGN if self.coding.compressed else 0
-
     def to_json(self) -> dict[str, Any]:
         """The entry in `vql.streams`. Equal widths are stored as runs [width, count]: a raw label has C fields."""
         runs: list[list[int]] = []
@@ -84,6 +80,11 @@ class Stream:
                 f"stream {name!r}: {stream.chunks} chunks of {chunk_rows} rows exceed {MAX_CHUNK_BYTES} bytes or {MAX_CHUNKS} chunks"
             )
         return stream
+
+
+def chunk_padding(coding: Coding, stored: int) -> int:
+    """Zeros behind a chunk of `stored` bytes; none behind packed bits, so that all chunks are one bitstream."""
+    return -stored % ALIGN if coding.compressed else 0
 
 
 def _valid_runs(runs: Any) -> bool:

@@ -31,7 +31,7 @@ from vqlabel.container.layout import (
     VERSION,
 )
 from vqlabel.container.overhead import CHUNK_ROWS
-from vqlabel.container.stream import Stream
+from vqlabel.container.stream import Stream, chunk_padding
 from vqlabel.container.strict_json import canonical
 from vqlabel.errors import VqlabelError
 from vqlabel.storage.formats import VQL
@@ -136,7 +136,7 @@ class ContainerWriter:
         raw = coding.raw_size(len(rows), stream.bits)
         assert raw <= MAX_CHUNK_BYTES
         stream.chunks.append(Chunk(stream.size, len(data), raw, stream.written, len(rows), zlib.crc32(data)))
-        self._put(stream, data + bytes(-len(data) % ALIGN if coding.compressed else 0))
+        self._put(stream, data + bytes(chunk_padding(coding, len(data))))
         stream.written += len(rows)
 
     def _put(self, stream: "_OpenStream", data: bytes) -> None:
