@@ -1,4 +1,4 @@
-"""What a refusal prints: nothing that steers a terminal, nothing without end."""
+"""Messages of errors: printable, of limited length, and intact after pickling."""
 
 import pickle
 from pathlib import Path
@@ -6,31 +6,31 @@ from pathlib import Path
 import pytest
 
 from vqlabel.cli import show
-from vqlabel.errors import MESSAGE_CHARACTERS, BadLabels, MissingExtra, VqlabelError, message, printable
+from vqlabel.errors import MAX_MESSAGE, BadLabels, MissingExtra, VqlabelError, message, printable
 
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\nvqlabel: all is well\r\x9b\u202e\udcff\x00"
 
 
-def test_a_refusal_holds_no_control_characters() -> None:
+def test_a_message_contains_no_control_characters() -> None:
     text = str(BadLabels(f"{HOSTILE}: na\u00efve \u4e2d"))
     assert text.isprintable() and text.endswith("\\x00: na\u00efve \u4e2d") and "\\x1b[31mred\\nvqlabel" in text
     assert printable("plain \u00fc") == "plain \u00fc"
 
 
-def test_a_long_refusal_keeps_its_beginning_and_its_end() -> None:
+def test_a_long_message_keeps_its_start_and_its_end() -> None:
     text = str(VqlabelError("a.vql: holds " + "x" * 15_000_000 + "; copy it again"))
-    assert len(text) < MESSAGE_CHARACTERS + 50
+    assert len(text) < MAX_MESSAGE + 50
     assert text.startswith("a.vql: holds xxx") and text.endswith("xxx; copy it again") and "[... 14,998,028 characters ...]" in text
-    assert len(message("\x1b" * 15_000_000)) < 5 * MESSAGE_CHARACTERS
+    assert len(message("\x1b" * 15_000_000)) < 5 * MAX_MESSAGE
 
 
-def test_a_refusal_comes_whole_out_of_another_process() -> None:
+def test_an_error_survives_pickling() -> None:
     for error in (BadLabels(HOSTILE), MissingExtra("h5py", "hdf5")):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error) and str(again) == str(error)
 
 
-def test_notes_and_tables_hold_no_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_notes_and_tables_contain_no_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     show.note(HOSTILE)
     show.table([("writer", HOSTILE)], ("field", "value"))
     printed = capsys.readouterr()

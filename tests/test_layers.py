@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
 FLOORS = (  # from the ground up; docs/architecture.md has a line for each
     ("errors", "philox", "progress", "threads", "version"),
-    ("storage", "typed"),
+    ("dtypes", "storage", "type_checks"),
     ("config", "bitstream"),
     ("container",),
     ("labels",),
@@ -36,6 +36,7 @@ NO_TORCH = (  # what describes dumps and files loads no torch when it is importe
     "container",
     "storage",
     "codecs.config",
+    "dtypes",
     "codecs.registry",
     "vql.file",
     "vql.columns",

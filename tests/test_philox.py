@@ -1,4 +1,4 @@
-"""Counters -> random bits: the published ones, at every address, even and never at the upper end."""
+"""Counters -> random bits: the published values, distinct at every address, uniform and below their limit."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ KNOWN = (  # Random123's known answers for philox4x32, 10 rounds: counter, key, 
 
 
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN)
-def test_the_published_answers_come_out(counter: tuple[int, ...], key: tuple[int, int], output: tuple[int, ...]) -> None:
+def test_the_published_values_are_reproduced(counter: tuple[int, ...], key: tuple[int, int], output: tuple[int, ...]) -> None:
     words = philox([np.array([word], np.uint64) for word in counter], key[0] | key[1] << 32)
     assert tuple(int(word[0]) for word in words) == output
 
@@ -30,7 +30,7 @@ def test_an_address_is_draw_item_epoch_and_purpose_from_the_lowest_word_up() -> 
     assert (int(first), int(second)) == (b << 32 | a, d << 32 | c)
 
 
-def test_every_address_has_bits_of_its_own_whatever_it_is_drawn_with() -> None:
+def test_every_address_has_its_own_bits_whatever_it_is_drawn_with() -> None:
     epoch, item, draw = np.array([[0], [5], [1 << 31]]), np.arange(40), np.arange(3)[:, None, None]
     first, second = bits(9, 2, epoch, item, draw)
     assert first.shape == second.shape == (3, 3, 40) and len(np.unique([first, second])) == 2 * first.size
@@ -46,7 +46,7 @@ def test_uniform_is_the_upper_53_bits() -> None:
     assert uniform(number).tolist() == [0, 0, 2.0**-53, 0.5, 1 - 2.0**-53]
 
 
-def test_integers_never_reach_their_limit_and_are_even() -> None:
+def test_integers_are_uniform_and_below_their_limit() -> None:
     most = np.concatenate([np.arange(1, 70_000), 2 ** np.arange(33), 2 ** np.arange(2, 33) - 1])
     assert (below(np.full(len(most), (1 << 64) - 1, np.uint64), most) == most - 1).all()
     number = bits(0, 1, 0, np.arange(70_000), 0)[0]
@@ -55,7 +55,7 @@ def test_integers_never_reach_their_limit_and_are_even() -> None:
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 24  # chi squared of 6 degrees: above it once in 2,000 seeds
 
 
-def test_bits_of_neighbouring_addresses_are_no_alike() -> None:
+def test_bits_of_neighbouring_addresses_are_independent() -> None:
     first, second = bits(3, 1, 0, np.arange(4000), 0)
     for one, other in ((first[:-1], first[1:]), (first, second), (first, bits(3, 1, 1, np.arange(4000), 0)[0])):
         flips = np.unpackbits((one ^ other).view(np.uint8).reshape(-1, 8), axis=1).mean(0)  # of each of the 64 bits

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from paths import GOLDEN, ROOT
 
 import vqlabel
+from vqlabel.bitstream import FIXED, ZSTD
 from vqlabel.config import FitConfig
 from vqlabel.container import ContainerWriter
 
@@ -63,12 +64,12 @@ def test_it_agrees_with_vqlabel_in_both_codings(
     config = FitConfig(**{"slots": 3, "codebook_size": size, "latent": 8, "weight_bits": weight_bits, "epochs": 1, **options})
     codec = vqlabel.fit(tmp_path / "a.npy", config)[0]
     begin = ContainerWriter.begin
-    for coding in ("fixed", "zstd"):
+    for coding in (FIXED, ZSTD):
         monkeypatch.setattr(ContainerWriter, "begin", lambda self, name, bits, _=(): begin(self, name, bits, (coding,)))  # noqa: B023
-        vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding}.vql", codec=codec)
-        dataset = vqlabel.open(tmp_path / f"{coding}.vql")
-        assert dataset.file.container.streams["codes"].coding == coding
-        np.testing.assert_allclose(read_vql(tmp_path / f"{coding}.vql"), dataset[:].numpy(), rtol=0, atol=1e-4)
+        vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding.name}.vql", codec=codec)
+        dataset = vqlabel.open(tmp_path / f"{coding.name}.vql")
+        assert dataset.file.container.streams["codes"].coding is coding
+        np.testing.assert_allclose(read_vql(tmp_path / f"{coding.name}.vql"), dataset[:].numpy(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vqae", "grouped", "lifted"])

@@ -1,4 +1,4 @@
-"""Threads: never more than a process may use, one where operations are small, and what a user names."""
+"""Number of threads: at most the available processors, one for small operations, or what the user named."""
 
 import os
 from contextvars import ContextVar
@@ -16,7 +16,7 @@ from vqlabel.threads import available_processors, cgroup_quota, large_operations
 
 @pytest.fixture(autouse=True)
 def _none_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The suite names one thread."""
+    """Undo the number of threads that the test suite names."""
     monkeypatch.setattr("vqlabel.threads._named", ContextVar("_named", default=None))
 
 
@@ -37,7 +37,7 @@ def write(path: Path, text: str) -> None:
         ("4:cpu,cpuacct:/a\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
     ],
 )  # fmt: skip
-def test_the_quota_is_the_least_of_a_process_s_control_groups(
+def test_the_quota_is_the_smallest_of_the_process_control_groups(
     groups: str, files: dict[str, str], quota: float | None, tmp_path: Path
 ) -> None:
     write(tmp_path / "own", groups)
@@ -51,7 +51,7 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("quota", "count"), [(None, 6), (2.7, 2), (0.3, 1), (64.0, 6)])
-def test_no_more_processors_are_counted_than_affinity_and_quota_allow(
+def test_the_number_of_processors_is_limited_by_affinity_and_quota(
     quota: float | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "process_cpu_count", lambda: 6, raising=False)
@@ -59,7 +59,7 @@ def test_no_more_processors_are_counted_than_affinity_and_quota_allow(
     assert available_processors() == worker_count() == count
 
 
-def test_a_fit_is_the_same_to_the_byte_whatever_torch_and_the_machine_have(dump: Path, tmp_path: Path) -> None:
+def test_the_bytes_of_a_fit_do_not_depend_on_the_number_of_threads(dump: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
@@ -75,7 +75,7 @@ def test_every_command_that_computes_takes_a_number_of_threads(command: str) -> 
     assert "--threads" in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
 
 
-def test_small_operations_take_one_thread_and_large_ones_all_unless_the_user_names_a_number(
+def test_small_operations_use_one_thread_and_large_ones_all_unless_the_user_names_a_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vqlabel.threads.available_processors", lambda: 3)

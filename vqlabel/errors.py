@@ -1,23 +1,27 @@
-"""Every refusal of vqlabel: one family, each with the exit code that the command line returns."""
+"""All errors of vqlabel: one family of exceptions, each with the exit code that the command line returns."""
 
-MESSAGE_CHARACTERS = 2000  # of a message: what it quotes from a file may have any length
+MAX_MESSAGE = 2000  # characters of a message; what it quotes from a file may have any length
 
 
 def printable(text: str) -> str:
-    """Control characters, line feeds among them, and invisible ones as escapes: names and values of a hostile file must not steer a terminal."""
+    """`text` with control and invisible characters (line feeds, too) as escapes: a hostile file must not control a
+    terminal.
+    """
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def message(text: str) -> str:
-    """Printable, and cut in the middle where it is longer than MESSAGE_CHARACTERS: it begins with what and where and ends with the remedy."""
-    if len(text) > MESSAGE_CHARACTERS:
-        first, last = text[: MESSAGE_CHARACTERS * 3 // 4], text[-MESSAGE_CHARACTERS // 4 :]
+    """`text` made printable, and cut in the middle to MAX_MESSAGE characters: its start has the cause, its end the
+    remedy.
+    """
+    if len(text) > MAX_MESSAGE:
+        first, last = text[: MAX_MESSAGE * 3 // 4], text[-MAX_MESSAGE // 4 :]
         text = f"{first} [... {len(text) - len(first) - len(last):,} characters ...] {last}"
     return printable(text)
 
 
 class VqlabelError(Exception):
-    """Base of all refusals. The message says what, where, the value, the limit and the remedy."""
+    """Base of all errors. A message names the cause, the place, the value, the limit and the remedy."""
 
     exit_code = 1
 
@@ -26,24 +30,24 @@ class VqlabelError(Exception):
 
 
 class UsageError(VqlabelError):
-    """The request contradicts itself or its input: an option's value, a codec for another number of classes."""
+    """The request contradicts itself or its input: an option out of range, a codec for another number of classes."""
 
     exit_code = 2
 
 
 class WrongType(UsageError, TypeError):
-    """An argument or a field is of a type that cannot be taken, or a call has an argument too many or too few."""
+    """An argument or a field has the wrong type, or a call has an unknown or a missing argument."""
 
 
 class NoSuchFile(UsageError, FileNotFoundError):
-    """A file or folder that was named to be read is not there."""
+    """An input file or folder does not exist."""
 
-    def __str__(self) -> str:  # OSError's own looks for an errno
+    def __str__(self) -> str:  # that of OSError expects an errno
         return str(self.args[0])
 
 
 class MissingExtra(VqlabelError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed but not installed."""
 
     exit_code = 1
 
@@ -56,37 +60,40 @@ class MissingExtra(VqlabelError):
 
 
 class BadInput(VqlabelError):
-    """A file is malformed, corrupt or hostile: nothing of it is used."""
+    """A file is malformed, corrupt or hostile; none of its content is used."""
 
     exit_code = 3
 
 
 class BadLabels(BadInput):
-    """A dump of labels cannot be used: empty, NaN or Inf, another number of classes, another domain."""
+    """A dump of labels cannot be used: it is empty, contains NaN or Inf, or has other classes or another domain."""
 
 
 class BadContainer(BadInput):
-    """A `.vql` or codec file breaks docs/format.md: truncated, altered, foreign or from a newer version."""
+    """A `.vql` or codec file violates docs/format.md: truncated, altered, of another type or from a newer version."""
 
 
 class CodeOutOfRange(BadInput):
-    """An integer does not fit the width or the codebook that it was given."""
+    """An integer exceeds its width in bits or its codebook, or packed integers are damaged."""
 
 
 class TargetExists(VqlabelError):
-    """The target is there already and --overwrite was not given."""
+    """The target exists and --overwrite was not given."""
 
     exit_code = 4
 
 
 class VqlabelWarning(UserWarning):
-    """Something failed that the result does not depend on; the command line prints it to stderr as a note."""
+    """A failure that does not affect the result; the command line prints it to stderr as a note."""
 
 
-def require(ok: object, field: str, got: object, want: str, error: type[VqlabelError] = UsageError) -> None:
-    """Raise `error` with "field is got; want" unless `ok`.
+def require(ok: object, field: str, value: object, limit: str, error: type[VqlabelError] = UsageError) -> None:
+    """Raise an error "{field} is {value}; it {limit}" unless `ok`.
 
-    `want` reads as the limit and the remedy, e.g. "must be 1..16".
+    Args:
+        field: name of the argument or option.
+        limit: a predicate with the limit and the remedy, such as "must be 1..16".
+        error: type of the error.
     """
     if not ok:
-        raise error(f"{field} is {got!r}; it {want}")
+        raise error(f"{field} is {value!r}; it {limit}")

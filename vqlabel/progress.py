@@ -1,14 +1,14 @@
-"""What work tells its caller besides its result: how far it is, and what to note."""
+"""What a long run reports to its caller besides its result: progress, and notes for the user."""
 
 from collections.abc import Callable, Sequence
 
-Progress = Callable[[str, int, int, dict[str, float]], None]  # stage, steps done, steps in all, figures by name
+Progress = Callable[[str, int, int, dict[str, float]], None]  # stage, steps done, number of steps, figures by name
 
 
 def silent(_stage: str, _done: int, _total: int, _figures: dict[str, float]) -> None:
-    """For callers who do not want to know."""
+    """A `Progress` that does nothing."""
 
 
 def noted(notes: Sequence[str]) -> dict[str, list[str]]:
-    """The part of a result that has whole sentences for its reader; none where there are none."""
+    """The key "notes" of a result, whole sentences for the user; no key if there are none."""
     return {"notes": list(notes)} if notes else {}

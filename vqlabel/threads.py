@@ -1,4 +1,4 @@
-"""How many threads work takes: as many as its operations can use, of the processors that this process may use."""
+"""The number of threads of a computation: as many as it can use, and no more than processors that the process may use."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,9 @@ CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 @contextmanager
 def named_threads(count: int | None) -> Iterator[None]:
-    """Inside, all work of this package takes `count` threads; None: what was named outside, or as many as suit it."""
+    """In this context, all computations of the package use `count` threads; None: keep the number of the outer context,
+    or the default of each computation.
+    """
     before = _named.set(count or _named.get())
     try:
         yield
@@ -21,15 +23,18 @@ def named_threads(count: int | None) -> Iterator[None]:
 
 
 def worker_count() -> int:
-    """Threads for work in independent parts: those that the user named, else all processors."""
+    """Number of threads for independent tasks: what the user named, else all available processors."""
     return _named.get() or available_processors()
 
 
 @contextmanager
 def small_operations() -> Iterator[None]:
-    """Inside, torch takes one thread, or as many as the user named. Operations of a millisecond and less gain little from a second one, and
-    where another process takes its processor they wait for it at the end of each: fits took three times the processor time. One thread
-    also adds up in one order, so that a fit's bytes do not depend on the number of processors.
+    """In this context, torch uses one thread, or as many as the user named: for operations of up to a millisecond, such
+    as a fit's.
+
+    They gain little from a second thread, and wait for it at the end of each operation if another process uses its
+    processor: fits took three times the processor time (tests/benchmarks/threads.py). One thread also sums in one
+    order, so a fit's bytes do not depend on the number of processors.
     """
     with _torch_threads(_named.get() or 1):
         yield
@@ -37,7 +42,7 @@ def small_operations() -> Iterator[None]:
 
 @contextmanager
 def large_operations() -> Iterator[None]:
-    """Inside, torch takes `worker_count` threads, where by itself it would count all processors of the machine."""
+    """In this context, torch uses `worker_count` threads; by default it would count all processors of the machine."""
     with _torch_threads(worker_count()):
         yield
 
@@ -55,7 +60,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def available_processors() -> int:
-    """Those of this process's affinity, or fewer where its container's quota of processor time is less; at least 1."""
+    """Number of processors in this process's affinity, limited by its container's quota of processor time; at least 1."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         count = os.process_cpu_count() or 1
     elif hasattr(os, "sched_getaffinity"):
@@ -67,11 +72,11 @@ def available_processors() -> int:
 
 
 def cgroup_quota(mounted: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | None:
-    """Processors' time that the control groups of this process allow it, of version 2 or 1; None: no limit is set.
+    """The quota of processor time of this process's control groups (version 2 or 1), in processors; None: unlimited.
 
     Args:
         mounted: where control groups are mounted.
-        own: the file that names the groups of this process.
+        own: the file that lists the groups of this process.
     """
     try:
         lines = own.read_text().splitlines()
@@ -87,13 +92,13 @@ def cgroup_quota(mounted: Path = CGROUPS, own: Path = OWN_CGROUPS) -> float | No
         )
         group = root / path.strip("/")
         for folder in (group, *group.parents):
-            if folder.is_relative_to(root):  # inside a container `path` may be the host's, and then only the root is there
+            if folder.is_relative_to(root):  # in a container, `path` may be the host's; then only the root exists
                 quotas.append(_quota_of(folder, controllers != ""))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_of(folder: Path, first_version: bool) -> float | None:
-    """Of one control group."""
+    """The quota of one control group, in processors; None: unlimited or unknown."""
     try:
         if first_version:
             quota, period = (float((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))

@@ -1,4 +1,4 @@
-"""The entropy coder: how near it comes to the entropy, its bytes, and what it refuses."""
+"""The entropy coder: its size against the entropy, its exact bytes, and damaged chunks."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ BITS = [5, 10, 8]
 
 
 def skewed(rows: int) -> NDArray[np.uint32]:
-    """[rows, 3]: geometric gaps, ids that are all alike likely, a field that is nearly always 0 and now and then 255."""
+    """[rows, 3]: geometric gaps, uniform ids, and a field that is nearly always 0 and rarely 255."""
     rng = np.random.default_rng(rows)
     rare = np.where(rng.random(rows) < 0.01, 255, 0)
     return np.stack([rng.geometric(0.6, rows).clip(1, 32) - 1, rng.integers(0, 1000, rows), rare], 1).astype(np.uint32)
@@ -24,12 +24,12 @@ def entropy(values: NDArray[np.uint32]) -> float:
 
 
 @pytest.mark.parametrize("rows", [0, 1, LANES - 1, LANES, LANES + 1, 1000, 4096])
-def test_rows_of_any_number_return(rows: int) -> None:
+def test_any_number_of_rows_survives_a_round_trip(rows: int) -> None:
     values = skewed(rows)
     assert np.array_equal(unpack_ans(pack_ans(values, BITS), rows, BITS), values)
 
 
-def test_skewed_fields_take_little_more_than_their_entropy_and_even_ones_their_width() -> None:
+def test_skewed_fields_take_about_their_entropy_and_uniform_ones_their_width() -> None:
     values = skewed(4096)
     bits = 8 * len(pack_ans(values, BITS)) / 4096
     least = entropy(values[:, 0]) + 10 + entropy(values[:, 2])
@@ -37,12 +37,12 @@ def test_skewed_fields_take_little_more_than_their_entropy_and_even_ones_their_w
     assert bits < 0.6 * sum(BITS)
 
 
-def test_what_has_no_skew_is_as_large_as_fixed_and_a_line_for_each_field() -> None:
+def test_uniform_fields_take_their_packed_size_and_two_bytes_each() -> None:
     values = np.random.default_rng(0).integers(0, 1 << 10, (500, 4)).astype(np.uint32)
     assert pack_ans(values, [10] * 4) == bytes(8) + b"".join(pack_fixed(values[:, j : j + 1], [10]) for j in range(4))
 
 
-def test_the_bytes_are_those_of_the_format() -> None:
+def test_the_bytes_are_those_of_the_documented_format() -> None:
     """Four rows of one field: lists 0 and 1, frequencies 3/4 and 1/4 and 0; each lane has a row, and no state gives a word."""
     values = np.array([[0], [0], [1], [0]] * 16, np.uint32)
     data = pack_ans(values, [8])
@@ -56,9 +56,9 @@ def test_the_bytes_are_those_of_the_format() -> None:
 @pytest.mark.parametrize(
     ("at", "byte", "message"),
     [
-        (1, 255, r"fields list \[.*\] values; at most 1024"),
-        (6, 255, r"the frequencies of a field do not add up to 4096|belong at byte"),
-        (-1, None, "states do not end where they began|left over|belong at byte|unused high bits|words are too few"),
+        (1, 255, r"tables list \[.*\] values; the limit is 1024"),
+        (6, 255, r"the frequencies of a field do not add up to 4096|expected at byte"),
+        (-1, None, "states do not return to their initial value|left over|expected at byte|unused high bits|words are too few"),
     ],
 )
 def test_a_damaged_chunk_is_refused(at: int, byte: int | None, message: str) -> None:
@@ -68,7 +68,7 @@ def test_a_damaged_chunk_is_refused(at: int, byte: int | None, message: str) -> 
         unpack_ans(damaged, 200, BITS)
 
 
-def test_no_damage_raises_anything_else_or_asks_for_memory() -> None:
+def test_damage_raises_no_other_error_and_allocates_no_memory() -> None:
     data, rng = pack_ans(skewed(300), BITS), np.random.default_rng(1)
     for _ in range(300):
         damaged = bytearray(data)
@@ -80,5 +80,5 @@ def test_no_damage_raises_anything_else_or_asks_for_memory() -> None:
         assert found.shape == (300, 3)
     count = 2 * len(BITS) + packed_size(sum(np.frombuffer(data[:6], "<u2").tolist()) + 2, [13]) + 4 * LANES
     claim = data[:count] + b"\xff\xff\xff\xff" + data[count + 4 :]
-    with pytest.raises(CodeOutOfRange, match="8589934590 bytes belong at byte"):
+    with pytest.raises(CodeOutOfRange, match="8589934590 bytes expected at byte"):
         unpack_ans(claim, 300, BITS)

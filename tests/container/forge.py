@@ -1,4 +1,4 @@
-"""A `.vql` taken apart and put together with new checksums: what a forger can do, and what no accident does."""
+"""A `.vql` taken apart and reassembled with valid checksums, as a forger can and an accident cannot."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class Forgery:
         self.chunks(name, [pack_fixed(np.asarray(rows, np.uint32), bits)], [len(rows)], [[width, 1] for width in bits], "fixed")
 
     def zeros(self, name: str, fields: list[list[int]], rows: int, chunks: int) -> None:
-        """A stream of zeros that takes next to nothing: as many equal zstd chunks of `rows` rows."""
+        """A stream of zeros that takes a few bytes: `chunks` equal zstd chunks of `rows` rows."""
         widths = [width for width, count in fields for _ in range(count)]
         self.chunks(name, [zstandard.compress(bytes(planes_size(rows, widths)))] * chunks, [rows] * chunks, fields, "zstd")
 

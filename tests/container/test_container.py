@@ -1,4 +1,4 @@
-"""Laws of the container: what was written is read, by any safetensors reader too; same input, same bytes; whole or not at all."""
+"""Laws of the container: round trips, safetensors compatibility, same input same bytes, atomic publication."""
 
 import errno
 import json
@@ -13,14 +13,15 @@ import pytest
 import zstandard
 from safetensors import safe_open
 
+from vqlabel.bitstream import ANS, FIXED, ZSTD, Coding
 from vqlabel.container import ContainerReader, ContainerWriter, verify
 from vqlabel.container.layout import ALIGN, HEADER_RESERVED, HEADER_STEP, ITEM_BYTES
 from vqlabel.errors import BadContainer, CodeOutOfRange, TargetExists, UsageError, VqlabelError
 
 RNG = np.random.default_rng(0)
-ROWS = 9001  # two full chunks and a rest, no multiple of 8
-EVEN = RNG.integers(0, 32, (ROWS, 3), np.uint32)  # nothing to gain: stays bit-packed
-SKEWED = RNG.integers(0, 2, (ROWS, 2), np.uint32) * 70_000  # mostly zeros: zstd
+ROWS = 9001  # two full chunks and a rest, not a multiple of 8
+EVEN = RNG.integers(0, 32, (ROWS, 3), np.uint32)  # incompressible: stays bit-packed
+SKEWED = RNG.integers(0, 2, (ROWS, 2), np.uint32) * 70_000  # compressible: zstd
 BIAS = RNG.standard_normal(7).astype(np.float16)
 WEIGHT = RNG.integers(-127, 128, (3, 5), np.int8)
 
@@ -48,7 +49,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_and_tensors_come_back(file: Path) -> None:
     reader = ContainerReader(file)
-    assert {name: stream.coding for name, stream in reader.streams.items()} == {"codes": "fixed", "columns.skewed": "zstd"}
+    assert {name: stream.coding.name for name, stream in reader.streams.items()} == {"codes": "fixed", "columns.skewed": "zstd"}
     np.testing.assert_array_equal(reader.rows("codes"), EVEN)
     np.testing.assert_array_equal(reader.rows("columns.skewed"), SKEWED)
     np.testing.assert_array_equal(reader.tensor("codec.bias"), BIAS)
@@ -71,8 +72,8 @@ def test_a_file_is_a_valid_safetensors_file(file: Path) -> None:
     np.testing.assert_array_equal(np.einsum("fbr,b->rf", planes.astype(int), [1, 256, 65536]), SKEWED[first : first + rows])
 
 
-def test_every_tensor_begins_at_a_multiple_of_its_item(tmp_path: Path) -> None:
-    """So that readers can map it, though no bytes may lie between tensors: payloads of 64, then the widest items first."""
+def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path: Path) -> None:
+    """Readers can map such a file. There are no gaps between tensors: payloads are multiples of 64, then come the widest items."""
     with ContainerWriter(tmp_path / "a.vql") as writer:
         for name in ("codes", "columns.image"):
             writer.begin(name, [5])
@@ -85,7 +86,7 @@ def test_every_tensor_begins_at_a_multiple_of_its_item(tmp_path: Path) -> None:
         assert section.start % (ALIGN if name in ("codes", "columns.image") else ITEM_BYTES[section.dtype]) == 0, name
 
 
-def test_the_same_input_makes_the_same_bytes_however_it_was_cut(file: Path, tmp_path: Path) -> None:
+def test_the_same_input_makes_the_same_bytes_however_it_is_split(file: Path, tmp_path: Path) -> None:
     for piece in (1000, 4096, 8192):
         assert write(tmp_path / f"{piece}.vql", piece=piece).read_bytes() == file.read_bytes()
 
@@ -108,7 +109,7 @@ def test_a_header_that_outgrows_its_area_moves_the_payload(tmp_path: Path, tenso
     np.testing.assert_array_equal(reader.tensor(f"codec.extra{tensors - 1:04}"), np.full(2, tensors - 1, np.float32))
 
 
-def test_a_payload_of_several_pieces_moves_whole(tmp_path: Path) -> None:
+def test_a_payload_larger_than_the_copy_buffer_moves_completely(tmp_path: Path) -> None:
     big = RNG.integers(-128, 128, 5 << 19, np.int8)  # 2.5 MiB, moved 1 MiB at a time by less than its length
     with ContainerWriter(tmp_path / "a.vql") as writer:
         writer.tensor("codec.big", "I8", big)
@@ -117,7 +118,7 @@ def test_a_payload_of_several_pieces_moves_whole(tmp_path: Path) -> None:
     verify(tmp_path / "a.vql")
 
 
-def test_an_empty_stream_is_one(tmp_path: Path) -> None:
+def test_a_stream_may_be_empty(tmp_path: Path) -> None:
     with ContainerWriter(tmp_path / "a.vql") as writer:
         writer.begin("codes", [5, 9])
         writer.end()
@@ -128,15 +129,15 @@ def test_an_empty_stream_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 0), (0, 1), (4095, 4097), (8000, ROWS), (ROWS, ROWS), (5000, None)])
-def test_any_range_of_rows_is_that_range(file: Path, start: int, stop: int | None) -> None:
+def test_any_range_of_rows_is_read_exactly(file: Path, start: int, stop: int | None) -> None:
     found = ContainerReader(file).rows("columns.skewed", start, stop)
     np.testing.assert_array_equal(found, SKEWED[start:stop])
     assert found.flags.writeable
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 5), (5, 4), (0, ROWS + 1), (ROWS + 1, None)])
-def test_a_range_outside_the_stream_is_refused(file: Path, start: int, stop: int | None) -> None:
-    with pytest.raises(UsageError, match=f"leave 0..{ROWS} of 'codes'"):
+def test_a_range_that_exceeds_the_stream_is_refused(file: Path, start: int, stop: int | None) -> None:
+    with pytest.raises(UsageError, match=f"are out of range; 'codes' has rows 0:{ROWS}"):
         ContainerReader(file).rows("codes", start, stop)
 
 
@@ -147,19 +148,19 @@ def test_take_gathers_rows_in_any_order(file: Path) -> None:
 
 
 @pytest.mark.parametrize("outside", [-1, ROWS, 4096 * 3, 1 << 62])
-def test_take_refuses_an_index_outside_the_stream(file: Path, outside: int) -> None:
-    with pytest.raises(UsageError, match=f"row {outside} leaves 0..{ROWS - 1} of 'codes'"):
+def test_take_refuses_an_index_out_of_range(file: Path, outside: int) -> None:
+    with pytest.raises(UsageError, match=f"row {outside} is out of range; 'codes' has rows 0:{ROWS}"):
         ContainerReader(file).take("codes", np.array([3, outside, 5]))
 
 
-def test_changing_what_was_read_changes_nothing_that_is_read_next(file: Path) -> None:
+def test_rows_that_were_read_may_be_changed_without_affecting_later_reads(file: Path) -> None:
     reader = ContainerReader(file)
     reader.rows("codes", 0, 10)[:] = 0
     reader.take("codes", np.arange(10))[:] = 0
     np.testing.assert_array_equal(reader.rows("codes", 0, 10), EVEN[:10])
 
 
-def test_names_that_are_not_there_are_refused(file: Path) -> None:
+def test_unknown_names_are_refused(file: Path) -> None:
     with pytest.raises(BadContainer, match="has no stream 'other'; it has codes"):
         ContainerReader(file).rows("other")
     with pytest.raises(BadContainer, match=r"has no stream 'codec\.bias'"):
@@ -194,7 +195,7 @@ def test_a_reader_works_on_both_sides_of_a_fork(file: Path) -> None:
     assert int(reader.rows("codes", 4000, 5000).sum()) == want
 
 
-# Publishing: whole or not at all.
+# Atomic publication.
 
 
 def attempt(path: Path, *steps: Callable[[ContainerWriter], object], overwrite: bool = False) -> None:
@@ -222,7 +223,7 @@ def fails(error: BaseException) -> Callable[[ContainerWriter], object]:
     return step
 
 
-def test_a_target_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
+def test_a_target_is_kept_without_overwrite(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
     target.write_text("precious")
     with pytest.raises(TargetExists, match=r"a\.vql exists; pass --overwrite"):
@@ -231,7 +232,7 @@ def test_a_target_is_kept_unless_it_may_be_replaced(tmp_path: Path) -> None:
     verify(write(target, overwrite=True))
 
 
-def test_a_target_that_appears_while_we_write_is_kept(tmp_path: Path) -> None:
+def test_a_target_that_is_made_while_a_file_is_written_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
     with pytest.raises(TargetExists):
         attempt(target, some_rows, lambda _: target.write_text("precious"), the_rest)
@@ -240,7 +241,7 @@ def test_a_target_that_appears_while_we_write_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", [False, True])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_exception_in_the_middle_leaves_the_target_untouched(tmp_path: Path, error: type[BaseException], there: bool) -> None:
+def test_an_exception_leaves_the_target_unchanged(tmp_path: Path, error: type[BaseException], there: bool) -> None:
     target = tmp_path / "a.vql"
     if there:
         target.write_text("precious")
@@ -249,7 +250,7 @@ def test_an_exception_in_the_middle_leaves_the_target_untouched(tmp_path: Path, 
     assert [p.read_text() for p in tmp_path.iterdir()] == ["precious"] * there
 
 
-def test_leaving_without_finish_publishes_nothing(tmp_path: Path) -> None:
+def test_without_finish_nothing_is_published(tmp_path: Path) -> None:
     attempt(tmp_path / "a.vql", some_rows)
     assert not list(tmp_path.iterdir())
 
@@ -279,7 +280,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize(("what", "room"), [("write", 0), ("write", 1), ("write", 6), ("flush", 0), ("flush", 1)])
-def test_a_full_disk_is_a_refusal_that_names_the_target(tmp_path: Path, what: str, room: int) -> None:
+def test_a_full_disk_is_an_error_that_names_the_target(tmp_path: Path, what: str, room: int) -> None:
     target = tmp_path / "a.vql"
     with pytest.raises(VqlabelError, match=r"a\.vql: cannot be written \(No space left on device\); nothing was left behind"):
         attempt(target, FullDisk.under(what, room), some_rows, the_rest)
@@ -292,18 +293,18 @@ def test_a_buffer_that_cannot_be_flushed_does_not_hide_an_interrupt(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_there_and_a_name_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_and_an_impossible_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VqlabelError, match="no such folder"):
         ContainerWriter(tmp_path / "none" / "a.vql")
     with pytest.raises(VqlabelError, match=r"cannot be written \(File name too long\)"):
         ContainerWriter(tmp_path / ("a" * 250 + ".vql"))
 
 
-CODINGS = ("fixed", "zstd", "ans")
+CODINGS = (FIXED, ZSTD, ANS)
 
 
-@pytest.mark.parametrize("coding", CODINGS)
-def test_a_row_beyond_its_width_is_refused_and_nothing_is_left(tmp_path: Path, coding: str) -> None:
+@pytest.mark.parametrize("coding", CODINGS, ids=lambda coding: coding.name)
+def test_a_value_beyond_its_width_is_refused_and_leaves_no_file(tmp_path: Path, coding: Coding) -> None:
     wide = np.full((10, 1), 32, np.uint32)
     with pytest.raises(CodeOutOfRange, match="needs 6 bits"):
         attempt(tmp_path / "a.vql", lambda w: w.begin("codes", [5], (coding,)), lambda w: w.append(wide), the_rest)
@@ -316,7 +317,7 @@ def test_a_header_beyond_its_limit_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_of_several_codings_the_one_that_makes_the_first_chunk_smallest_is_taken(tmp_path: Path) -> None:
+def test_the_coding_that_makes_the_first_chunk_smallest_is_used(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     gaps = rng.geometric(0.7, (2000, 3)).clip(1, 32).astype(np.uint32) - 1
     best = {"even": "fixed", "skewed": "zstd", "gaps": "ans"}
@@ -331,5 +332,5 @@ def test_of_several_codings_the_one_that_makes_the_first_chunk_smallest_is_taken
             reader = ContainerReader(tmp_path / "a.vql")
             sizes[codings] = reader.stored("codes")
             np.testing.assert_array_equal(reader.rows("codes"), rows)
-        assert reader.streams["codes"].coding == best[name]
+        assert reader.streams["codes"].coding.name == best[name]
         assert sizes[CODINGS] == min(sizes[one,] for one in CODINGS)

@@ -1,4 +1,4 @@
-"""Damaged and forged files: every flipped byte, every truncation and every broken limit is a refusal, never another exception."""
+"""Damaged and forged files: every flipped bit, truncation and exceeded limit raises BadContainer, never another exception."""
 
 import hashlib
 import json
@@ -16,14 +16,13 @@ from safetensors.numpy import save_file
 import vqlabel
 from vqlabel.bitstream import pack_fixed
 from vqlabel.codecs import CODECS
-from vqlabel.codecs.raw.config import RawConfig
-from vqlabel.codecs.vqae.config import VqaeConfig
+from vqlabel.config import RawConfig, VqaeConfig
 from vqlabel.container import ContainerReader, verify
 from vqlabel.container.layout import MAX_CHUNKS, MAX_FIELDS
 from vqlabel.errors import BadContainer, UsageError, VqlabelError
 from vqlabel.vql.file import VqlFile
 
-C, K, SLOTS = 10, 100, 2  # no power of two: a code of 7 bits may leave the codebook
+C, K, SLOTS = 10, 100, 2  # K is not a power of two: a code of 7 bits may exceed the codebook
 RNG = np.random.default_rng(0)
 
 
@@ -80,14 +79,14 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten raw labels, C = 10, with image indices."""
     folder = tmp_path_factory.mktemp("hostile")
     np.save(folder / "a.npy", RNG.standard_normal((2, 5, C)).astype(np.float16))
-    codec = CODECS["raw"].codec(RawConfig(classes=C, domain="logits", dtype="F16"))
+    codec = CODECS["raw"][0](RawConfig(classes=C, domain="logits", dtype="F16"))
     vqlabel.pack(folder / "a.npy", folder / "raw.vql", codec=codec)
     return folder / "raw.vql"
 
 
 @pytest.fixture(scope="module")
 def learned(small: Path) -> Path:
-    """Ten labels under a vqae codec that nobody trained."""
+    """Ten labels encoded by an untrained vqae codec."""
     config = VqaeConfig(
         classes=C,
         domain="logits",
@@ -100,7 +99,7 @@ def learned(small: Path) -> Path:
         prior=None,
         temperature=(1.0,),
     )
-    codec = CODECS["vqae"].codec(config)
+    codec = CODECS["vqae"][0](config)
     torch.manual_seed(0)
     for weight in codec.parameters():
         torch.nn.init.normal_(weight)
@@ -119,7 +118,7 @@ def target(tmp_path: Path) -> Path:
 
 
 def read_all(path: Path) -> None:
-    """Everything that a reader does with a file."""
+    """Read and check a file completely."""
     verify(path)
     vqlabel.open(path)[:]
 
@@ -130,13 +129,13 @@ def refused(path: Path, message: str) -> None:
     assert str(path) in str(found.value)
 
 
-def test_the_forge_changes_nothing_by_itself(small: Path, learned: Path, target: Path) -> None:
+def test_a_file_that_is_taken_apart_and_reassembled_is_read_as_before(small: Path, learned: Path, target: Path) -> None:
     for path in (small, learned):
         read_all(Forge(path).write(target))
         torch.testing.assert_close(vqlabel.open(target)[:], vqlabel.open(path)[:], rtol=0, atol=0)
 
 
-# Accidents.
+# Damage.
 
 
 def every_byte(path: Path) -> Iterator[int]:
@@ -183,14 +182,14 @@ def test_a_file_truncated_while_it_is_read_is_refused(small: Path, target: Path)
         reader.rows("codes")
 
 
-def test_what_is_no_vql_file_is_refused(tmp_path: Path) -> None:
+def test_files_of_other_types_are_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     save_file({"logits": np.zeros((4, 3), np.float32)}, other)
-    refused(other, "not a .vql file but a .safetensors file; `vqlabel pack` makes a .vql of labels in one")
+    refused(other, "not a .vql file but a .safetensors file; `vqlabel pack` makes a .vql of the labels in it")
     area = 8192
     header = json.dumps({"x": {"dtype": "U8", "shape": [32], "data_offsets": [0, 32]}}).encode().ljust(area - 8)
     other.write_bytes((area - 8).to_bytes(8, "little") + header + bytes(32))
-    refused(other, "a safetensors file, but no .vql file|not a .vql file but a .safetensors file")
+    refused(other, "a safetensors file, but not a .vql file|not a .vql file but a .safetensors file")
     known = {
         b"": "an empty file",
         b"PK\x03\x04": "a zip archive",
@@ -201,7 +200,7 @@ def test_what_is_no_vql_file_is_refused(tmp_path: Path) -> None:
         other.write_bytes(content)
         refused(other, f"not a .vql file but {what}")
     other.write_bytes(b"\xff" * 20_000)
-    refused(other, "no .vql file")
+    refused(other, "not a .vql file")
     for missing, says in ((tmp_path, "is a folder, and a .vql is a file"), (tmp_path / "none.vql", "no such file")):
         with pytest.raises(UsageError, match=says):
             verify(missing)
@@ -279,8 +278,8 @@ HEADERS = {
     "odd version": (metadata(version="1"), "format version '1'"),
     "unknown feature": (metadata(requires=["sorted_codes"]), r"needs the features \['sorted_codes'\].*upgrade it"),
     "feature that is no name": (metadata(requires=[[]]), "needs the features"),
-    "features in no list": (metadata(requires={}), "'vql.requires' is '{}', no JSON list"),
-    "sums too deep": (metadata(columns={"order": DEEP}), "'vql.columns' is .* no JSON dict"),
+    "features in no list": (metadata(requires={}), "'vql.requires' is '{}', not a JSON list"),
+    "sums too deep": (metadata(columns={"order": DEEP}), "'vql.columns' is .* not a JSON dict"),
     "sums of nothing": (lambda f: f.header.pop("codes.chunks"), "begins at byte"),
 }  # fmt: skip
 
@@ -296,32 +295,32 @@ def test_a_header_beyond_its_limits_is_refused(forge: Forge, target: Path, case:
 TEXTS = {
     "key twice": (lambda t: t.replace('"vql.seal":', '"codes": 0, "vql.seal":'), "a key occurs twice"),
     "metadata twice": (lambda t: '{"__metadata__": {"format": "vql"}, ' + t[1:], "a key occurs twice"),
-    "nine levels": (lambda t: t[:-1] + ', "x": ' + json.dumps(DEEP) + "}", "no JSON object of at most 8 levels"),
-    "980 levels": (lambda t: t[:-1] + ', "x": ' + "[" * 980 + "]" * 980 + "}", "the header is no JSON"),
-    "a million levels": (lambda t: "[" * 1_000_000, "the header is no JSON"),
-    "a number of 5000 digits": (lambda t: t.replace("[0,", "[" + "9" * 5000 + ",", 1), "the header is no JSON"),
-    "no object": (lambda t: "[]", "no JSON object"),
-    "not ASCII": (lambda t: t.replace("vqlabel", "vqläbel"), "the header is no JSON"),
+    "nine levels": (lambda t: t[:-1] + ', "x": ' + json.dumps(DEEP) + "}", "not a JSON object of at most 8 levels"),
+    "980 levels": (lambda t: t[:-1] + ', "x": ' + "[" * 980 + "]" * 980 + "}", "the header is not JSON"),
+    "a million levels": (lambda t: "[" * 1_000_000, "the header is not JSON"),
+    "a number of 5000 digits": (lambda t: t.replace("[0,", "[" + "9" * 5000 + ",", 1), "the header is not JSON"),
+    "no object": (lambda t: "[]", "not a JSON object"),
+    "not ASCII": (lambda t: t.replace("vqlabel", "vqläbel"), "the header is not JSON"),
     "metadata that is no text": (lambda t: t.replace('"format": "vql"', '"format": "vql", "x": 1'), "no format = vql"),
     "another format": (lambda t: t.replace('"format": "vql"', '"format": "pt"'), "no format = vql"),
     "a sum missing": (lambda t: t.replace('\\"codes\\": \\"', '\\"codas\\": \\"'), "vql.sums names other tensors"),
-    "sums with a key twice": (lambda t: t.replace('"vql.sums": "{', '"vql.sums": "{\\"codes\\": 1, '), "'vql.sums' is .* no JSON dict"),
+    "sums with a key twice": (lambda t: t.replace('"vql.sums": "{', '"vql.sums": "{\\"codes\\": 1, '), "'vql.sums' is .* not a JSON dict"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_a_header_of_other_text_is_refused(forge: Forge, target: Path, case: str) -> None:
+def test_an_altered_header_text_is_refused(forge: Forge, target: Path, case: str) -> None:
     change, message = TEXTS[case]
     refused(forge.write(target, text=change), message)
 
 
 @pytest.mark.parametrize("area", [0, 8191, 12288, (16 << 20) + 4096, (1 << 64) - 8])
-def test_a_header_area_that_is_none_is_refused(small: Path, target: Path, area: int) -> None:
+def test_an_impossible_header_area_is_refused(small: Path, target: Path, area: int) -> None:
     target.write_bytes(((area - 8) % (1 << 64)).to_bytes(8, "little") + small.read_bytes()[8:])
-    refused(target, "no .vql file")
+    refused(target, "not a .vql file")
 
 
-def test_a_seal_elsewhere_than_at_the_end_is_refused(forge: Forge, target: Path) -> None:
+def test_a_seal_that_is_not_at_the_end_is_refused(forge: Forge, target: Path) -> None:
     end = len(forge.body)
     forge.header |= {"vql.seal": {"dtype": "U8", "shape": [24], "data_offsets": [end, end + 24]}}
     forge.header |= {"codec.x": {"dtype": "U8", "shape": [8], "data_offsets": [end + 24, end + 32]}}
@@ -346,7 +345,7 @@ STREAMS = {
     "no fields": (stream(bits=[]), "are not"),
     "a run of none": (stream(bits=[[16, 0], [16, 10]]), "are not"),
     "2^60 fields": (stream(bits=[[16, 1 << 60]]), f"runs of 1..{MAX_FIELDS} fields"),
-    "unknown coding": (stream(coding="lzma"), "coding 'lzma' is unknown; this reader has fixed, zstd"),
+    "unknown coding": (stream(coding="lzma"), "coding 'lzma' is unknown; this reader supports fixed, zstd"),
     "coding in a list": (stream(coding=[]), "is unknown"),
     "a field too many": (stream(extra=1), "it needs bits, rows, chunk_rows and coding"),
     "no object": (metadata(streams={"codes": 5}), "it needs bits"),
@@ -368,7 +367,7 @@ def test_a_stream_beyond_its_limits_is_refused(forge: Forge, target: Path, case:
     refused(forge.write(target), message)
 
 
-def test_all_streams_together_have_a_limit_of_fields(forge: Forge, target: Path) -> None:
+def test_the_fields_of_all_streams_together_are_limited(forge: Forge, target: Path) -> None:
     for name in ("columns.x", "columns.y", "columns.z"):
         tensor(name)(forge)
         forge.metadata["vql.streams"][name] = {"bits": [[1, MAX_FIELDS]], "rows": 0, "chunk_rows": 8, "coding": "fixed"}
@@ -382,32 +381,32 @@ def test_a_chunk_table_that_does_not_tile_is_refused(forge: Forge, target: Path,
     refused(forge.write(target), "chunk 0 does not tile rows and bytes")
 
 
-def test_a_chunk_that_leaves_bytes_over_is_refused(forge: Forge, target: Path) -> None:
+def test_bytes_behind_the_last_chunk_are_refused(forge: Forge, target: Path) -> None:
     forge.chunk("codes", bytes(200 + 64))
     forge.table("codes", stored=200)
     refused(forge.write(target), "its chunks end at byte 200 of 320")
 
 
-def test_a_checksum_stands_between_the_table_and_the_chunk(forge: Forge, target: Path) -> None:
+def test_a_chunk_must_match_the_checksum_in_its_table(forge: Forge, target: Path) -> None:
     forge.table("codes", crc=1)
     path = forge.write(target)
-    refused(path, "chunk 0 .* does not fit its checksum")
-    with pytest.raises(BadContainer, match="does not fit its checksum"):
+    refused(path, "chunk 0 .* does not match its checksum")
+    with pytest.raises(BadContainer, match="does not match its checksum"):
         ContainerReader(path).rows("codes", 3, 4)
 
 
 @pytest.mark.parametrize("name", ["codes", "codes.chunks", "columns.batch"])
-def test_an_altered_tensor_does_not_fit_its_sum(small: Path, target: Path, name: str) -> None:
+def test_an_altered_tensor_does_not_match_its_checksum(small: Path, target: Path, name: str) -> None:
     data, section = bytearray(small.read_bytes()), ContainerReader(small).sections[name]
     data[section.start] ^= 1
     target.write_bytes(data)
-    with pytest.raises(BadContainer, match=r"does not fit its (sha256|checksum)"):
+    with pytest.raises(BadContainer, match=r"does not match its (sha256|checksum)"):
         verify(target)
 
 
-def test_a_payload_must_fit_its_sum_as_well(forge: Forge, target: Path) -> None:
+def test_a_payload_must_match_its_sha256_as_well(forge: Forge, target: Path) -> None:
     digest = hashlib.sha256(forge.body[forge.span("codes")]).hexdigest()
-    refused(forge.write(target, text=lambda text: text.replace(digest, digest[::-1])), "stream 'codes' does not fit its sha256")
+    refused(forge.write(target, text=lambda text: text.replace(digest, digest[::-1])), "stream 'codes' does not match its sha256")
 
 
 def as_zstd(forge: Forge, stored: bytes) -> Forge:
@@ -419,10 +418,10 @@ def as_zstd(forge: Forge, stored: bytes) -> Forge:
 
 FRAME = zstandard.compress(bytes(200))
 FRAMES = {
-    "another size": (zstandard.compress(bytes(100)), "declares 100 bytes where 200 belong"),
-    "a bomb": (zstandard.compress(bytes(1 << 30)), "does not tile|declares 1073741824 bytes where 200 belong"),
+    "another size": (zstandard.compress(bytes(100)), "declares 100 bytes, expected 200"),
+    "a bomb": (zstandard.compress(bytes(1 << 30)), "does not tile|declares 1073741824 bytes, expected 200"),
     "a lie": (zstandard.compress(bytes(100)).replace(b"\x64", b"\xc8", 1), "a zstd frame"),
-    "no size": (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(200)), "where 200 belong"),
+    "no size": (zstandard.ZstdCompressor(write_content_size=False).compress(bytes(200)), "expected 200"),
     "data behind it": (FRAME + b"\1", "has data behind it"),
     "a second frame": (FRAME + FRAME, "has data behind it"),
     "half a frame": (FRAME[:-2], "a zstd frame"),
@@ -431,17 +430,17 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("case", FRAMES)
-def test_a_zstd_frame_that_lies_is_refused(forge: Forge, target: Path, case: str) -> None:
+def test_an_invalid_zstd_frame_is_refused(forge: Forge, target: Path, case: str) -> None:
     stored, message = FRAMES[case]
     refused(as_zstd(forge, stored).write(target), message)
 
 
-def test_what_follows_a_chunk_up_to_64_bytes_must_be_zero(forge: Forge, target: Path) -> None:
+def test_padding_behind_a_chunk_must_be_zero(forge: Forge, target: Path) -> None:
     for at, size in ((256, 200), (64, len(FRAME))):
         span = forge.span("codes")
         assert span.stop - span.start == at > size
         forge.body[span.stop - 1] = 1
-        refused(forge.write(target), "chunk 0 .* does not fit its checksum")
+        refused(forge.write(target), "chunk 0 .* does not match its checksum")
         as_zstd(forge, FRAME)
         read_all(forge.write(target))
 
@@ -460,13 +459,13 @@ def test_unused_bits_of_a_chunk_must_be_zero(learned: Path, target: Path) -> Non
 
 
 @pytest.mark.parametrize("code", [K, 127])
-def test_a_code_beyond_the_codebook_is_refused_before_anybody_indexes_with_it(learned: Path, target: Path, code: int) -> None:
+def test_a_code_beyond_the_codebook_is_refused_before_it_is_used_as_an_index(learned: Path, target: Path, code: int) -> None:
     forge = Forge(learned)
     codes = VqlFile(learned).codes(0, 10)
     codes[7, 1] = code
     forge.chunk("codes", pack_fixed(codes, [7] * SLOTS))
     path = forge.write(target)
-    verify(path)  # the container is sound: only the codec's configuration tells
+    verify(path)  # the container is intact: only the codec's configuration reveals it
     for read in (lambda file: file.codes(0, 10), lambda file: file.take_codes(np.array([7]))):
         with pytest.raises(BadContainer, match=rf"code {code} leaves 0\.\.99"):
             read(VqlFile(path))
@@ -511,17 +510,17 @@ MEANINGS = {
 
 
 @pytest.mark.parametrize("case", MEANINGS)
-def test_metadata_that_contradicts_itself_is_refused(learned: Path, target: Path, case: str) -> None:
+def test_inconsistent_metadata_is_refused(learned: Path, target: Path, case: str) -> None:
     forge = Forge(learned)
     change, message = MEANINGS[case]
     change(forge)
     refused(forge.write(target), message)
 
 
-def test_batches_must_hold_all_records(small: Path, forge: Forge, target: Path) -> None:
+def test_batches_must_contain_all_records(small: Path, forge: Forge, target: Path) -> None:
     reader = ContainerReader(small)
     rows, stream = reader.rows("columns.batch"), reader.streams["columns.batch"]
-    assert stream.coding == "fixed" and rows[:, 2].tolist() == [5, 5]
+    assert stream.coding.name == "fixed" and rows[:, 2].tolist() == [5, 5]
     rows[0, 2] += 1
     forge.chunk("columns.batch", pack_fixed(rows, stream.bits))
     refused(forge.write(target), "its batches hold 11 records, the header says 10")
@@ -531,7 +530,7 @@ VALUES = [None, True, -1, 0, 1, 7, 1 << 31, 1 << 53, 1 << 64, 0.5, float("nan"),
 
 
 def alter(value: Any, rng: np.random.Generator) -> None:
-    """Replace, remove or double one thing somewhere inside `value`, a filled dict or list."""
+    """Replace, remove or duplicate one item at a random depth of `value`, a dict or list that is not empty."""
     key = list(value)[int(rng.integers(len(value)))] if isinstance(value, dict) else int(rng.integers(len(value)))
     if isinstance(value[key], dict | list) and value[key] and rng.random() < 0.9:
         alter(value[key], rng)
@@ -544,7 +543,9 @@ def alter(value: Any, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["raw", "vqae"])
-def test_whatever_is_altered_in_a_sealed_header_is_read_or_refused(small: Path, learned: Path, target: Path, kind: str) -> None:
+def test_any_alteration_of_a_sealed_header_is_accepted_or_raises_a_vqlabel_error(
+    small: Path, learned: Path, target: Path, kind: str
+) -> None:
     rng, refusals = np.random.default_rng(1), 0
     for _ in range(300):
         forge = Forge(small if kind == "raw" else learned)

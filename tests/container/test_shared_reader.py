@@ -1,4 +1,4 @@
-"""One reader in many hands: threads, forked and other processes, and a file that is removed or replaced meanwhile."""
+"""One reader shared by threads, forked and other processes, and files that are removed or replaced while they are open."""
 
 import os
 import pickle
@@ -33,18 +33,18 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def impatient() -> Iterator[None]:
-    """Threads change places far more often than they do by themselves."""
+def frequent_switches() -> Iterator[None]:
+    """Makes the interpreter switch threads far more often than by default."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(usual)
 
 
-def test_threads_read_right_rows_from_a_cache_that_holds_two_chunks(
-    file: Path, monkeypatch: pytest.MonkeyPatch, impatient: None
+def test_threads_read_the_right_rows_through_a_cache_of_two_chunks(
+    file: Path, monkeypatch: pytest.MonkeyPatch, frequent_switches: None
 ) -> None:
-    monkeypatch.setattr(reader, "_CACHE_BYTES", 2 * CHUNK * ROWS.itemsize)
+    monkeypatch.setattr(reader, "CACHE_BYTES", 2 * CHUNK * ROWS.itemsize)
     shared = ContainerReader(file)
 
     def read(seed: int) -> None:
@@ -58,16 +58,17 @@ def test_threads_read_right_rows_from_a_cache_that_holds_two_chunks(
     assert shared._cached == sum(rows.nbytes for rows in shared._cache.values())
 
 
-def test_a_process_forked_while_a_thread_held_the_lock_reads(file: Path) -> None:
+@pytest.mark.parametrize("lock", ["cache", "file"])
+def test_a_process_forked_while_a_thread_held_a_lock_reads(lock: str, file: Path) -> None:
     shared = ContainerReader(file)
-    with shared._lock:
+    with shared._lock if lock == "cache" else shared._file._lock:
         child = os.fork()
         if not child:
             os._exit(0 if (shared.rows("codes") == ROWS).all() else 1)
         assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_forked_process_goes_on_with_the_file_that_was_opened(file: Path) -> None:
+def test_a_forked_process_keeps_reading_the_file_that_was_opened(file: Path) -> None:
     shared = ContainerReader(file)
     write(file, ROWS[::-1], overwrite=True)
     child = os.fork()
@@ -76,7 +77,7 @@ def test_a_forked_process_goes_on_with_the_file_that_was_opened(file: Path) -> N
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_file_that_was_replaced_is_refused_as_that_when_it_is_opened_again(file: Path) -> None:
+def test_a_replaced_file_is_refused_when_it_is_opened_again(file: Path) -> None:
     closed, pickled = ContainerReader(file), pickle.dumps(ContainerReader(file))
     closed.close()
     write(file, ROWS, overwrite=True)  # the same bytes
@@ -88,7 +89,7 @@ def test_a_file_that_was_replaced_is_refused_as_that_when_it_is_opened_again(fil
             again()
 
 
-def test_a_dataset_knows_its_file_again_in_another_process(vql: Path, tmp_path: Path) -> None:
+def test_a_dataset_recognises_its_file_in_another_process(vql: Path, tmp_path: Path) -> None:
     import vqlabel
 
     path = tmp_path / "b.vql"
@@ -100,7 +101,7 @@ def test_a_dataset_knows_its_file_again_in_another_process(vql: Path, tmp_path: 
         pickle.loads(pickled)
 
 
-def test_a_file_that_is_gone_or_may_not_be_read_is_refused_by_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_or_unreadable_file_is_reported_by_its_name(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = ContainerReader(file)
     shared.close()
     file.unlink()

@@ -1,4 +1,4 @@
-"""Calibration against closed forms: perfect labels, labels that are too sure, codebooks of means."""
+"""Calibration against closed forms: perfect labels, overconfident labels, codebooks of means."""
 
 import math
 
@@ -14,7 +14,7 @@ TEMPERATURES = (1.0, 4.0, 20.0)
 
 @pytest.fixture(scope="module")
 def raw() -> Tensor:
-    """[500, 20] logits of a teacher that is sure of some labels and not of others."""
+    """[500, 20] logits of a teacher that is confident in some labels and not in others."""
     rng = torch.Generator().manual_seed(0)
     return torch.randn(500, 20, generator=rng) * torch.linspace(0.5, 5, 500)[:, None]
 
@@ -26,7 +26,7 @@ def figures(raw: Tensor, decoded: Tensor, *temperatures: float, domain: str = "l
 
 
 def means(probs: Tensor, codes: int) -> Tensor:
-    """[n, C] -> [n, C]: every label's place is taken by the arithmetic mean of those that share its code."""
+    """[n, C] -> [n, C]: every label is replaced by the arithmetic mean of the labels that share its code."""
     code = torch.arange(len(probs)) % codes
     return torch.stack([probs[code == j].mean(0) for j in range(codes)])[code]
 
@@ -49,11 +49,11 @@ def test_means_over_a_code_have_slope_1_and_no_error_at_their_temperature(temper
     assert found["slope"] == pytest.approx(1, abs=1e-5)
     assert found["intercept"] == pytest.approx(0, abs=1e-6)
     assert found["ece"] == pytest.approx(0, abs=1e-6)
-    assert found["entropy"]["decoded"] > found["entropy"]["raw"], "a mean is less sure than its parts"
+    assert found["entropy"]["decoded"] > found["entropy"]["raw"], "a mean is less confident than its parts"
 
 
 @pytest.mark.parametrize("scale", [1.5, 3.0])
-def test_labels_that_are_too_sure_have_a_slope_below_1_and_too_flat_ones_above(scale: float, raw: Tensor) -> None:
+def test_overconfident_labels_have_a_slope_below_1_and_underconfident_ones_above(scale: float, raw: Tensor) -> None:
     sure, flat = figures(raw, scale * raw)["T1"], figures(raw, raw / scale)["T1"]
     assert sure["slope"] < 1 < flat["slope"]
     assert sure["intercept"] == pytest.approx((1 - sure["slope"]) / 20) and sure["intercept"] > 0 > flat["intercept"]
@@ -84,7 +84,7 @@ def test_reliability_by_hand() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
-def test_bins_have_as_many_labels_each_and_an_error_shows_at_every_temperature(temperature: float) -> None:
+def test_bins_have_equal_numbers_of_labels_and_errors_are_visible_at_every_temperature(temperature: float) -> None:
     """At T = 20 all 1,000 probabilities of a label lie near 0.001: bins of equal width have one point, and an error of 0.0001."""
     logits = 3 * torch.randn(2000, 1000, generator=torch.Generator().manual_seed(0))
     found = figures(logits, 2 * logits, temperature)[f"T{temperature:g}"]
@@ -97,7 +97,7 @@ def test_bins_have_as_many_labels_each_and_an_error_shows_at_every_temperature(t
     )
 
 
-def test_batches_give_what_one_batch_gives(raw: Tensor) -> None:
+def test_figures_do_not_depend_on_the_batches(raw: Tensor) -> None:
     decoded = 1.3 * raw.flip(1)
     running = Calibration(temperatures=TEMPERATURES)
     for x, y in zip(raw.split(17), decoded.split(17), strict=True):
@@ -110,7 +110,7 @@ def test_batches_give_what_one_batch_gives(raw: Tensor) -> None:
         assert found == pytest.approx(want, rel=1e-9)
 
 
-def test_what_is_kept_does_not_grow_with_the_labels(raw: Tensor) -> None:
+def test_memory_does_not_grow_with_the_number_of_labels(raw: Tensor) -> None:
     running = Calibration()
     for _ in range(3):
         running.add(raw, raw)
@@ -119,7 +119,7 @@ def test_what_is_kept_does_not_grow_with_the_labels(raw: Tensor) -> None:
         assert type(sums.power) is type(sums.product) is float
 
 
-def test_probabilities_are_taken_as_the_logits_they_came_from(raw: Tensor) -> None:
+def test_probabilities_have_the_figures_of_their_logits(raw: Tensor) -> None:
     raw = raw / 3  # no probability that half precision could not hold: `as_logits` lifts those
     decoded = raw + torch.randn(raw.shape, generator=torch.Generator().manual_seed(1))
     want = figures(raw, decoded, 1, 4)
@@ -130,7 +130,7 @@ def test_probabilities_are_taken_as_the_logits_they_came_from(raw: Tensor) -> No
         )
 
 
-def test_uniform_labels_have_no_slope_and_no_labels_no_figures(raw: Tensor) -> None:
+def test_uniform_labels_have_no_slope_and_without_labels_there_are_no_figures(raw: Tensor) -> None:
     found = figures(raw, torch.zeros(500, 20))["T1"]
     assert found["slope"] is found["intercept"] is None
     assert found["entropy"]["decoded"] == pytest.approx(math.log(20))

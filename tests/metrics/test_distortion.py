@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqlabel.codecs import Distortion
 from vqlabel.labels.source import NOWHERE
 from vqlabel.metrics.distortion import (
-    Distortion,
     as_logits,
     hellinger_features,
     kl_divergence,
@@ -28,7 +28,7 @@ TEMPERATURES = (1.0, 4.0, 20.0)
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[Tensor, Tensor]:
-    """Logits of a teacher and a student that is often wrong; float64, so that the formulas are not blurred."""
+    """Logits of a teacher and of a student that is often wrong; float64, for tight tolerances."""
     rng = torch.Generator().manual_seed(0)
     teacher = 3 * torch.randn(50, 20, generator=rng, dtype=torch.float64)
     return teacher, teacher + torch.randn(50, 20, generator=rng, dtype=torch.float64)
@@ -144,7 +144,7 @@ def test_the_gradient_of_mixed_cross_entropy_is_that_of_mixed_kl(
     temperatures: tuple[float, ...], pair: tuple[Tensor, Tensor]
 ) -> None:
     teacher, student = (x.float() for x in pair)
-    weight = torch.linspace(-1, 2, len(teacher))  # of each label's loss, as a caller may have it
+    weight = torch.linspace(-1, 2, len(teacher))  # of each label's loss
     gradients = []
     for loss in (
         lambda y: mixed_cross_entropy(y, soft_target(teacher, temperatures), temperatures),
@@ -157,15 +157,15 @@ def test_the_gradient_of_mixed_cross_entropy_is_that_of_mixed_kl(
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=2e-5 * float(gradients[1].abs().max()))
 
 
-def test_the_pull_of_a_teacher_may_come_in_halves(pair: tuple[Tensor, Tensor]) -> None:
+def test_a_soft_target_may_be_stored_in_halves(pair: tuple[Tensor, Tensor]) -> None:
     teacher, student = (x.float() for x in pair)
-    pull = soft_target(teacher, (1.0,))
-    whole, half = (mixed_cross_entropy(student, p, (1.0,)) for p in (pull, pull.half()))
+    target = soft_target(teacher, (1.0,))
+    whole, half = (mixed_cross_entropy(student, p, (1.0,)) for p in (target, target.half()))
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, whole, rtol=1e-2, atol=1e-2)
 
 
-def test_figures_are_means_over_all_labels_however_they_were_counted_in(pair: tuple[Tensor, Tensor]) -> None:
+def test_figures_are_means_over_all_labels_whatever_the_batches(pair: tuple[Tensor, Tensor]) -> None:
     raw, decoded = (x.float() for x in pair)
     whole, parts = Distortion(temperatures=TEMPERATURES), Distortion(temperatures=TEMPERATURES)
     whole.add(raw, decoded)
@@ -182,10 +182,10 @@ def test_figures_are_means_over_all_labels_however_they_were_counted_in(pair: tu
     assert 0.3 < want["top1_agreement"] < 1
 
 
-def test_figures_of_equal_labels_say_so_and_those_of_none_do_not_divide_by_zero() -> None:
+def test_figures_of_equal_labels_are_exact_and_those_of_no_labels_are_zero() -> None:
     equal = Distortion(temperatures=(2.0,))
     equal.add(torch.randn(5, 4), torch.zeros(5, 4))
-    assert equal.figures()["relative_mse"] == pytest.approx(1)  # all is lost
+    assert equal.figures()["relative_mse"] == pytest.approx(1)  # nothing is preserved
     same = Distortion(temperatures=(2.0,))
     labels = torch.randn(5, 4)
     same.add(labels, labels + 3)
@@ -200,7 +200,7 @@ def test_figures_of_probabilities_are_those_of_their_logits() -> None:
 
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])
-def test_sets_are_compared_over_the_classes_that_both_hold(domain: str) -> None:
+def test_sets_are_compared_over_their_shared_classes(domain: str) -> None:
     """Raw holds classes 0, 1, 2 with 1/2, 1/4, 1/4; decoded 0, 1, 3 with 1/4, 1/2, 1/4: what both hold is (2/3, 1/3) and (1/3, 2/3)."""
     raw, decoded = torch.tensor([[0.5, 0.25, 0.25, 0.0]]), torch.tensor([[0.25, 0.5, 0.0, 0.25]])
     if domain == "logits":
@@ -214,7 +214,7 @@ def test_sets_are_compared_over_the_classes_that_both_hold(domain: str) -> None:
     assert found["mse"] == pytest.approx(math.log(2) ** 2 if domain == "logits" else 1 / 16, rel=1e-5)
 
 
-def test_a_class_that_is_nowhere_is_so_in_any_type_that_labels_are_written_in() -> None:
+def test_an_absent_class_is_absent_in_every_type_of_label() -> None:
     for kind in (torch.float16, torch.bfloat16, torch.float32):
         assert present(torch.tensor([[NOWHERE, NOWHERE + 20, -65504, -50, 3]]).to(kind), "logits").tolist() == [
             [False] * 3 + [True] * 2
@@ -222,7 +222,7 @@ def test_a_class_that_is_nowhere_is_so_in_any_type_that_labels_are_written_in() 
     assert present(torch.tensor([[0.0, -0.0, 1e-7]]), "probs").tolist() == [[False, False, True]]
 
 
-def test_the_relative_error_of_labels_that_are_all_flat_is_a_number_that_people_read() -> None:
+def test_the_relative_error_of_uniform_labels_is_the_squared_error_a_label() -> None:
     figures = Distortion()
     figures.add(torch.zeros(5, 4), torch.tensor([[1.0, -1, 1, -1]]).expand(5, 4))
     assert figures.figures()["relative_mse"] == pytest.approx(4), "the squared error of a label"

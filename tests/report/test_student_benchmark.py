@@ -134,9 +134,9 @@ def test_what_cannot_be_a_lesson_is_refused(school: School, tmp_path: Path, dump
     (tmp_path / "columns.json").write_text('{"ant": 40}')
     for error, message, other in (
         (BadLabels, "do not say which image", {"dump": dump}),
-        (UsageError, "no folder with images", {"images": tmp_path / "none"}),
+        (UsageError, "not a folder with images", {"images": tmp_path / "none"}),
         (UsageError, "1 images; the dump's labels are of", {"images": tmp_path / "few"}),
-        (UsageError, "no readable image", {"val": tmp_path / "broken", "columns": None, "val_labels": None}),
+        (UsageError, "not a readable image", {"val": tmp_path / "broken", "columns": None, "val_labels": None}),
         (UsageError, r"must be \(6, 40\)", {"val_labels": tmp_path / "short.npy"}),
         (UsageError, "no readable .npy", {"val_labels": school.columns}),
         (UsageError, r"folder 'ant' is class 40; it must be 0\.\.39", {"columns": tmp_path / "columns.json"}),

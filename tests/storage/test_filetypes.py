@@ -1,4 +1,4 @@
-"""A file that is not what its name promises is named for what it is, with its remedy; pipes and devices are refused before they are opened."""
+"""A file whose content does not match its name is reported with its type and a remedy; pipes and devices are never opened."""
 
 import bz2
 import gzip
@@ -59,7 +59,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("data", "what", "remedy"), KINDS, ids=[kind[1] for kind in KINDS])
-def test_a_foreign_file_is_named_with_its_remedy(data: bytes, what: str, remedy: str, tmp_path: Path) -> None:
+def test_a_file_of_another_type_is_reported_with_its_type_and_a_remedy(data: bytes, what: str, remedy: str, tmp_path: Path) -> None:
     (tmp_path / "labels.pt").write_bytes(data)
     with pytest.raises(BadLabels, match=rf"labels\.pt: {what}.*, not a torch\.save file.*{remedy}"):
         open_labels(tmp_path / "labels.pt")
@@ -68,10 +68,10 @@ def test_a_foreign_file_is_named_with_its_remedy(data: bytes, what: str, remedy:
         assert sentence is not None and sentence.startswith(f"{tmp_path / 'labels.pt'}: is ")
 
 
-def test_other_bytes_are_not_taken_for_anything() -> None:
+def test_random_bytes_have_no_type() -> None:
     rng = np.random.default_rng(0)
     assert [identify(b"\x80" + rng.bytes(HEAD_BYTES - 1)) for _ in range(50)] == [None] * 50
-    assert identify("\u00fc".encode() * 255 + b"a\xc3") == identify(b"text")  # a character that is cut by the end of the head
+    assert identify("\u00fc".encode() * 255 + b"a\xc3") == identify(b"text")  # the end of the head cuts a character
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_pipes_beside_a_dump_are_refused_before_they_are_opened(tmp_path: Path) 
         image_classes(tmp_path / "img", folder / "rank0-keys.txt", 2)
 
 
-def test_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
+def test_a_device_and_a_folder_are_not_regular_files(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     with pytest.raises(BadContainer, match="zero: is a device, not a file"):
         require_regular(tmp_path / "zero", BadContainer)

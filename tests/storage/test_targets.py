@@ -1,4 +1,4 @@
-"""Targets: two runs never meet, a kill leaves the old or the new, links and other people's files stay, and what cannot be written is found first."""
+"""Atomic targets: concurrent runs, kills, links, foreign files, and early refusal of what cannot be written."""
 
 import ast
 import os
@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from vqlabel.storage.apart import check_apart
-from vqlabel.storage.formats import CODEC, INTERNAL, NPY, TREE, VQL, TargetFormat
 
 import vqlabel
-from vqlabel.codecs.raw.config import RawConfig
-from vqlabel.config import FitConfig
+from vqlabel.config import FitConfig, RawConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, LabelSource, Place
-from vqlabel.storage import targets
+from vqlabel.storage import locks, targets
+from vqlabel.storage.apart import check_apart
+from vqlabel.storage.formats import CODEC, INTERNAL, NPY, TREE, VQL, TargetFormat
 from vqlabel.storage.targets import AtomicTarget, atomic_target, check_target
 from vqlabel.workflows import fit_state
 from vqlabel.workflows.convert import convert
@@ -47,7 +46,7 @@ def contents(path: Path) -> dict[str, str]:
 # --- two runs -------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_run_to_one_target_is_refused_while_the_first_writes(tmp_path: Path) -> None:
+def test_a_second_run_with_the_same_target_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
     target = tmp_path / "a.vql"
     with atomic_target(target, VQL, overwrite=False) as partial:
         with pytest.raises(UsageError, match=r"a\.vql: another run is writing it, in a\.vql\.\w{8}\.partial; wait until it ends"):
@@ -57,10 +56,10 @@ def test_a_second_run_to_one_target_is_refused_while_the_first_writes(tmp_path: 
 
 
 @pytest.mark.parametrize(("form", "write"), [(INTERNAL, Path.write_text), (TREE, lambda path, text: tree_of(path, a=text))])
-def test_where_a_system_has_no_locks_the_last_of_two_runs_wins_whole(
+def test_on_a_system_without_locks_the_last_of_two_runs_replaces_the_first_completely(
     form: TargetFormat, write: Callable[[Path, str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     target = tmp_path / "a"
     with AtomicTarget(target, form, overwrite=True) as one, AtomicTarget(target, form, overwrite=True) as other:
         assert one.path != other.path
@@ -72,10 +71,10 @@ def test_where_a_system_has_no_locks_the_last_of_two_runs_wins_whole(
 
 
 @pytest.mark.parametrize("form", [INTERNAL, TREE])
-def test_of_two_runs_that_may_not_overwrite_the_second_to_end_is_refused(
+def test_without_overwrite_the_second_of_two_runs_to_publish_is_refused(
     form: TargetFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
     with AtomicTarget(tmp_path / "a", form, overwrite=False) as one, AtomicTarget(tmp_path / "a", form, overwrite=False) as other:
         for partial in (one, other):
             tree_of(partial.path, a="x") if form is TREE else partial.path.write_text("x")
@@ -88,7 +87,7 @@ def test_of_two_runs_that_may_not_overwrite_the_second_to_end_is_refused(
 
 
 def in_child(work: Callable[[], object]) -> tuple[int, str]:
-    """The exit status of a forked process that does `work`, negative for a signal, and what came of it."""
+    """Run `work` in a forked process: its exit status, negative for a signal, and the repr of its result."""
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
@@ -119,11 +118,11 @@ def overwrite(folder: Path, at: int) -> None:
 
 @needs_fork
 @pytest.mark.parametrize("swap", [True, False])
-def test_a_killed_overwrite_of_a_folder_leaves_the_old_or_the_new_whole(
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new_one_complete(
     swap: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not swap:
-        monkeypatch.setattr(targets, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(targets, "exchange", lambda first, second: False)
     old, new = (dict.fromkeys("abc", text) for text in ("old", "new"))
     found, at = [], 0
     while True:
@@ -135,7 +134,7 @@ def test_a_killed_overwrite_of_a_folder_leaves_the_old_or_the_new_whole(
             break
         if swap or (folder / "tree").exists():
             assert contents(folder / "tree") in (old, new)
-        with pytest.raises(TargetExists):  # the next run puts the old one back where there is none
+        with pytest.raises(TargetExists):  # the next run restores the old folder if there is none
             check_target(folder / "tree", TREE, overwrite=False)
         found.append(contents(folder / "tree"))
         assert [entry.name for entry in folder.iterdir()] == ["tree"], "and clears up"
@@ -145,12 +144,12 @@ def test_a_killed_overwrite_of_a_folder_leaves_the_old_or_the_new_whole(
     assert contents(folder / "tree") == new
 
 
-def test_what_a_killed_run_left_is_removed_and_what_no_run_made_stays(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_and_other_files_are_kept(tmp_path: Path) -> None:
     for name in ("a.vql.0123abcd.partial", "b.vql.0123abcd.partial"):
         tree_of(tmp_path / name, **{f"{name[:5]}.lock": "", name[:5]: "half"})
     (tmp_path / "a.vql.ffffffff.partial").mkdir()  # killed before it had a lock
     (tmp_path / "a.vql.00000000.partial").symlink_to(tree_of(tmp_path / "precious", **{"a.vql.lock": "", "years": "of work"}))
-    (tmp_path / "a.vql.partial").write_text("somebody's")
+    (tmp_path / "a.vql.partial").write_text("of a user")
     tree_of(tmp_path / "a.vql.11111111.partial", notes="of a user")
     check_target(tmp_path / "a.vql", VQL, overwrite=False)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [
@@ -163,7 +162,7 @@ def test_what_a_killed_run_left_is_removed_and_what_no_run_made_stays(tmp_path: 
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_target_that_is_a_link_is_written_through(there: bool, tmp_path: Path) -> None:
+def test_a_target_that_is_a_link_replaces_the_file_it_points_to(there: bool, tmp_path: Path) -> None:
     real, link = tmp_path / "elsewhere" / "real", tmp_path / "link"
     real.parent.mkdir()
     if there:
@@ -177,9 +176,7 @@ def test_a_target_that_is_a_link_is_written_through(there: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("form", [VQL, CODEC, NPY])
 @pytest.mark.parametrize("name", [".", "folder", "link"])
-def test_a_folder_is_no_place_for_a_file_and_stays(
-    form: TargetFormat, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_not_replaced_by_a_file(form: TargetFormat, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tree_of(tmp_path / "folder", a="x")
     (tmp_path / "link").symlink_to("folder")
@@ -188,7 +185,7 @@ def test_a_folder_is_no_place_for_a_file_and_stays(
     assert contents(tmp_path / "folder") == {"a": "x"}
 
 
-def test_a_file_is_no_place_for_a_folder_and_a_device_or_a_pipe_none_for_anything(tmp_path: Path) -> None:
+def test_a_file_is_not_replaced_by_a_folder_and_devices_and_pipes_are_not_replaced_at_all(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     os.mkfifo(tmp_path / "pipe")
     for name, kind, form in (
@@ -216,7 +213,7 @@ def test_a_file_is_no_place_for_a_folder_and_a_device_or_a_pipe_none_for_anythin
         ("x.tar", VQL, r"\.tar is for an archive"),
     ],
 )
-def test_a_name_that_ends_as_another_format_does_is_refused(name: str, form: TargetFormat, message: str, tmp_path: Path) -> None:
+def test_a_suffix_of_another_format_is_refused(name: str, form: TargetFormat, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         check_target(tmp_path / name, form, overwrite=True)
 
@@ -225,29 +222,29 @@ def test_a_name_that_ends_as_another_format_does_is_refused(name: str, form: Tar
     ("name", "form"),
     [("x", VQL), ("x.vql", VQL), ("x.v2", VQL), ("x", CODEC), ("x.st", CODEC), ("x.codec", CODEC), ("x.relabelled", TREE)],
 )
-def test_a_name_that_ends_as_nothing_else_does_is_taken(name: str, form: TargetFormat, tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_accepted(name: str, form: TargetFormat, tmp_path: Path) -> None:
     check_target(tmp_path / name, form, overwrite=False)
     assert not list(tmp_path.iterdir())
 
 
-# --- what is read ---------------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_target_is_never_what_is_read_by_whatever_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_is_never_an_input_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source = tree_of(tmp_path / "dump", a="x") / "a"
     (tmp_path / "link").symlink_to(source)
     (tmp_path / "hard").hardlink_to(source)
     (tmp_path / "folder").symlink_to("dump")
     for target in (source, Path("dump/../dump/a"), tmp_path / "link", tmp_path / "hard", tmp_path / "folder" / "a"):
-        with pytest.raises(UsageError, match=r"is what is read .* and would be replaced; name another target"):
+        with pytest.raises(UsageError, match=r"is an input of this run .* and would be replaced; name another target"):
             check_apart(target, source)
     for target in (tmp_path / "dump", tmp_path / "folder", Path(".")):
-        with pytest.raises(UsageError, match=r"holds .*a, which is read, and would be replaced"):
+        with pytest.raises(UsageError, match=r"contains .*a, which is an input, and would be replaced"):
             check_apart(target, source)
-        with pytest.raises(UsageError, match=r"(is what is read|holds .*dump, which is read)"):
+        with pytest.raises(UsageError, match=r"(is an input of this run|contains .*dump, which is an input)"):
             check_apart(target, None, beside=(tmp_path / "dump",))
-    with pytest.raises(UsageError, match=r"lies in .*dump, which is read; name a target outside that folder"):
+    with pytest.raises(UsageError, match=r"lies in .*dump, which is an input; name a target outside that folder"):
         check_apart(tmp_path / "folder" / "new" / "b.vql", tmp_path / "dump")
     check_apart(tmp_path / "dump" / "b.vql", tmp_path / "other", None, beside=(tmp_path / "dump", None))
     check_apart(tmp_path / "dump2", tmp_path / "dump")
@@ -256,7 +253,7 @@ def test_a_target_is_never_what_is_read_by_whatever_name(tmp_path: Path, monkeyp
 # --- what cannot be written -----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+def test_a_folder_that_cannot_be_written_is_detected_before_the_work(
     dump: Path, vql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -292,7 +289,7 @@ def test_a_partial_file_that_cannot_be_removed_does_not_hide_why_it_was_not_fini
         raise ValueError("the reason")
 
 
-def test_an_interrupt_while_it_is_cleared_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_during_removal_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, calls = Path.unlink, list[Path]()
 
     def interrupt(path: Path, **options: Any) -> None:
@@ -309,7 +306,7 @@ def test_an_interrupt_while_it_is_cleared_up_leaves_nothing(tmp_path: Path, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_holds_a_folder_and_no_file_in_it_keeps_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_the_lock_file_does_not_fit_on_the_disk_its_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -319,8 +316,8 @@ def test_a_disk_that_holds_a_folder_and_no_file_in_it_keeps_neither(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-class Made(LabelSource):
-    """Eight batches that are made when they are read; `before` is called before each."""
+class RandomLabels(LabelSource):
+    """Eight random batches; `before` is called before each is read."""
 
     layout, classes, domain, dtype, order = "sre2l", 7, "logits", "F16", "none"
 
@@ -338,20 +335,20 @@ def written(folder: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("what", ["file", "epoch", "tree", "folder"])
-def test_a_tree_that_somebody_removes_while_it_is_written_is_not_published(what: str, tmp_path: Path) -> None:
+def test_a_tree_that_loses_files_while_it_is_written_is_not_published(what: str, tmp_path: Path) -> None:
     def remove(at: int) -> None:
         if at == 4:
             first = next(written(tmp_path))
             first.unlink() if what == "file" else shutil.rmtree(first.parents[("epoch", "tree", "folder").index(what)])
 
-    message = r"8 files were written, but [67] exist|cannot be written \(No such file or directory\)"
+    message = r"8 files were written, [67] of them are still there|cannot be written \(No such file or directory\)"
     with pytest.raises(VqlabelError, match=rf"tree: ({message})"):
-        convert(Made(tmp_path, remove), tmp_path / "tree", layout="sre2l")
+        convert(RandomLabels(tmp_path, remove), tmp_path / "tree", layout="sre2l")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_tree_that_nobody_removes_is_published_with_every_file(tmp_path: Path) -> None:
-    convert(Made(tmp_path, lambda _: None), tmp_path / "tree", layout="sre2l")
+def test_a_complete_tree_is_published_with_every_file(tmp_path: Path) -> None:
+    convert(RandomLabels(tmp_path, lambda _: None), tmp_path / "tree", layout="sre2l")
     assert len(list((tmp_path / "tree").rglob("*.tar"))) == 8
 
 
@@ -359,7 +356,7 @@ def test_a_tree_that_nobody_removes_is_published_with_every_file(tmp_path: Path)
 
 
 def under_a_limit(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """What is refused, what is warned of and what is left where no file may have more than 4,000 bytes."""
+    """With files limited to 4,000 bytes: messages of errors, messages of warnings, and the files that are left."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (4_000,) * 2)
     refused = []
     for name, layout, source in (("tree", "gvbsm", "a.npy"), ("flat", "lpqld", "a.npy"), ("b.pt", None, "image.npy")):
@@ -375,7 +372,7 @@ def under_a_limit(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 @needs_fork
-def test_a_full_disk_under_torch_save_is_named_and_ends_no_fit(tmp_path: Path) -> None:
+def test_a_full_disk_under_torch_save_is_reported_and_does_not_end_a_fit(tmp_path: Path) -> None:
     labels = np.random.default_rng(0).standard_normal((2, 60, 40)).astype(np.float16)
     np.save(tmp_path / "a.npy", labels)
     np.save(tmp_path / "image.npy", labels[:1])

@@ -13,7 +13,7 @@ SIZES = ((37, 50), (50, 33), (24, 24), (9, 70), (1, 1), (64, 48))  # height, wid
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Image.Image]:
-    """Noise on slopes: no pixel is like its neighbours, no part like another."""
+    """Noise on gradients: pixels differ from their neighbours, and regions from each other."""
     rng, found = np.random.default_rng(0), []
     for height, width in SIZES:
         slope = np.stack(np.broadcast_arrays(np.arange(height)[:, None], np.arange(width)[None], 20), -1) * 2
@@ -26,7 +26,7 @@ Draw = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def draw_by_hand() -> Draw:
-    """One batch of recipe rrc 1: whole numbers and math.sqrt only, a view at a time."""
+    """One batch of recipe rrc 1, view by view, with Python integers and math.sqrt only."""
 
     def random_words(seed: int, purpose: int, epoch: int, item: int, draw: int) -> list[int]:
         words, keys, most = [draw, item, epoch, purpose], [seed % 2**32, seed >> 32], 2**32

@@ -1,4 +1,4 @@
-"""Folders of images: in the order that indices of a dump mean, readable or refused."""
+"""Folders of images: in ImageFolder's order, and refused if unreadable."""
 
 import os
 import sys
@@ -38,20 +38,20 @@ def test_images_come_in_imagefolders_order(folder: Path) -> None:
     assert pictures.files == [file for file in theirs if file.suffix != ".txt"]
 
 
-def test_an_image_that_strayed_beside_the_folders_shifts_nothing(folder: Path) -> None:
+def test_an_image_beside_the_folders_of_images_is_ignored(folder: Path) -> None:
     before = ImageFolder(folder).files
     Image.new("RGB", (3, 3)).save(folder / "0.png")
     assert ImageFolder(folder).files == before
     assert [image.path for image in list_images(folder / "b")] == [folder / "b" / "10.JPG", folder / "b" / "2.png"]
 
 
-def test_linked_folders_count(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_linked_folders_are_followed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     linked = tmp_path_factory.mktemp("linked")
     (linked / "c").symlink_to(folder / "b", target_is_directory=True)
     assert [file.relative_to(linked).as_posix() for file in ImageFolder(linked).files] == ["c/10.JPG", "c/2.png"]
 
 
-def test_images_are_rgb_and_not_turned_as_their_camera_says(tmp_path: Path) -> None:
+def test_images_are_rgb_and_their_exif_orientation_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("L", (6, 3), 77).save(tmp_path / "grey.jpg", exif=exif)
@@ -61,25 +61,25 @@ def test_images_are_rgb_and_not_turned_as_their_camera_says(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cache", [False, True])
-def test_a_cache_keeps_what_was_decoded(cache: bool, folder: Path) -> None:
+def test_a_cache_keeps_decoded_images(cache: bool, folder: Path) -> None:
     pictures = ImageFolder(folder, cache=cache)
     first = pictures[4]
     pictures.files[4].unlink()
     if cache:
         assert pictures[4] is first
     else:
-        with pytest.raises(UsageError, match=r"2\.png: no readable image"):
+        with pytest.raises(UsageError, match=r"2\.png: not a readable image"):
             _ = pictures[4]
 
 
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UsageError, match=r"no folder with images in it \(\.jpg, \.jpeg, \.png, "):
+        with pytest.raises(UsageError, match=r"not a folder with images \(\.jpg, \.jpeg, \.png, "):
             ImageFolder(folder)
 
 
 @pytest.mark.parametrize("broken", ["nothing", "no image", "half", "part of another kind"])
-def test_what_is_no_image_is_refused(broken: str, tmp_path: Path) -> None:
+def test_an_unreadable_image_is_refused(broken: str, tmp_path: Path) -> None:
     file = tmp_path / "broken.png"
     Image.effect_noise((300, 300), 50).save(file)
     good = file.read_bytes()
@@ -90,11 +90,11 @@ def test_what_is_no_image_is_refused(broken: str, tmp_path: Path) -> None:
             "part of another kind": good[:last] + bytes(4) + good[last + 4 :],
         }[broken]
     )  # fmt: skip
-    with pytest.raises(UsageError, match=r"broken\.png: no readable image"):
+    with pytest.raises(UsageError, match=r"broken\.png: not a readable image"):
         _ = ImageFolder(tmp_path)[0]
 
 
-def test_without_pillow_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pillow_the_error_names_the_extra_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     pictures = ImageFolder(folder)
     for look in (pictures.sizes, lambda: pictures[0]):

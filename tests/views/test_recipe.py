@@ -1,4 +1,4 @@
-"""Recipe and seed -> the same views for ever, each as its definition says, and in the shares that chance would give them."""
+"""Recipe and seed -> the same views in every version, as the documentation defines them, with the right distributions."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ def tuples(array: NDArray[Any] | None) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("mix", recipe.MIXES)
-def test_the_published_views_come_out(mix: str) -> None:
+def test_the_published_views_are_drawn(mix: str) -> None:
     columns = DrawnColumns(replace(SMALL, mix=mix), SIZES)
     assert columns.places == [Place(0, 0), Place(0, 1), Place(1, 0), Place(1, 1)] and columns.starts.tolist() == [0, 3, 5, 8, 10]
     for at in range(4):
@@ -68,7 +68,7 @@ def test_the_published_views_come_out(mix: str) -> None:
         assert (tuples(batch.mix_index), batch.mix_lam, batch.mix_box) == (PARTNERS[at], float.fromhex(lam), box)
 
 
-def test_the_page_has_the_same_views() -> None:
+def test_the_documentation_has_the_same_views() -> None:
     page = (ROOT / "docs" / "augmentation.md").read_text()
     for at, (lam, box) in enumerate(CUTMIX):
         crops = " · ".join(" ".join(map(str, pixels)) for pixels in PIXELS[at])
@@ -95,7 +95,7 @@ def test_views_are_those_of_the_definition(seed: int, mix: str, draw_by_hand: Dr
         assert batch.mix_box == want.get("box")
 
 
-def test_no_ratio_lies_where_two_libraries_could_round_it_apart() -> None:
+def test_no_ratio_is_so_close_to_a_rounding_boundary_that_libraries_could_differ() -> None:
     getcontext().prec = 40
     exact = [(Decimal(4) / 3) ** ((2 * Decimal(i) + 1) / 256 - 1) * 65536 for i in range(256)]
     assert [int(v.to_integral_value()) for v in exact] == (recipe.RATIOS * 65536).tolist()
@@ -104,7 +104,7 @@ def test_no_ratio_lies_where_two_libraries_could_round_it_apart() -> None:
 
 
 @pytest.mark.parametrize("mix", recipe.MIXES)
-def test_columns_are_those_that_a_file_of_the_same_batches_has(mix: str, tmp_path: Path) -> None:
+def test_drawn_columns_equal_those_read_from_a_file_of_the_same_batches(mix: str, tmp_path: Path) -> None:
     sizes = np.random.default_rng(0).integers(20, 400, (23, 2))
     drawn = DrawnColumns(Recipe(seed=3, images=23, epochs=3, batch=5, view=32, mix=mix), sizes)
     batches = [drawn.batch(at, np.zeros((n, 2))) for at, n in enumerate(np.diff(drawn.starts).tolist())]
@@ -138,7 +138,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
         assert type(ours) is type(theirs) and ours == theirs
 
 
-def test_what_is_remembered_and_how_much_is_asked_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_and_chunk_size_do_not_change_the_views(monkeypatch: pytest.MonkeyPatch) -> None:
     record = np.random.default_rng(0).integers(0, 800, 300)
     one = Recipe(seed=3, images=40, epochs=20, batch=16, view=32, mix="cutmix")
     whole = DrawnColumns(one, SIZES[:1]).context(record)
@@ -149,8 +149,8 @@ def test_what_is_remembered_and_how_much_is_asked_at_a_time_changes_nothing(monk
         drawn.append(found[0].size if purpose == recipe.VIEW else 0)
         return found
 
-    monkeypatch.setattr(recipe, "_PIECE", 7)
-    monkeypatch.setattr(recipe, "_KEPT", 1)
+    monkeypatch.setattr(recipe, "CHUNK", 7)
+    monkeypatch.setattr(recipe, "ORDER_CACHE", 1)
     monkeypatch.setattr(recipe, "bits", counted)
     columns = DrawnColumns(one, SIZES[:1])
     for context in (columns.context(record), columns.context(record)):
@@ -161,7 +161,7 @@ def test_what_is_remembered_and_how_much_is_asked_at_a_time_changes_nothing(monk
     assert len(columns.image(record[:0])) == 0
 
 
-def test_a_batch_larger_than_the_images_is_all_of_them() -> None:
+def test_a_batch_larger_than_the_number_of_images_contains_all_of_them() -> None:
     columns = DrawnColumns(Recipe(seed=0, images=5, epochs=2, batch=1 << 24, view=8, mix="mixup"), SIZES)
     batch = columns.batch(1, NO_LABELS)
     assert columns.starts.tolist() == [0, 5, 10] and sorted(tuples(batch.mix_index)) == list(range(5))
@@ -175,39 +175,39 @@ EVERY = np.arange(N * EPOCHS)
 
 @pytest.fixture(scope="module")
 def many() -> DrawnColumns:
-    """20,000 views of square images, of which every try for a crop fits."""
+    """20,000 views of square images, for which every drawn crop fits."""
     return DrawnColumns(MANY, np.array([[1000, 1000]]))
 
 
 def is_uniform(values: NDArray[Any]) -> bool:
-    """Kolmogorov and Smirnov: the largest gap to the diagonal, which is exceeded once in 2,000 seeds."""
+    """Kolmogorov-Smirnov test at a significance of 1 in 2,000."""
     at = np.arange(len(values) + 1) / len(values)
     ordered = np.sort(values)
     return bool(max((at[1:] - ordered).max(), (ordered - at[:-1]).max()) < 2 / np.sqrt(len(values)))
 
 
-def test_every_image_comes_once_an_epoch_and_never_in_the_same_order(many: DrawnColumns) -> None:
+def test_every_epoch_contains_every_image_once_in_a_new_order(many: DrawnColumns) -> None:
     order = many.image(EVERY).reshape(EPOCHS, N)
     assert (np.sort(order, 1) == np.arange(N)).all()
     apart = np.array([(one == other).sum() for at, one in enumerate(order) for other in order[at + 1 :]])
     fixed, neighbours = (order == np.arange(N)).sum(1), (np.diff(order, axis=1) == 1).sum(1)
-    for count in (apart, fixed, neighbours):  # each of mean and variance 1, as of chance
+    for count in (apart, fixed, neighbours):  # each has mean and variance 1 for random permutations
         assert abs(count.mean() - 1) < 3.5 / np.sqrt(len(count)) and count.max() < 9
     assert abs(np.corrcoef(np.tile(np.arange(N), EPOCHS), order.ravel())[0, 1]) < 3.5 / np.sqrt(N * EPOCHS)
 
 
-def test_partners_are_a_permutation_of_their_batch_without_a_pattern(many: DrawnColumns) -> None:
+def test_partners_are_a_random_permutation_of_their_batch(many: DrawnColumns) -> None:
     index = np.array([many.batch(at, NO_LABELS).mix_index for at in range(200)])
     assert (np.sort(index, 1) == np.arange(100)).all()
     for count in ((index == np.arange(100)).sum(1), (np.diff(index, axis=1) == 1).sum(1)):
         assert abs(count.mean() - 1) < 3.5 / np.sqrt(len(count))
 
 
-def test_crops_have_the_areas_ratios_and_places_of_the_recipe(many: DrawnColumns) -> None:
+def test_crops_have_the_areas_ratios_and_positions_of_the_recipe(many: DrawnColumns) -> None:
     top, left, height, width = many.crop(EVERY).astype(np.float64).T
     assert is_uniform((height * width - 0.1) / 0.4)
     assert is_uniform(np.log(width / height) / np.log(16 / 9) + 0.5)
-    jitter = np.random.default_rng(0).random((2, len(EVERY))) / 1000  # whole pixels are no continuum
+    jitter = np.random.default_rng(0).random((2, len(EVERY))) / 1000  # makes integer pixels continuous
     assert is_uniform((top + jitter[0]) / (1.001 - height)) and is_uniform((left + jitter[1]) / (1.001 - width))
     flips = many.context(EVERY).flip
     assert flips is not None and abs(flips.mean() - 0.5) < 3.5 / np.sqrt(4 * len(EVERY))
@@ -226,7 +226,7 @@ def test_crops_lie_inside_their_images(size: tuple[int, int]) -> None:
     assert (height >= 1).all() and (width >= 1).all() and (top + height <= size[0]).all() and (left + width <= size[1]).all()
 
 
-def test_an_image_of_no_fitting_crop_is_cut_in_its_middle() -> None:
+def test_an_image_without_a_fitting_crop_gets_the_largest_central_one() -> None:
     columns = DrawnColumns(Recipe(seed=0, images=2, epochs=1, batch=2, view=8, scale=(1, 1)), np.array([[300, 100], [90, 301]]))
     batch = columns.batch(0, NO_LABELS)
     assert dict(zip(tuples(batch.image), tuples(pixels_of(batch, columns.sizes)), strict=True)) == {
@@ -235,7 +235,7 @@ def test_an_image_of_no_fitting_crop_is_cut_in_its_middle() -> None:
     }
 
 
-def test_lambda_is_the_share_outside_the_box_and_even_before_it(many: DrawnColumns) -> None:
+def test_lambda_is_the_area_outside_the_box_and_uniform_before_rounding(many: DrawnColumns) -> None:
     batches = [many.batch(at, NO_LABELS) for at in range(200)]
     for batch in batches:
         assert batch.mix_box is not None
@@ -246,7 +246,7 @@ def test_lambda_is_the_share_outside_the_box_and_even_before_it(many: DrawnColum
     assert is_uniform(np.array([mixup.batch(at, NO_LABELS).mix_lam for at in range(200)]))
 
 
-def test_a_view_changes_with_seed_epoch_and_image_only(many: DrawnColumns) -> None:
+def test_a_view_depends_on_seed_epoch_and_image_only(many: DrawnColumns) -> None:
     place = {int(image): record for record, image in enumerate(many.image(np.arange(N)))}
     other = DrawnColumns(replace(MANY, batch=7, epochs=2, mix="none"), many.sizes)  # seed, epoch and image are the same
     record = np.arange(N)
@@ -257,7 +257,7 @@ def test_a_view_changes_with_seed_epoch_and_image_only(many: DrawnColumns) -> No
 
 
 @pytest.mark.parametrize("mix", recipe.MIXES)
-def test_a_recipe_comes_back_from_json(mix: str) -> None:
+def test_a_recipe_survives_json(mix: str) -> None:
     one = Recipe(seed=(1 << 53) - 1, images=7, epochs=3, batch=2, view=224, scale=(0.25, 1.0), flip=0.125, mix=mix)
     assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert one.to_dict()["name"] == "rrc" and one.to_dict()["version"] == 1
@@ -272,7 +272,7 @@ GOOD = SMALL.to_dict()
         ([], r"recipe is '\[\]'; it must have the fields name, version, seed, "),
         ({"seed": 0}, "must have the fields"),
         ({**GOOD, "colour": 1}, "must have the fields"),
-        ({**GOOD, "version": 2}, "recipe is 'rrc 2'; it must be rrc 1; a newer vqlabel may know others"),
+        ({**GOOD, "version": 2}, "recipe is 'rrc 2'; it must be rrc 1; a newer version of vqlabel may support others"),
         ({**GOOD, "version": True}, "must be rrc 1"),
         ({**GOOD, "name": "autoaugment"}, "recipe is 'autoaugment 1'"),
         ({**GOOD, "seed": 1 << 53}, r"seed is 9007199254740992; it must be an integer in 0\.\.9007199254740991"),
@@ -282,7 +282,7 @@ GOOD = SMALL.to_dict()
         ({**GOOD, "images": True}, "images is True"),
         ({**GOOD, "batch": "3"}, "batch is '3'"),
         ({**GOOD, "view": 1 << 17}, "view is 131072"),
-        ({**GOOD, "epochs": 1 << 22}, "epochs is 4194304; it makes 8388608 batches; 4194304 are allowed: use larger ones"),
+        ({**GOOD, "epochs": 1 << 22}, "epochs is 4194304; it makes 8388608 batches; the limit is 4194304: use larger batches"),
         ({**GOOD, "scale": [0, 1]}, r"scale is \(0, 1\); it must be two numbers in 0\.\.1, the smaller first"),
         ({**GOOD, "scale": [0.9, 0.1]}, "scale is"),
         ({**GOOD, "scale": [0.1, float("nan")]}, "scale is"),
@@ -295,7 +295,7 @@ GOOD = SMALL.to_dict()
         ({**GOOD, "mix": None}, "mix is None"),
     ],
 )
-def test_what_is_no_recipe_is_refused(values: object, message: str) -> None:
+def test_an_invalid_recipe_is_refused(values: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Recipe.from_dict(values)
 
@@ -309,6 +309,6 @@ def test_what_is_no_recipe_is_refused(values: object, message: str) -> None:
         ([[1 << 16, 1]], "size is"),
     ],
 )
-def test_what_is_no_sizes_is_refused(sizes: Sequence[Any], message: str) -> None:
+def test_invalid_sizes_are_refused(sizes: Sequence[Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         DrawnColumns(SMALL, np.array(sizes))

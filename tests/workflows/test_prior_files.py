@@ -155,7 +155,7 @@ def refused(path: Path, message: str) -> None:
 def test_an_image_that_the_prior_has_not_is_refused(prior_vql: Path, tmp_path: Path) -> None:
     forge, file = Forge(prior_vql), VqlFile(prior_vql)
     stream = file.container.streams["columns.image"]
-    assert (stream.coding, stream.bits) == ("fixed", (6,))
+    assert (stream.coding.name, stream.bits) == ("fixed", (6,))
     images = file.container.rows("columns.image").copy()
     images[-16:] = 60
     forge.chunk("columns.image", pack_fixed(images, [6]))
@@ -174,7 +174,7 @@ def test_a_lambda_that_is_no_number_is_refused(prior_vql: Path, tmp_path: Path) 
     forge, file = Forge(prior_vql), VqlFile(prior_vql)
     stream, rows = file.container.streams["columns.mix_lam"], file.container.rows("columns.mix_lam").astype(np.uint32)
     rows[-1] = np.array([np.nan]).view("<u4")
-    assert sum(stream.bits) >= 62 and stream.coding == "fixed"
+    assert sum(stream.bits) >= 62 and stream.coding.name == "fixed"
     forge.metadata["vql.streams"]["columns.mix_lam"]["bits"] = [[32, 2]]
     forge.chunk("columns.mix_lam", pack_fixed(rows, [32, 32]), raw=8 * len(rows))
     refused(forge.write(tmp_path / "forged.vql"), "a lambda or a crop of these records is NaN or Inf")

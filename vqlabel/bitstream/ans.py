@@ -1,7 +1,7 @@
-"""Rows of unsigned integers <-> an entropy-coded chunk: range ANS with a table of frequencies for each field. Numpy only.
+"""Rows of unsigned integers <-> an entropy-coded chunk: range ANS with a frequency table for each field. Numpy only.
 
-For fields whose small values are common, such as gaps between sorted numbers: zstd's Huffman codes take a bit a value at least, and share
-their tables among fields. Everything is integers, so every machine decodes the same.
+For fields whose small values are frequent, such as gaps between sorted numbers: zstd's Huffman codes take at least one
+bit a value, and its fields share tables. Only integers are used, so every machine decodes the same.
 
 Source: range ANS, Duda, arXiv 1311.2540; interleaved states, Giesen, arXiv 1402.3392; docs/format.md, "Coding: ans".
 """
@@ -16,25 +16,29 @@ from vqlabel.errors import CodeOutOfRange
 
 PRECISION = 12  # the frequencies of a field add up to 2^12
 FREQUENCY_BITS = PRECISION + 1
-LANES = 64  # states, one for every 64th row: 256 bytes a chunk, and as many rows at a time
-STATE_BITS, WORD_BITS = 32, 16  # a state lies in LOW .. 2^32 - 1; it gives and takes words of 16 bits
+LANES = 64  # interleaved states, one for every 64th row: 256 bytes a chunk; 64 rows are coded at a time
+STATE_BITS, WORD_BITS = 32, 16  # a state lies in LOW .. 2^32 - 1; it is renormalised by words of 16 bits
 LOW = 1 << STATE_BITS - WORD_BITS
-MAX_LISTED = 1 << 10  # values that a field's table lists
+MAX_LISTED = 1 << 10  # values in a field's table
 WORD, STATE = np.dtype("<u2"), np.dtype("<u4")
 Symbols = NDArray[np.int64]  # [n, coded fields]
 
 
 def pack_ans(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
-    """Entropy-code rows of fields, each field by its frequencies in these very rows.
+    """Entropy-code rows of fields, each field by its frequencies in these rows.
 
-    A field lists the values 0 .. t - 1, with the t that makes it smallest; all others are one more symbol, the escape, and their values
-    follow as they are. Of a field whose frequencies save nothing t is 0, and all its values follow as they are.
+    The table of a field lists the values 0 .. t - 1, with the t that minimises the size. Larger values are coded as one
+    more symbol, the escape, and stored verbatim behind the codes. If a table saves nothing, t is 0 and all values of
+    the field are stored verbatim.
 
     Args:
-        rows: [n, m] unsigned, field j in [0, 2**bits[j]).
+        rows: [n, m] integers, field j in [0, 2**bits[j]).
+        bits: [m] widths in bits, each 1..32.
 
     Raises:
-        CodeOutOfRange: a value needs more than its field's bits.
+        CodeOutOfRange: a value is below 0 or needs more bits than its field has, or `rows` are not integers [n, m].
+
+    Source: docs/format.md, "Coding: ans".
     """
     rows = check_range(rows, bits)
     listed = [_listed(rows[:, j], width) for j, width in enumerate(bits)]
@@ -42,7 +46,7 @@ def pack_ans(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
     parts = [np.array(listed, WORD).tobytes()]
     if coded:
         symbols = np.stack([np.minimum(rows[:, j].astype(np.int64), listed[j]) for j in coded], 1)
-        tables = [_frequencies(np.bincount(symbols[:, at], minlength=listed[j] + 1)) for at, j in enumerate(coded)]
+        tables = [_frequencies(np.bincount(symbols[:, i], minlength=listed[j] + 1)) for i, j in enumerate(coded)]
         parts += [pack_fixed(np.concatenate(tables)[:, None].astype(np.uint32), [FREQUENCY_BITS]), *_encode(symbols, tables)]
     for j, width in enumerate(bits):
         parts.append(pack_fixed(rows[rows[:, j] >= listed[j], j : j + 1], [width]))
@@ -50,18 +54,18 @@ def pack_ans(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
 
 
 def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDArray[np.unsignedinteger]:
-    """Inverse of `pack_ans`: [rows, m] of the narrowest unsigned type; writable.
+    """Inverse of `pack_ans`: [rows, m] of the narrowest of uint8, uint16 and uint32; writable.
 
     Raises:
-        CodeOutOfRange: the chunk is damaged: its length, tables or states contradict each other.
+        CodeOutOfRange: the chunk is damaged: its length, tables or states are inconsistent.
     """
     check_bytes(data)
-    packed_size(rows, bits)  # refuses what is no number of rows, or no widths
+    packed_size(rows, bits)  # checks `rows` and `bits`
     chunk = _Chunk(data)
     listed = np.frombuffer(chunk.take(WORD.itemsize * len(bits)), WORD).tolist()
     if any(count > min(MAX_LISTED, 1 << width) or (count and not rows) for count, width in zip(listed, bits, strict=True)):
         raise CodeOutOfRange(
-            f"fields list {listed[:8]} values; at most {MAX_LISTED}, and no more than they have: the stream is damaged"
+            f"tables list {listed[:8]} values; the limit is {MAX_LISTED} and the range of the field: the stream is damaged"
         )
     out = np.zeros((rows, len(bits)), narrowest_dtype(bits))
     escaped = np.ones((rows, len(bits)), bool)
@@ -80,28 +84,28 @@ def unpack_ans(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDAr
 
 
 def _listed(values: NDArray[np.integer], width: int) -> int:
-    """How many values a field's table should list, 0 or a power of two, or as many as there are."""
-    top = int(values.max(initial=0)) + 1
-    count = np.bincount(values[values < MAX_LISTED], minlength=min(top, MAX_LISTED)).astype(np.float64)
-    best, least = 0, float(len(values) * width)
-    for listed in sorted({min(1 << i, top, MAX_LISTED) for i in range(1, MAX_LISTED.bit_length())}):
-        part = np.append(count[:listed], len(values) - count[:listed].sum())
-        there = part[part > 0]
-        entropy = float((there * np.log2(len(values) / there)).sum())
-        cost = entropy + part[-1] * width + FREQUENCY_BITS * (listed + 1)
-        if cost < least:
-            best, least = listed, cost
+    """The size of a field's table that minimises its bytes: 0, a power of two, or all values up to the largest."""
+    distinct = int(values.max(initial=0)) + 1
+    count = np.bincount(values[values < MAX_LISTED], minlength=min(distinct, MAX_LISTED)).astype(np.float64)
+    best, lowest_cost = 0, float(len(values) * width)
+    for listed in sorted({min(1 << i, distinct, MAX_LISTED) for i in range(1, MAX_LISTED.bit_length())}):
+        symbols = np.append(count[:listed], len(values) - count[:listed].sum())  # the last one is the escape
+        used = symbols[symbols > 0]
+        entropy = float((used * np.log2(len(values) / used)).sum())
+        cost = entropy + symbols[-1] * width + FREQUENCY_BITS * (listed + 1)  # bits
+        if cost < lowest_cost:
+            best, lowest_cost = listed, cost
     return best
 
 
 def _frequencies(count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Counts -> integers that add up to 2^PRECISION, at least 1 for what there is and 0 for what there is not."""
+    """Counts -> integer frequencies that add up to 2^PRECISION; at least 1 for a symbol that occurs, else 0."""
     whole = 1 << PRECISION
-    found = np.where(count > 0, np.maximum(1, count * whole // max(1, int(count.sum()))), 0)
-    while (missing := whole - int(found.sum())) != 0:  # a few steps: the largest frequencies can spare or take most
-        at = int(found.argmax())
-        found[at] += missing if missing > 0 else max(missing, 1 - int(found[at]) // 2)
-    return found
+    scaled = np.where(count > 0, np.maximum(1, count * whole // max(1, int(count.sum()))), 0)
+    while (missing := whole - int(scaled.sum())) != 0:  # a few steps; the largest frequency absorbs the difference
+        largest = int(scaled.argmax())
+        scaled[largest] += missing if missing > 0 else max(missing, 1 - int(scaled[largest]) // 2)
+    return scaled
 
 
 def _starts(table: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -109,18 +113,20 @@ def _starts(table: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _encode(symbols: Symbols, tables: list[NDArray[np.int64]]) -> list[bytes]:
-    """Final states, number of words, words. Row i is coded by state i % LANES; from the last symbol to the first, for decoding undoes it."""
+    """Final states, number of words, words. State i % LANES codes row i; from the last row to the first, because
+    decoding reverses the order.
+    """
     state = np.full(LANES, LOW, np.int64)
     words: list[NDArray[np.int64]] = []
     starts = [_starts(table) for table in tables]
     for first in range((len(symbols) - 1) // LANES * LANES, -1, -LANES):
         block = symbols[first : first + LANES]
-        for at in range(len(tables) - 1, -1, -1):
-            frequency, start = tables[at][block[:, at]], starts[at][block[:, at]]
+        for j in range(len(tables) - 1, -1, -1):
+            frequency, start = tables[j][block[:, j]], starts[j][block[:, j]]
             x = state[: len(block)]
-            full = x >= frequency << STATE_BITS - PRECISION
-            words.append(x[full] & (LOW - 1))
-            x = np.where(full, x >> WORD_BITS, x)
+            overflows = x >= frequency << STATE_BITS - PRECISION
+            words.append(x[overflows] & (LOW - 1))
+            x = np.where(overflows, x >> WORD_BITS, x)
             state[: len(block)] = (x // frequency << PRECISION) + x % frequency + start
     run = np.concatenate(words[::-1])
     return [state.astype(STATE).tobytes(), np.array([len(run)], STATE).tobytes(), run.astype(WORD).tobytes()]
@@ -138,11 +144,11 @@ def _decode(chunk: "_Chunk", rows: int, tables: list[NDArray[np.int64]]) -> Symb
     out, used = np.empty((rows, len(tables)), np.int64), 0
     for first in range(0, rows, LANES):
         block = out[first : first + LANES]
-        for at, table in enumerate(tables):
+        for j, table in enumerate(tables):
             x = state[: len(block)]
             slot = x & (whole - 1)
-            symbol = block[:, at] = symbol_of[at][slot]
-            x = table[symbol] * (x >> PRECISION) + slot - starts[at][symbol]
+            symbol = block[:, j] = symbol_of[j][slot]
+            x = table[symbol] * (x >> PRECISION) + slot - starts[j][symbol]
             low = x < LOW
             need = int(low.sum())
             if used + need > count:
@@ -150,22 +156,22 @@ def _decode(chunk: "_Chunk", rows: int, tables: list[NDArray[np.int64]]) -> Symb
             x[low] = x[low] << WORD_BITS | run[used : used + need]
             state[: len(block)], used = x, used + need
     if used != count or (state != LOW).any():
-        raise CodeOutOfRange("its states do not end where they began: the stream is damaged")
+        raise CodeOutOfRange("its states do not return to their initial value, or words are left over: the stream is damaged")
     return out
 
 
 class _Chunk:
-    """Bytes, taken from the front; what a chunk claims is held against what it has before anything is made of it."""
+    """Bytes, taken from the front. A size is checked against the bytes that are left before anything is allocated."""
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data, self._at = memoryview(data), 0
+        self._data, self._position = memoryview(data), 0
 
     def take(self, size: int) -> memoryview:
-        if size > len(self._data) - self._at:
-            raise CodeOutOfRange(f"{size} bytes belong at byte {self._at} of {len(self._data)}: the stream is damaged")
-        self._at += size
-        return self._data[self._at - size : self._at]
+        if size > len(self._data) - self._position:
+            raise CodeOutOfRange(f"{size} bytes expected at byte {self._position} of {len(self._data)}: the stream is damaged")
+        self._position += size
+        return self._data[self._position - size : self._position]
 
     def end(self) -> None:
-        if self._at != len(self._data):
-            raise CodeOutOfRange(f"{len(self._data) - self._at} bytes are left over: the stream is damaged")
+        if self._position != len(self._data):
+            raise CodeOutOfRange(f"{len(self._data) - self._position} bytes are left over: the stream is damaged")

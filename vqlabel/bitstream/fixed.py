@@ -8,16 +8,16 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import CodeOutOfRange
 
-MAX_BITS = 32
-_LOOPED = 256  # fields that a loop unpacks as fast
-_PIECE = 1 << 20  # numbers unpacked at a time where fields are many
+MAX_BITS = 32  # width of a field; docs/format.md, "Streams"
+LOOP_FIELDS = 256  # up to so many fields, a loop over fields is as fast as `_unpack_wide`
+CHUNK = 1 << 20  # numbers that `_unpack_wide` unpacks at a time: 8 MiB of temporary memory
 
 
 def packed_size(rows: int, bits: Sequence[int]) -> int:
-    """Bytes of `rows` rows whose fields have these widths: ceil(rows * sum(bits) / 8).
+    """Bytes of `rows` packed rows: ceil(rows * sum(bits) / 8).
 
     Raises:
-        CodeOutOfRange: `rows` is not a whole number from 0 on, or a width is not one in 1..32.
+        CodeOutOfRange: `rows` is not a whole number from 0 on, or a width is not in 1..32.
     """
     check_widths(bits)
     check_count("rows", rows)
@@ -25,7 +25,7 @@ def packed_size(rows: int, bits: Sequence[int]) -> int:
 
 
 def narrowest_dtype(bits: Sequence[int]) -> np.dtype[np.unsignedinteger]:
-    """The smallest of uint8, uint16 and uint32 that holds the widest field.
+    """The narrowest of uint8, uint16 and uint32 that holds the widest field.
 
     Raises:
         CodeOutOfRange: a width is not a whole number in 1..32.
@@ -46,150 +46,160 @@ def pack_fixed(rows: NDArray[np.integer], bits: Sequence[int]) -> bytes:
         ceil(n * sum(bits) / 8) bytes; the unused high bits of the last byte are zero.
 
     Raises:
-        CodeOutOfRange: a value is below 0 or needs more than its field's bits; or `rows` holds something else than integers.
+        CodeOutOfRange: a value is below 0 or needs more bits than its field has, or `rows` are not integers [n, m].
 
     Source: docs/format.md, "Coding: fixed".
     """
     rows = np.ascontiguousarray(check_range(rows, bits))
     n = len(rows)
-    whole = _machine_type(bits)
-    if whole is not None:
-        return rows.astype(whole).tobytes()
-    out = np.zeros(
-        (-(-n // 8), sum(bits) + 4), np.uint8
-    )  # eight rows fill sum(bits) whole bytes; 4 more for the last field's spill
+    machine_type = _machine_type(bits)
+    if machine_type is not None:
+        return rows.astype(machine_type).tobytes()
+    # Eight rows fill sum(bits) bytes; 4 more, because the last field may be written as 5 bytes.
+    out = np.zeros((-(-n // 8), sum(bits) + 4), np.uint8)
     groups = np.zeros((len(out), 8, len(bits)), np.uint64)
     groups.reshape(-1, len(bits))[:n] = rows
-    for row, field, at, width in _places(bits):
-        value = groups[:, row, field] << np.uint64(at % 8)
-        for byte in range(-(-(at % 8 + width) // 8)):
-            out[:, at // 8 + byte] |= (value >> np.uint64(8 * byte)).astype(np.uint8)
+    for row, field, start, width in _positions(bits):
+        value = groups[:, row, field] << np.uint64(start % 8)
+        for byte in range(-(-(start % 8 + width) // 8)):
+            out[:, start // 8 + byte] |= (value >> np.uint64(8 * byte)).astype(np.uint8)
     return out[:, : sum(bits)].tobytes()[: packed_size(n, bits)]
 
 
 def unpack_fixed(data: bytes | memoryview, rows: int, bits: Sequence[int]) -> NDArray[np.unsignedinteger]:
     """Inverse of `pack_fixed`.
 
+    Args:
+        data: the bitstream.
+        rows: number of rows.
+        bits: [m] widths in bits, each 1..32.
+
     Returns:
-        [rows, m] of the narrowest of uint8, uint16, uint32 that holds the widest field; writable.
+        [rows, m] of the narrowest of uint8, uint16 and uint32 that holds the widest field; writable.
 
     Raises:
         CodeOutOfRange: `data` has another length than `packed_size(rows, bits)`, or its unused high bits are not zero.
     """
     check_bytes(data)
     if len(data) != packed_size(rows, bits):
-        raise CodeOutOfRange(f"{rows} rows of {sum(bits)} bits are {packed_size(rows, bits)} bytes; found {len(data)}")
-    kind, whole = narrowest_dtype(bits), _machine_type(bits)
-    if whole is not None:
-        return np.frombuffer(data, whole).reshape(rows, len(bits)).astype(kind)
-    spare = 8 * len(data) - rows * sum(bits)
-    if spare and data[-1] >> (8 - spare):
-        raise CodeOutOfRange(f"the {spare} unused high bits of the last byte are not zero: the stream is damaged")
-    filled = np.zeros((-(-rows // 8), sum(bits)), np.uint8)
-    filled.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
-    filled = np.pad(filled, ((0, 0), (0, 4)))
-    out = np.empty((len(filled), 8, len(bits)), kind)
-    if len(bits) > _LOOPED and len(bits) > len(filled):  # of many fields and few rows the loop below would take minutes
-        _unpack_wide(filled, bits, out)
+        raise CodeOutOfRange(
+            f"{rows} rows of {sum(bits)} bits are {packed_size(rows, bits)} bytes; the stream has {len(data)}: it is damaged"
+        )
+    dtype, machine_type = narrowest_dtype(bits), _machine_type(bits)
+    if machine_type is not None:
+        return np.frombuffer(data, machine_type).reshape(rows, len(bits)).astype(dtype)
+    unused = 8 * len(data) - rows * sum(bits)
+    if unused and data[-1] >> (8 - unused):
+        raise CodeOutOfRange(f"the {unused} unused high bits of the last byte are not zero: the stream is damaged")
+    groups = np.zeros((-(-rows // 8), sum(bits)), np.uint8)
+    groups.reshape(-1)[: len(data)] = np.frombuffer(data, np.uint8)
+    groups = np.pad(groups, ((0, 0), (0, 4)))
+    out = np.empty((len(groups), 8, len(bits)), dtype)
+    if len(bits) > LOOP_FIELDS and len(bits) > len(groups):  # with many fields and few rows, the loop below would take minutes
+        _unpack_wide(groups, bits, out)
         return out.reshape(-1, len(bits))[:rows].copy()
-    for row, field, at, width in _places(bits):
-        value = np.zeros(len(filled), np.uint64)
-        for byte in range(-(-(at % 8 + width) // 8)):
-            value |= filled[:, at // 8 + byte].astype(np.uint64) << np.uint64(8 * byte)
-        out[:, row, field] = (value >> np.uint64(at % 8)) & np.uint64((1 << width) - 1)
+    for row, field, start, width in _positions(bits):
+        value = np.zeros(len(groups), np.uint64)
+        for byte in range(-(-(start % 8 + width) // 8)):
+            value |= groups[:, start // 8 + byte].astype(np.uint64) << np.uint64(8 * byte)
+        out[:, row, field] = (value >> np.uint64(start % 8)) & np.uint64((1 << width) - 1)
     return out.reshape(-1, len(bits))[:rows].copy()
 
 
-def _unpack_wide(filled: NDArray[np.uint8], bits: Sequence[int], out: NDArray[np.unsignedinteger]) -> None:
-    """Many fields at a time: `filled` [groups, bytes of eight rows and 4 more] -> `out` [groups, 8, m]."""
+def _unpack_wide(groups: NDArray[np.uint8], bits: Sequence[int], out: NDArray[np.unsignedinteger]) -> None:
+    """Many fields at a time: `groups` [groups, bytes of eight rows and 4 more] -> `out` [groups, 8, m]."""
     widths = np.asarray(bits, np.int64)
-    start, piece = np.cumsum(widths) - widths, max(1, _PIECE // max(1, len(filled)))
+    start, chunk = np.cumsum(widths) - widths, max(1, CHUNK // max(1, len(groups)))
     for row in range(8):
-        for at in range(0, len(bits), piece):
-            some = slice(at, at + piece)
-            bit = row * int(widths.sum()) + start[some]
-            value = np.zeros((len(filled), len(bit)), np.uint64)
-            for byte in range(5):  # a field of 32 bits may begin at the last bit of a byte
-                reached = bit // 8 + byte
-                value |= filled[:, np.minimum(reached, filled.shape[1] - 1)].astype(np.uint64) << np.uint64(8 * byte)
-            mask = (np.uint64(1) << widths[some].astype(np.uint64)) - np.uint64(1)
-            out[:, row, some] = (value >> (bit % 8).astype(np.uint64)) & mask
+        for first in range(0, len(bits), chunk):
+            fields = slice(first, first + chunk)
+            bit = row * int(widths.sum()) + start[fields]
+            value = np.zeros((len(groups), len(bit)), np.uint64)
+            for byte in range(5):  # a field of 32 bits may start at the last bit of a byte
+                position = bit // 8 + byte
+                value |= groups[:, np.minimum(position, groups.shape[1] - 1)].astype(np.uint64) << np.uint64(8 * byte)
+            mask = (np.uint64(1) << widths[fields].astype(np.uint64)) - np.uint64(1)
+            out[:, row, fields] = (value >> (bit % 8).astype(np.uint64)) & mask
 
 
 def _machine_type(bits: Sequence[int]) -> np.dtype[np.unsignedinteger] | None:
-    """uint8, uint16 or uint32, little endian, where every field has just that width: then packing is a copy."""
+    """uint8, uint16 or uint32, little endian, if every field has exactly that width: packing is a copy then. Else None."""
     if len(set(bits)) != 1 or bits[0] not in (8, 16, 32):
         return None
     return np.dtype(f"<u{bits[0] // 8}")
 
 
-def _places(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:
+def _positions(bits: Sequence[int]) -> list[tuple[int, int, int, int]]:
     """(row, field, first bit, width) of every field of eight rows."""
-    places, at = [], 0
+    positions, start = [], 0
     for row in range(8):
         for field, width in enumerate(bits):
-            places.append((row, field, at, width))
-            at += width
-    return places
+            positions.append((row, field, start, width))
+            start += width
+    return positions
 
 
 def check_range(rows: NDArray[np.integer], bits: Sequence[int], name: str = "rows") -> NDArray[np.integer]:
-    """`rows`, where it is [n, m] integers and every value fits its field's width.
+    """`rows` as an array [n, m] of integers whose values fit their fields.
 
     Raises:
-        CodeOutOfRange: otherwise.
+        CodeOutOfRange: they are of another type or shape, or a value does not fit.
     """
     check_widths(bits)
-    rows = integers(name, rows, 2)
+    rows = as_integers(name, rows, 2)
     if rows.shape[1] != len(bits):
         raise CodeOutOfRange(f"{name} have shape {rows.shape}; the widths name {len(bits)} fields")
     lows = rows.min(0, initial=0) if rows.dtype.kind == "i" else ()
     for field, low in enumerate(lows):
         if low < 0:
             raise CodeOutOfRange(
-                f"value {low} at row {int(rows[:, field].argmin())}, field {field} is below 0; only 0 and above can be packed"
+                f"value {low} at row {int(rows[:, field].argmin())}, field {field} is below 0; only integers from 0 on can be packed"
             )
-    for field, top in enumerate(rows.max(0, initial=0).tolist()):
-        if top >> bits[field]:
-            at = int(rows[:, field].argmax())
+    for field, high in enumerate(rows.max(0, initial=0).tolist()):
+        if high >> bits[field]:
+            row = int(rows[:, field].argmax())
             raise CodeOutOfRange(
-                f"value {top} at row {at}, field {field} needs {top.bit_length()} bits, the stream has {bits[field]}; "
-                f"pack with bits >= {top.bit_length()}"
+                f"value {high} at row {row}, field {field} needs {high.bit_length()} bits, the stream has {bits[field]}; "
+                f"pack with bits >= {high.bit_length()}"
             )
     return rows
 
 
-def integers(name: str, values: Any, axes: int) -> NDArray[Any]:
-    """`values` as an array of integers of so many axes; CodeOutOfRange where it is none."""
+def as_integers(name: str, values: Any, axes: int) -> NDArray[Any]:
+    """`values` as an array of integers with that number of axes.
+
+    Raises:
+        CodeOutOfRange: it is not one.
+    """
     try:
-        found = np.asarray(values)
-    except ValueError:  # lists of several lengths
-        found = np.empty(0, object)
-    if found.dtype.kind not in "iu" or found.ndim != axes:
+        array = np.asarray(values)
+    except ValueError:  # nested lists of different lengths
+        array = np.empty(0, object)
+    if array.dtype.kind not in "iu" or array.ndim != axes:
         raise CodeOutOfRange(
-            f"{name} are {type(values).__name__} of {found.dtype} {list(found.shape)}; they must be integers of {axes} axes"
+            f"{name} are {type(values).__name__} of {array.dtype} {list(array.shape)}; they must be integers of {axes} axes"
         )
-    return found
+    return array
 
 
 def check_widths(bits: Sequence[int]) -> None:
-    """CodeOutOfRange where a field's width is not a whole number in 1..32."""
-    good = (
+    """Raises CodeOutOfRange unless every field's width is a whole number in 1..32."""
+    valid = (
         isinstance(bits, Sequence)
         and set(map(type, bits)) <= {int}
         and 1 <= min(bits, default=1) <= max(bits, default=1) <= MAX_BITS
     )
-    if not good:
+    if not valid:
         raise CodeOutOfRange(f"field widths are {str(bits)[:80]}; each must be 1..{MAX_BITS} bits, a whole number")
 
 
-def check_count(name: str, value: int, least: int = 0) -> None:
-    """CodeOutOfRange where `value` is not a whole number from `least` on."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise CodeOutOfRange(f"{name} is {str(value)[:80]!r}; it must be a whole number, {least} or above")
+def check_count(name: str, value: int, minimum: int = 0) -> None:
+    """Raises CodeOutOfRange unless `value` is a whole number from `minimum` on."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise CodeOutOfRange(f"{name} is {str(value)[:80]!r}; it must be a whole number, {minimum} or above")
 
 
 def check_bytes(data: Any) -> None:
-    """CodeOutOfRange where `data` is no bytes."""
+    """Raises CodeOutOfRange unless `data` is bytes."""
     if not isinstance(data, bytes | bytearray | memoryview):
         raise CodeOutOfRange(f"data is {type(data).__name__}; it must be bytes")

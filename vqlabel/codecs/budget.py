@@ -1,8 +1,7 @@
 """A budget for a whole file: bytes, and the code bits per label that they leave."""
 
 from vqlabel.config import FitConfig
-
-HEADER, CHUNK_LABELS, CHUNK_ROW = 8192 + 64 + 32, 4096, 48  # what a .vql needs beside codes and codec: docs/format.md
+from vqlabel.container import overhead
 
 
 def budget_of(config: FitConfig, labels: int, classes: int) -> int | None:
@@ -14,4 +13,4 @@ def budget_of(config: FitConfig, labels: int, classes: int) -> int | None:
 
 def code_bits_within(budget: int, labels: int) -> int:
     """Code bits per label of the largest file within `budget` bytes whose labels all have as many, and whose codec has no tensors."""
-    return (8 * (budget - HEADER - CHUNK_ROW * -(-labels // CHUNK_LABELS))) // max(1, labels)
+    return (8 * (budget - overhead.FILE_BYTES - overhead.CHUNK_TABLE_ROW * -(-labels // overhead.CHUNK_ROWS))) // max(1, labels)

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from vqlabel.bitstream.codings import FIXED, ZSTD, Coding
 from vqlabel.config import JsonConfig, check_labels
+from vqlabel.container.overhead import NARROW_CHUNK_ROWS
 from vqlabel.errors import require
 
 CODES, COUNTS = "codes", "counts"  # streams of a `.vql`
 NO_CODES = (1,)  # a label without codes is stored as one zero bit, so that bytes back the number of records
-CHUNK_CODES = 32_768  # rows a chunk where a row is one code, or a label without codes
+CHUNK_CODES = NARROW_CHUNK_ROWS  # rows in a chunk if a row is one code, or a label without codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class CodeStream:
     name: str
     bits: tuple[int, ...]
     per_label: bool = True
-    codings: tuple[str, ...] = ("fixed", "zstd")
+    codings: tuple[Coding, ...] = (FIXED, ZSTD)
     chunk_rows: int | None = None
 
 
@@ -57,7 +59,7 @@ class CodecConfig(JsonConfig):
         keeps_level: whether decoded logits keep the label's mean over classes, which softmax ignores and squared error does not.
     """
 
-    codings: ClassVar[tuple[str, ...]] = ("fixed", "zstd")
+    codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)
     keeps_level: ClassVar[bool] = False
     classes: int
     domain: str

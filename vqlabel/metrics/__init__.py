@@ -1,1 +1,1 @@
-"""Every loss and every figure once: distortion, calibration, and how evenly codes are used."""
+"""Losses, distortion, calibration and code usage: each defined once, for fits, reports and tests."""

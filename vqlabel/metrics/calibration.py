@@ -1,4 +1,4 @@
-"""Do decoded labels promise what the raw ones keep? Slope, reliability by confidence, entropy; one pass, memory that does not grow."""
+"""Calibration of decoded labels against raw ones: slope, reliability by confidence, entropy. Constant memory."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,76 +11,93 @@ from torch import Tensor
 
 from vqlabel.metrics.distortion import as_logits
 
-BINS = 10  # of the decoded top-1 confidence, each of as many labels as another
-OCTAVES, STEPS = 21, 512  # what the confidences are first counted in: 2^-21 (a label of 2^20 classes) to 1, in steps of 0.14 %
-LARGEST = 1e38  # of a centred logit: float32 holds the difference of two
-FLAT = 1e-12  # a variance of C * q below it is what single precision makes of labels that are all uniform
+BINS = 10  # bins of the decoded top-1 confidence, with equal numbers of labels
+OCTAVES, STEPS = 21, 512  # of the histogram from which the bins are made: confidences 2^-21 (2^20 classes) to 1, in steps of 0.14 %
+MAX_LOGIT = 1e38  # of a centred logit: float32 can represent the difference of two such numbers
+MIN_VARIANCE = 1e-12  # of C * q; below it, all labels are uniform up to the rounding of float32
 
 
 @dataclass
 class _Sums:
-    """At one temperature, in float64: q decoded, p raw, both distributions over C classes."""
+    """Sums at one temperature, in float64; q decoded, p raw, both distributions over C classes."""
 
     power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
     product: float = 0.0  # (q - 1/C) (p - 1/C)
     entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
-    counts: NDArray[np.float64] = field(
-        default_factory=lambda: np.zeros((3, OCTAVES * STEPS))
-    )  # labels, confidence, raw; by confidence
+    # [3, steps of confidence] number of labels, sum of confidence, sum of raw probability
+    counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, OCTAVES * STEPS)))
 
     def bins(self) -> list[NDArray[np.float64]]:
-        """[3] labels, confidence and raw, summed, of at most BINS parts with as many labels each as the counts allow, the least sure first."""
+        """For each bin, in order of confidence: [3] sums of labels, confidence and raw probability. At most BINS, with about
+        equal numbers of labels.
+        """
         labels = self.counts[0]
-        part = ((labels.cumsum() - labels / 2) * BINS / max(1.0, labels.sum())).astype(np.int64)
-        return [self.counts[:, chosen].sum(1) for at in range(BINS) if labels[chosen := part == at].any()]
+        bin_of = ((labels.cumsum() - labels / 2) * BINS / max(1.0, labels.sum())).astype(np.int64)
+        return [self.counts[:, chosen].sum(1) for number in range(BINS) if labels[chosen := bin_of == number].any()]
 
 
 @dataclass(kw_only=True)
 class Calibration:
-    """Running calibration of decoded labels against raw ones; `figures` at any time.
+    """Running calibration of decoded labels against raw ones; `figures` may be called at any time.
 
-    A student's cross entropy is linear in its target, so labels that share a code may be replaced by their mean at the student's
-    temperature, E[p | code], and its expected gradient stays. Such labels have slope 1 and no calibration error, whatever their KL; a
-    slope below 1 says that decoded labels are surer than the raw ones they stand for.
+    A student's cross entropy is linear in its target. So labels that share a code may be replaced by their mean at the
+    student's temperature, E[p | code], without changing its expected gradient. Such labels have slope 1 and no
+    calibration error, whatever their KL. A slope below 1 means that decoded labels are more confident than the raw
+    ones.
 
-    Slope and intercept are those of the least-squares line raw = slope * decoded + intercept. Both sides have the mean 1/C exactly, so
-    the sums are centred without a pass before. The error is that of Guo et al. (arXiv 1706.04599), with the raw probability in the
-    place of right or wrong.
+    Slope and intercept are those of the least-squares line raw = slope * decoded + intercept. Both sides have the mean
+    1/C exactly, so the sums are centred without an extra pass. The error is the expected calibration error of Guo et
+    al. (arXiv 1706.04599), with the raw probability of the predicted class in the place of 0 or 1.
+
+    Args:
+        temperatures: at which labels are compared.
+        domain: of the labels, "logits" or "probs".
+
+    Attributes:
+        labels: number of labels so far.
+        classes: C, of the labels so far.
     """
 
     temperatures: tuple[float, ...] = (1.0,)
     domain: str = "logits"
     labels: int = 0
-    classes: int = 0  # of the labels so far
+    classes: int = 0
     _sums: list[_Sums] = field(default_factory=list)
 
     @torch.no_grad()
     def add(self, raw: Tensor, decoded: Tensor) -> None:
-        """Count in [n, C] labels and their decoded form, both in `domain`; without those that differ by more than float32 holds."""
+        """Count [n, C] labels and their decoded form, both in `domain`; not those with a centred logit from MAX_LOGIT on."""
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
-        held = ((x.abs() < LARGEST) & (y.abs() < LARGEST)).all(1)
-        x, y = x[held], y[held]
+        finite = ((x.abs() < MAX_LOGIT) & (y.abs() < MAX_LOGIT)).all(1)
+        x, y = x[finite], y[finite]
         self._sums = self._sums or [_Sums() for _ in self.temperatures]
         self.labels, self.classes = self.labels + len(x), x.shape[1]
         for t, sums in zip(self.temperatures, self._sums, strict=True):
             _count(sums, F.log_softmax(x / t, 1), F.log_softmax(y / t, 1))
 
     def figures(self) -> dict[str, Any]:
-        """By temperature, as "T<t>": what a JSON object takes.
+        """Calibration at each temperature, by the key "T<t>", as JSON-compatible values.
 
         Returns:
-            temperature; slope (None where all decoded labels are uniform: no line fits best) and intercept; ece, the mean over labels
-            of |confidence - raw|, taken bin by bin, and relative_ece, its share of the mean confidence, which says the same at every temperature
-            and number of classes; entropy, raw and decoded, nats, the mean over labels; bins, the least sure first and of about as many
-            labels each: their labels, and over these the mean confidence (the decoded top-1 probability) and the mean raw probability of
-            that same class.
+            temperature: T.
+            slope, intercept: of the least-squares line; None if all decoded labels are uniform, because then the line
+                is not unique.
+            ece: the mean over labels of |confidence - raw|, taken bin by bin.
+            relative_ece: ece over the mean confidence, which is comparable between temperatures and numbers of classes.
+            entropy: raw and decoded, nats, the mean over labels.
+            bins: in order of confidence, with about equal numbers of labels; for each: labels, and the means over them
+                of confidence (the decoded top-1 probability) and raw (the raw probability of the same class).
         """
-        return {f"T{t:g}": self._at(t, sums) for t, sums in zip(self.temperatures, self._sums, strict=True)} if self._sums else {}
+        return (
+            {f"T{t:g}": self._at_temperature(t, sums) for t, sums in zip(self.temperatures, self._sums, strict=True)}
+            if self._sums
+            else {}
+        )
 
-    def _at(self, temperature: float, sums: _Sums) -> dict[str, Any]:
+    def _at_temperature(self, temperature: float, sums: _Sums) -> dict[str, Any]:
         n = max(1, self.labels)
-        flat = sums.power * self.classes <= FLAT * n
-        slope = None if flat else sums.product / sums.power
+        uniform = sums.power * self.classes <= MIN_VARIANCE * n
+        slope = None if uniform else sums.product / sums.power
         bins = sums.bins()
         error = sum(abs(confidence - raw) for _, confidence, raw in bins)
         return {
@@ -98,14 +115,15 @@ class Calibration:
 
 
 def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
-    """Add [n, C] log probabilities, raw and decoded."""
+    """Add [n, C] log probabilities, raw p and decoded q."""
     p, q = log_p.exp(), log_q.exp()
     sums.entropy -= [(p * log_p).sum(dtype=torch.float64).item(), (q * log_q).sum(dtype=torch.float64).item()]
     confidence, top = q.max(1)
     pair = torch.stack([confidence, p.gather(1, top[:, None])[:, 0]]).double().cpu().numpy()  # [2, n]
-    most = OCTAVES * STEPS
-    at = ((np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES) * STEPS).astype(np.int64).clip(0, most - 1)  # 1 belongs to the last
-    sums.counts += [np.bincount(at, weights, most) for weights in (None, *pair)]
+    size = OCTAVES * STEPS
+    octave = np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES
+    step = (octave * STEPS).astype(np.int64).clip(0, size - 1)  # a confidence of 1 belongs to the last step
+    sums.counts += [np.bincount(step, weights, size) for weights in (None, *pair)]
     p, q = p.sub_(1 / p.shape[1]), q.sub_(1 / q.shape[1])
     sums.power += q.square().sum(dtype=torch.float64).item()
     sums.product += p.mul_(q).sum(dtype=torch.float64).item()

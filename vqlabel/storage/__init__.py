@@ -1,1 +1,1 @@
-"""Bytes at rest: what kind of file a path is, targets that appear whole or not at all, and the journal of an interrupted run."""
+"""Files: types of input files, bytes at a position, atomic targets, and the journal of an interrupted run."""

@@ -1,4 +1,4 @@
-"""The first bytes of a file -> what it is where its name promises something else, and the remedy. Nothing is decoded."""
+"""The first bytes of a file -> its type if its name suggests another one, and the remedy. Nothing is decoded."""
 
 import re
 import stat
@@ -12,13 +12,13 @@ HEAD_BYTES = 512  # enough for the "ustar" of a tar archive at byte 257
 
 
 class FileType(NamedTuple):
-    """What a file is, and what its owner should do."""
+    """A type of file, and what the user should do who has it in the place of labels."""
 
-    what: str
-    remedy: str
+    what: str  # with its article: "a gzip file"
+    remedy: str  # an instruction: "decompress it first: gunzip"
 
 
-def _begins(*magic: bytes) -> Callable[[bytes], bool]:
+def _starts_with(*magic: bytes) -> Callable[[bytes], bool]:
     return lambda head: head.startswith(magic)
 
 
@@ -31,7 +31,7 @@ def _is_text(head: bytes) -> bool:
     try:
         text = head.decode()
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else the last character is cut by HEAD_BYTES
+        if error.start < len(head) - 3:  # else HEAD_BYTES cuts the last character
             return False
         text = head[: error.start].decode()
     return bool(text) and not re.search(r"[\x00-\x08\x0e-\x1f\x7f]", text)
@@ -41,33 +41,36 @@ _SAVE = "save the labels with torch.save, numpy.save or safetensors"
 _TYPES: tuple[tuple[Callable[[bytes], bool], FileType], ...] = (
     (lambda head: not head, FileType("an empty file (0 bytes)", "copy, download or write it again")),
     (
-        _begins(b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"),
+        _starts_with(b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/"),
         FileType("a Git-LFS pointer", "run `git lfs pull` in its repository to fetch the file itself"),
     ),
     (
         _is_page,
         FileType(
-            "an HTML page", "the download gave a web page instead of the file: download it again, logged in or past the warning"
+            "an HTML page",
+            "the download returned a web page instead of the file: download it again, after logging in or confirming the warning",
         ),
     ),
     (
-        _begins(b"\x00\x05\x16\x07", b"\x00\x05\x16\x00"),
-        FileType("a macOS sidecar file (AppleDouble, ._NAME)", "it holds no data: name the file without ._, and delete this one"),
+        _starts_with(b"\x00\x05\x16\x07", b"\x00\x05\x16\x00"),
+        FileType(
+            "a macOS sidecar file (AppleDouble, ._NAME)", "it contains no data: name the file without ._, and delete this one"
+        ),
     ),
-    (_begins(b"\x1f\x8b"), FileType("a gzip file", "decompress it first: gunzip")),
-    (_begins(b"BZh"), FileType("a bzip2 file", "decompress it first: bunzip2")),
-    (_begins(b"\xfd7zXZ\x00"), FileType("an xz file", "decompress it first: unxz")),
-    (_begins(b"\x28\xb5\x2f\xfd"), FileType("a zstd file", "decompress it first: zstd -d")),
-    (_begins(b"7z\xbc\xaf\x27\x1c", b"Rar!"), FileType("a 7z or RAR archive", "extract it, and name what is inside")),
-    (lambda head: head[257:262] == b"ustar", FileType("a tar archive", "extract it, and name what is inside")),
-    (_begins(b"\x93NUMPY"), FileType("a .npy file", "give it the suffix .npy")),
+    (_starts_with(b"\x1f\x8b"), FileType("a gzip file", "decompress it first: gunzip")),
+    (_starts_with(b"BZh"), FileType("a bzip2 file", "decompress it first: bunzip2")),
+    (_starts_with(b"\xfd7zXZ\x00"), FileType("an xz file", "decompress it first: unxz")),
+    (_starts_with(b"\x28\xb5\x2f\xfd"), FileType("a zstd file", "decompress it first: zstd -d")),
+    (_starts_with(b"7z\xbc\xaf\x27\x1c", b"Rar!"), FileType("a 7z or RAR archive", "extract it, and name its content")),
+    (lambda head: head[257:262] == b"ustar", FileType("a tar archive", "extract it, and name its content")),
+    (_starts_with(b"\x93NUMPY"), FileType("a .npy file", "give it the suffix .npy")),
     (lambda head: head[8:10] == b'{"' and not any(head[5:8]), FileType("a .safetensors file", "give it the suffix .safetensors")),
-    (_begins(b"\x89HDF\r\n\x1a\n"), FileType("an HDF5 file", "give it the suffix .h5")),
-    (_begins(b"PAR1"), FileType("a Parquet file", "give it the suffix .parquet")),
-    (_begins(b"ARROW1"), FileType("an Arrow file", "give it the suffix .arrow")),
-    (_begins(b"\xff\xd8\xff", b"\x89PNG", b"GIF8"), FileType("an image", "name the labels, not the images")),
-    (_begins(b"%PDF"), FileType("a PDF document", _SAVE)),
-    (_begins(b"PK\x03\x04", b"PK\x05\x06"), FileType("a zip archive", "extract it, and name what is inside")),
+    (_starts_with(b"\x89HDF\r\n\x1a\n"), FileType("an HDF5 file", "give it the suffix .h5")),
+    (_starts_with(b"PAR1"), FileType("a Parquet file", "give it the suffix .parquet")),
+    (_starts_with(b"ARROW1"), FileType("an Arrow file", "give it the suffix .arrow")),
+    (_starts_with(b"\xff\xd8\xff", b"\x89PNG", b"GIF8"), FileType("an image", "name the labels, not the images")),
+    (_starts_with(b"%PDF"), FileType("a PDF document", _SAVE)),
+    (_starts_with(b"PK\x03\x04", b"PK\x05\x06"), FileType("a zip archive", "extract it, and name its content")),
     (
         lambda head: not any(head),
         FileType("a file of zero bytes only", "its content was never written or copied: copy or download it again"),
@@ -76,7 +79,7 @@ _TYPES: tuple[tuple[Callable[[bytes], bool], FileType], ...] = (
     (lambda head: _is_text(head) and head[:1] == b"<", FileType("an XML document", _SAVE)),
     (_is_text, FileType("a text file", _SAVE)),
 )
-_OWN = {  # what a file of this suffix is
+_BY_SUFFIX = {  # types that a suffix stands for
     ".npy": ("a .npy file",),
     ".npz": ("a zip archive",),
     ".safetensors": ("a .safetensors file",),
@@ -89,43 +92,60 @@ _OWN = {  # what a file of this suffix is
 
 
 def identify(head: bytes) -> FileType | None:
-    """What a file is that begins with `head`, its first HEAD_BYTES bytes or all of a shorter one; None: unknown."""
-    return next((found for matches, found in _TYPES if matches(head)), None)
+    """The type of a file, from its first bytes.
+
+    Args:
+        head: the first HEAD_BYTES bytes, or all of a shorter file.
+
+    Returns:
+        None if the type is unknown.
+    """
+    return next((file_type for matches, file_type in _TYPES if matches(head)), None)
 
 
-def mistaken(path: Path, wanted: str) -> str | None:
-    """The refusal of a file that could not be read as `wanted`, such as "a torch.save file", where its first bytes tell what it is instead."""
+def foreign_file_message(path: Path, expected: str) -> str | None:
+    """The error message for a file that could not be read as the expected type.
+
+    Args:
+        expected: with its article, such as "a torch.save file".
+
+    Returns:
+        None if the first bytes identify no other type than the suffix does.
+    """
     with path.open("rb") as file:
-        found = identify(file.read(HEAD_BYTES))
-    return (
-        None
-        if found is None or found.what in _OWN.get(path.suffix, ())
-        else f"{path}: is {found.what}, not {wanted}; {found.remedy}"
-    )
+        file_type = identify(file.read(HEAD_BYTES))
+    if file_type is None or file_type.what in _BY_SUFFIX.get(path.suffix, ()):
+        return None
+    return f"{path}: is {file_type.what}, not {expected}; {file_type.remedy}"
 
 
 def read_text(path: Path) -> str:
-    """All of a regular text file, UTF-8, line ends as they are.
+    """The content of a regular UTF-8 text file, with its line ends unchanged.
 
     Raises:
         BadLabels: it is a pipe, a device or a folder.
-        OSError, UnicodeDecodeError: it cannot be read, or is no text.
+        OSError, UnicodeDecodeError: it cannot be read, or is not UTF-8 text.
     """
     require_regular(path)
     return path.read_bytes().decode()
 
 
 def is_sidecar(path: Path) -> bool:
-    """Whether a name is that of a file in which macOS keeps what another file system has no place for, beside the file that it is about."""
+    """Whether a file is an AppleDouble file by its name: ._NAME, in which macOS keeps the attributes of NAME."""
     return path.name.startswith("._")
 
 
 def require_regular(path: Path, error: type[BadInput] = BadLabels) -> None:
-    """Refuse named pipes, sockets, devices and folders before they are opened: a pipe without a writer blocks for ever, /dev/zero never ends.
+    """Refuse named pipes, sockets, devices and folders before they are opened.
+
+    A pipe without a writer blocks forever, and /dev/zero never ends.
+
+    Args:
+        error: type of the error to raise.
 
     Raises:
-        BadInput: `path`, or what it links to, is not a regular file; of the type `error`.
-        FileNotFoundError: there is none.
+        BadInput: `path`, or the target of the link, is not a regular file.
+        FileNotFoundError: it does not exist.
     """
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""Batches of codes <-> a file that an interrupted run can go on with: what is whole of it counts, the rest is made again."""
+"""Batches of codes <-> a file from which an interrupted run continues, after the last complete batch."""
 
 import json
 import os
@@ -15,86 +15,95 @@ from numpy.typing import NDArray
 from vqlabel.errors import UsageError, VqlabelError
 from vqlabel.storage.locks import try_lock
 
-HEADER = 4096  # bytes in front of the batches: what they are of
-VERSION = 2  # of the layout below
+HEADER_BYTES = 4096  # in front of the batches: crc32 and JSON of the run's settings, padded with spaces
+VERSION = 2  # of the layout of this file
+CRC_BYTES = 4  # behind each batch
 
 
 class Journal:
-    """Rows [n, width] of one unsigned type, batch by batch, each with a crc32 behind it: of the header, the batch's number and its rows, so
-    that a batch that was lost, doubled, swapped or taken from another journal does not fit.
+    """Batches of rows [n, width] of one unsigned type, each followed by a crc32 of the header, its number and its rows.
+
+    So a batch that is lost, repeated, swapped or from another journal is detected.
 
     Args:
-        key: what the batches are of, as JSON takes it; a file of something else is refused.
-        sizes: rows of every batch there will be.
+        path: opened, or made if it does not exist.
+        key: settings of the run, JSON-compatible; a file with other settings is refused.
+        sizes: number of rows of every batch of the run.
+        width: numbers in a row.
+        dtype: NumPy's name of the unsigned type of a number.
 
     Attributes:
-        done: batches that are in the file.
+        done: number of batches in the file.
 
     Raises:
-        UsageError: the file belongs to a run with another key, or to one that is still going.
-        VqlabelError: it cannot be written (here, and in `append`).
+        UsageError: the file belongs to a run with another key, or to a run that is still alive.
+        VqlabelError: it cannot be opened, or not be written (`append`).
     """
 
     def __init__(self, path: Path, key: dict[str, Any], sizes: Sequence[int], width: int, dtype: str) -> None:
         self.path, self._sizes, self._width, self._type = path, sizes, width, np.dtype(dtype).newbyteorder("<")
-        said = json.dumps({**key, "journal": VERSION, "width": width, "type": dtype}, sort_keys=True).encode()
-        self._head = head = (zlib.crc32(said).to_bytes(4, "little") + said)[: HEADER - 1].ljust(HEADER)
+        settings = json.dumps({**key, "journal": VERSION, "width": width, "type": dtype}, sort_keys=True).encode()
+        self._head = head = (zlib.crc32(settings).to_bytes(4, "little") + settings)[: HEADER_BYTES - 1].ljust(HEADER_BYTES)
         self._file = _open(path)
         if try_lock(self._file) is False:
             self._file.close()
-            raise UsageError(f"{path}: another run is writing it; wait for that, or stop it and go on where it was")
+            raise UsageError(f"{path}: another run is writing it; wait until it ends, or stop it and continue from its last batch")
         if not os.fstat(self._file.fileno()).st_size:
             self._file.write(head)
-        elif (found := self._file.read(HEADER)) != head:
+        elif (stored := self._file.read(HEADER_BYTES)) != head:
             self._file.close()
             raise UsageError(
-                f"{path}: is left of an interrupted run with other settings{_differences(found, said)}; repeat those to go on "
-                "with it, or remove it, as one of another version of vqlabel"
+                f"{path}: is the journal of an interrupted run with other settings{_differences(stored, settings)}; repeat those settings "
+                "to continue that run, or remove the file, also if another version of vqlabel wrote it"
             )
-        self.done = self._whole()
+        self.done = self._count_complete()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not (self.done or self._file.closed):  # refused before there was a batch: nothing to go on with
+        if not (self.done or self._file.closed):  # nothing to continue from
             self.remove()
-        with suppress(OSError):  # `append` has told what could not be written
+        with suppress(OSError):  # `append` has raised the error that matters
             self._file.close()
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
-        """The next batch's."""
+        """Write the rows [n, width] of the next batch.
+
+        Raises:
+            VqlabelError: they cannot be written.
+        """
         data = np.ascontiguousarray(rows, self._type).tobytes()
         try:
-            self._file.write(data + self._sum(self.done, data))
-            self._file.flush()  # so that a killed process loses this batch at most
+            self._file.write(data + self._crc(self.done, data))
+            self._file.flush()  # so that a killed process loses at most this batch
         except OSError as error:
             raise VqlabelError(
-                f"{self.path}: cannot be written ({error.strerror or error}); its {self.done} batches are kept: the same command goes on"
+                f"{self.path}: cannot be written ({error.strerror or error}); its {self.done} batches are kept: repeat the command to continue"
             ) from error
         self.done += 1
 
     def __iter__(self) -> Iterator[NDArray[np.unsignedinteger]]:
-        """All batches, from the first; only when all are there."""
-        self._file.seek(HEADER)
+        """All batches [n, width] in order; only when all have been written."""
+        self._file.seek(HEADER_BYTES)
         for size in self._sizes:
             data = self._file.read(self._bytes(size))
-            yield np.frombuffer(data[:-4], self._type).reshape(size, self._width)
+            yield np.frombuffer(data[:-CRC_BYTES], self._type).reshape(size, self._width)
 
     def _bytes(self, size: int) -> int:
-        return size * self._width * self._type.itemsize + 4
+        return size * self._width * self._type.itemsize + CRC_BYTES
 
-    def _sum(self, number: int, data: bytes) -> bytes:
-        """The 4 bytes behind batch `number`."""
-        return zlib.crc32(data, zlib.crc32(number.to_bytes(8, "little"), zlib.crc32(self._head))).to_bytes(4, "little")
+    def _crc(self, number: int, data: bytes) -> bytes:
+        """The CRC_BYTES behind batch `number`."""
+        return zlib.crc32(data, zlib.crc32(number.to_bytes(8, "little"), zlib.crc32(self._head))).to_bytes(CRC_BYTES, "little")
 
-    def _whole(self) -> int:
-        """The batches from the first on whose crc32 fits; what is behind them goes."""
-        done, end = 0, HEADER
-        self._file.seek(HEADER)
+    def _count_complete(self) -> int:
+        """Number of leading batches whose crc32 matches; truncates the file behind them."""
+        done, end = 0, HEADER_BYTES
+        self._file.seek(HEADER_BYTES)
         for size in self._sizes:
             data = self._file.read(self._bytes(size))
-            if len(data) < self._bytes(size) or self._sum(done, data[:-4]) != data[-4:]:
+            if len(data) < self._bytes(size) or self._crc(done, data[:-CRC_BYTES]) != data[-CRC_BYTES:]:
                 break
             done, end = done + 1, end + len(data)
         self._file.seek(end)
@@ -102,26 +111,28 @@ class Journal:
         return done
 
     def remove(self) -> None:
-        """The run is over."""
+        """Close and delete the file: the run is complete."""
         self._file.close()
         os.unlink(self.path)
 
 
-def _differences(found: bytes, wanted: bytes) -> str:
-    """Which settings a header has that are not those of this run, for messages; "" where it is none of a journal."""
+def _differences(stored: bytes, settings: bytes) -> str:
+    """The settings in a stored header that differ from those of this run, for messages; "" if there is no such header."""
     try:
-        before, now = json.loads(found[4:].rstrip()), json.loads(wanted)
-        other = [name for name in now if before.get(name) != now[name]]
+        before, now = json.loads(stored[4:].rstrip()), json.loads(settings)
+        names = [name for name in now if before.get(name) != now[name]]
     except (ValueError, AttributeError):  # another file, or a header that was cut
         return ""
-    said = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in other)
-    return f" ({said})" if said else ""
+    differences = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in names)
+    return f" ({differences})" if differences else ""
 
 
 def _open(path: Path) -> IO[bytes]:
-    """For reading and writing, made if it is not there; never what a link points to."""
+    """Open for reading and writing, or make it; a symbolic link is not followed."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
     try:
         return os.fdopen(os.open(path, flags, 0o666), "r+b")
     except OSError as error:
-        raise VqlabelError(f"{path}: cannot be opened ({error.strerror or error}); an interrupted run goes on from it") from error
+        raise VqlabelError(
+            f"{path}: cannot be opened ({error.strerror or error}); an interrupted run continues from this file"
+        ) from error

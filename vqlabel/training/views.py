@@ -80,7 +80,7 @@ class VqlViews(Dataset[ViewBatch]):
         labels: the `VqlDataset`.
 
     Raises:
-        BadLabels: the records do not say which image they are of.
+        BadLabels: the records have no image indices.
         UsageError: these are not the file's images, or its views cannot be made again.
 
     Warns:

@@ -1,4 +1,4 @@
-"""A folder of images -> images in a fixed order, decoded when they are asked for. Needs pillow (extra `student`)."""
+"""A folder of images -> images in a fixed order, decoded on demand. Needs pillow (extra `student`)."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -17,37 +17,39 @@ from vqlabel.labels.images import SUFFIXES, list_images
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Seen = TypeVar("Seen")
+Result = TypeVar("Result")
 
 
-class Pictures:
-    """The images of a folder and its subfolders in ImageFolder's order: index i is image i of a dump whose teacher read the same folder.
+class ImageFolder:
+    """The images of a folder and its subfolders, in the order of torchvision's ImageFolder.
 
-    Folders are sorted, then the files in each; symbolic links are followed. Files beside folders of images do not count.
+    So index i is image i of a dump whose teacher read the same folder.
+
+    Folders are sorted, then the files in each; symbolic links are followed. Files beside folders of images are ignored.
 
     Args:
         cache: keep decoded images in memory.
 
     Attributes:
         files: [N] paths.
-        classes: sorted names of the folders that images lie in.
-        targets: [N] which of `classes` each image lies in.
+        classes: sorted names of the folders that contain images.
+        targets: [N] int64 index in `classes` of each image's folder.
 
     Raises:
-        UsageError: there is no image in it; when one is asked for, it cannot be read.
-        MissingExtra: pillow is not installed; when an image is asked for.
+        UsageError: the folder contains no image; on access, an image cannot be read.
+        MissingExtra: on access, pillow is not installed.
     """
 
     def __init__(self, folder: str | PathLike[str], *, cache: bool = False) -> None:
         self.folder = Path(folder)
         self.files = [image.path for image in list_images(folder)]
         if not self.files:
-            raise UsageError(f"{folder}: no folder with images in it ({', '.join(SUFFIXES)})")
+            raise UsageError(f"{folder}: not a folder with images ({', '.join(SUFFIXES)})")
         names = [file.parent.name for file in self.files]
         self.classes = sorted(set(names))
-        at = {name: number for number, name in enumerate(self.classes)}
-        self.targets: NDArray[np.int64] = np.array([at[name] for name in names], np.int64)
-        self._kept: dict[int, Image] | None = {} if cache else None
+        index = {name: number for number, name in enumerate(self.classes)}
+        self.targets: NDArray[np.int64] = np.array([index[name] for name in names], np.int64)
+        self._cache: dict[int, Image] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,56 +57,59 @@ class Pictures:
     def __iter__(self) -> "Iterator[Image]":
         return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, at: int) -> "Image":
-        """RGB; not turned as EXIF says, which torchvision's loader does not do either."""
-        if self._kept is None:
-            return self._read(at)
-        if at not in self._kept:
-            self._kept[at] = self._read(at)
-        return self._kept[at]
+    def __getitem__(self, index: int) -> "Image":
+        """Image `index` in RGB. Its EXIF orientation is ignored, as torchvision's loader ignores it."""
+        if self._cache is None:
+            return self._read(index)
+        if index not in self._cache:
+            self._cache[index] = self._read(index)
+        return self._cache[index]
 
     def digest(self) -> str:
-        """sha256 of the names and lengths of all files, by which another folder is known for another."""
-        said = [f"{file.relative_to(self.folder).as_posix()} {file.stat().st_size}" for file in self.files]
-        return hashlib.sha256("\n".join(said).encode("utf-8", "surrogateescape")).hexdigest()
+        """sha256 of the names and lengths in bytes of all files, to tell this folder from another one."""
+        lines = [f"{file.relative_to(self.folder).as_posix()} {file.stat().st_size}" for file in self.files]
+        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
     @property
     def names(self) -> list[str]:
-        """[N] paths below the folder, without suffix."""
+        """[N] paths relative to the folder, without suffix."""
         return image_names(self.files, self.folder)
 
     def image_set(self, digest: str = "names") -> ImageSet:
-        """Which images these are: their number, and a digest of their "names"; of their "bytes" too where that is asked for.
+        """The identity of the images: their number and a digest of their names.
+
+        Args:
+            digest: "names"; or "bytes" for a digest of the files' contents as well.
 
         Raises:
-            UsageError: another kind of digest; a file that cannot be read.
+            UsageError: `digest` is another word, or a file cannot be read.
         """
         require(digest in DIGESTS, "image digest", digest, f"must be one of {', '.join(DIGESTS)}")
         return ImageSet.of(self.names, self.files if digest == "bytes" else None)
 
     def sizes(self) -> NDArray[np.int64]:
-        """[N, 2] height and width, as the files' headers have them."""
-        return np.array([self.size(at) for at in range(len(self))], np.int64)
+        """[N, 2] height and width in pixels, from the files' headers."""
+        return np.array([self.size(index) for index in range(len(self))], np.int64)
 
-    def size(self, at: int) -> tuple[int, int]:
-        """Height and width of one image, likewise."""
-        return self._open(self.files[at], lambda image: (image.height, image.width))
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width in pixels of one image, from its file's header."""
+        return self._open(self.files[index], lambda image: (image.height, image.width))
 
-    def _read(self, at: int) -> "Image":
-        return self._open(self.files[at], lambda image: image.convert("RGB"))
+    def _read(self, index: int) -> "Image":
+        return self._open(self.files[index], lambda image: image.convert("RGB"))
 
     @staticmethod
-    def _open(file: Path, look: "Callable[[Image], Seen]") -> "Seen":
-        image = pillow()
+    def _open(file: Path, use: "Callable[[Image], Result]") -> "Result":
+        module = pillow()
         try:
-            with image.open(file) as found:
-                return look(found)
-        except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
-            raise UsageError(f"{file}: no readable image ({error})") from None
+            with module.open(file) as image:
+                return use(image)
+        except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:
+            raise UsageError(f"{file}: not a readable image ({error})") from None
 
 
 def pillow() -> ModuleType:
-    """PIL.Image.
+    """The module PIL.Image.
 
     Raises:
         MissingExtra: pillow is not installed.

@@ -1,7 +1,8 @@
 """A recipe, its seed and the sizes of the images -> every view of every epoch, at 0 bits a label. NumPy only.
 
-Views are those of RandomResizedCrop, a flip, and CutMix or mixup. Only operations that IEEE 754 rounds correctly, and integers, are used,
-so no library's version changes a view. docs/augmentation.md, "Recipe rrc 1", is the definition.
+The views are those of RandomResizedCrop, a horizontal flip, and CutMix or mixup. Only integers and operations that IEEE
+754 rounds correctly are used, so no version of a library changes a view. docs/augmentation.md, "Recipe rrc 1", is the
+definition.
 """
 
 from collections.abc import Callable
@@ -23,12 +24,12 @@ from vqlabel.views.crops import MAX_SIDE, to_fractions
 NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
 ORDER, VIEW, PARTNER, MIX = range(1, 5)  # purposes of random bits
-TRIES = 10  # for a crop that fits
+TRIES = 10  # draws for a crop that fits the image
 POSITION, FLIP = TRIES, TRIES + 1  # draws of a view after its tries
 RATIOS = np.rint((4 / 3) ** ((2 * np.arange(256) + 1) / 256 - 1) * 65536) / 65536  # width / height, uniform in their logarithm
-_KEPT = 1 << 24  # indices of epochs' orders that are remembered
-_TOGETHER = 1 << 16  # images of a batch: of two of them the columns are drawn when a file is opened, 2 us a view
-_PIECE = 2048  # views drawn at a time, so that their random bits stay in a core's cache
+MAX_BATCH_IMAGES = 1 << 16  # opening a file draws the columns of two batches, 2 us a view
+ORDER_CACHE = 1 << 24  # image indices of epochs that are cached, 4 bytes each
+CHUNK = 2048  # views drawn at a time, so that their random bits stay in a core's cache
 _RANGES = (
     ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, MAX_SIDE)
 )  # fmt: skip
@@ -36,26 +37,31 @@ _RANGES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """What was drawn, and from which seed.
+    """The random augmentation of a dump, and the seed that it was drawn from.
 
     Raises:
-        UsageError: a field is of another type or out of its range, or the recipe is none that is known here.
+        UsageError: a field is of another type or out of its range, or the recipe is unknown.
     """
 
     name: str = NAME
     version: int = VERSION
     seed: int  # below 2^53, so that JSON holds it
-    images: int  # N; an epoch shows each of them once
+    images: int  # N; an epoch contains each of them once
     epochs: int
     batch: int  # images; the last batch of an epoch may be shorter
     view: int  # pixels along a view
-    scale: tuple[float, float] = (0.08, 1.0)  # a crop's share of the image's area, at least and at most
-    flip: float = 0.5  # probability
-    mix: str = "none"
+    scale: tuple[float, float] = (0.08, 1.0)  # range of a crop's area over that of the image
+    flip: float = 0.5  # probability of a horizontal flip
+    mix: str = "none"  # one of MIXES
 
     def __post_init__(self) -> None:
         known = (self.name, self.version) == (NAME, VERSION) and type(self.version) is int
-        require(known, "recipe", f"{self.name} {self.version}", f"must be {NAME} {VERSION}; a newer vqlabel may know others")
+        require(
+            known,
+            "recipe",
+            f"{self.name} {self.version}",
+            f"must be {NAME} {VERSION}; a newer version of vqlabel may support others",
+        )
         for name, low, high in _RANGES:
             value = getattr(self, name)
             require(type(value) is int and low <= value <= high, name, value, f"must be an integer in {low}..{high}")
@@ -65,29 +71,32 @@ class Recipe:
         )
         require(type(self.flip) in (int, float) and 0 <= self.flip <= 1, "flip", self.flip, "must be a number in 0..1")
         require(self.mix in MIXES, "mix", self.mix, f"must be one of {', '.join(MIXES)}")
-        together = min(self.batch, self.images)
-        require(together <= _TOGETHER, "batch", self.batch, f"must be at most {_TOGETHER} images")
+        require(min(self.batch, self.images) <= MAX_BATCH_IMAGES, "batch", self.batch, f"must be at most {MAX_BATCH_IMAGES} images")
         batches = self.epochs * self.batches
         require(
-            batches <= MAX_BATCHES, "epochs", self.epochs, f"makes {batches} batches; {MAX_BATCHES} are allowed: use larger ones"
+            batches <= MAX_BATCHES,
+            "epochs",
+            self.epochs,
+            f"makes {batches} batches; the limit is {MAX_BATCHES}: use larger batches",
         )
 
     @property
     def batches(self) -> int:
-        """Of an epoch."""
+        """Batches of an epoch."""
         return -(-self.images // self.batch)
 
     def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON-compatible values."""
         return {**asdict(self), "scale": list(self.scale)}
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """Build from what `to_dict` gave.
+        """Inverse of `to_dict`.
 
         Raises:
-            UsageError: `values` has another set of fields, or a field that no recipe has.
+            UsageError: `values` has other fields, or a value out of its range.
         """
-        names = [one.name for one in fields(cls)]
+        names = [field.name for field in fields(cls)]
         good = isinstance(values, dict) and values.keys() == set(names)
         require(good, "recipe", str(values)[:200], f"must have the fields {', '.join(names)}")
         assert isinstance(values, dict)
@@ -96,21 +105,21 @@ class Recipe:
 
 
 class DrawnColumns:
-    """The places and the augmentation of records that follow a recipe: what `ColumnReader` reads, drawn.
+    """Places and augmentation of records that follow a recipe, drawn instead of read; interface as of `ColumnReader`.
 
     Args:
-        sizes: [images, 2] height and width of every image in pixels, or [1, 2] where all have one size.
-        images: which images these are; None: unknown.
+        sizes: [images, 2] height and width of every image in pixels, or [1, 2] if all have one size.
+        images: identity of the images; None: unknown.
 
     Attributes:
         places: [B] (epoch, batch) of every batch.
         starts: [B + 1] first record of every batch; the last entry is the number of records.
         order: "explicit".
-        sizes: as given, int64.
+        sizes: int64, shaped as given.
         images: as given.
 
     Raises:
-        UsageError: sizes of another shape, or out of range.
+        UsageError: sizes of another shape, or outside 1..MAX_SIDE - 1.
     """
 
     order, names = "explicit", None
@@ -121,12 +130,12 @@ class DrawnColumns:
         require(
             good, "sizes", list(self.sizes.shape), f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]"
         )
-        odd = self.sizes[~((self.sizes >= 1) & (self.sizes < MAX_SIDE)).all(1)]
-        require(not len(odd), "size", odd[:1].tolist(), f"must be a height and a width in 1..{MAX_SIDE - 1} pixels")
+        invalid = self.sizes[~((self.sizes >= 1) & (self.sizes < MAX_SIDE)).all(1)]
+        require(not len(invalid), "size", invalid[:1].tolist(), f"must be a height and a width in 1..{MAX_SIDE - 1} pixels")
         epoch, batch = np.divmod(np.arange(recipe.epochs * recipe.batches), recipe.batches)
         self.places = Places(epoch, batch)
         self.starts = np.append(epoch * recipe.images + batch * recipe.batch, recipe.epochs * recipe.images)
-        self._order = lru_cache(max(2, _KEPT // recipe.images))(self._draw_order)
+        self._order = lru_cache(max(2, ORDER_CACHE // recipe.images))(self._draw_order)
 
     def has(self, name: str) -> bool:
         """Whether records have the column."""
@@ -134,37 +143,37 @@ class DrawnColumns:
         return name in ("image", "crop", "flip", *mixed[self.recipe.mix])
 
     def batch_of(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[n] batch number of each record, counted through all epochs."""
+        """[n] record numbers -> [n] batch numbers, counted through all epochs."""
         epoch, slot = np.divmod(record, self.recipe.images)
         return np.asarray(epoch * self.recipe.batches + slot // self.recipe.batch)
 
-    def batch(self, at: int, labels: NDArray[np.floating]) -> LabelBatch:
-        """The batch at `places[at]`, with these labels."""
-        record = np.arange(self.starts[at], self.starts[at + 1])
+    def batch(self, number: int, labels: NDArray[np.floating]) -> LabelBatch:
+        """The batch at `places[number]`, with these labels [b, C]."""
+        record = np.arange(self.starts[number], self.starts[number + 1])
         image = self.image(record)
         crop, flip = self._draw_views(record, image)
-        batch = LabelBatch(labels=labels, place=self.places[at], image=image, crop=crop, flip=flip)
+        batch = LabelBatch(labels=labels, place=self.places[number], image=image, crop=crop, flip=flip)
         if self.recipe.mix == "none":
             return batch
-        index, (lam, box) = self._draw_partners(np.array([at])), self._draw_mix(np.array([at]))
+        index, (lam, box) = self._draw_partners(np.array([number])), self._draw_mix(np.array([number]))
         mixed = replace(batch, mix_index=index[0, : len(record)], mix_lam=float(lam[0]))
         return mixed if box is None else replace(mixed, mix_box=tuple(box[0].tolist()))
 
     def image(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[n] image of each record."""
+        """[n] record numbers -> [n] image indices."""
         epoch, slot = np.divmod(record, self.recipe.images)
         image = np.empty(len(record), np.int64)
-        for one in np.unique(epoch).tolist():
-            at = epoch == one
-            image[at] = self._order(one)[slot[at]]
+        for number in np.unique(epoch).tolist():
+            inside = epoch == number
+            image[inside] = self._order(number)[slot[inside]]
         return image
 
     def crop(self, record: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n, 4] shares top, left, height, width."""
+        """[n] record numbers -> [n, 4] top, left, height, width as fractions of the image's sides."""
         return self._draw_views(record, self.image(record))[0]
 
     def context(self, record: NDArray[np.int64]) -> Context:
-        """What a codec may know of these records."""
+        """[n] record numbers -> the context that a codec's prior may use."""
         image = self.image(record)
         crop, flip = self._draw_views(record, image)
         own = Context(image=image, crop=crop, flip=flip)
@@ -186,9 +195,12 @@ class DrawnColumns:
         return shuffled(self.recipe.seed, ORDER, epoch, self.recipe.images).astype(np.int32)
 
     def _draw_views(self, record: NDArray[np.int64], image: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """[n, 4] shares top, left, height, width, as code divides them that draws whole pixels; [n] whether the view is flipped."""
-        if len(record) > _PIECE:
-            parts = [self._draw_views(record[at : at + _PIECE], image[at : at + _PIECE]) for at in range(0, len(record), _PIECE)]
+        """[n, 4] top, left, height, width as fractions of integer pixels; [n] whether the view is flipped."""
+        if len(record) > CHUNK:
+            parts = [
+                self._draw_views(record[start : start + CHUNK], image[start : start + CHUNK])
+                for start in range(0, len(record), CHUNK)
+            ]
             return np.concatenate([crop for crop, _ in parts]), np.concatenate([flip for _, flip in parts])
         side = self._size(image)
         first, second = bits(self.recipe.seed, VIEW, record // self.recipe.images, image, np.arange(FLIP + 1)[:, None])  # [12, n]
@@ -206,16 +218,16 @@ class DrawnColumns:
         return to_fractions(pixels, side), uniform(first[FLIP]) < self.recipe.flip
 
     def _draw_partners(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[batches, slots] slot of the view that is mixed into the view of each slot; of short batches the first are meant."""
+        """[batches, slots] slot of the view mixed into that of each slot; short batches use the first columns."""
         epoch, number = np.divmod(batch, self.recipe.batches)
         slot = np.arange(min(self.recipe.batch, self.recipe.images))
         key, _ = bits(self.recipe.seed, PARTNER, epoch[:, None], number[:, None], slot)
         length = self.starts[batch + 1] - self.starts[batch]
-        key[slot >= length[:, None]] = np.iinfo(np.uint64).max  # the last, as the sort is stable
+        key[slot >= length[:, None]] = np.iinfo(np.uint64).max  # they come last, because the sort is stable
         return np.argsort(key, axis=1, kind="stable")
 
     def _draw_mix(self, batch: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
-        """[batches] lambda; of CutMix [batches, 4] row0, col0, row1, col1 of the box, which lambda then follows."""
+        """[batches] lambda; for CutMix also [batches, 4] row0, col0, row1, col1 of the box, whose area gives lambda."""
         epoch, number = np.divmod(batch, self.recipe.batches)
         first, second = bits(self.recipe.seed, MIX, epoch, number, np.arange(2)[:, None])
         lam, view = uniform(first[0]), self.recipe.view
@@ -228,11 +240,11 @@ class DrawnColumns:
 
 
 class ReorderedColumns(DrawnColumns):
-    """A recipe's views, in another order of images than its own: crops and flips are those of the recipe, batches are others.
+    """A recipe's views in another order of images: crops and flips are those of the recipe, the batches differ.
 
     Args:
-        order_of: an epoch -> its order of images [N].
-        order_name: what it is, for the file beside a dump.
+        order_of: epoch -> [N] image indices in their order.
+        order_name: name of the order, for the recipe file beside a dump.
     """
 
     def __init__(self, drawn: DrawnColumns, order_of: Callable[[int], NDArray[np.integer]], order_name: str) -> None:
@@ -244,5 +256,5 @@ class ReorderedColumns(DrawnColumns):
 
 
 def largest_central(side: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[n, 2] height and width of the image, the longer one cut to an aspect ratio of 3/4..4/3."""
+    """[n, 2] height and width of images -> [n, 2] of the largest central crop with an aspect ratio in 3/4..4/3."""
     return np.minimum(side, np.rint(side[:, ::-1] * 4 / 3).astype(np.int64))

@@ -1,6 +1,6 @@
-"""A record and its image -> the view that the teacher saw, to the pixel, as torchvision makes it with PIL. Needs pillow (extra `student`).
+"""A record and its image -> the view that the teacher saw, exactly as torchvision renders it with PIL.
 
-docs/augmentation.md, "Views", says what is done in which order.
+Needs pillow (extra `student`). docs/augmentation.md, "Views", defines the operations and their order.
 """
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch
-from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partners_of, strip_sources
+from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partner_batch, strip_sources
 from vqlabel.views.image_folder import pillow
 
 if TYPE_CHECKING:
@@ -21,24 +21,29 @@ Views = NDArray[np.uint8] | NDArray[np.float32]
 
 @runtime_checkable
 class Images(Protocol):
-    """Images by index: `Pictures`, or a list."""
+    """PIL images in RGB by index: an `ImageFolder`, or a list."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, at: int, /) -> "Image": ...
+    def __getitem__(self, index: int, /) -> "Image": ...
 
 
-def view(
+def render_view(
     image: "Image", crop: NDArray[np.floating] | None, flip: bool, size: int, patches: NDArray[np.int64] | None = None
 ) -> NDArray[np.uint8]:
-    """[size, size, 3]: what one record shows of its RGB image, before cutout and mixing.
+    """Crop, resize and flip one RGB image: the view of one record before cutout and mixing.
 
     Args:
-        crop: [4] shares top, left, height, width; None: the whole image.
-        patches: [2, parts] order of the image's columns and rows of patches.
+        crop: [4] top, left, height, width as fractions of the image's sides; None: the whole image.
+        flip: whether the view is mirrored left to right.
+        size: pixels along the view.
+        patches: [2, parts] new order of the image's columns and rows of patches, applied before the crop.
+
+    Returns:
+        [size, size, 3] uint8.
 
     Raises:
-        BadLabels: a share outside 0..1, patches that are no permutations.
-        UsageError: the crop has no pixel.
+        BadLabels: a fraction is outside 0..1, or the patches are not permutations.
+        UsageError: the crop contains no pixel.
     """
     if patches is not None:
         columns, rows = (strip_sources(order[None], np.array([side]))[0] for order, side in zip(patches, image.size, strict=True))
@@ -46,63 +51,67 @@ def view(
     side = np.array([[image.height, image.width]])
     top, left, height, width = crop_boxes(None if crop is None else crop[None], side)[0].tolist()
     part, bilinear = image.crop((left, top, left + width, top + height)), pillow().Resampling.BILINEAR
-    # Across first, as Pillow did by itself before 13; since then it takes tall images the other way round.
-    seen = np.asarray(part.resize((size, height), bilinear).resize((size, size), bilinear))
-    return seen[:, ::-1] if flip else seen
+    # Horizontal pass first, as in Pillow before version 13; later versions resize tall images in the other order.
+    pixels = np.asarray(part.resize((size, height), bilinear).resize((size, size), bilinear))
+    return pixels[:, ::-1] if flip else pixels
 
 
-def views(images: Images, batch: LabelBatch, size: int) -> Views:
-    """[n, size, size, 3]: the views that the labels of a batch are of.
+def render(images: Images, batch: LabelBatch, size: int) -> Views:
+    """Render the views that a teacher saw when it made the labels of a batch.
 
     Args:
-        images: RGB.
+        images: RGB images by index.
+        batch: records with image indices and augmentation.
         size: pixels along a view, the unit of CutMix boxes.
 
     Returns:
-        uint8 in 0..255; of a batch with mixup float32 in 0..1, not rounded.
+        [n, size, size, 3] uint8 in 0..255; for a batch with mixup float32 in 0..1, not rounded.
 
     Raises:
-        BadLabels: the records do not say their images, or what they say is impossible.
-        UsageError: too few images, something else than RGB images, or another size than the dump's; operations that cannot be replayed.
+        BadLabels: the records have no image indices, or impossible augmentation.
+        UsageError: too few images, images that are not RGB or of another size than the dump's, or operations that
+            cannot be replayed.
+
+    Source: docs/augmentation.md, "Views".
     """
     check_renderable(batch, len(images), size)
     own = _unmixed(images, batch, size)
     if batch.mix_index is not None:
         return _mixed(own, own[batch.mix_index], batch)
-    partners = partners_of(batch)
+    partners = partner_batch(batch)
     return own if partners is None else _mixed(own, _unmixed(images, partners, size), batch)
 
 
 def _unmixed(images: Images, batch: LabelBatch, size: int) -> NDArray[np.uint8]:
     assert batch.image is not None
-    made = np.empty((len(batch.image), size, size, 3), np.uint8)
+    views = np.empty((len(batch.image), size, size, 3), np.uint8)
     for row, image in enumerate(batch.image.tolist()):
         crop, patches = (None if column is None else column[row] for column in (batch.crop, batch.patches))
-        made[row] = view(rgb(images, image), crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
+        views[row] = render_view(rgb_image(images, image), crop, batch.flip is not None and bool(batch.flip[row]), size, patches)
     if batch.cutout is not None:
         for row, ((row0, col0, row1, col1), colour) in enumerate(zip(*cutout_boxes(batch.cutout, size), strict=True)):
-            made[row, row0:row1, col0:col1] = colour
-    return made
+            views[row, row0:row1, col0:col1] = colour
+    return views
 
 
-def rgb(images: Images, at: int) -> "Image":
-    """One of the images.
+def rgb_image(images: Images, index: int) -> "Image":
+    """Image `index`.
 
     Raises:
-        UsageError: it is something else than an RGB image.
+        UsageError: it is not a PIL image in RGB.
     """
-    image = images[at]
-    picture: type[Image] = pillow().Image
-    if not isinstance(image, picture) or image.mode != "RGB":
+    image = images[index]
+    image_type: type[Image] = pillow().Image
+    if not isinstance(image, image_type) or image.mode != "RGB":
         kind = f"an image in mode {image.mode}" if hasattr(image, "mode") else f"of type {type(image).__name__}"
         raise UsageError(
-            f"image {at} is {kind}; images must be PIL images in RGB: Image.open(path).convert('RGB'), or name their folder"
+            f"image {index} is {kind}; images must be PIL images in RGB: Image.open(path).convert('RGB'), or pass the path of their folder"
         )
     return image
 
 
 def _mixed(own: NDArray[np.uint8], other: NDArray[np.uint8], batch: LabelBatch) -> Views:
-    """CutMix where there is a box, mixup where there is only lambda."""
+    """CutMix if the batch has a box, mixup if it has lambda alone, else no mixing."""
     if batch.mix_box is not None:
         row0, col0, row1, col1 = batch.mix_box
         mixed = own.copy()

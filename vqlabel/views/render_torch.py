@@ -1,7 +1,7 @@
-"""A batch of records and their images -> the views of augment/views.py as tensors, on any device, to the pixel; no loop over views.
+"""A batch of records and their images -> the views of render_pil.py as tensors, pixel for pixel, on any device.
 
-PIL resizes in two passes. A pixel of a pass is a sum of a few of its input's times weights that are multiples of 2^-22, rounded to 8 bits;
-so integers give the very same pixels.
+PIL resizes in two passes. An output pixel of a pass is a weighted sum of a few input pixels, with weights that are
+multiples of 2^-22, rounded to 8 bits. So integer arithmetic gives exactly the same pixels.
 """
 
 from collections.abc import Sequence
@@ -14,27 +14,34 @@ from torch import Tensor
 
 from vqlabel.errors import require
 from vqlabel.labels import LabelBatch
-from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partners_of, strip_sources
+from vqlabel.views.geometry import check_renderable, crop_boxes, cutout_boxes, partner_batch, strip_sources
 
 WEIGHT_BITS = 22  # of PIL's fixed-point weights
 
 
-class Stack(NamedTuple):
-    """Images of any sizes in one tensor, each in the upper left corner."""
+class ImageStack(NamedTuple):
+    """Images of any sizes in one tensor, each in its upper left corner."""
 
     pixels: Tensor  # [N, 3, H, W] uint8
     sizes: NDArray[np.int64]  # [N, 2] height and width
 
 
-class Taps(NamedTuple):
-    """Which pixels along a side of an image a pixel along a side of the view is made of, and how much of each."""
+class FilterTaps(NamedTuple):
+    """For each pixel along a side of the view, the image pixels that it is a weighted sum of, and their weights."""
 
     source: NDArray[np.int64]  # [n, size, taps]
-    weight: NDArray[np.int32]  # [n, size, taps]; those of a pixel add up to 2^22, nearly
+    weight: NDArray[np.int32]  # [n, size, taps]; the weights of a pixel add up to about 2^22
 
 
-def stack(images: Sequence[Tensor], device: str | torch.device = "cpu") -> Stack:
-    """[3, H, W] uint8 each -> one tensor on `device`, padded."""
+def stack(images: Sequence[Tensor], device: str | torch.device = "cpu") -> ImageStack:
+    """Pad images to a common size and stack them.
+
+    Args:
+        images: uint8 [3, H, W] each.
+
+    Raises:
+        UsageError: an image is of another type or shape.
+    """
     for image in images:
         good = image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3
         require(good, "image", f"{image.dtype} {list(image.shape)}", "must be uint8 [3, H, W]")
@@ -43,67 +50,73 @@ def stack(images: Sequence[Tensor], device: str | torch.device = "cpu") -> Stack
     pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device="cpu")
     for row, image in zip(pixels, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
-    return Stack(pixels.to(device), sizes)
+    return ImageStack(pixels.to(device), sizes)
 
 
-def views(images: Stack, batch: LabelBatch, size: int) -> Tensor:
-    """[n, 3, size, size]: the views that the labels of a batch are of, on the images' device.
+def render(images: ImageStack, batch: LabelBatch, size: int) -> Tensor:
+    """Render the views that a teacher saw when it made the labels of a batch, on the device of the images.
 
-    Meanwhile they take some 12 bytes for every pixel of n * 3 * H * size.
+    The peak of temporary memory is about 12 bytes for each of n * 3 * H * size pixels.
 
     Args:
+        batch: records with image indices and augmentation.
         size: pixels along a view, the unit of CutMix boxes.
 
     Returns:
-        uint8 in 0..255; of a batch with mixup float32 in 0..1, not rounded.
+        [n, 3, size, size] uint8 in 0..255; for a batch with mixup float32 in 0..1, not rounded.
 
     Raises:
-        BadLabels, UsageError: as `vqlabel.views.render_pil.render` does.
+        BadLabels, UsageError: see `vqlabel.views.render_pil.render`.
     """
     check_renderable(batch, len(images.pixels), size)
     own = _unmixed(images, batch, size)
     if batch.mix_index is not None:
         return _mixed(own, own[_to(own.device, batch.mix_index)], batch)
-    partners = partners_of(batch)
+    partners = partner_batch(batch)
     return own if partners is None else _mixed(own, _unmixed(images, partners, size), batch)
 
 
-def _unmixed(images: Stack, batch: LabelBatch, size: int) -> Tensor:
+def _unmixed(images: ImageStack, batch: LabelBatch, size: int) -> Tensor:
     side, device = images.sizes[batch.image], images.pixels.device
     box = crop_boxes(batch.crop, side)
-    down, across = (taps_of(box[:, axis], box[:, 2 + axis], size) for axis in (0, 1))
+    down, across = (bilinear_taps(box[:, axis], box[:, 2 + axis], size) for axis in (0, 1))
     if batch.flip is not None:
-        across = Taps(*(np.where(batch.flip[:, None, None], values[:, ::-1], values) for values in across))
+        across = FilterTaps(*(np.where(batch.flip[:, None, None], values[:, ::-1], values) for values in across))
     if batch.patches is not None:
         across = _from_strips(across, strip_sources(batch.patches[:, 0], side[:, 1]))
         down = _from_strips(down, strip_sources(batch.patches[:, 1], side[:, 0]))
     assert batch.image is not None
-    made = _resized(_resized(images.pixels[_to(device, batch.image)], 3, across), 2, down)
-    return made if batch.cutout is None else _cut_out(made, *cutout_boxes(batch.cutout, size))
+    views = _resized(_resized(images.pixels[_to(device, batch.image)], 3, across), 2, down)
+    return views if batch.cutout is None else _cut_out(views, *cutout_boxes(batch.cutout, size))
 
 
-def taps_of(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> Taps:
-    """PIL's bilinear filter, a triangle that widens where it shrinks, from `length` pixels of an image's side on to `size`."""
+def bilinear_taps(start: NDArray[np.int64], length: NDArray[np.int64], size: int) -> FilterTaps:
+    """PIL's bilinear filter, a triangle that widens when it reduces.
+
+    Args:
+        start, length: [n] first pixel and number of pixels of the crop along a side of the image.
+        size: pixels along the view.
+    """
     scale = length[:, None] / size
     reach = np.maximum(scale, 1)
     center = (np.arange(size) + 0.5) * scale  # [n, size]
     first = np.floor(center - reach + 0.5).astype(np.int64).clip(0)
     stop = np.minimum(np.floor(center + reach + 0.5).astype(np.int64), length[:, None])
-    at = first[:, :, None] + np.arange(int((stop - first).max(initial=1)))
-    away = (at - center[:, :, None] + 0.5) * (1 / reach)[:, :, None]
-    weight = np.where(at < stop[:, :, None], 1 - abs(away), 0).clip(0)
-    weight /= weight.cumsum(2)[:, :, -1:]  # one after the other, as PIL adds them
-    index = start[:, None, None] + np.minimum(at, length[:, None, None] - 1)
-    return Taps(index, np.floor(0.5 + weight * (1 << WEIGHT_BITS)).astype(np.int32))
+    position = first[:, :, None] + np.arange(int((stop - first).max(initial=1)))
+    distance = (position - center[:, :, None] + 0.5) * (1 / reach)[:, :, None]
+    weight = np.where(position < stop[:, :, None], 1 - abs(distance), 0).clip(0)
+    weight /= weight.cumsum(2)[:, :, -1:]  # added one after the other, as PIL does
+    index = start[:, None, None] + np.minimum(position, length[:, None, None] - 1)
+    return FilterTaps(index, np.floor(0.5 + weight * (1 << WEIGHT_BITS)).astype(np.int32))
 
 
-def _from_strips(taps: Taps, source: NDArray[np.int64]) -> Taps:
-    """Taps of a shuffled image -> of the image as it is."""
+def _from_strips(taps: FilterTaps, source: NDArray[np.int64]) -> FilterTaps:
+    """FilterTaps in a patch-shuffled image -> taps in the original image; `source` as from `strip_sources`."""
     rows = np.arange(len(source))[:, None, None]
-    return Taps(source[rows, taps.source], taps.weight)
+    return FilterTaps(source[rows, taps.source], taps.weight)
 
 
-def _resized(pixels: Tensor, axis: int, taps: Taps) -> Tensor:
+def _resized(pixels: Tensor, axis: int, taps: FilterTaps) -> Tensor:
     """One pass over [n, 3, H, W] uint8, along axis 2 or 3."""
     n, size, count = taps.source.shape
     shape = list(pixels.shape)
@@ -118,14 +131,14 @@ def _resized(pixels: Tensor, axis: int, taps: Taps) -> Tensor:
 
 
 def _cut_out(views: Tensor, box: NDArray[np.int64], colour: NDArray[np.uint8]) -> Tensor:
-    at = torch.arange(views.shape[2], device=views.device)
+    position = torch.arange(views.shape[2], device=views.device)
     row0, col0, row1, col1 = _to(views.device, box)[:, :, None].unbind(1)  # [n, 1]
-    inside = ((at >= row0) & (at < row1))[:, :, None] & ((at >= col0) & (at < col1))[:, None]
+    inside = ((position >= row0) & (position < row1))[:, :, None] & ((position >= col0) & (position < col1))[:, None]
     return torch.where(inside[:, None], _to(views.device, colour)[:, :, None, None], views)
 
 
 def _mixed(own: Tensor, other: Tensor, batch: LabelBatch) -> Tensor:
-    """CutMix where there is a box, mixup where there is only lambda."""
+    """CutMix if the batch has a box, mixup if it has lambda alone, else no mixing."""
     if batch.mix_box is not None:
         row0, col0, row1, col1 = batch.mix_box
         mixed = own.clone()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vqlabel.bitstream.codings import ANS
 from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.codecs.vqae.fit.split import VARIES_MOST, level_spread
@@ -101,7 +102,7 @@ def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
     """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
-    if codec.config.max_codes is None and "ans" not in codec.config.codings:
+    if codec.config.max_codes is None and ANS not in codec.config.codings:
         return sum(codec.code_bits)
     before, bits, count = codec.effort, 0.0, 0
     codec.set_effort("fast")  # how many codes a label has does not depend on it

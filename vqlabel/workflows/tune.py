@@ -8,7 +8,7 @@ from os import PathLike
 from typing import Any
 
 from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
-from vqlabel.codecs.budget import HEADER, budget_of
+from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.fit.budget import LEAST_BITS, MOST_BITS, USUAL_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
@@ -17,6 +17,7 @@ from vqlabel.codecs.vqae.fit.train import usual_epochs
 from vqlabel.codecs.vqae.sizes import file_bytes
 from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
 from vqlabel.config import FitConfig
+from vqlabel.container.overhead import FILE_BYTES
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import temperature_weight
@@ -210,8 +211,8 @@ class Search:
     def reach(self, kl: float) -> Trial:
         """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
         labels, classes = self.stats.labels, self.stats.classes
-        low, high = math.log(HEADER), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
-        at, good, before = min(high, math.log(HEADER + 4 * labels)), None, None
+        low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
+        at, good, before = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
         for _ in range(REACH_TRIALS):
             try:
                 trial = self.run(replace(self.config, bytes=int(math.exp(at)), ratio=None))

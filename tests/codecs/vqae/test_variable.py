@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.bitstream import pack_fixed
+from vqlabel.bitstream import FIXED, ZSTD, pack_fixed
 from vqlabel.cli import app
 from vqlabel.codecs import CODECS, LabelCodec, fit_codec
 from vqlabel.codecs.at_config import at_config
@@ -161,9 +161,7 @@ def test_any_records_are_read_in_any_order(
     monkeypatch.setattr(
         ContainerWriter,
         "begin",
-        lambda self, name, bits, codings=("fixed", "zstd"), chunk_rows=chunk_rows, c=chunk_rows: begin(
-            self, name, bits, codings, c
-        ),
+        lambda self, name, bits, codings=(FIXED, ZSTD), chunk_rows=chunk_rows, c=chunk_rows: begin(self, name, bits, codings, c),
     )
     vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
     rng, at = np.random.default_rng(0), [0, 7, 8, 65, 1000, N]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from vqlabel.bitstream.codings import ANS, FIXED, ZSTD, Coding
 from vqlabel.codecs.config import CodecConfig, check_top_classes
 from vqlabel.errors import require
 
@@ -15,7 +16,7 @@ class SparseConfig(CodecConfig):
     """Labels of which k numbers are known: class ids, and the steps of a logit between them."""
 
     kind: ClassVar[str] = "sparse"
-    codings: ClassVar[tuple[str, ...]] = ("fixed", "zstd", "ans")
+    codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD, ANS)
     classes: int
     domain: str
     k: int

@@ -2,16 +2,13 @@
 
 import math
 
-from vqlabel.codecs.budget import CHUNK_LABELS, CHUNK_ROW, HEADER
 from vqlabel.codecs.config import CHUNK_CODES
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.prior import WIDTHS
 from vqlabel.codecs.weights import stored_bytes
+from vqlabel.container import overhead
 
 NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
-ZSTD_MORE = 96  # that a chunk of counts may take above its width: zstd was better for the first chunk, and its frames are padded
-MORE_HEADER = 4096  # of a file with so many tensors that its header outgrows the first area
-PADDING = 64  # of variable labels, whose codes are rows of their own, and of labels without a code
 
 
 def bits_of(name: str, weight_bits: int) -> int:
@@ -42,14 +39,14 @@ def codec_bytes(config: VqaeConfig) -> int:
 
 def file_bytes(config: VqaeConfig, labels: int) -> int:
     """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
-    codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // CHUNK_LABELS)
+    codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // overhead.CHUNK_ROWS)
     if not config.label_bits:
         chunks = -(-labels // CHUNK_CODES)
-        codes = PADDING * chunks  # zeros, compressed
+        codes = overhead.STREAM_PADDING * chunks  # zeros, compressed
     elif config.variable:
         codes, chunks = (
-            codes + PADDING + ZSTD_MORE * chunks,
+            codes + overhead.STREAM_PADDING + overhead.ZSTD_CHUNK_EXCESS * chunks,
             chunks + math.ceil(labels * config.rate / config.code_bits / CHUNK_CODES),
         )
-    header = HEADER + MORE_HEADER * (config.prior is not None and (config.lift or config.variable))
-    return codes + codec_bytes(config) + header + CHUNK_ROW * chunks
+    header = overhead.FILE_BYTES + overhead.HEADER_GROWTH * (config.prior is not None and (config.lift or config.variable))
+    return codes + codec_bytes(config) + header + overhead.CHUNK_TABLE_ROW * chunks

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from vqlabel.codecs.budget import HEADER
 from vqlabel.codecs.vqae.config import PriorConfig, VqaeConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats
 from vqlabel.codecs.vqae.fit.rules import (
@@ -21,6 +20,7 @@ from vqlabel.codecs.vqae.fit.rules import (
 from vqlabel.codecs.vqae.sizes import bits_of, file_bytes
 from vqlabel.codecs.weights import stored_bytes
 from vqlabel.config import MIX, SLOTS_MOST, FitConfig
+from vqlabel.container.overhead import FILE_BYTES
 from vqlabel.errors import UsageError
 
 RATES_TRIED = 12  # each half the one before, where a budget leaves too little for the codec
@@ -37,7 +37,7 @@ def within(config: FitConfig, facts: DatasetStats, prior: PriorConfig | None, bu
     A shape is passed over where a smaller codebook serves better: where its codebooks take too much of what a larger latent could have
     (with fewer slots even more so), or where not even one slot of it leaves enough directions.
     """
-    each = 8 * (budget - HEADER) / max(1, facts.labels)
+    each = 8 * (budget - FILE_BYTES) / max(1, facts.labels)
     head = exact_classes(config, facts, int(CODE_SHARE * each))
     head_bits = head * exact_class_bits(facts)
     each = max(0, each - head_bits)

@@ -7,8 +7,8 @@ import math
 
 from vqlabel.codecs.vqae.config import PriorConfig, VqaeConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats
-from vqlabel.codecs.vqae.sizes import MORE_HEADER
 from vqlabel.config import LEVEL_BITS, MIX, SLOTS_MOST, FitConfig
+from vqlabel.container.overhead import HEADER_GROWTH
 from vqlabel.errors import UsageError, require
 
 LATENT_MOST, IMAGE_MOST, HIDDEN_MOST = 256, 64, 256  # sizes of a codec whose bytes nobody limits
@@ -51,7 +51,7 @@ def exact_classes(config: FitConfig, facts: DatasetStats, bits: int) -> int:
 
 def has_lift(config: FitConfig, facts: DatasetStats, head: int, budget: int | None = None) -> bool:
     """Labels for students of known temperatures are unbiased as far as that goes (`contrast.py`), unless it takes too much of a budget."""
-    if budget is not None and LIFT_SHARE * budget < MORE_HEADER:
+    if budget is not None and LIFT_SHARE * budget < HEADER_GROWTH:
         return False
     if facts.domain == "sigmoid":
         return False

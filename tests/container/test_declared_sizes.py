@@ -1,4 +1,4 @@
-"""Small files that claim much: refused before memory or time is spent on what they claim, and never believed by `stats`."""
+"""Small files that declare large sizes: refused before memory or time is spent, and not trusted by `stats`."""
 
 import json
 import tracemalloc
@@ -63,7 +63,7 @@ def one_bit_fields(f: Forgery) -> None:
     f.zeros("codes", [[1, 1 << 21]], 8, 5)
 
 
-CLAIMS = {
+DECLARED = {
     "a column of 128 fields": ("raw", wide_batch, "column 'batch' has 524288 rows of 128 fields; its of 3 belong"),
     "sizes of 128 fields": ("raw", wide_sizes, "column 'image_size' has 524288 rows of 128 fields"),
     "sizes of 2^24 images": ("raw", many_sizes, "column 'image_size' has 16777216 rows; the format allows"),
@@ -75,9 +75,9 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize("case", CLAIMS)
-def test_a_file_that_claims_much_is_refused_in_little_memory(case: str, tmp_path: Path) -> None:
-    name, change, message = CLAIMS[case]
+@pytest.mark.parametrize("case", DECLARED)
+def test_a_file_that_declares_large_sizes_is_refused_in_little_memory(case: str, tmp_path: Path) -> None:
+    name, change, message = DECLARED[case]
     forgery = Forgery(GOLDEN / f"{name}.vql")
     change(forgery)
     path = forgery.write(tmp_path / "a.vql")
@@ -89,7 +89,7 @@ def test_a_file_that_claims_much_is_refused_in_little_memory(case: str, tmp_path
     assert str(path) in str(found.value)
 
 
-def test_a_batch_whose_labels_memory_does_not_hold_is_refused(tmp_path: Path) -> None:
+def test_a_batch_whose_labels_exceed_the_memory_limit_is_refused(tmp_path: Path) -> None:
     forgery = Forgery(GOLDEN / "raw.vql")
     huge_batch(forgery)
     forgery.metadata["vql.codec"]["config"]["classes"] = forgery.metadata["vql.label"]["classes"] = 1 << 20
@@ -102,7 +102,7 @@ def test_a_batch_whose_labels_memory_does_not_hold_is_refused(tmp_path: Path) ->
     assert len(vqlabel.open(path)[0]) == 1 << 20
 
 
-def test_names_that_take_no_bytes_are_refused(tmp_path: Path) -> None:
+def test_names_without_bytes_are_refused(tmp_path: Path) -> None:
     forgery, text = Forgery(GOLDEN / "outside.vql"), b"\n" * FULL
     import zstandard
 
@@ -127,7 +127,7 @@ def small_book(f: Forgery) -> None:
     f.tensors["codec.decoder.codebook"] = "I8", [1], b"\0"
 
 
-BELIEVED = {
+STATS_CASES = {
     "more slots": ("vqae", config(slots=6), "codes of 5 x 5 bits, the codec's are 6 x 5"),
     "2^40 slots": ("vqae", config(slots=1 << 40), "slots is 1099511627776"),
     "2^24 codes": ("vqae", config(codebook_size=1 << 24), "codebook_size is 16777216"),
@@ -136,9 +136,9 @@ BELIEVED = {
 }
 
 
-@pytest.mark.parametrize("case", BELIEVED)
-def test_stats_does_not_believe_the_header(case: str, tmp_path: Path) -> None:
-    name, change, message = BELIEVED[case]
+@pytest.mark.parametrize("case", STATS_CASES)
+def test_stats_checks_the_header(case: str, tmp_path: Path) -> None:
+    name, change, message = STATS_CASES[case]
     forgery = Forgery(GOLDEN / f"{name}.vql")
     change(forgery)
     path = forgery.write(tmp_path / "a.vql")
@@ -149,7 +149,7 @@ def test_stats_does_not_believe_the_header(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [[], None, "x", {"pruned": {"keep": 0.5}}, {"pruned": {"keep": "x", "by": 1, "seed": []}}])
-def test_stats_takes_odd_details_for_none(value: Any, tmp_path: Path) -> None:
+def test_stats_ignores_invalid_details(value: Any, tmp_path: Path) -> None:
     forgery = Forgery(GOLDEN / "raw.vql")
     details(value)(forgery)
     path = forgery.write(tmp_path / "a.vql")
@@ -158,7 +158,7 @@ def test_stats_takes_odd_details_for_none(value: Any, tmp_path: Path) -> None:
     assert "pruned" not in stats(path, against=tmp_path / "a.npy")
 
 
-def test_a_tensor_of_a_later_version_is_counted_and_otherwise_ignored(tmp_path: Path) -> None:
+def test_a_tensor_of_a_later_version_is_counted_but_not_used(tmp_path: Path) -> None:
     forgery = Forgery(GOLDEN / "raw.vql")
     forgery.tensors["columns.extra"] = "U8", [8], bytes(8)
     forgery.tensors["note"] = "F16", [4], bytes(8)
@@ -171,7 +171,7 @@ def test_a_tensor_of_a_later_version_is_counted_and_otherwise_ignored(tmp_path: 
 
 
 @pytest.mark.parametrize(("scale", "dtype"), [(3.4e38, np.float32), (1e30, np.float32)])
-def test_figures_that_float32_cannot_hold_are_null_in_valid_json(scale: float, dtype: Any, tmp_path: Path) -> None:
+def test_figures_beyond_float32_are_null_in_valid_json(scale: float, dtype: Any, tmp_path: Path) -> None:
     labels = (np.sign(np.random.default_rng(0).standard_normal((40, 6))) * scale).astype(dtype)
     np.save(tmp_path / "a.npy", labels)
     for codec, slots in (("raw", []), ("topk", ["--slots", "2"])):
@@ -206,7 +206,7 @@ def test_info_shows_no_control_characters(tmp_path: Path) -> None:
     assert all(c.isprintable() or c == "\n" for c in result.stdout)
 
 
-def test_a_refusal_quotes_little_of_a_long_header(tmp_path: Path) -> None:
+def test_an_error_message_quotes_little_of_a_long_header(tmp_path: Path) -> None:
     forgery = Forgery(GOLDEN / "raw.vql")
     forgery.metadata["vql.columns"] = {"order": "x" * 1_000_000}
     with pytest.raises(BadContainer) as found:
@@ -214,7 +214,7 @@ def test_a_refusal_quotes_little_of_a_long_header(tmp_path: Path) -> None:
     assert len(str(found.value)) < 1000
 
 
-def test_views_of_a_size_that_memory_does_not_hold_are_refused() -> None:
+def test_views_that_exceed_the_memory_limit_are_refused() -> None:
     from vqlabel.training.views import _check_memory
 
     _check_memory(4096, 224)
