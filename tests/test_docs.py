@@ -32,7 +32,7 @@ from vqlabel import LabelBatch
 from vqlabel.cli import app
 from vqlabel.errors import UsageError
 from vqlabel.labels import LAYOUTS, WRITERS, Place, open_labels
-from vqlabel.labels.layouts.tree import simulated
+from vqlabel.labels.layouts.tree import simulated_orders
 
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
@@ -159,7 +159,7 @@ def class_of(image: int) -> int:
 def sre2l_batches(classes: int) -> Iterable[LabelBatch]:
     """Two epochs in the order of SRe2L's shuffle, each label largest at the class of its image."""
     rng = np.random.default_rng(0)
-    for epoch, order in enumerate(simulated(60, 2, draws=2)):
+    for epoch, order in enumerate(simulated_orders(60, 2, draws=2)):
         for number, (start, stop) in enumerate(pairwise([0, 16, 32, 48, 60])):
             image = order[start:stop]
             labels = rng.normal(size=(len(image), classes)).astype(np.float16)

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vqlabel import FitConfig
-from vqlabel.bitstream import join_ragged, pack_fixed, split_ragged, unpack_fixed
+from vqlabel.bitstream import ANS, join_ragged, pack_fixed, split_ragged, unpack_fixed
 from vqlabel.codecs import LabelCodec, LabelSample, build_codec, fit_codec, load_codec, save_codec
 from vqlabel.codecs.base import EFFORTS
 from vqlabel.codecs.file import KEY
@@ -137,11 +137,7 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     codes = case.encode()
     if not (case.codec.config.max_codes is not None):
         fixed = len(codes) * sum(case.codec.code_bits)
-        assert (
-            case.codec.stored_bits(codes) == fixed
-            if "ans" not in case.codec.config.codings
-            else case.codec.stored_bits(codes) <= fixed
-        )
+        assert case.codec.stored_bits(codes) == fixed if ANS not in case.codec.codings else case.codec.stored_bits(codes) <= fixed
         return
     slots = case.codec.config.slots
     beyond = torch.arange(slots) >= codes[:, :1]
@@ -480,7 +476,7 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [0.0]}, "temperature is .*; it must be 1 to 16 numbers"),
         ({"temperature": [float("nan")]}, "temperature is .*; it must be 1 to 16 numbers"),
-        ({"temperature": ["1"]}, r"temperature is \['1'\] .*; it must be a list of which each is a number"),
+        ({"temperature": ["1"]}, r"temperature is \['1'\] .*; it must be a list of items that are each a number"),
         ({"temperature": list(range(1, 100))}, "temperature is .*; it must be 1 to 16 numbers"),
     ],
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample, fit_codec
+from vqlabel.codecs.fit import with_codec
 from vqlabel.codecs.sparse.codec import SparseCodec
 from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.sparse.fit import DEFAULT_STEP
@@ -24,7 +25,6 @@ from vqlabel.labels import Support
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import scatter, scatter_probs, topk
 from vqlabel.metrics.distortion import Distortion
-from vqlabel.workflows.fit import with_codec
 
 CLASSES, LABELS = 40, 300
 FORMS = [

@@ -16,7 +16,8 @@ from safetensors.numpy import save_file
 import vqlabel
 from vqlabel.bitstream import pack_fixed
 from vqlabel.codecs import CODECS
-from vqlabel.config import RawConfig, VqaeConfig
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.container import ContainerReader, verify
 from vqlabel.container.layout import MAX_CHUNKS, MAX_FIELDS
 from vqlabel.errors import BadContainer, UsageError, VqlabelError
@@ -79,7 +80,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten raw labels, C = 10, with image indices."""
     folder = tmp_path_factory.mktemp("hostile")
     np.save(folder / "a.npy", RNG.standard_normal((2, 5, C)).astype(np.float16))
-    codec = CODECS["raw"][0](RawConfig(classes=C, domain="logits", dtype="F16"))
+    codec = CODECS["raw"].codec(RawConfig(classes=C, domain="logits", dtype="F16"))
     vqlabel.pack(folder / "a.npy", folder / "raw.vql", codec=codec)
     return folder / "raw.vql"
 
@@ -99,7 +100,7 @@ def learned(small: Path) -> Path:
         prior=None,
         temperature=(1.0,),
     )
-    codec = CODECS["vqae"][0](config)
+    codec = CODECS["vqae"].codec(config)
     torch.manual_seed(0)
     for weight in codec.parameters():
         torch.nn.init.normal_(weight)

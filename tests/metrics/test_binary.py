@@ -1,4 +1,4 @@
-"""Labels whose classes have probabilities of their own: losses against closed forms, the encoder against brute force, the level kept."""
+"""Labels of the domain "sigmoid": losses against closed forms, the encoder against brute force, means over classes preserved."""
 
 import itertools
 import math
@@ -26,7 +26,7 @@ TEMPERATURES = [(1.0,), (0.5, 4.0)]
 
 
 def draw(n: int, size: float = 2.0, seed: int = 0) -> Tensor:
-    """[n, C] logits whose level differs from label to label."""
+    """[n, C] logits whose mean over classes differs from label to label."""
     generator = torch.Generator().manual_seed(seed)
     return size * (torch.randn(n, C, generator=generator) + torch.randn(n, 1, generator=generator) - 0.5)
 
@@ -45,10 +45,10 @@ def test_binary_kl_is_the_sum_over_classes() -> None:
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_cross_entropy_is_the_weighted_kl_but_for_the_teacher_and_has_its_gradient(temperatures: tuple[float, ...]) -> None:
-    teacher, pull = draw(4), binary_soft_target(draw(4), temperatures)
+def test_cross_entropy_is_the_weighted_kl_plus_a_constant_and_has_its_gradient(temperatures: tuple[float, ...]) -> None:
+    teacher, target = draw(4), binary_soft_target(draw(4), temperatures)
     students = [draw(4, seed=seed).requires_grad_() for seed in (1, 2)]
-    losses = [binary_cross_entropy(student, pull, temperatures) for student in students]
+    losses = [binary_cross_entropy(student, target, temperatures) for student in students]
     kls = [sum(temperature_weight(t) * binary_kl_divergence(teacher, student, t) for t in temperatures) for student in students]
     torch.testing.assert_close(losses[0] - losses[1], kls[0] - kls[1], rtol=1e-4, atol=1e-4)
     losses[0].sum().backward()
@@ -66,7 +66,7 @@ def test_the_distance_of_features_is_the_kl_to_second_order() -> None:
         )
 
 
-def test_figures_are_binary_and_name_sum_and_mean() -> None:
+def test_figures_have_the_sum_and_the_mean_over_classes() -> None:
     raw = torch.tensor([[2.0, -1, 3, -4], [1, -1, -1, -1]])
     decoded = torch.tensor([[1.0, 1, 2, -3], [-1, -1, -1, -1]])
     figures = BinaryDistortion(temperatures=(1.0,), domain="sigmoid")
@@ -81,14 +81,14 @@ def test_figures_are_binary_and_name_sum_and_mean() -> None:
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
 def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: tuple[float, ...]) -> None:
-    """Of all codes, though only a few are tried exactly."""
+    """The best of all codes, though the loss of only a few is computed exactly."""
     generator = torch.Generator().manual_seed(3)
     target, books = draw(60), 2 * torch.randn(3, 40, C, generator=generator)
-    pull, logits = binary_soft_target(target, temperatures), torch.zeros(60, C)
+    soft, logits = binary_soft_target(target, temperatures), torch.zeros(60, C)
     found = BinaryEncoder(books, torch.eye(C), temperatures)(logits, target, 0)
     best = 0
     for slot, book in enumerate(books):
-        tried = torch.stack([binary_cross_entropy(logits + move, pull, temperatures) for move in book], 1)
+        tried = torch.stack([binary_cross_entropy(logits + move, soft, temperatures) for move in book], 1)
         best += int((found[:, slot] == tried.argmin(1)).sum())
         logits = logits + book[found[:, slot]]
     assert best >= 0.98 * 180
@@ -97,10 +97,10 @@ def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: t
 def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(50), 1.5 * torch.randn(3, K, C, generator=generator)
-    pull, encoder = binary_soft_target(target, (1.0,)), BinaryEncoder(books, torch.eye(C), (1.0,))
+    soft, encoder = binary_soft_target(target, (1.0,)), BinaryEncoder(books, torch.eye(C), (1.0,))
 
     def loss(codes: Tensor) -> Tensor:
-        return binary_cross_entropy(sum(book[codes[:, slot]] for slot, book in enumerate(books)), pull, (1.0,))  # type: ignore[arg-type]
+        return binary_cross_entropy(sum(book[codes[:, slot]] for slot, book in enumerate(books)), soft, (1.0,))  # type: ignore[arg-type]
 
     every = torch.stack([loss(torch.tensor([code] * 50)) for code in itertools.product(range(K), repeat=3)])
     base = torch.zeros(50, C)
@@ -113,17 +113,17 @@ def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
 def test_prefix_losses_are_what_codes_add() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(30), torch.randn(4, K, C, generator=generator)
-    encoder, pull, base = BinaryEncoder(books, torch.eye(C), (1.0,)), binary_soft_target(target, (1.0,)), draw(30, 0.5, seed=9)
+    encoder, soft, base = BinaryEncoder(books, torch.eye(C), (1.0,)), binary_soft_target(target, (1.0,)), draw(30, 0.5, seed=9)
     codes, losses = encoder(base, target, 0), encoder.prefix_losses(base, target)
-    start = binary_cross_entropy(base, pull, (1.0,))
+    start = binary_cross_entropy(base, soft, (1.0,))
     for slot in range(4):
         base = base + books[slot][codes[:, slot]]
-        torch.testing.assert_close(losses[:, slot + 1], binary_cross_entropy(base, pull, (1.0,)) - start, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(losses[:, slot + 1], binary_cross_entropy(base, soft, (1.0,)) - start, rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher of 20 classes, of which some images have many and some none."""
+    """Labels of 20 classes; some images have many positive classes, some none."""
     rng, path = np.random.default_rng(0), tmp_path_factory.mktemp("sigmoid") / "z.npy"
     z = (
         rng.normal(size=(30, 20))[rng.integers(0, 30, 1000)] * 2
@@ -135,7 +135,7 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_levels_and_classes_above_a_half_come_back(dump: Path, tmp_path: Path) -> None:
+def test_means_over_classes_and_positive_classes_are_preserved(dump: Path, tmp_path: Path) -> None:
     source = open_labels(dump, domain="sigmoid")
     codec, report = vqlabel.fit(source, FitConfig(bits=40, codebook_size=32, epochs=3))
     assert report["config"]["temperature"] == (1.0,)
@@ -154,7 +154,7 @@ def test_levels_and_classes_above_a_half_come_back(dump: Path, tmp_path: Path) -
     assert quality["warnings"] == []
 
 
-def test_a_file_requires_a_reader_that_knows_the_domain(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_requires_a_reader_that_supports_the_domain(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_labels(dump, domain="sigmoid")
     vqlabel.pack(source, tmp_path / "z.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
     file = VqlFile(tmp_path / "z.vql")
@@ -162,7 +162,7 @@ def test_a_file_requires_a_reader_that_knows_the_domain(dump: Path, tmp_path: Pa
     assert (file.label["domain"], file.label["shift_preserved"]) == ("sigmoid", True)
     vqlabel.unpack(tmp_path / "z.vql", tmp_path / "z.safetensors")
     assert open_labels(tmp_path / "z.safetensors").domain == "sigmoid"
-    monkeypatch.setattr("vqlabel.container.reader.FEATURES", frozenset({"variable_slots"}))
+    monkeypatch.setattr("vqlabel.container.header.FEATURES", frozenset({"variable_slots"}))
     with pytest.raises(BadContainer, match=SIGMOID_LABELS):
         VqlFile(tmp_path / "z.vql")
 
@@ -178,7 +178,7 @@ def test_a_file_requires_a_reader_that_knows_the_domain(dump: Path, tmp_path: Pa
         ({"codec": "vqae", "head": 1}, "head is 1; it must be 0 for sigmoid labels"),
     ],
 )
-def test_what_is_made_for_one_distribution_refuses_sigmoid_labels(options: dict[str, object], message: str) -> None:
+def test_codecs_of_one_distribution_refuse_sigmoid_labels(kind: type, options: dict[str, object], message: str) -> None:
     labels = draw(60)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="sigmoid", dtype="F32")
     with pytest.raises(UsageError, match=message):

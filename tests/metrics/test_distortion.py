@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqlabel.codecs import Distortion
 from vqlabel.labels.source import NOWHERE
 from vqlabel.metrics.distortion import (
+    Distortion,
     as_logits,
     hellinger_features,
     kl_divergence,

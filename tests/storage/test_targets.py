@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 import vqlabel
-from vqlabel.config import FitConfig, RawConfig
+from vqlabel.codecs.raw.config import RawConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, LabelSource, Place
 from vqlabel.storage import locks, targets

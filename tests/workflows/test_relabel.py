@@ -28,7 +28,7 @@ from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
 from vqlabel.labels import LabelBatch, open_labels
 from vqlabel.labels.pruning import Pruned
-from vqlabel.storage.journal import HEADER, Journal
+from vqlabel.storage.journal import HEADER_BYTES, Journal
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.recipe import Recipe
 from vqlabel.views.render_pil import render
@@ -48,7 +48,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of noise, of two sizes."""
+    """Images of noise, of two sizes."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): no view can be drawn")
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for at in range(IMAGES):
@@ -177,7 +177,8 @@ def test_a_journal_of_other_settings_is_refused_and_damage_is_made_again(images:
     with pytest.raises(Stop):
         relabel(make_source(images), tmp_path / "a.vql", progress=stop)
     with pytest.raises(
-        UsageError, match=r"a\.vql\.journal: is left of an interrupted run with other settings \(.*recipe .*, now .*\); repeat"
+        UsageError,
+        match=r"a\.vql\.journal: is the journal of an interrupted run with other settings \(.*recipe .*, now .*\); repeat",
     ):
         relabel(make_source(images, seed=4), tmp_path / "a.vql")
     data = bytearray((tmp_path / "a.vql.journal").read_bytes())
@@ -204,7 +205,7 @@ def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> 
     row = np.array([[7, 8]], np.uint16)
     with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
         journal.append(row)
-        with pytest.raises(UsageError, match=r"j: another run is writing it; wait for that, or stop it"):
+        with pytest.raises(UsageError, match=r"j: another run is writing it; wait until it ends, or stop it"):
             Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16")
         journal.append(row)
         assert all(np.array_equal(found, row) for found in journal)
@@ -222,7 +223,7 @@ def test_a_journal_whose_batches_were_lost_doubled_or_swapped_counts_those_befor
         for number in range(3):
             journal.append(np.full((2, 2), number, np.uint16))
     data, size = (tmp_path / "j").read_bytes(), 2 * 2 * 2 + 4
-    head, stored = data[:HEADER], [data[HEADER + at * size :][:size] for at in range(3)]
+    head, stored = data[:HEADER_BYTES], [data[HEADER_BYTES + at * size :][:size] for at in range(3)]
     (tmp_path / "j").write_bytes(head + b"".join(stored[at] for at in batches))
     with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
         assert journal.done == whole
@@ -232,7 +233,7 @@ def test_a_batch_of_another_journal_does_not_count(tmp_path: Path) -> None:
     for name, key in (("j", 1), ("k", 2)):
         with Journal(tmp_path / name, {"a": key}, [2], 2, "uint16") as journal:
             journal.append(np.zeros((2, 2), np.uint16))
-    mixed = (tmp_path / "j").read_bytes()[:HEADER] + (tmp_path / "k").read_bytes()[HEADER:]
+    mixed = (tmp_path / "j").read_bytes()[:HEADER_BYTES] + (tmp_path / "k").read_bytes()[HEADER_BYTES:]
     (tmp_path / "j").write_bytes(mixed)
     with Journal(tmp_path / "j", {"a": 1}, [2], 2, "uint16") as journal:
         assert journal.done == 0
@@ -424,7 +425,9 @@ def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: 
         (other / "class0" / "00.png").rename(other / "class0" / "000.png")
         source = TeacherSource(ImageFolder(other), source.teacher, source.drawn.recipe)
     changed = {"mean": "teacher_sha256", "images": "images 13 with the digest", "dtype": ".*dtype F16"}[what]
-    with pytest.raises(UsageError, match=rf"is left of an interrupted run with other settings \({changed}.*, now .*\); repeat"):
+    with pytest.raises(
+        UsageError, match=rf"is the journal of an interrupted run with other settings \({changed}.*, now .*\); repeat"
+    ):
         relabel(source, tmp_path / "a.vql")
 
 
@@ -543,7 +546,7 @@ def test_a_teacher_is_shown_contiguous_views(mix: str, images: Path, work: Path)
 
 def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "a.vql.journal").write_text("my lab journal")
-    with pytest.raises(UsageError, match="is left of an interrupted run with other settings"):
+    with pytest.raises(UsageError, match="is the journal of an interrupted run with other settings"):
         relabel(source, tmp_path / "a.vql")
     assert (tmp_path / "a.vql.journal").read_text() == "my lab journal"
 
