@@ -178,7 +178,7 @@ def test_a_file_requires_a_reader_that_supports_the_domain(dump: Path, tmp_path:
         ({"codec": "vqae", "head": 1}, "head is 1; it must be 0 for sigmoid labels"),
     ],
 )
-def test_codecs_of_one_distribution_refuse_sigmoid_labels(kind: type, options: dict[str, object], message: str) -> None:
+def test_codecs_of_one_distribution_refuse_sigmoid_labels(options: dict[str, object], message: str) -> None:
     labels = draw(60)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="sigmoid", dtype="F32")
     with pytest.raises(UsageError, match=message):

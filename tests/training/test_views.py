@@ -298,7 +298,7 @@ def test_a_file_with_a_recipe_says_the_size_of_its_views(seeded: tuple[Path, Bat
     assert torch.equal(batch.labels, labels)
     with pytest.raises(UsageError, match=r"size is 32; it must be 16, as the recipe in the file says; resize in `transform`"):
         VqlViews(path, folder, 32)
-    with pytest.raises(UsageError, match=r"the list of images has 11 images, the labels are of 12"):
+    with pytest.raises(UsageError, match=r"the list of images has 11 images, but the labels belong to 12"):
         VqlViews(path, list(ImageFolder(folder))[1:])
 
 
@@ -307,7 +307,7 @@ def test_what_cannot_be_seen_again_is_refused(packed: Path, folder: Path, pack: 
         VqlViews(packed, folder)
     with pytest.raises(UsageError, match="views have 8 pixels; pass the size of the views that the teacher saw"):
         VqlViews(packed, folder, 8)
-    with pytest.raises(UsageError, match="the list of images has 2 images, the labels are of 12"):
+    with pytest.raises(UsageError, match="the list of images has 2 images, but the labels belong to 12"):
         VqlViews(packed, list(ImageFolder(folder))[:2], SIZE)
     source = VqlSource(packed)
     source.names = [f"n{at}" for at in range(IMAGES)]
