@@ -1,4 +1,4 @@
-"""Every byte of a `.vql` in one row, bits per label by hand, distortion as computed without a file, pictures."""
+"""Account of a `.vql`: its bytes by part, bits per label by hand, distortion as computed without a file, plots."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from vqlabel.codecs import Calibration, Distortion, LabelCodec
 from vqlabel.errors import MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
-from vqlabel.report.against import compare
+from vqlabel.report.against import distortion_against
 from vqlabel.vql.file import VqlFile
 
 GROUPS = ("codes", "codec", "augmentation", "order", "container")
@@ -30,7 +30,7 @@ def packed(
     probs: NDArray[np.float16],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A `.vql` of every kind."""
+    """A `.vql` of every codec, with and without columns."""
     folder = tmp_path_factory.mktemp("packed")
     np.save(folder / "plain.npy", logits.reshape(-1, 40))
     np.save(folder / "probs.npy", probs)
@@ -53,7 +53,7 @@ def sections(path: Path) -> dict[str, int]:
     return {name: np.diff(value["data_offsets"])[0] for name, value in header.items() if name != "__metadata__"}
 
 
-def test_the_rows_add_up_to_the_files_size(packed: Path) -> None:
+def test_the_rows_sum_to_the_file_size(packed: Path) -> None:
     found = stats(packed)
     assert sum(row["bytes"] for row in found["rows"]) == found["bytes"]["total"] == packed.stat().st_size
     assert all(row["bytes"] >= 0 and row["grows"] in ("per label", "fixed") and row["group"] in GROUPS for row in found["rows"])
@@ -63,7 +63,7 @@ def test_the_rows_add_up_to_the_files_size(packed: Path) -> None:
     assert len({row["part"] for row in found["rows"]}) == len(found["rows"])
 
 
-def test_the_rows_are_what_the_files_tensors_take(packed: Path) -> None:
+def test_every_row_has_the_bytes_of_its_tensors(packed: Path) -> None:
     found, size = {row["part"]: row["bytes"] for row in stats(packed)["rows"]}, sections(packed)
     decoder = sum(bytes for name, bytes in size.items() if name.startswith("codec."))
     assert found["codebook"] + found["decoder"] + found.get("image vectors", 0) == decoder
@@ -84,10 +84,10 @@ def test_the_rows_are_what_the_files_tensors_take(packed: Path) -> None:
         "header and seal",
         "padding",
     }
-    assert all(found[name] == bytes for name, bytes in columns.items()), "a column pays for its padding and its chunk table"
+    assert all(found[name] == bytes for name, bytes in columns.items()), "a column includes its padding and its chunk table"
 
 
-def test_bits_per_label_are_the_bytes_over_the_records(packed: Path) -> None:
+def test_bits_per_label_are_bytes_divided_by_records(packed: Path) -> None:
     found = stats(packed)
     size, bits = found["bytes"], found["bits_per_label"]
     assert found["records"] == 360
@@ -98,7 +98,7 @@ def test_bits_per_label_are_the_bytes_over_the_records(packed: Path) -> None:
     assert found["ratio_to_fp16"] == pytest.approx({name: 16 * 40 / bits[name] for name in ("labels", "all_in")})
 
 
-def test_the_report_is_one_json_object_with_the_published_keys(packed: Path) -> None:
+def test_stats_is_a_json_object_with_the_published_keys(packed: Path) -> None:
     found = stats(packed, teacher_bytes=1000)
     assert json.loads(json.dumps(found)) == found
     assert {"records", "classes", "bytes", "bits_per_label"} <= set(found)
@@ -108,7 +108,7 @@ def test_the_report_is_one_json_object_with_the_published_keys(packed: Path) -> 
     assert "distortion" not in found
 
 
-def test_the_groups_are_those_of_their_parts(vql: Path) -> None:
+def test_every_part_has_its_group(vql: Path) -> None:
     group = {row["part"]: row["group"] for row in stats(vql)["rows"]}
     assert group == {
         "codes": "codes",
@@ -129,7 +129,7 @@ def test_the_groups_are_those_of_their_parts(vql: Path) -> None:
 
 
 def test_bits_per_label_at_300_views_by_hand(vql: Path) -> None:
-    """60 images: what does not grow is shared by 18,000 labels instead of 360."""
+    """60 images: fixed parts are divided by 18,000 labels instead of 360."""
     rows = {row["part"]: row["bytes"] for row in stats(vql)["rows"]}
     fixed_labels = rows["codebook"] + rows["decoder"] + rows["header and seal"] + rows["padding"]
     growing_labels = rows["codes"] + rows["chunk tables"]
@@ -145,23 +145,23 @@ def test_bits_per_label_at_300_views_by_hand(vql: Path) -> None:
         }
     )
     here = account(VqlFile(vql)).bits_per_label_at(6)
-    assert here == pytest.approx({name: found["bits_per_label"][name] for name in ("labels", "all_in")}), "6 views are what it has"
+    assert here == pytest.approx({name: found["bits_per_label"][name] for name in ("labels", "all_in")}), "the file has 6 views"
 
 
-def test_more_views_share_the_fixed_part(packed: Path) -> None:
-    told = account(VqlFile(packed))
-    if told.images is None:
+def test_bits_per_label_fall_with_the_number_of_views(packed: Path) -> None:
+    result = account(VqlFile(packed))
+    if result.images is None:
         assert VqlFile(packed).columns.order == "none"
-        assert told.bits_per_label_at() is None
+        assert result.bits_per_label_at() is None
         assert stats(packed)["bits_per_label_at_300_views"] is None
         return
-    bits = [told.bits_per_label_at(views) for views in (1, 6, 300, 10**9)]
+    bits = [result.bits_per_label_at(views) for views in (1, 6, 300, 10**9)]
     for name in ("labels", "all_in"):
         assert [b[name] for b in bits] == sorted((b[name] for b in bits), reverse=True)
-    assert bits[-1]["labels"] >= told.bits_per_label()["codes"]
+    assert bits[-1]["labels"] >= result.bits_per_label()["codes"]
 
 
-def test_perplexity_is_told_of_codebooks_only(packed: Path) -> None:
+def test_perplexity_is_that_of_the_codes_and_only_vqae_has_one(packed: Path) -> None:
     found, file = stats(packed), VqlFile(packed)
     if file.codec["kind"] != "vqae":
         assert found["perplexity"] is found["codebook_size"] is None
@@ -175,7 +175,7 @@ def test_perplexity_is_told_of_codebooks_only(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.99, 1.01, 3])
-def test_at_the_break_even_labels_and_teacher_are_of_one_size(factor: float, vql: Path) -> None:
+def test_at_the_break_even_the_labels_are_as_large_as_the_teacher(factor: float, vql: Path) -> None:
     size = vql.stat().st_size
     teacher = int(factor * size)
     found = stats(vql, teacher_bytes=teacher)
@@ -191,26 +191,26 @@ def test_at_the_break_even_labels_and_teacher_are_of_one_size(factor: float, vql
     assert (labels >= 360) == (found["teacher"]["smaller"] == "labels")
 
 
-def test_distortion_against_the_dump_is_that_of_encode_and_decode(vql: Path, tree: Path, codec: LabelCodec) -> None:
+def test_distortion_against_the_dump_equals_that_of_encode_and_decode(vql: Path, tree: Path, codec: LabelCodec) -> None:
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
     figures = Distortion()
     with torch.no_grad():
         figures.add(raw, codec.decode(codec.encode(raw)))
-    done: list[int] = []
-    found = stats(vql, against=tree, progress=lambda _stage, at, *_: done.append(at))["distortion"]
+    steps: list[int] = []
+    found = stats(vql, against=tree, progress=lambda _stage, done, *_: steps.append(done))["distortion"]
     assert found == pytest.approx(figures.figures(), rel=1e-3)
     assert set(found) == {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "mse", "top1_agreement"}
-    assert done == list(range(1, 25))
+    assert steps == list(range(1, 25))
 
 
-def test_distortion_is_of_labels_in_the_dumps_type_and_of_float32_where_that_is_another(
+def test_distortion_is_that_of_labels_in_the_dumps_dtype_and_that_of_float32_labels_is_added_if_it_differs(
     logits: NDArray[np.float16], vql: Path, tree: Path, tmp_path: Path
 ) -> None:
     np.save(tmp_path / "dump.npy", 4 * logits)
     vqlabel.pack(tmp_path / "dump.npy", tmp_path / "a.vql", codec=vqlabel.fit(tmp_path / "dump.npy", FitConfig(codec="raw"))[0])
     file = VqlFile(tmp_path / "a.vql")
-    file.label = {**file.label, "dtype": "BF16"}  # 3 bits fewer than these labels have
-    found, figures = compare(file, tmp_path / "dump.npy"), Distortion()
+    file.label = {**file.label, "dtype": "BF16"}  # has 3 mantissa bits fewer than these labels
+    found, figures = distortion_against(file, tmp_path / "dump.npy"), Distortion()
     raw = torch.from_numpy(4 * logits).flatten(0, 1)
     figures.add(raw, raw.bfloat16())
     assert found["distortion"] == pytest.approx(figures.figures(), rel=1e-3, abs=1e-6)
@@ -219,19 +219,19 @@ def test_distortion_is_of_labels_in_the_dumps_type_and_of_float32_where_that_is_
     assert "distortion_f32" not in stats(vql, against=tree)
 
 
-def test_distortion_of_raw_labels_is_none(dump: Path, tmp_path: Path) -> None:
+def test_distortion_of_raw_labels_is_zero(dump: Path, tmp_path: Path) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
     found = stats(tmp_path / "a.vql", against=dump)["distortion"]
     assert found == pytest.approx({"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "mse": 0, "top1_agreement": 1}, abs=1e-6)
 
 
-def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tree: Path) -> None:
+def test_calibration_against_the_dump_equals_that_of_encode_and_decode(vql: Path, tree: Path) -> None:
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
-    want = Calibration(temperatures=(1.0, 4.0, 20.0))
-    want.add(raw, vqlabel.open(vql)[:].half())  # what is written
+    expected = Calibration(temperatures=(1.0, 4.0, 20.0))
+    expected.add(raw, vqlabel.open(vql)[:].half())  # as unpack writes them
     found = stats(vql, against=tree)["calibration"]
-    assert list(found) == ["T1", "T4", "T20"], "those that the codec was fitted to"
-    for name, whole in want.figures().items():
+    assert list(found) == ["T1", "T4", "T20"], "the temperatures that the codec was fitted for"
+    for name, whole in expected.figures().items():
         assert list(found[name]) == ["temperature", "slope", "intercept", "ece", "relative_ece", "entropy", "bins"]
         for key in ("temperature", "slope", "intercept", "ece", "relative_ece", "entropy"):
             assert found[name][key] == pytest.approx(whole[key], rel=1e-4)
@@ -241,7 +241,7 @@ def test_calibration_against_the_dump_is_that_of_encode_and_decode(vql: Path, tr
 
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])
-def test_raw_labels_are_calibrated_and_their_codec_knows_temperature_1_alone(
+def test_raw_labels_are_calibrated_and_measured_at_temperature_1(
     domain: str, logits: NDArray[np.float16], probs: NDArray[np.float16], tmp_path: Path
 ) -> None:
     np.save(tmp_path / "dump.npy", logits if domain == "logits" else probs)
@@ -254,7 +254,7 @@ def test_raw_labels_are_calibrated_and_their_codec_knows_temperature_1_alone(
     assert found["calibration"]["T1"]["ece"] == pytest.approx(0, abs=1e-6)
 
 
-def test_another_teachers_labels_of_the_same_shape_are_compared_and_told_apart(
+def test_other_labels_of_the_same_shape_are_compared_and_reported_as_another_dump(
     dump: Path, logits: NDArray[np.float16], tmp_path: Path
 ) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
@@ -263,22 +263,20 @@ def test_another_teachers_labels_of_the_same_shape_are_compared_and_told_apart(
     np.save(tmp_path / "other.npy", other)
     np.savez(tmp_path / "same.npz", logits)
     assert stats(tmp_path / "a.vql", against=dump)["same_dump"] is True
-    assert stats(tmp_path / "a.vql", against=tmp_path / "same.npz")["same_dump"] is True, "the labels count, not their file"
+    assert stats(tmp_path / "a.vql", against=tmp_path / "same.npz")["same_dump"] is True, "the same labels in another file"
     found = stats(tmp_path / "a.vql", against=tmp_path / "other.npy")
     assert found["same_dump"] is False
     assert found["distortion"]["kl_T1"] > 0
     assert "same_dump" not in stats(tmp_path / "a.vql")
 
 
-def test_a_file_that_does_not_say_what_it_was_packed_from_is_compared(
-    vql: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_does_not_record_its_dump_can_be_compared(vql: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = VqlFile(vql)
     monkeypatch.setattr(file, "source", {"layout": "sre2l"})
-    assert compare(file, tree)["same_dump"] is None
+    assert distortion_against(file, tree)["same_dump"] is None
 
 
-def test_the_domain_of_a_dump_that_does_not_say_is_the_files(probs: NDArray[np.float16], tmp_path: Path) -> None:
+def test_a_dump_that_does_not_record_its_domain_is_read_with_that_of_the_file(probs: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     source = open_labels(tmp_path / "probs.npy", domain="probs")
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(bits=64, epochs=1))[0])
@@ -287,7 +285,7 @@ def test_the_domain_of_a_dump_that_does_not_say_is_the_files(probs: NDArray[np.f
     assert 0 < by_path["kl_T1"] < 1
 
 
-def test_another_dump_is_refused(
+def test_a_dump_of_another_shape_or_domain_is_refused(
     vql: Path, dump: Path, logits: NDArray[np.float16], probs: NDArray[np.float16], tmp_path: Path
 ) -> None:
     for name, labels in (
@@ -304,24 +302,26 @@ def test_another_dump_is_refused(
     ):
         with pytest.raises(UsageError, match=message):
             stats(vql, against=tmp_path / f"{name}.npy")
-    with pytest.raises(UsageError, match=r"probs\.npy holds probs, .*small\.vql holds logits: not the dump it was packed from"):
+    with pytest.raises(
+        UsageError, match=r"probs\.npy has probs labels, .*small\.vql has logits labels: not the dump it was packed from"
+    ):
         stats(vql, against=open_labels(tmp_path / "probs.npy", domain="probs"))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_picture_is_written_in_the_format_its_name_asks_for(suffix: str, packed: Path, tmp_path: Path) -> None:
+def test_a_plot_has_the_format_that_its_suffix_names(suffix: str, packed: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
-    from vqlabel.report.plots import plot_bits
+    from vqlabel.report.plots import plot_account
 
     out = tmp_path / f"bits{suffix}"
-    plot_bits(stats(packed), out)
+    plot_account(stats(packed), out)
     data = out.read_bytes()
     assert data.startswith(b"\x89PNG\r\n") if suffix == ".png" else b"<svg" in data
     assert len(data) > 2000
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_picture_of_calibration_has_a_panel_for_every_temperature(suffix: str, vql: Path, tree: Path, tmp_path: Path) -> None:
+def test_the_calibration_plot_has_a_panel_for_every_temperature(suffix: str, vql: Path, tree: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     from vqlabel.report.plots import plot_calibration
 
@@ -335,18 +335,18 @@ def test_the_picture_of_calibration_has_a_panel_for_every_temperature(suffix: st
     with pytest.raises(TargetExists, match=r"exists; pass --overwrite"):
         plot_calibration(found, out)
     plot_calibration(found, out, overwrite=True)
-    with pytest.raises(UsageError, match=r"no calibration to draw; give stats a dump \(--against\)"):
+    with pytest.raises(UsageError, match=r"no calibration to draw; name a dump \(--against\)"):
         plot_calibration(stats(vql), out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_picture_that_cannot_be_finished_leaves_what_was_there(
+def test_an_interrupted_plot_leaves_the_existing_file(
     vql: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     from matplotlib.figure import Figure
 
-    from vqlabel.report.plots import plot_bits, plot_calibration
+    from vqlabel.report.plots import plot_account, plot_calibration
 
     def half(_self: object, path: Path, **_: object) -> None:
         path.write_bytes(b"half")
@@ -354,31 +354,33 @@ def test_a_picture_that_cannot_be_finished_leaves_what_was_there(
 
     monkeypatch.setattr(Figure, "savefig", half)
     (tmp_path / "a.png").write_bytes(b"precious")
-    for plot in (plot_bits, plot_calibration):
+    for plot in (plot_account, plot_calibration):
         with pytest.raises(KeyboardInterrupt):
             plot(stats(vql, against=tree), tmp_path / "a.png", overwrite=True)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"precious")]
 
 
-def test_a_picture_of_an_unknown_format_is_refused(vql: Path, tmp_path: Path) -> None:
+def test_a_plot_of_an_unknown_format_is_refused(vql: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
-    from vqlabel.report.plots import plot_bits
+    from vqlabel.report.plots import plot_account
 
-    with pytest.raises(UsageError, match=r"bits\.xyz: no picture can be written there .*; end the name in \.png, \.svg or \.pdf"):
-        plot_bits(stats(vql), tmp_path / "bits.xyz")
+    with pytest.raises(UsageError, match=r"bits\.xyz: not a name of an image file .*; end the name in \.png, \.svg or \.pdf"):
+        plot_account(stats(vql), tmp_path / "bits.xyz")
     assert not list(tmp_path.iterdir())
 
 
-def test_without_matplotlib_the_message_says_what_to_install(vql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vqlabel.report.plots import plot_bits
+def test_without_matplotlib_the_error_names_the_extra_to_install(
+    vql: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vqlabel.report.plots import plot_account
 
     absent: dict[str, Any] = {"matplotlib": None, "matplotlib.figure": None}
     for name, module in absent.items():
         monkeypatch.setitem(__import__("sys").modules, name, module)
     with pytest.raises(MissingExtra, match=r"this needs matplotlib, which is not installed; run: pip install 'vqlabel\[plot\]'"):
-        plot_bits(stats(vql), tmp_path / "bits.png")
+        plot_account(stats(vql), tmp_path / "bits.png")
 
 
-def test_there_must_be_a_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"a\.vql: no such file; name a \.vql file"):
         stats(tmp_path / "a.vql")

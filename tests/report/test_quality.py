@@ -1,4 +1,4 @@
-"""What `pack` shows of the codec that it used."""
+"""The quality of the labels that `pack` writes: figures and warnings."""
 
 from typing import Any
 
@@ -16,19 +16,19 @@ MEAN = {"kl_T1": 2.0, "kl_T4": 2.0, "kl_T20": 1.5}
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    """As a fit makes it, for students at T = 1 and 20."""
-    usual = {
+    """The report of a fit for students at T = 1 and 20."""
+    default = {
         "codec": "vqae", "code_bits": 32, "config": {"temperature": [1.0, 20.0]}, "held_out": "the last epoch (5)",
         "held": {"labels": 100, **GOOD}, "mean_label": {"labels": 100, **MEAN},
     }  # fmt: skip
-    return {**usual, **changes}
+    return {**default, **changes}
 
 
 def held(**changes: float) -> dict[str, Any]:
     return {"labels": 100, **GOOD, **changes}
 
 
-def test_figures_are_those_at_the_students_temperatures_beside_one_mean_label() -> None:
+def test_figures_are_at_the_students_temperatures_with_those_of_one_mean_label() -> None:
     found = fit_quality(report(), 32)
     assert found["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
     assert found["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
@@ -41,24 +41,24 @@ def test_figures_are_those_at_the_students_temperatures_beside_one_mean_label() 
     [
         ({"top1_agreement": 0.49}, "the largest class is the teacher's in only 49.0 % of the held-out labels"),
         ({"kl_T20": 1.01}, "KL at T = 20 is 1.010 nats (times T^2), above 1"),
-        ({"kl_T20": 1.5}, "KL at T = 20 is 1.500, one mean label for all has 1.500"),
-        ({"kl_T1": 2.5}, "KL at T = 1 is 2.500, one mean label for all has 2.000"),
+        ({"kl_T20": 1.5}, "KL at T = 20 is 1.500, that of one mean label for all is 1.500"),
+        ({"kl_T1": 2.5}, "KL at T = 1 is 2.500, that of one mean label for all is 2.000"),
     ],
 )
-def test_poor_labels_are_warned_of(worse: dict[str, float], message: str) -> None:
+def test_poor_labels_give_a_warning(worse: dict[str, float], message: str) -> None:
     (warning,) = fit_quality(report(held=held(**worse)), 32)["warnings"]
     assert message in warning
     assert "--bits" in warning
 
 
-def test_labels_that_are_unbiased_on_purpose_are_judged_by_what_their_codes_keep() -> None:
+def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
     unbiased = report(held=held(kl_T20=1.4), calibrated=held(), contrast=1.5)
     assert fit_quality(unbiased, 32)["warnings"] == []
     assert fit_quality(unbiased, 32)["calibrated"] == {"kl_T1": 0.1, "kl_T20": 0.3}
     assert len(fit_quality(report(held=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
-def test_a_lower_rate_has_figures_of_its_own_or_none() -> None:
+def test_a_lower_rate_has_its_own_figures_or_none() -> None:
     several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), contrast=1.5)
     assert fit_quality(several, 16)["held"]["top1_agreement"] == 0.6
     assert "calibrated" not in fit_quality(several, 16)
@@ -77,12 +77,12 @@ def test_raw_labels_are_exact() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_the_report_of_another_program_is_no_traceback(odd: dict[str, Any]) -> None:
-    """A codec file holds any JSON."""
+def test_the_report_of_another_program_raises_no_error(odd: dict[str, Any]) -> None:
+    """A codec file may have any JSON."""
     assert isinstance(fit_quality({**report(), **odd} if odd else {}, 32, "some.codec"), dict)
 
 
-def test_the_mean_label_is_the_best_of_all_that_are_alike() -> None:
+def test_the_mean_label_has_the_least_kl_of_all_constant_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 2 * torch.randn(500, 12, generator=generator) + torch.linspace(-2, 2, 12)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="logits", dtype="F32")
@@ -95,7 +95,7 @@ def test_the_mean_label_is_the_best_of_all_that_are_alike() -> None:
         assert all(float(kl(labels, other.expand_as(labels), t).mean()) > best for other in others)
 
 
-def test_a_fit_reports_at_the_temperature_it_was_fitted_for() -> None:
+def test_a_fit_reports_figures_at_its_own_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, 12, generator=generator)
     sample = LabelSample(seen=labels[:150], held=labels[150:], seen_context=None, held_context=None, domain="logits", dtype="F32")

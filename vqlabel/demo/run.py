@@ -1,4 +1,4 @@
-"""What `vqlabel demo` does, in order; every figure in it is measured as it runs."""
+"""The steps of `vqlabel demo`; every figure is measured during the run."""
 
 import tempfile
 import time
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqlabel.config import FitConfig
 from vqlabel.demo.glyphs import DISTILLED_FACES, HELD_OUT_FACES, TEACHER_FACES, make_glyphs
@@ -21,8 +22,8 @@ from vqlabel.training.dataset import VqlDataset
 from vqlabel.workflows.fit import fit
 from vqlabel.workflows.pack import pack
 
-EPOCHS = 20  # of augmented views of the distilled set
-PASSES = 2  # of a student over its labels
+EPOCHS = 20  # views of each distilled image
+PASSES = 2  # of each student over its labels
 STUDENT_TEMPERATURE = 2.0
 
 
@@ -31,22 +32,24 @@ def run_demo(
     *,
     bits: int = 32,
     seed: int = 0,
-    say: Callable[[str], None] = print,
+    notify: Callable[[str], None] = print,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train a teacher, dump its labels, fit, pack, and train one student from the dump and one from the `.vql`.
 
     Args:
-        folder: where `dump/`, `codec.safetensors` and `labels.vql` go; None: a temporary folder, deleted at the end.
+        folder: where `dump/`, `codec.safetensors` and `labels.vql` are written; None: a temporary folder, deleted at
+        the end.
         bits: code bits per label.
-        say: gets a line at each step.
+        notify: is called with a line of text at each step.
 
     Returns:
-        Sizes, bits per label, distortion held out, accuracies (share of 2,000 images of typefaces that nobody trained on), seconds.
+        `stats` of the `.vql`; raw_dump_bytes; held_out, the distortion; top1, accuracies in 0..1 on 2,000 images of
+        typefaces outside the training data; seconds.
 
     Raises:
         MissingExtra: matplotlib is not installed.
-        TargetExists: `folder` holds an earlier run.
+        TargetExists: `folder` has the files of an earlier run.
     """
     began = time.perf_counter()
     with ExitStack() as stack:
@@ -56,47 +59,48 @@ def run_demo(
         for target in (dump, codec_file, vql):
             refuse_existing(target, overwrite=False)
 
-        say("1/6 drawing 1,000 characters in ten typefaces")
+        notify("1/6 rendering 1,000 characters in ten typefaces")
         glyphs = make_glyphs()
-        teaching, distilled, unseen = (
+        train, distilled, held_out = (
             tuple(map(torch.from_numpy, glyphs.examples(faces))) for faces in (TEACHER_FACES, DISTILLED_FACES, HELD_OUT_FACES)
         )
-        say(f"2/6 training a teacher on {len(teaching[0]):,} images")
-        teacher = train_teacher(*teaching, seed=seed)
-        taught = accuracy(teacher, *unseen)
-        say(f"    teacher: {100 * taught:.1f} % top-1 on {len(unseen[0]):,} images of typefaces it never saw (chance 0.1 %)")
+        notify(f"2/6 training a teacher on {len(train[0]):,} images")
+        teacher = train_teacher(*train, seed=seed)
+        top1 = {"teacher": accuracy(teacher, *held_out)}
+        notify(
+            f"    teacher: {100 * top1['teacher']:.1f} % top-1 on {len(held_out[0]):,} images of held-out typefaces (chance 0.1 %)"
+        )
 
-        say(f"3/6 labelling {EPOCHS} augmented views of each of {len(distilled[0]):,} distilled images")
+        notify(f"3/6 labelling {EPOCHS} augmented views of each of {len(distilled[0]):,} distilled images")
         dump_labels(teacher, distilled[0], dump, epochs=EPOCHS, seed=seed)
 
-        say(f"4/6 fitting a codec of {bits} bits per label, packing")
-        codec, report = fit(
-            dump, FitConfig(bits=bits, seed=seed, temperature=(STUDENT_TEMPERATURE,)), out=codec_file, progress=progress
-        )
+        notify(f"4/6 fitting a codec of {bits} bits per label, packing")
+        config = FitConfig(bits=bits, seed=seed, temperature=(STUDENT_TEMPERATURE,))
+        codec, report = fit(dump, config, out=codec_file, progress=progress)
         pack(dump, vql, codec=codec, progress=progress)
 
-        students = {}
-        for step, (name, batches) in enumerate((("raw dump", _from_dump(dump)), (".vql", _from_vql(vql))), 5):
-            say(f"{step}/6 training a student from the {name}")
+        steps = len(open_labels(dump)) * PASSES
+        sources = (("student_raw", "raw dump", _from_dump(dump)), ("student_vql", ".vql", _from_vql(vql)))
+        for number, (name, words, batches) in enumerate(sources, 5):
+            notify(f"{number}/6 training a student from the {words}")
             paired = _with_images(batches, distilled[0])
-            many = len(open_labels(dump)) * PASSES
-            students[name] = accuracy(train_student(paired, steps=many, temperature=STUDENT_TEMPERATURE, seed=seed), *unseen)
+            top1[name] = accuracy(train_student(paired, steps=steps, temperature=STUDENT_TEMPERATURE, seed=seed), *held_out)
         return {
             **stats(vql),
             "raw_dump_bytes": sum(file.stat().st_size for file in dump.rglob("*") if file.is_file()),
             "held_out": report["held"],
-            "top1": {"teacher": taught, "student_raw": students["raw dump"], "student_vql": students[".vql"]},
+            "top1": top1,
             "seconds": round(time.perf_counter() - began, 1),
         }
 
 
-_Labelled = Callable[[], Iterator[tuple[torch.Tensor, Augmentation, torch.Tensor]]]  # image indices, augmentation, logits
+_Labelled = Callable[[], Iterator[tuple[Tensor, Augmentation, Tensor]]]  # image indices, augmentation, logits
 
 
 def _from_dump(dump: Path) -> _Labelled:
-    """Labels as the teacher wrote them."""
+    """Raw labels."""
 
-    def batches() -> Iterator[tuple[torch.Tensor, Augmentation, torch.Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Augmentation, Tensor]]:
         for batch in open_labels(dump):
             assert batch.image is not None
             yield torch.from_numpy(batch.image), _augmentation(batch, torch.from_numpy), torch.from_numpy(batch.labels)
@@ -105,10 +109,10 @@ def _from_dump(dump: Path) -> _Labelled:
 
 
 def _from_vql(path: Path) -> _Labelled:
-    """The same batches out of the `.vql`: nothing but the source of the labels differs."""
+    """The same batches with decoded labels."""
     labels = VqlDataset(path)
 
-    def batches() -> Iterator[tuple[torch.Tensor, Augmentation, torch.Tensor]]:
+    def batches() -> Iterator[tuple[Tensor, Augmentation, Tensor]]:
         for batch in labels.batches():
             assert batch.image is not None
             yield batch.image, _augmentation(batch, lambda tensor: tensor), batch.labels
@@ -116,17 +120,20 @@ def _from_vql(path: Path) -> _Labelled:
     return batches
 
 
-def _augmentation(batch: Any, tensor: Callable[[Any], torch.Tensor]) -> Augmentation:
+def _augmentation(batch: Any, to_tensor: Callable[[Any], Tensor]) -> Augmentation:
+    """Of a batch with the columns of `LabelBatch`, as arrays or tensors."""
     return Augmentation(
-        coords=tensor(batch.crop),
-        flip=tensor(batch.flip),
-        mix_index=tensor(batch.mix_index),
+        coords=to_tensor(batch.crop),
+        flip=to_tensor(batch.flip),
+        mix_index=to_tensor(batch.mix_index),
         mix_lam=batch.mix_lam,
         mix_bbox=batch.mix_box,
     )
 
 
-def _with_images(batches: _Labelled, images: torch.Tensor) -> Callable[[], Iterator[Batch]]:
+def _with_images(batches: _Labelled, images: Tensor) -> Callable[[], Iterator[Batch]]:
+    """Image indices -> the images."""
+
     def paired() -> Iterator[Batch]:
         for index, augmentation, logits in batches():
             yield images[index], augmentation, logits
