@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ def run_demo(
 
     Args:
         folder: where `dump/`, `codec.safetensors` and `labels.vql` are written; None: a temporary folder, deleted at
-        the end.
+            the end.
         bits: code bits per label.
         notify: is called with a line of text at each step.
 
@@ -51,47 +50,46 @@ def run_demo(
         MissingExtra: matplotlib is not installed.
         TargetExists: `folder` has the files of an earlier run.
     """
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="vqlabel-demo-") as temporary:
+            return run_demo(Path(temporary), bits=bits, seed=seed, notify=notify, progress=progress)
     began = time.perf_counter()
-    with ExitStack() as stack:
-        if folder is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vqlabel-demo-")))
-        dump, codec_file, vql = folder / "dump", folder / "codec.safetensors", folder / "labels.vql"
-        for target in (dump, codec_file, vql):
-            refuse_existing(target, overwrite=False)
+    dump, codec_file, vql = folder / "dump", folder / "codec.safetensors", folder / "labels.vql"
+    for target in (dump, codec_file, vql):
+        refuse_existing(target, overwrite=False)
 
-        notify("1/6 rendering 1,000 characters in ten typefaces")
-        glyphs = make_glyphs()
-        train, distilled, held_out = (
-            tuple(map(torch.from_numpy, glyphs.examples(faces))) for faces in (TEACHER_FACES, DISTILLED_FACES, HELD_OUT_FACES)
-        )
-        notify(f"2/6 training a teacher on {len(train[0]):,} images")
-        teacher = train_teacher(*train, seed=seed)
-        top1 = {"teacher": accuracy(teacher, *held_out)}
-        notify(
-            f"    teacher: {100 * top1['teacher']:.1f} % top-1 on {len(held_out[0]):,} images of held-out typefaces (chance 0.1 %)"
-        )
+    notify("1/6 rendering 1,000 characters in ten typefaces")
+    glyphs = make_glyphs()
+    train, distilled, held_out = (
+        tuple(map(torch.from_numpy, glyphs.examples(faces))) for faces in (TEACHER_FACES, DISTILLED_FACES, HELD_OUT_FACES)
+    )
+    notify(f"2/6 training a teacher on {len(train[0]):,} images")
+    teacher = train_teacher(*train, seed=seed)
+    top1 = {"teacher": accuracy(teacher, *held_out)}
+    notify(f"    teacher: {100 * top1['teacher']:.1f} % top-1 on {len(held_out[0]):,} images of held-out typefaces (chance 0.1 %)")
 
-        notify(f"3/6 labelling {EPOCHS} augmented views of each of {len(distilled[0]):,} distilled images")
-        dump_labels(teacher, distilled[0], dump, epochs=EPOCHS, seed=seed)
+    notify(f"3/6 labelling {EPOCHS} augmented views of each of {len(distilled[0]):,} distilled images")
+    dump_labels(teacher, distilled[0], dump, epochs=EPOCHS, seed=seed)
 
-        notify(f"4/6 fitting a codec of {bits} bits per label, packing")
-        config = FitConfig(bits=bits, seed=seed, temperature=(STUDENT_TEMPERATURE,))
-        codec, report = fit(dump, config, out=codec_file, progress=progress)
-        pack(dump, vql, codec=codec, progress=progress)
+    notify(f"4/6 fitting a codec of {bits} bits per label, packing")
+    config = FitConfig(bits=bits, seed=seed, temperature=(STUDENT_TEMPERATURE,))
+    codec, report = fit(dump, config, out=codec_file, progress=progress)
+    pack(dump, vql, codec=codec, progress=progress)
 
-        steps = len(open_labels(dump)) * PASSES
-        sources = (("student_raw", "raw dump", _from_dump(dump)), ("student_vql", ".vql", _from_vql(vql)))
-        for number, (name, words, batches) in enumerate(sources, 5):
-            notify(f"{number}/6 training a student from the {words}")
-            paired = _with_images(batches, distilled[0])
-            top1[name] = accuracy(train_student(paired, steps=steps, temperature=STUDENT_TEMPERATURE, seed=seed), *held_out)
-        return {
-            **stats(vql),
-            "raw_dump_bytes": sum(file.stat().st_size for file in dump.rglob("*") if file.is_file()),
-            "held_out": report["held"],
-            "top1": top1,
-            "seconds": round(time.perf_counter() - began, 1),
-        }
+    options: dict[str, Any] = {
+        "steps": len(open_labels(dump)) * PASSES, "temperature": STUDENT_TEMPERATURE, "seed": seed
+    }  # fmt: skip
+    notify("5/6 training a student from the raw dump")
+    top1["student_raw"] = accuracy(train_student(_with_images(_from_dump(dump), distilled[0]), **options), *held_out)
+    notify("6/6 training a student from the .vql")
+    top1["student_vql"] = accuracy(train_student(_with_images(_from_vql(vql), distilled[0]), **options), *held_out)
+    return {
+        **stats(vql),
+        "raw_dump_bytes": sum(file.stat().st_size for file in dump.rglob("*") if file.is_file()),
+        "held_out": report["held"],
+        "top1": top1,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
 
 
 _Labelled = Callable[[], Iterator[tuple[Tensor, Augmentation, Tensor]]]  # image indices, augmentation, logits

@@ -218,11 +218,10 @@ def vqae(
     codebook_size: int = 256,
     codebooks: int = 1,
     decoder_parameters: int | None = None,
-    number_bits: int = 16,
     augmentation_bits: float = 0.0,
     pruned: float = 0.0,
 ) -> Storage:
-    """m = d_h / d_c indices of log2 k bits per label; codebooks and decoder are stored once.
+    """m = d_h / d_c indices of log2 k bits per label; codebooks and decoder are stored once, in fp16.
 
     The paper counts log2 k bits per index; an index of fixed width takes ceil(log2 k).
 
@@ -232,7 +231,6 @@ def vqae(
         codebook_size: k, at least 2.
         codebooks: 1 if all slots share one, m if each has its own.
         decoder_parameters: number of parameters; None: one linear layer from the latent to C logits.
-        number_bits: width of a number in codebooks and decoder.
         augmentation_bits: per label; not part of the paper's formula.
         pruned: share of the batches that LPLD drops before coding, [0, 1).
 
@@ -246,7 +244,7 @@ def vqae(
         label_bits=latent_width // code_width * math.log2(codebook_size),
         augmentation_bits=augmentation_bits,
         files=(Files(1, _records(_kept_files(labels, pruned))),),
-        fixed_bytes=math.ceil((codebooks * codebook_size * code_width + decoder) * number_bits / 8),
+        fixed_bytes=2 * (codebooks * codebook_size * code_width + decoder),
         nominal_labels=labels.images * labels.views,
     )
 

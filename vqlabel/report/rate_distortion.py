@@ -127,11 +127,7 @@ def compare_methods(
         "skipped": skipped,
         "teacher": _teacher(config.teacher_bytes, labels),
         "student": None if students is None else students.summary,
-        "points": [
-            _point(name, measurement, part, labels) | ({} if scores is None or part != ALL_IN else {"student": scores})
-            for part in PARTS
-            for name, measurement, scores in fitted
-        ],
+        "points": [_point(part, labels, *method) for part in PARTS for method in fitted],
     }
 
 
@@ -207,7 +203,7 @@ def _teacher(teacher_bytes: int | None, labels: int) -> dict[str, Any] | None:
     return None if teacher_bytes is None else {"bytes": teacher_bytes, "all_in_bits": round(8 * teacher_bytes / labels, 4)}
 
 
-def _point(name: str, measurement: Measurement, part: str, labels: int) -> dict[str, Any]:
+def _point(part: str, labels: int, name: str, measurement: Measurement, scores: dict[str, float] | None) -> dict[str, Any]:
     figures = {
         figure: value for figure, value in measurement.distortion[part].items() if figure != "mse"
     }  # most code centred logits
@@ -219,4 +215,5 @@ def _point(name: str, measurement: Measurement, part: str, labels: int) -> dict[
         "fixed_bytes": measurement.fixed_bytes,
         "all_in_bits": round(measurement.code_bits[ALL_IN] + 8 * measurement.fixed_bytes / labels, 4),
         **{figure: max(0.0, round(value, 6)) for figure, value in figures.items()},
+        **({} if scores is None or part != ALL_IN else {"student": scores}),
     }

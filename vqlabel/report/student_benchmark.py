@@ -47,7 +47,7 @@ class StudentBenchmark:
         images: the folder of its images: image i is the i-th file in sorted order, subfolders included.
         val: new images that have no labels in the dump, one folder per class.
         val_labels: .npy, [images of `val`, C]: the teacher's logits for them, in sorted order; adds the score
-        `kl_teacher`.
+            `kl_teacher`.
         class_map: JSON, folder of `val` -> class of the teacher; None: class i is the i-th folder.
         view: side in pixels of the views that the teacher labelled, the unit of CutMix boxes.
 
