@@ -1,4 +1,4 @@
-"""Images, a teacher and budgets -> labels of seeded views, codecs, `.vql` files, and the scores of students trained from each.
+"""Images, a teacher and budgets -> labels of seeded views, codecs, `.vql` files, and the scores of students.
 
     python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 [--mean 0.5 ...]
 
@@ -6,11 +6,13 @@ IMAGES       a folder of images; the teacher labels --epochs views of each, --vi
 --work       folder for the dump and the .vql files; existing files are reused, so name another folder for other options
 --val        new images, one folder per class
 --class-map  JSON, folder of --val -> class of the teacher; by default class i is the i-th folder
---ratio      target compression ratios of the whole file against the raw dump with augmentation; `tune` searches each codec for --minutes
+--ratio      target compression ratios of whole files against the raw dump with augmentation
+--minutes    time that `tune` searches for each codec
 
-Prints one row per kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images, for students at --temperature
-and for students with LPQLD's temperatures (DKR: the teacher's falls from 20 to 2; CA: the student's is calibrated on held-out labels). Files are fitted
-for --temperature and serve both. Students see the views at 32 x 32 pixels, --passes times each. Needs pillow and matplotlib (extras `student`, `plot`).
+Prints one row per kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images,
+for students at --temperature and for students with LPQLD's temperatures (DKR: the teacher's falls from 20 to 2; CA: the
+student's is calibrated on held-out labels). Files are fitted for --temperature and serve both. Students see the views
+at 32 x 32 pixels, --passes times each. Needs pillow and matplotlib (extras `student`, `plot`).
 """
 
 import argparse

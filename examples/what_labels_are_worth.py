@@ -3,15 +3,17 @@
     python examples/what_labels_are_worth.py DUMP --images train/ --val val/ --val-labels val.npy --view 224 \
         [--ratio 1000 500 125] [--temperature 1] [--passes 4] [--seeds 0 1 2] [--labels name=labels.npy] [--top-k 10] [--keep 0.1]
 
-DUMP         a dump whose records have image and crop, such as SRe2L's tree with LPLD's order file; --view: side of its views in pixels
+DUMP         a dump whose records have image, crop and flip, such as SRe2L's tree with LPLD's order file
+--view       side in pixels of the views that the teacher labelled
 --images     its images: the sorted files of a folder and its subfolders
 --val        new images that have no labels in the dump, one folder per class
 --val-labels the teacher's logits for the new images, in sorted order
 --class-map  JSON, folder of --val -> class of the teacher; by default class i is the i-th folder
 
-Students are those of `vqlabel compare --student`: all see the views that the teacher labelled, for the same number of steps. Prints one row per
-kind of labels: KL(teacher || student) in nats on the new images, at the best scale of the student's logits, and top-1. Bits per label count the
-whole file except augmentation and order. Needs pillow (extra `student`).
+Students are those of `vqlabel compare --student`: all see the views that the teacher labelled, for the same number of
+steps. Prints one row per kind of labels: KL(teacher || student) in nats on the new images, at the best scale of the
+student's logits, and top-1. Bits per label count the whole file except augmentation and order. Needs pillow (extra
+`student`).
 """
 
 import argparse

@@ -4,8 +4,9 @@
         [--baselines rq topk]
         [--contrast 1] [--head auto] [--variable]
 
-DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method), the bytes of these
-fixed parts, and KL in nats times T^2. At a variable rate, code bits are those of the last epochs, counts included.
+DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method),
+the bytes of these fixed parts, and KL in nats times T^2. At a variable rate, code bits are those of the last epochs,
+counts included.
 """
 
 import argparse

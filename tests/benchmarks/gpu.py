@@ -1,9 +1,9 @@
-"""Fit, pack, decode and train on a GPU, compared with the CPU; speed of decoding, compared with memory bandwidth and a training step.
+"""Fit, pack, decode and train on a GPU against the CPU; decoding speed against memory bandwidth and a training step.
 
     pip install vqlabel-*.whl; python gpu.py [--device cuda] [--toy] [--json]
 
-Takes less than five minutes, on synthetic labels, without internet access. Exit code 1 if a result differs from the CPU's. `--toy` takes seconds;
-`--device cpu` compares the CPU with itself.
+Takes less than five minutes, on synthetic labels, without internet access. Exit code 1 if a result differs from the
+CPU's. `--toy` takes seconds; `--device cpu` compares the CPU with itself.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/rates.py DUMP [--bits 128] [--rates 8 16 32 64] [--temperature 20]
 
-Prints a row per rate and temperature: of labels as `pack` writes them, and of calibrated labels (--contrast 1). The last epochs are held out, as
-in `fit`.
+Prints a row per rate and temperature: of labels as `pack` writes them, and of calibrated labels (--contrast 1). The
+last epochs are held out, as in `fit`.
 """
 
 import argparse

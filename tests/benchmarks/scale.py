@@ -2,8 +2,8 @@
 
     python tests/benchmarks/scale.py DUMP [--bits 8 16 32 128] [--images 10000] [--views 300] [--temperature 1] [--teacher-bytes N]
 
-Every codec is fitted and packed; the size by formula is compared with the file of this dump, then computed for `images * views` labels. Bits per
-label count the whole file except augmentation and order.
+Every codec is fitted and packed; the size by formula is compared with the file of this dump, then computed for `images
+* views` labels. Bits per label count the whole file except augmentation and order.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/sparse.py DUMP [--k 10] [--bits 115 145]
 
-DUMP has any layout; the k largest logits of dense labels are kept, as in LPQLD's MR-k. Bits and bytes count the whole file of these labels except
-augmentation and order. KL is over the known classes, in nats times T^2.
+DUMP has any layout; the k largest logits of dense labels are kept, as in LPQLD's MR-k. Bits and bytes count the whole
+file of these labels except augmentation and order. KL is over the known classes, in nats times T^2.
 """
 
 import argparse

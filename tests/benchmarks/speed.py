@@ -1,9 +1,9 @@
-"""Speed and memory of pack, unpack and reading, against torch.load of the dump and faiss' residual quantizer in the same run.
+"""Speed and memory of pack, unpack and reading, against torch.load and faiss' residual quantizer in the same run.
 
     python tests/benchmarks/speed.py [DUMP] [--bits 128] [--json]
 
-DUMP is SRe2L's tree. Without it, a random tree of 8,000 labels is written and a note goes to stderr; its speeds and memory ratios are meaningful,
-its distortion is not.
+DUMP is SRe2L's tree. Without it, a random tree of 8,000 labels is written and a note goes to stderr; its speeds and
+memory ratios are meaningful, its distortion is not.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     python tests/benchmarks/threads.py [--labels 16000] [--bits 32] [--json]
 
-For an otherwise idle machine. The other process keeps one processor busy. Beside it, a command may take 1.5 times the processor time that it takes
-alone, and 1.5 times the wall time that its share of the processors allows; exit code 1 if the number of threads that vqlabel chooses takes more.
+For an otherwise idle machine. The other process keeps one processor busy. Beside it, a command may take 1.5 times the
+processor time that it takes alone, and 1.5 times the wall time that its share of the processors allows; exit code 1 if
+the number of threads that vqlabel chooses takes more.
 """
 
 import argparse

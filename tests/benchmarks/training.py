@@ -1,9 +1,9 @@
-"""Time that training waits for labels: steps with labels from a `.vql`, alternating with steps with the same labels in memory.
+"""Time that training waits for labels: steps with labels from a `.vql`, alternating with steps with labels in memory.
 
     python tests/benchmarks/training.py [VQL] [--size 64] [--steps 30] [--threads 2] [--json]
 
-Without VQL, random labels are packed at 128 bits each. Everything runs in one process, so decoding does not overlap with training as it would in
-DataLoader's workers.
+Without VQL, random labels are packed at 128 bits each. Everything runs in one process, so decoding does not overlap
+with training as it would in DataLoader's workers.
 """
 
 import argparse

@@ -54,28 +54,28 @@ def sections(path: Path) -> dict[str, int]:
 
 
 def test_the_rows_sum_to_the_file_size(packed: Path) -> None:
-    found = stats(packed)
-    assert sum(row["bytes"] for row in found["rows"]) == found["bytes"]["total"] == packed.stat().st_size
-    assert all(row["bytes"] >= 0 and row["grows"] in ("per label", "fixed") and row["group"] in GROUPS for row in found["rows"])
-    assert list(found["bytes"]) == [*GROUPS, "total"]
+    result = stats(packed)
+    assert sum(row["bytes"] for row in result["rows"]) == result["bytes"]["total"] == packed.stat().st_size
+    assert all(row["bytes"] >= 0 and row["grows"] in ("per label", "fixed") and row["group"] in GROUPS for row in result["rows"])
+    assert list(result["bytes"]) == [*GROUPS, "total"]
     for group in GROUPS:
-        assert found["bytes"][group] == sum(row["bytes"] for row in found["rows"] if row["group"] == group)
-    assert len({row["part"] for row in found["rows"]}) == len(found["rows"])
+        assert result["bytes"][group] == sum(row["bytes"] for row in result["rows"] if row["group"] == group)
+    assert len({row["part"] for row in result["rows"]}) == len(result["rows"])
 
 
 def test_every_row_has_the_bytes_of_its_tensors(packed: Path) -> None:
-    found, size = {row["part"]: row["bytes"] for row in stats(packed)["rows"]}, sections(packed)
+    result, size = {row["part"]: row["bytes"] for row in stats(packed)["rows"]}, sections(packed)
     decoder = sum(bytes for name, bytes in size.items() if name.startswith("codec."))
-    assert found["codebook"] + found["decoder"] + found.get("image vectors", 0) == decoder
+    assert result["codebook"] + result["decoder"] + result.get("image vectors", 0) == decoder
     assert (decoder > 0) == (VqlFile(packed).codec["kind"] == "vqae")
-    assert found["chunk tables"] == size["codes.chunks"]
-    assert size["codes"] - 64 < found["codes"] <= size["codes"]
+    assert result["chunk tables"] == size["codes.chunks"]
+    assert size["codes"] - 64 < result["codes"] <= size["codes"]
     columns = {
         name.removeprefix("columns."): bytes + size[name + ".chunks"]
         for name, bytes in size.items()
         if name.startswith("columns.") and not name.endswith(".chunks")
     }
-    assert set(columns) == set(found) - {
+    assert set(columns) == set(result) - {
         "codes",
         "codebook",
         "decoder",
@@ -84,28 +84,28 @@ def test_every_row_has_the_bytes_of_its_tensors(packed: Path) -> None:
         "header and seal",
         "padding",
     }
-    assert all(found[name] == bytes for name, bytes in columns.items()), "a column includes its padding and its chunk table"
+    assert all(result[name] == bytes for name, bytes in columns.items()), "a column includes its padding and its chunk table"
 
 
 def test_bits_per_label_are_bytes_divided_by_records(packed: Path) -> None:
-    found = stats(packed)
-    size, bits = found["bytes"], found["bits_per_label"]
-    assert found["records"] == 360
-    assert found["classes"] == 40
+    result = stats(packed)
+    size, bits = result["bytes"], result["bits_per_label"]
+    assert result["records"] == 360
+    assert result["classes"] == 40
     assert bits["all_in"] == pytest.approx(8 * packed.stat().st_size / 360)
     assert bits["labels"] == pytest.approx(8 * (size["codes"] + size["codec"] + size["container"]) / 360)
     assert bits["codes"] == pytest.approx(8 * size["codes"] / 360)
-    assert found["ratio_to_fp16"] == pytest.approx({name: 16 * 40 / bits[name] for name in ("labels", "all_in")})
+    assert result["ratio_to_fp16"] == pytest.approx({name: 16 * 40 / bits[name] for name in ("labels", "all_in")})
 
 
 def test_stats_is_a_json_object_with_the_published_keys(packed: Path) -> None:
-    found = stats(packed, teacher_bytes=1000)
-    assert json.loads(json.dumps(found)) == found
-    assert {"records", "classes", "bytes", "bits_per_label"} <= set(found)
-    assert set(found["bytes"]) == {"codes", "codec", "augmentation", "order", "container", "total"}
-    assert set(found["bits_per_label"]) == {"codes", "labels", "all_in"}
-    assert set(found["teacher"]) == {"teacher_bytes", "break_even_labels", "smaller"}
-    assert "distortion" not in found
+    result = stats(packed, teacher_bytes=1000)
+    assert json.loads(json.dumps(result)) == result
+    assert {"records", "classes", "bytes", "bits_per_label"} <= set(result)
+    assert set(result["bytes"]) == {"codes", "codec", "augmentation", "order", "container", "total"}
+    assert set(result["bits_per_label"]) == {"codes", "labels", "all_in"}
+    assert set(result["teacher"]) == {"teacher_bytes", "break_even_labels", "smaller"}
+    assert "distortion" not in result
 
 
 def test_every_part_has_its_group(vql: Path) -> None:
@@ -136,16 +136,16 @@ def test_bits_per_label_at_300_views_by_hand(vql: Path) -> None:
     fixed_all = fixed_labels + rows["image_size"]
     growing_all = growing_labels + sum(rows[name] for name in ("crop", "flip", "mix_box", "mix_index", "mix_lam", "batch", "image"))
     assert fixed_all + growing_all == vql.stat().st_size
-    found = stats(vql)
-    assert found["images"] == 60
-    assert found["bits_per_label_at_300_views"] == pytest.approx(
+    result = stats(vql)
+    assert result["images"] == 60
+    assert result["bits_per_label_at_300_views"] == pytest.approx(
         {
             "labels": 8 * fixed_labels / 18_000 + 8 * growing_labels / 360,
             "all_in": 8 * fixed_all / 18_000 + 8 * growing_all / 360,
         }
     )
     here = account(VqlFile(vql)).bits_per_label_at(6)
-    assert here == pytest.approx({name: found["bits_per_label"][name] for name in ("labels", "all_in")}), "the file has 6 views"
+    assert here == pytest.approx({name: result["bits_per_label"][name] for name in ("labels", "all_in")}), "the file has 6 views"
 
 
 def test_bits_per_label_fall_with_the_number_of_views(packed: Path) -> None:
@@ -162,33 +162,33 @@ def test_bits_per_label_fall_with_the_number_of_views(packed: Path) -> None:
 
 
 def test_perplexity_is_that_of_the_codes_and_only_vqae_has_one(packed: Path) -> None:
-    found, file = stats(packed), VqlFile(packed)
+    result, file = stats(packed), VqlFile(packed)
     if file.codec["kind"] != "vqae":
-        assert found["perplexity"] is found["codebook_size"] is None
+        assert result["perplexity"] is result["codebook_size"] is None
         return
     codes = file.codes(0, 360)
-    for slot, perplexity in enumerate(found["perplexity"]):
+    for slot, perplexity in enumerate(result["perplexity"]):
         share = np.bincount(codes[:, slot]) / 360
         entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
         assert perplexity == pytest.approx(np.exp(entropy), abs=0.06)
-    assert len(found["perplexity"]) == codes.shape[1]
+    assert len(result["perplexity"]) == codes.shape[1]
 
 
 @pytest.mark.parametrize("factor", [0.2, 0.99, 1.01, 3])
 def test_at_the_break_even_the_labels_are_as_large_as_the_teacher(factor: float, vql: Path) -> None:
     size = vql.stat().st_size
     teacher = int(factor * size)
-    found = stats(vql, teacher_bytes=teacher)
-    growing = sum(row["bytes"] for row in found["rows"] if row["grows"] == "per label") / 360
-    fixed = sum(row["bytes"] for row in found["rows"] if row["grows"] == "fixed")
-    labels = found["teacher"]["break_even_labels"]
-    assert found["teacher"]["teacher_bytes"] == teacher
+    result = stats(vql, teacher_bytes=teacher)
+    growing = sum(row["bytes"] for row in result["rows"] if row["grows"] == "per label") / 360
+    fixed = sum(row["bytes"] for row in result["rows"] if row["grows"] == "fixed")
+    labels = result["teacher"]["break_even_labels"]
+    assert result["teacher"]["teacher_bytes"] == teacher
     if teacher < fixed:
         assert labels == 0
     else:
         assert fixed + growing * labels <= teacher + 1e-6 < fixed + growing * (labels + 1)
-    assert found["teacher"]["smaller"] == ("labels" if size <= teacher else "teacher")
-    assert (labels >= 360) == (found["teacher"]["smaller"] == "labels")
+    assert result["teacher"]["smaller"] == ("labels" if size <= teacher else "teacher")
+    assert (labels >= 360) == (result["teacher"]["smaller"] == "labels")
 
 
 def test_distortion_against_the_dump_equals_that_of_encode_and_decode(vql: Path, tree: Path, codec: LabelCodec) -> None:
@@ -197,9 +197,9 @@ def test_distortion_against_the_dump_equals_that_of_encode_and_decode(vql: Path,
     with torch.no_grad():
         figures.add(raw, codec.decode(codec.encode(raw)))
     steps: list[int] = []
-    found = stats(vql, against=tree, progress=lambda _stage, done, *_: steps.append(done))["distortion"]
-    assert found == pytest.approx(figures.figures(), rel=1e-3)
-    assert set(found) == {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "mse", "top1_agreement"}
+    result = stats(vql, against=tree, progress=lambda _stage, done, *_: steps.append(done))["distortion"]
+    assert result == pytest.approx(figures.figures(), rel=1e-3)
+    assert set(result) == {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "mse", "top1_agreement"}
     assert steps == list(range(1, 25))
 
 
@@ -210,34 +210,36 @@ def test_distortion_is_that_of_labels_in_the_dumps_dtype_and_that_of_float32_lab
     vqlabel.pack(tmp_path / "dump.npy", tmp_path / "a.vql", codec=vqlabel.fit(tmp_path / "dump.npy", FitConfig(codec="raw"))[0])
     file = VqlFile(tmp_path / "a.vql")
     file.label = {**file.label, "dtype": "BF16"}  # has 3 mantissa bits fewer than these labels
-    found, figures = distortion_against(file, tmp_path / "dump.npy"), Distortion()
+    result, figures = distortion_against(file, tmp_path / "dump.npy"), Distortion()
     raw = torch.from_numpy(4 * logits).flatten(0, 1)
     figures.add(raw, raw.bfloat16())
-    assert found["distortion"] == pytest.approx(figures.figures(), rel=1e-3, abs=1e-6)
-    assert found["distortion"]["mse"] > 1e-4
-    assert found["distortion_f32"]["mse"] == 0
+    assert result["distortion"] == pytest.approx(figures.figures(), rel=1e-3, abs=1e-6)
+    assert result["distortion"]["mse"] > 1e-4
+    assert result["distortion_f32"]["mse"] == 0
     assert "distortion_f32" not in stats(vql, against=tree)
 
 
 def test_distortion_of_raw_labels_is_zero(dump: Path, tmp_path: Path) -> None:
     vqlabel.pack(dump, tmp_path / "a.vql", codec=vqlabel.fit(dump, FitConfig(codec="raw"))[0])
-    found = stats(tmp_path / "a.vql", against=dump)["distortion"]
-    assert found == pytest.approx({"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "mse": 0, "top1_agreement": 1}, abs=1e-6)
+    result = stats(tmp_path / "a.vql", against=dump)["distortion"]
+    assert result == pytest.approx(
+        {"kl_T1": 0, "kl_T4": 0, "kl_T20": 0, "relative_mse": 0, "mse": 0, "top1_agreement": 1}, abs=1e-6
+    )
 
 
 def test_calibration_against_the_dump_equals_that_of_encode_and_decode(vql: Path, tree: Path) -> None:
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
     expected = Calibration(temperatures=(1.0, 4.0, 20.0))
     expected.add(raw, vqlabel.open(vql)[:].half())  # as unpack writes them
-    found = stats(vql, against=tree)["calibration"]
-    assert list(found) == ["T1", "T4", "T20"], "the temperatures that the codec was fitted for"
+    result = stats(vql, against=tree)["calibration"]
+    assert list(result) == ["T1", "T4", "T20"], "the temperatures that the codec was fitted for"
     for name, whole in expected.figures().items():
-        assert list(found[name]) == ["temperature", "slope", "intercept", "ece", "relative_ece", "entropy", "bins"]
+        assert list(result[name]) == ["temperature", "slope", "intercept", "ece", "relative_ece", "entropy", "bins"]
         for key in ("temperature", "slope", "intercept", "ece", "relative_ece", "entropy"):
-            assert found[name][key] == pytest.approx(whole[key], rel=1e-4)
-        assert [b["labels"] for b in found[name]["bins"]] == [b["labels"] for b in whole["bins"]]
-        assert sum(b["labels"] for b in found[name]["bins"]) == 360
-        assert list(found[name]["bins"][3]) == ["labels", "confidence", "raw"]
+            assert result[name][key] == pytest.approx(whole[key], rel=1e-4)
+        assert [b["labels"] for b in result[name]["bins"]] == [b["labels"] for b in whole["bins"]]
+        assert sum(b["labels"] for b in result[name]["bins"]) == 360
+        assert list(result[name]["bins"][3]) == ["labels", "confidence", "raw"]
 
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])
@@ -247,11 +249,11 @@ def test_raw_labels_are_calibrated_and_measured_at_temperature_1(
     np.save(tmp_path / "dump.npy", logits if domain == "logits" else probs)
     source = open_labels(tmp_path / "dump.npy", domain=domain)
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
-    found = stats(tmp_path / "a.vql", against=source)
-    assert found["same_dump"] is True
-    assert list(found["calibration"]) == ["T1"]
-    assert found["calibration"]["T1"]["slope"] == pytest.approx(1, abs=1e-6)
-    assert found["calibration"]["T1"]["ece"] == pytest.approx(0, abs=1e-6)
+    result = stats(tmp_path / "a.vql", against=source)
+    assert result["same_dump"] is True
+    assert list(result["calibration"]) == ["T1"]
+    assert result["calibration"]["T1"]["slope"] == pytest.approx(1, abs=1e-6)
+    assert result["calibration"]["T1"]["ece"] == pytest.approx(0, abs=1e-6)
 
 
 def test_other_labels_of_the_same_shape_are_compared_and_reported_as_another_dump(
@@ -264,9 +266,9 @@ def test_other_labels_of_the_same_shape_are_compared_and_reported_as_another_dum
     np.savez(tmp_path / "same.npz", logits)
     assert stats(tmp_path / "a.vql", against=dump)["same_dump"] is True
     assert stats(tmp_path / "a.vql", against=tmp_path / "same.npz")["same_dump"] is True, "the same labels in another file"
-    found = stats(tmp_path / "a.vql", against=tmp_path / "other.npy")
-    assert found["same_dump"] is False
-    assert found["distortion"]["kl_T1"] > 0
+    result = stats(tmp_path / "a.vql", against=tmp_path / "other.npy")
+    assert result["same_dump"] is False
+    assert result["distortion"]["kl_T1"] > 0
     assert "same_dump" not in stats(tmp_path / "a.vql")
 
 
@@ -325,16 +327,16 @@ def test_the_calibration_plot_has_a_panel_for_every_temperature(suffix: str, vql
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     from vqlabel.report.plots import plot_calibration
 
-    found, out = stats(vql, against=tree), tmp_path / f"a{suffix}"
-    plot_calibration(found, out)
+    result, out = stats(vql, against=tree), tmp_path / f"a{suffix}"
+    plot_calibration(result, out)
     data = out.read_bytes()
     if suffix == ".png":
         assert data.startswith(b"\x89PNG\r\n")
     else:
         assert [f"T = {t}: slope" in data.decode() for t in (1, 4, 20)] == [True] * 3  # the title is a comment there
     with pytest.raises(TargetExists, match=r"exists; pass --overwrite"):
-        plot_calibration(found, out)
-    plot_calibration(found, out, overwrite=True)
+        plot_calibration(result, out)
+    plot_calibration(result, out, overwrite=True)
     with pytest.raises(UsageError, match=r"no calibration to draw; name a dump \(--against\)"):
         plot_calibration(stats(vql), out, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == [out.name]

@@ -29,11 +29,11 @@ def held(**changes: float) -> dict[str, Any]:
 
 
 def test_figures_are_at_the_students_temperatures_with_those_of_one_mean_label() -> None:
-    found = fit_quality(report(), 32)
-    assert found["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
-    assert found["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
-    assert (found["held_out"], found["labels"], found["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
-    assert found["warnings"] == []
+    quality = fit_quality(report(), 32)
+    assert quality["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
+    assert quality["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
+    assert (quality["held_out"], quality["labels"], quality["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
+    assert quality["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_the_mean_label_has_the_least_kl_of_all_constant_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 2 * torch.randn(500, 12, generator=generator) + torch.linspace(-2, 2, 12)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="logits", dtype="F32")
-    found = measure_mean_label(sample, (1.0, 5.0))
+    figures = measure_mean_label(sample, (1.0, 5.0))
     for t in (1.0, 5.0):
         mean = (labels / t).softmax(1).mean(0).log() * t
         best = float(kl(labels, mean.expand_as(labels), t).mean())
-        assert found[f"kl_T{t:g}"] == pytest.approx(best, rel=1e-4)
+        assert figures[f"kl_T{t:g}"] == pytest.approx(best, rel=1e-4)
         others = (mean + 0.3 * t * torch.randn(12, generator=generator) for _ in range(5))
         assert all(float(kl(labels, other.expand_as(labels), t).mean()) > best for other in others)
 
@@ -99,7 +99,7 @@ def test_a_fit_reports_figures_at_its_own_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, 12, generator=generator)
     sample = LabelSample(seen=labels[:150], held=labels[150:], seen_context=None, held_context=None, domain="logits", dtype="F32")
-    found = fit_sample(sample, "some", FitConfig(bits=4, codebook_size=4, epochs=1, temperature=(2.0,)))[1]
-    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < found["held"].keys()
-    assert fit_quality(found, 4)["held"].keys() == {"kl_T2", "top1_agreement"}
-    assert found["mean_label"].keys() == {"labels", "kl_T1", "kl_T2", "kl_T4", "kl_T20"}
+    report = fit_sample(sample, "some", FitConfig(bits=4, codebook_size=4, epochs=1, temperature=(2.0,)))[1]
+    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < report["held"].keys()
+    assert fit_quality(report, 4)["held"].keys() == {"kl_T2", "top1_agreement"}
+    assert report["mean_label"].keys() == {"labels", "kl_T1", "kl_T2", "kl_T4", "kl_T20"}

@@ -98,8 +98,8 @@ def test_settings_do_not_depend_on_the_held_out_labels(logits: NDArray[np.float1
     settings = []
     for name, labels in (("a.npy", logits), ("b.npy", other)):
         np.save(tmp_path / name, labels)
-        found = compare(tmp_path / name, (24,), methods=CHEAP, temperature=(1.0,))
-        settings.append([(p["setting"], p["fixed_bytes"]) for p in found["points"]])
+        comparison = compare(tmp_path / name, (24,), methods=CHEAP, temperature=(1.0,))
+        settings.append([(p["setting"], p["fixed_bytes"]) for p in comparison["points"]])
     assert settings[0] == settings[1]
 
 
@@ -113,9 +113,9 @@ def test_raw_labels_have_no_distortion_and_more_bits_give_less(comparison: dict[
 
 
 def test_rates_with_the_same_setting_give_one_point(dump: Path) -> None:
-    found = compare(dump, (48, 44, 8, 48), methods=["topk"])
-    assert found["bits"] == [8, 44, 48]
-    assert [p["setting"] for p in points_of(found, "topk", "held out")] == ["k 2"], "a class takes 22 bits"
+    comparison = compare(dump, (48, 44, 8, 48), methods=["topk"])
+    assert comparison["bits"] == [8, 44, 48]
+    assert [p["setting"] for p in points_of(comparison, "topk", "held out")] == ["k 2"], "a class takes 22 bits"
 
 
 def test_without_image_indices_vqae_with_and_without_prior_are_one_fit(
@@ -124,12 +124,12 @@ def test_without_image_indices_vqae_with_and_without_prior_are_one_fit(
     np.save(tmp_path / "plain.npy", logits.reshape(-1, 40))
     fits, plain = [], CODECS["vqae"][0].fit
     monkeypatch.setattr(CODECS["vqae"][0], "fit", lambda *a: fits.append(a) or plain(*a))
-    found = compare(tmp_path / "plain.npy", (16,), methods=["vqae-no-prior", "vqae"])
+    comparison = compare(tmp_path / "plain.npy", (16,), methods=["vqae-no-prior", "vqae"])
     assert len(fits) == 1
-    (one,), (two,) = points_of(found, "vqae", "held out"), points_of(found, "vqae-no-prior", "held out")
+    (one,), (two,) = points_of(comparison, "vqae", "held out"), points_of(comparison, "vqae-no-prior", "held out")
     assert one["setting"] == two["setting"] + ", no prior: it would cost more than it saves"
     assert one["kl_T1"] == two["kl_T1"]
-    assert found["held_out"] == "the last tenth of the records"
+    assert comparison["held_out"] == "the last tenth of the records"
 
 
 def test_a_few_probabilities_or_logits_of_two_classes_can_be_compared(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_a_few_probabilities_or_logits_of_two_classes_can_be_compared(tmp_path: 
     np.save(tmp_path / "probs.npy", rng.dirichlet([1, 1, 1], 30).astype(np.float32))
     np.save(tmp_path / "two.npy", rng.normal(size=(5, 2)).astype(np.float16))
     for name, domain in (("probs.npy", "probs"), ("two.npy", "logits")):
-        found = compare(open_labels(tmp_path / name, domain=domain), (8, 64), methods=CHEAP)
-        assert all(math.isfinite(p[figure]) for p in found["points"] for figure in FIGURES)
-        assert points_of(found, "raw", "held out")[0]["kl_T1"] < 1e-4
+        comparison = compare(open_labels(tmp_path / name, domain=domain), (8, 64), methods=CHEAP)
+        assert all(math.isfinite(p[figure]) for p in comparison["points"] for figure in FIGURES)
+        assert points_of(comparison, "raw", "held out")[0]["kl_T1"] < 1e-4
 
 
 def test_the_same_seed_gives_the_same_points(dump: Path) -> None:
@@ -182,9 +182,9 @@ def test_invalid_options_are_refused(dump: Path, tmp_path: Path) -> None:
 def test_without_faiss_its_methods_are_skipped_by_default_and_refused_if_named(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     lines: list[str] = []
-    found = compare_methods(dump, CompareConfig(bits=(24,)), notify=lines.append)
-    assert set(found["methods"]) == {*CHEAP, "vqae", "vqae-no-prior"}
-    assert set(found["skipped"]) == {"pq", "opq", "rq"}
+    comparison = compare_methods(dump, CompareConfig(bits=(24,)), notify=lines.append)
+    assert set(comparison["methods"]) == {*CHEAP, "vqae", "vqae-no-prior"}
+    assert set(comparison["skipped"]) == {"pq", "opq", "rq"}
     (line,) = lines
     assert line.startswith("pq, opq, rq: skipped; ")
     assert "pip install 'vqlabel[baselines]'" in line

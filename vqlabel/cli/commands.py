@@ -542,12 +542,12 @@ def compare(
             benchmark = StudentBenchmark(
                 source, student, val, val_labels=val_labels, class_map=class_map, view=view, progress=progress
             )
-        found = compare_methods(
+        comparison = compare_methods(
             source, config, benchmark=benchmark, notify=lambda line: typer.echo(line, err=True), progress=progress
         )
     if plot is not None:
-        plot_rate_distortion(found, plot, overwrite=overwrite)
-    show.emit(found, json, show.show_compare)
+        plot_rate_distortion(comparison, plot, overwrite=overwrite)
+    show.emit(comparison, json, show.show_compare)
 
 
 def _words(values: list[str] | None) -> list[str] | None:

@@ -337,57 +337,57 @@ def show_tuned(report: dict[str, Any]) -> None:
     )
 
 
-def show_stats(found: dict[str, Any]) -> None:
+def show_stats(stats: dict[str, Any]) -> None:
     """Bytes of every part, then bits per label, ratio, break-even and distortion."""
-    labels = max(1, found["records"])
-    rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in found["rows"]]
-    total = found["bytes"]["total"]
+    labels = max(1, stats["records"])
+    rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
+    total = stats["bytes"]["total"]
     table([*rows, ("total", "", f"{total:,}", f"{8 * total / labels:.3f}")], ("part", "group", "bytes", "bits/label"))
     typer.echo(
-        f"\n{found['records']:,} labels of {found['classes']:,} classes; codec {found['codec']}, {found['code_bits']} code bits per label"
+        f"\n{stats['records']:,} labels of {stats['classes']:,} classes; codec {stats['codec']}, {stats['code_bits']} code bits per label"
     )
-    _show_bits_per_label(found)
-    if "pruned" in found:
-        pruned = found["pruned"]
+    _show_bits_per_label(stats)
+    if "pruned" in stats:
+        pruned = stats["pruned"]
         typer.echo(
             f"the file has {100 * pruned['kept']:g} % of the dump's labels: {pruned['bits_per_label_before']['all_in']:.2f} bits all-in "
             "per label before pruning"
         )
-    if found["perplexity"]:
-        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in found['perplexity'])} of {found['codebook_size']}")
-    if "teacher" in found:
-        teacher = found["teacher"]
+    if stats["perplexity"]:
+        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in stats['perplexity'])} of {stats['codebook_size']}")
+    if "teacher" in stats:
+        teacher = stats["teacher"]
         verb = "are" if teacher["smaller"] == "labels" else "is"
         typer.echo(
             f"the {teacher['smaller']} {verb} smaller here; with more than {teacher['break_even_labels']:,} labels the teacher "
             f"({size(teacher['teacher_bytes'])}) is smaller"
         )
-    _show_distortion(found)
+    _show_distortion(stats)
 
 
-def _show_bits_per_label(found: dict[str, Any]) -> None:
+def _show_bits_per_label(stats: dict[str, Any]) -> None:
     """As the file is, and at 300 views per image."""
-    at_300_views = found["bits_per_label_at_300_views"] or {}
+    at_300_views = stats["bits_per_label_at_300_views"] or {}
     titles = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
     rows = []
-    for name, bits in found["bits_per_label"].items():
+    for name, bits in stats["bits_per_label"].items():
         later = f"{at_300_views[name]:.2f}" if name in at_300_views else "-"
-        ratio = f"1/{found['ratio_to_fp16'][name]:.1f}" if name in found["ratio_to_fp16"] else "-"
+        ratio = f"1/{stats['ratio_to_fp16'][name]:.1f}" if name in stats["ratio_to_fp16"] else "-"
         rows.append((titles[name], f"{bits:.2f}", later, ratio))
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
 
 
-def _show_distortion(found: dict[str, Any]) -> None:
+def _show_distortion(stats: dict[str, Any]) -> None:
     """Distortion and calibration against a dump, if they were measured."""
-    if "distortion" in found:
-        typer.echo("distortion against the dump: " + _figures(found["distortion"]))
-    if found.get("distortion", {}).get("mass_kept") is not None:
+    if "distortion" in stats:
+        typer.echo("distortion against the dump: " + _figures(stats["distortion"]))
+    if stats.get("distortion", {}).get("mass_kept") is not None:
         typer.echo(
             "distortion is over the classes that a label keeps, re-normalised; mass_kept is their share of the raw label's probability"
         )
-    if "distortion_f32" in found:
-        typer.echo(f"  before labels are rounded to {found['dtype']}: " + _figures(found["distortion_f32"]))
-    for name, calibration in found.get("calibration", {}).items():
+    if "distortion_f32" in stats:
+        typer.echo(f"  before labels are rounded to {stats['dtype']}: " + _figures(stats["distortion_f32"]))
+    for name, calibration in stats.get("calibration", {}).items():
         slope = "none" if calibration["slope"] is None else f"{calibration['slope']:.4f}"
         error = f"{calibration['ece']:.4g} ({100 * calibration['relative_ece']:.2g} % of the mean probability)"
         entropy = f"{calibration['entropy']['raw']:.4f} raw, {calibration['entropy']['decoded']:.4f} decoded"
@@ -399,48 +399,53 @@ def _figures(values: dict[str, float | None]) -> str:
     return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in values.items())
 
 
-def show_demo(found: dict[str, Any]) -> None:
+def show_demo(result: dict[str, Any]) -> None:
     """Sizes, bits per label, and the accuracy of teacher and students."""
-    show_stats(found)
-    raw, total = found["raw_dump_bytes"], found["bytes"]["total"]
+    show_stats(result)
+    raw, total = result["raw_dump_bytes"], result["bytes"]["total"]
     typer.echo(f"\nthe dump: {size(raw)}; the .vql, with augmentation and order: {size(total)}, 1/{raw / total:.0f} of it")
-    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in found["top1"].items()]
+    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in result["top1"].items()]
     table(rows, ("top-1 on typefaces outside the training data", ""))
-    typer.echo(f"{found['seconds']:.0f} s")
+    typer.echo(f"{result['seconds']:.0f} s")
 
 
-def show_compare(found: dict[str, Any]) -> None:
+def show_compare(comparison: dict[str, Any]) -> None:
     """A table of held-out figures and a table of all-in figures, then students and the teacher's size."""
-    temperatures = ", ".join(f"{t:g}" for t in found["temperature"])
-    typer.echo(f"{found['labels']:,} labels of {found['classes']:,} classes of {found['domain']}; fitted for T = {temperatures}")
-    held, sampled = found["sampled"]["held"], sum(found["sampled"].values())
+    temperatures = ", ".join(f"{t:g}" for t in comparison["temperature"])
+    typer.echo(
+        f"{comparison['labels']:,} labels of {comparison['classes']:,} classes of {comparison['domain']}; fitted for T = {temperatures}"
+    )
+    held, sampled = comparison["sampled"]["held"], sum(comparison["sampled"].values())
     _show_points(
-        found, "held out", f"{found['held_out']}, {held:,} labels that no method was fitted to; fixed parts are not counted", ()
+        comparison,
+        "held out",
+        f"{comparison['held_out']}, {held:,} labels that no method was fitted to; fixed parts are not counted",
+        (),
     )
     _show_points(
-        found, "all-in", f"fixed parts are divided by this dump's labels; measured on {sampled:,} of them, training and held out",
+        comparison, "all-in", f"fixed parts are divided by this dump's labels; measured on {sampled:,} of them, training and held out",
         ("all_in_bits",),
     )  # fmt: skip
-    if found["student"] is not None:
-        _show_students(found)
-    if found["teacher"] is not None:
-        teacher = found["teacher"]
+    if comparison["student"] is not None:
+        _show_students(comparison)
+    if comparison["teacher"] is not None:
+        teacher = comparison["teacher"]
         typer.echo(f"\nthe teacher itself: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")
 
 
-def _show_points(found: dict[str, Any], part: str, heading: str, more_bits: tuple[str, ...]) -> None:
+def _show_points(comparison: dict[str, Any], part: str, heading: str, more_bits: tuple[str, ...]) -> None:
     """One part's table: bits, then distortion, of every method and setting."""
     figures = ("kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement")
     rows = [
         (
-            found["methods"][p["method"]],
+            comparison["methods"][p["method"]],
             p["setting"],
             f"{p['code_bits']:.1f}",
             size(p["fixed_bytes"]),
             *(f"{p[name]:.1f}" for name in more_bits),
             *(f"{p[name]:.4f}" for name in figures),
         )
-        for p in found["points"]
+        for p in comparison["points"]
         if p["part"] == part
     ]
     typer.echo(f"\n{part}: {heading}")
@@ -448,18 +453,23 @@ def _show_points(found: dict[str, Any], part: str, heading: str, more_bits: tupl
     table(rows, ("method", "setting", "code bits", "fixed parts", *bits, *figures))
 
 
-def _show_students(found: dict[str, Any]) -> None:
+def _show_students(comparison: dict[str, Any]) -> None:
     """Scores of students: from raw labels, then from every method's, with all-in bits."""
-    student = found["student"]
+    student = comparison["student"]
     typer.echo(
         f"\nstudents: {student['passes']} passes over {student['views']:,} views at T = {student['temperature']:g}, seed {student['seed']}; "
         f"tested on {student['new_images']:,} new images"
     )
     scores = [name for name in ("kl_teacher", "top1") if name in student["raw"]]
-    rows = [("raw labels", "", f"{16 * found['classes']:.1f}", *(f"{student['raw'][name]:.4f}" for name in scores))]
+    rows = [("raw labels", "", f"{16 * comparison['classes']:.1f}", *(f"{student['raw'][name]:.4f}" for name in scores))]
     rows += [
-        (found["methods"][p["method"]], p["setting"], f"{p['all_in_bits']:.1f}", *(f"{p['student'][name]:.4f}" for name in scores))
-        for p in found["points"]
+        (
+            comparison["methods"][p["method"]],
+            p["setting"],
+            f"{p['all_in_bits']:.1f}",
+            *(f"{p['student'][name]:.4f}" for name in scores),
+        )
+        for p in comparison["points"]
         if "student" in p
     ]
     table(rows, ("method", "setting", "all-in bits", *scores))
