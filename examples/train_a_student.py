@@ -1,14 +1,18 @@
-"""Images, a teacher and budgets -> labels of seeded views, codecs, `.vql` files, and what students learn from each of them.
+"""Images, a teacher and budgets -> labels of seeded views, codecs, `.vql` files, and the scores of students.
 
     python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 [--mean 0.5 ...]
 
-IMAGES   a folder of images; the teacher labels --epochs views of each, --view pixels wide, into --work, which is for one set of options
---val    new images, a folder a class; --class-map: JSON, folder -> the teacher's class, where that is not the folder's number
---ratio  whole files so many times smaller than the raw dump, its augmentation included; `tune` looks --minutes for the codec of each
+IMAGES       a folder of images; the teacher labels --epochs views of each, --view pixels wide
+--work       folder for the dump and the .vql files; existing files are reused, so name another folder for other options
+--val        new images, one folder per class
+--class-map  JSON, folder of --val -> class of the teacher; by default class i is the i-th folder
+--ratio      target compression ratios of whole files against the raw dump with augmentation
+--minutes    time that `tune` searches for each codec
 
-A row a kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images, of students at --temperature, then with
-LPQLD's temperatures (the teacher's from 20 to 2, the student's calibrated on held-out labels). Files are fitted for --temperature, and serve both.
-Students see small copies of the very views, --passes times as many as there are. Needs pillow and matplotlib (extras `student` and `plot`).
+Prints one row per kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images,
+for students at --temperature and for students with LPQLD's temperatures (DKR: the teacher's falls from 20 to 2; CA: the
+student's is calibrated on held-out labels). Files are fitted for --temperature and serve both. Students see the views
+at 32 x 32 pixels, --passes times each. Needs pillow and matplotlib (extras `student`, `plot`).
 """
 
 import argparse
@@ -30,7 +34,8 @@ from vqlabel.workflows.relabel import TeacherSource
 from vqlabel.workflows.teachers import load_teacher
 from vqlabel.workflows.tune import tune
 
-SMALL, HELD = nn.AdaptiveAvgPool2d(32), 2  # what a student sees of a view; batches that calibration keeps
+SMALL = nn.AdaptiveAvgPool2d(32)  # a view -> the input of a student
+HELD_OUT = 2  # batches of labels on which CA calibrates the student's temperature
 
 
 def main() -> None:
@@ -39,10 +44,10 @@ def main() -> None:
     p.add_argument("--teacher", required=True)
     for name in ("val", "work", "class-map", "plot"):
         p.add_argument(f"--{name}", type=Path, required=name in ("val", "work"))
-    for name, usual in (("mean", None), ("std", None), ("ratio", [125, 500, 1000]), ("seeds", [0, 1, 2])):
-        p.add_argument(f"--{name}", type=int if name == "seeds" else float, nargs="+", default=usual)
-    for name, usual in (("view", 224), ("epochs", 40), ("batch", 100), ("passes", 4), ("temperature", 1.0), ("minutes", 3.0)):
-        p.add_argument(f"--{name}", type=type(usual), default=usual)
+    for name, default in (("mean", None), ("std", None), ("ratio", [125, 500, 1000]), ("seeds", [0, 1, 2])):
+        p.add_argument(f"--{name}", type=int if name == "seeds" else float, nargs="+", default=default)
+    for name, default in (("view", 224), ("epochs", 40), ("batch", 100), ("passes", 4), ("temperature", 1.0), ("minutes", 3.0)):
+        p.add_argument(f"--{name}", type=type(default), default=default)
     a = p.parse_args()
     a.work.mkdir(exist_ok=True)
     a.dump, a.count = a.work / "dump", len(pictures := ImageFolder(a.images, cache=True))
@@ -50,27 +55,27 @@ def main() -> None:
     if not a.dump.exists():
         recipe = Recipe(seed=0, images=a.count, epochs=a.epochs, batch=a.batch, view=a.view, mix="cutmix")
         vqlabel.relabel(TeacherSource(pictures, teacher, recipe), a.dump, layout="lpld")
-    a.bytes = a.count * a.epochs * (2 * open_labels(a.dump).classes + 25)  # fp16 logits, and what SRe2L stores of a view
-    seen = vqlabel.VqlViews(packed(a, "raw", codec="raw"), pictures, transform=SMALL)
-    views = torch.empty(len(seen), 3, 32, 32, dtype=torch.half)
-    for at in range(0, len(seen), a.batch):
-        views[at : at + a.batch] = seen[range(at, min(at + a.batch, len(seen)))].views
+    a.bytes = a.count * a.epochs * (2 * open_labels(a.dump).classes + 25)  # fp16 logits, and SRe2L's record of a view
+    labelled = vqlabel.VqlViews(packed(a, "raw", codec="raw"), pictures, transform=SMALL)
+    views = torch.empty(len(labelled), 3, 32, 32, dtype=torch.half)
+    for start in range(0, len(labelled), a.batch):
+        views[start : start + a.batch] = labelled[range(start, min(start + a.batch, len(labelled)))].views
     new = new_images(a, teacher)
     print("| labels | bytes | of the dump | KL | top-1 % | KL, DKR and CA | top-1 %, DKR and CA |\n" + "| --- " * 7 + "|")
     axes = Figure(figsize=(8, 5)).subplots(subplot_kw={"xscale": "log", "xlabel": "bytes of the file", "ylabel": "top-1 %"})
-    for name, path in kinds(a):
-        found = [np.array([judge(learn(a, path, views, falling, seed), *new) for seed in a.seeds]) for falling in (False, True)]
+    for name, path in label_files(a):
+        scores = [np.array([score(train(a, path, views, lpqld, seed), *new) for seed in a.seeds]) for lpqld in (False, True)]
         size = path.stat().st_size
-        shown = " | ".join(f"{mean:.3f} ± {std:.3f}" for one in found for mean, std in zip(one.mean(0), one.std(0), strict=True))
-        print(f"| {name} | {size:,} | 1/{a.bytes / size:.0f} | {shown} |", flush=True)
-        for one, marker in zip(found, "ox", strict=True):  # x: with DKR and CA
-            axes.errorbar(size, one[:, 1].mean(), one[:, 1].std(), fmt=marker, label=name if marker == "o" else None)
+        cells = " | ".join(f"{mean:.3f} ± {std:.3f}" for s in scores for mean, std in zip(s.mean(0), s.std(0), strict=True))
+        print(f"| {name} | {size:,} | 1/{a.bytes / size:.0f} | {cells} |", flush=True)
+        for s, marker in zip(scores, "ox", strict=True):  # x: with DKR and CA
+            axes.errorbar(size, s[:, 1].mean(), s[:, 1].std(), fmt=marker, label=name if marker == "o" else None)
     axes.legend(fontsize="xx-small")
     axes.figure.savefig(a.plot or a.work / "students.png")
 
 
-def kinds(a):
-    """(name, file of such labels)."""
+def label_files(a):
+    """(name, .vql file) of every kind of labels."""
     yield "raw", packed(a, "raw", codec="raw")
     yield "raw, 1/10 of the batches", packed(a, "raw10", keep=0.1, codec="raw")
     yield "top-10", packed(a, "top10", codec="topk", slots=10)
@@ -80,63 +85,63 @@ def kinds(a):
 
 
 def packed(a, name, ratio=None, keep=1, **config):
-    """A `.vql` `ratio` times smaller than the dump, with the seed of its views in it; made once."""
+    """A `.vql` with seeded views, `ratio` times smaller than the dump; an existing file is reused."""
     path, source, drawn = a.work / f"{name}.vql", Pruned(open_labels(a.dump), keep, "batch"), read_recipe(recipe_file(a.dump))
     if not path.exists():
-        if ratio:  # a budget does not count 700 bytes of recipe and tables, sizes, which batches were kept
+        if ratio:  # the budget of a fit excludes 700 bytes of recipe and tables, image sizes, and the list of kept batches
             config["bytes"] = int(a.bytes / ratio) - 700 - 3 * len(drawn.sizes) - 2 * len(source) * (keep < 1)
         fit = (lambda *of: tune(*of, minutes=a.minutes)) if ratio else vqlabel.fit
-        vqlabel.pack(source, path, codec=fit(source, vqlabel.FitConfig(**config))[0], augmentation=drawn)
+        vqlabel.pack(source, path, codec=fit(source, vqlabel.FitConfig(**config))[0], drawn=drawn)
     return path
 
 
-def learn(a, path, views, falling, seed):
-    """A student of the labels in a file, every one beside its own view."""
+def train(a, path, views, lpqld, seed):
+    """Train a student from the labels in a file and their views; `lpqld`: with DKR and CA."""
     labels, per_epoch = vqlabel.open(path), -(-a.count // a.batch)
-    stored = [(views[a.count * at.place.epoch + a.batch * at.place.batch :], at.labels) for at in labels.batches()]
-    stored, held = (stored[:-HELD], stored[-HELD:]) if falling else (stored, [])
+    batches = [(views[a.count * b.place.epoch + a.batch * b.place.batch :], b.labels) for b in labels.batches()]
+    batches, held_out = (batches[:-HELD_OUT], batches[-HELD_OUT:]) if lpqld else (batches, [])
     torch.manual_seed(seed)
     student, steps = make_student(labels.shape[1]), a.passes * per_epoch * a.epochs
-    T, own = StepSchedule(every=max(1, steps // per_epoch // 10)), StudentTemperature()
+    schedule_of_teacher, of_student = StepSchedule(every=max(1, steps // per_epoch // 10)), StudentTemperature()
     optimizer = torch.optim.AdamW(student.parameters(), 2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     for step in range(steps):
-        seen, target = stored[step % len(stored)]
-        t, tau = (T.temperature(1 + step // per_epoch), own.tau) if falling else (a.temperature, None)
+        x, target = batches[step % len(batches)]
+        t, tau = (schedule_of_teacher.temperature(1 + step // per_epoch), of_student.tau) if lpqld else (a.temperature, None)
         optimizer.zero_grad()
-        kl(student(seen[: len(target)].float()), target, t, student_temperature=tau, squared=not falling).backward()
+        kl(student(x[: len(target)].float()), target, t, student_temperature=tau, squared=not lpqld).backward()
         optimizer.step()
         schedule.step()
-        if held and (step + 1) % per_epoch == 0:
-            for seen, target in held:
-                own.update(student.eval()(seen[: len(target)].float()).detach(), target, t)
-            own.step()
+        if held_out and (step + 1) % per_epoch == 0:
+            for x, target in held_out:
+                of_student.update(student.eval()(x[: len(target)].float()).detach(), target, t)
+            of_student.step()
             student.train()
     return student.eval()
 
 
 def new_images(a, teacher):
-    """Small copies of images that no label was made of, what the teacher says of them, the class of every folder, the folder of every image."""
+    """Of --val: images at 32 x 32 pixels, the teacher's logits for them, the class of each folder, the folder of each image."""
     new = ImageFolder(a.val)
     large = [torch.from_numpy(np.array(image.resize((a.view, a.view)))).permute(2, 0, 1) for image in new]
-    says = torch.cat([teacher(torch.stack(large[at : at + 100]) / 255) for at in range(0, len(large), 100)])
-    known = json.loads(a.class_map.read_text()) if a.class_map else {name: at for at, name in enumerate(new.classes)}
-    small = torch.cat([SMALL(one[None] / 255) for one in large])
-    return small, says, torch.tensor([known[name] for name in new.classes]), torch.from_numpy(new.targets)
+    logits = torch.cat([teacher(torch.stack(large[start : start + 100]) / 255) for start in range(0, len(large), 100)])
+    class_of = json.loads(a.class_map.read_text()) if a.class_map else {name: number for number, name in enumerate(new.classes)}
+    small = torch.cat([SMALL(image[None] / 255) for image in large])
+    return small, logits, torch.tensor([class_of[name] for name in new.classes]), torch.from_numpy(new.targets)
 
 
 @torch.no_grad()
-def judge(student, small, says, classes, targets):
-    """KL to the teacher at the student's best scale, top-1 in percent."""
-    out = torch.cat([student(part.float()) for part in small.split(500)])
-    apart = (kl(out * scale, says, 1.0) for scale in np.geomspace(0.1, 10, 41))
-    return min(apart).item(), 100 * (out[:, classes].argmax(1) == targets).float().mean().item()
+def score(student, small, teacher_logits, classes, targets):
+    """KL to the teacher at the best scale of the student's logits, top-1 in percent."""
+    logits = torch.cat([student(part.float()) for part in small.split(500)])
+    kls = (kl(logits * scale, teacher_logits, 1.0) for scale in np.geomspace(0.1, 10, 41))
+    return min(kls).item(), 100 * (logits[:, classes].argmax(1) == targets).float().mean().item()
 
 
 def make_student(classes):
     blocks = [
-        nn.Sequential(nn.Conv2d(inside, outside, size, stride, padding, bias=False), nn.BatchNorm2d(outside), nn.ReLU())
-        for inside, outside, size, stride, padding in ((3, 48, 4, 4, 0), (48, 96, 3, 2, 1), (96, 192, 3, 2, 1))
+        nn.Sequential(nn.Conv2d(inputs, outputs, size, stride, padding, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        for inputs, outputs, size, stride, padding in ((3, 48, 4, 4, 0), (48, 96, 3, 2, 1), (96, 192, 3, 2, 1))
     ]
     student = nn.Sequential(nn.BatchNorm2d(3), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(192, classes))
     return student.to(memory_format=torch.channels_last)

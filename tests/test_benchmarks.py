@@ -29,20 +29,20 @@ def load(name: str) -> ModuleType:
 def test_what_a_device_computes_is_held_against_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = load("gpu")
     rows = gpu.measure(torch.device("cpu"), tmp_path, gpu.TOY)
-    judged = {row.name: row.good for row in rows if row.good is not None}
+    judged = {row.name: row.passed for row in rows if row.passed is not None}
     assert all(judged.values())
     assert {name.partition(",")[0] for name in judged} >= {"fit", "pack", "decode", "training"}
     assert gpu.table(rows, torch.device("cpu")).count("\n") == len(rows)
     right = VqaeCodec._decode
     wrong = iter(range(1000))
     monkeypatch.setattr(VqaeCodec, "_decode", lambda *given: right(*given) + 0.01 * next(wrong))
-    assert not any(row.good for row in gpu.compare_labels(tmp_path / "cpu.vql", torch.device("cpu"), gpu.TOY)[:2])
+    assert not any(row.passed for row in gpu.compare_labels(tmp_path / "cpu.vql", torch.device("cpu"), gpu.TOY)[:2])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_its_script_names_the_way_out() -> None:
     run = subprocess.run([sys.executable, FOLDER / "gpu.py", "--toy"], capture_output=True, text=True, check=False)
-    assert (run.returncode, run.stderr) == (1, "no CUDA device is there; pass --device cpu to compare the CPU with itself\n")
+    assert (run.returncode, run.stderr) == (1, "no CUDA device found; pass --device cpu to compare the CPU with itself\n")
 
 
 def test_the_benchmark_of_threads_runs_every_command_alone_and_beside_a_neighbour(

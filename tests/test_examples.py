@@ -38,10 +38,10 @@ def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path
             Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / folder / f"{at:03}.png")
     np.save(tmp_path / "val.npy", rng.normal(size=(6, 40)).astype(np.float32))
     np.save(tmp_path / "other.npy", rng.normal(size=(360, 40)).astype(np.float16))
-    (tmp_path / "columns.json").write_text(json.dumps({"ant": 3, "bee": 39}))
+    (tmp_path / "classes.json").write_text(json.dumps({"ant": 3, "bee": 39}))
     lines = run(
         "what_labels_are_worth.py", tree, "--images", tmp_path / "images", "--val", tmp_path / "val", "--val-labels", tmp_path / "val.npy",
-        "--class-map", tmp_path / "columns.json", "--view", 100, "--ratio", 2, "--no-prior", 2, "--passes", 2, "--top-k", 5, "--keep", 0.5,
+        "--class-map", tmp_path / "classes.json", "--view", 170, "--ratio", 2, "--no-prior", 2, "--passes", 2, "--top-k", 5, "--keep", 0.5,
         "--labels", f"random={tmp_path / 'other.npy'}", "--seeds", 0,
     )  # fmt: skip
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
@@ -55,7 +55,6 @@ def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path
 
 TEACHER = """
 import torch
-from paths import ROOT
 def small():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Flatten(), torch.nn.Linear(48, 40))
@@ -90,7 +89,7 @@ def test_the_demo_teaches_both_students(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from vqlabel.demo import run_demo
 
-    found = run_demo(tmp_path, say=lambda _: None)
+    found = run_demo(tmp_path, notify=lambda _: None)
     assert found["top1"]["teacher"] > 0.6
     assert found["top1"]["student_raw"] > 0.5
     assert found["top1"]["student_vql"] > 0.9 * found["top1"]["student_raw"]

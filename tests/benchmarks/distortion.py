@@ -1,10 +1,12 @@
-"""Distortion held out: codecs fitted on the first epochs of a dump, measured on the last; faiss' residual quantizer and top-k beside.
+"""Held-out distortion: codecs and baselines fitted to the first epochs of a dump and measured on the last.
 
-    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal] [--peers rq topk]
+    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal]
+        [--baselines rq topk]
         [--contrast 1] [--head auto] [--variable]
 
-DUMP is SRe2L's tree of logits. Prints a Markdown table: KL in nats times T^2, at code bits (no decoder, no codebook counted, for any
-method), and what those fixed parts weigh. Bits of variable labels are those of the last epochs, counts included.
+DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method),
+the bytes of these fixed parts, and KL in nats times T^2. At a variable rate, code bits are those of the last epochs,
+counts included.
 """
 
 import argparse
@@ -23,9 +25,8 @@ from vqlabel.labels import Context, open_labels
 from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 from vqlabel.metrics.distortion import Distortion
 
-Peer = tuple[
-    Callable[[], float], int, Callable[[Tensor, Context], Tensor]
-]  # code bits of what was decoded, fixed bytes, labels and context -> decoded labels
+# code bits per label that was decoded, fixed bytes, labels and context -> decoded labels
+Method = tuple[Callable[[], float], int, Callable[[Tensor, Context], Tensor]]
 
 
 def main() -> None:
@@ -35,73 +36,73 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
-    parser.add_argument("--head", default="0", help="classes kept exactly, or auto")
-    parser.add_argument("--variable", action="store_true", help="as many slots for every label as pay")
-    parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated ones, with the least KL")
-    parser.add_argument("--peers", nargs="*", default=["rq", "topk"])
+    parser.add_argument("--head", default="0", help="number of exact classes, or auto")
+    parser.add_argument("--variable", action="store_true", help="variable rate: --bits is the average per label")
+    parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated labels, which have the least KL")
+    parser.add_argument("--baselines", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
     print("| method | code bits | fixed parts, kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        seen, held = split(options.dump, options.held_epochs, Path(folder))
+        train, held_out = split(options.dump, options.held_epochs, Path(folder))
         for bits in options.bits:
-            for name, (code_bits, fixed, decode) in methods(seen, bits, options):
-                figures = Distortion()
-                for batch in open_labels(held):
+            for name, (code_bits, fixed, decode) in methods(train, bits, options):
+                distortion = Distortion()
+                for batch in open_labels(held_out):
                     labels = torch.from_numpy(batch.labels).float()
-                    figures.add(labels, decode(labels, batch.context()))
-                found = figures.figures()
-                kl = " | ".join(f"{found[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
+                    distortion.add(labels, decode(labels, batch.context()))
+                figures = distortion.figures()
+                kl = " | ".join(f"{figures[f'kl_T{t}']:.3f}" for t in (1, 4, 20))
                 print(
-                    f"| {name} | {code_bits():.4g} | {fixed / 1e3:.0f} | {kl} | {100 * found['top1_agreement']:.1f} |", flush=True
+                    f"| {name} | {code_bits():.4g} | {fixed / 1e3:.0f} | {kl} | {100 * figures['top1_agreement']:.1f} |", flush=True
                 )
 
 
 def split(dump: Path, held_epochs: int, folder: Path) -> tuple[Path, Path]:
-    """Two trees of links: all epochs but the last `held_epochs`, and those."""
+    """Two trees of links: all epochs but the last `held_epochs`, and the last `held_epochs`."""
     epochs = sorted({place.epoch for place in find_batches(dump)})
-    for name, part in (("seen", epochs[:-held_epochs]), ("held", epochs[-held_epochs:])):
+    for name, part in (("train", epochs[:-held_epochs]), ("held_out", epochs[-held_epochs:])):
         (folder / name).mkdir()
         for epoch in part:
             (folder / name / f"epoch_{epoch}").symlink_to((dump / f"epoch_{epoch}").resolve())
         if (dump / ORDER_FILE).exists():
             (folder / name / ORDER_FILE).symlink_to((dump / ORDER_FILE).resolve())
-    return folder / "seen", folder / "held"
+    return folder / "train", folder / "held_out"
 
 
-def methods(seen: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Peer]]:
+def methods(train: Path, bits: int, options: argparse.Namespace) -> list[tuple[str, Method]]:
     codec, _ = vqlabel.fit(
-        seen,
+        train,
         FitConfig(
             bits=bits, temperature=tuple(options.temperature), contrast=options.contrast, head=read_head(options.head),
             variable=options.variable,
         ),
     )  # fmt: skip
     codec.set_effort(options.effort)
-    found = [("vqae", through(codec))]
-    if "rq" in options.peers:
-        found.append(("PCA + RQ (faiss)", faiss_rq(seen, bits)))
-    if "topk" in options.peers:
-        codec, _ = vqlabel.fit(seen, FitConfig(codec="topk", bits=bits))
-        found.append(("top-k, flat tail", flat_tail(codec)))
-    return found
+    fitted = [("vqae", codec_method(codec))]
+    if "rq" in options.baselines:
+        fitted.append(("PCA + RQ (faiss)", faiss_rq(train, bits)))
+    if "topk" in options.baselines:
+        codec, _ = vqlabel.fit(train, FitConfig(codec="topk", bits=bits))
+        fitted.append(("top-k, flat tail", flat_tail(codec)))
+    return fitted
 
 
 @torch.inference_mode()
-def through(codec: LabelCodec) -> Peer:
+def codec_method(codec: LabelCodec) -> Method:
     fixed = sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
     coded: list[Tensor] = []
 
     @torch.inference_mode()
-    def decode(labels: Tensor, known: Context) -> Tensor:
-        coded.append(codec.encode(labels, known))
-        return codec.decode(coded[-1], known)
+    def decode(labels: Tensor, context: Context) -> Tensor:
+        coded.append(codec.encode(labels, context))
+        return codec.decode(coded[-1], context)
 
     return lambda: codec.stored_bits(codes := torch.cat(coded)) / len(codes), fixed, decode
 
 
-def flat_tail(codec: LabelCodec) -> Peer:
-    """Top-k with the rest at its mean level: MR-k's zeros would make every KL infinite."""
+def flat_tail(codec: LabelCodec) -> Method:
+    """Top-k with the mean logit for all other classes; with probability 0, as in MR-k, the KL would be infinite."""
     k = codec.config.k
 
     def decode(labels: Tensor, _: Context) -> Tensor:
@@ -112,12 +113,12 @@ def flat_tail(codec: LabelCodec) -> Peer:
     return lambda: sum(codec.code_bits), 0, decode
 
 
-def faiss_rq(seen: Path, bits: int, width: int = 128) -> Peer:
-    """PCA to 128 numbers, one byte a slot, faiss' defaults, trained on 20,000 labels of the same epochs or all there are."""
+def faiss_rq(train: Path, bits: int, width: int = 128) -> Method:
+    """PCA to 128 components, slots of one byte, faiss' defaults; trained on at most 20,000 labels of the same epochs."""
     import faiss
 
     torch.manual_seed(0)
-    labels = torch.cat([torch.from_numpy(batch.labels).float() for batch in open_labels(seen)])
+    labels = torch.cat([torch.from_numpy(batch.labels).float() for batch in open_labels(train)])
     labels -= labels.mean(1, keepdim=True)
     mean = labels.mean(0)
     basis = torch.linalg.svd((labels - mean)[torch.randperm(len(labels))[:20_000]], full_matrices=False)[2][:width]

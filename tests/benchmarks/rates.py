@@ -1,8 +1,9 @@
-"""One fit at several rates, beside a fit at each of them alone: held-out KL in nats times T^2.
+"""Lower rates of one fit against separate fits at these rates: held-out KL in nats times T^2.
 
     python tests/benchmarks/rates.py DUMP [--bits 128] [--rates 8 16 32 64] [--temperature 20]
 
-A row a rate and temperature: as `pack` writes labels, and calibrated (--contrast 1). The last epochs are held out, as `fit` does it.
+Prints a row per rate and temperature: of labels as `pack` writes them, and of calibrated labels (--contrast 1). The
+last epochs are held out, as in `fit`.
 """
 
 import argparse
@@ -26,22 +27,22 @@ def main() -> None:
     sample, held_out = read_sample(open_labels(options.dump))
     temperatures = tuple(options.temperature)
 
-    def fitted(bits: int) -> VqaeCodec:
+    def fit(bits: int) -> VqaeCodec:
         codec, _ = fit_sample(sample, held_out, FitConfig(bits=bits, temperature=temperatures))
         assert isinstance(codec, VqaeCodec)
         return codec
 
-    whole = fitted(options.bits)
+    nested = fit(options.bits)
     print(f"one fit at {options.bits} bits; held out: {held_out}")
-    print("| bits | T | one fit | alone | ratio | calibrated: one fit | alone | ratio |")
+    print("| bits | T | one fit | separate fit | ratio | calibrated: one fit | separate fit | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for bits in options.rates:
-        part, alone = whole.prefix(bits // whole.config.code_bits), fitted(bits)
-        pairs = [(part, alone), (part.calibrated(), alone.calibrated())]
-        found = [[measure(codec, sample, "held", temperatures) for codec in pair] for pair in pairs]
+        lower, separate = nested.prefix(bits // nested.config.code_bits), fit(bits)
+        pairs = [(lower, separate), (lower.calibrated(), separate.calibrated())]
+        figures = [[measure(codec, sample, "held", temperatures) for codec in pair] for pair in pairs]
         for t in temperatures:
-            values = [[figures[f"kl_T{t:g}"] for figures in pair] for pair in found]
-            cells = " | ".join(f"{one:.4f} | {other:.4f} | {one / other:.3f}" for one, other in values)
+            values = [[of_codec[f"kl_T{t:g}"] for of_codec in pair] for pair in figures]
+            cells = " | ".join(f"{a:.4f} | {b:.4f} | {a / b:.3f}" for a, b in values)
             print(f"| {bits} | {t:g} | {cells} |", flush=True)
 
 

@@ -1,10 +1,10 @@
-"""What `relabel` takes from a teacher's speed: labels per second straight into a `.vql`, beside the teacher alone on the same views.
+"""Overhead of `relabel`: labels per second written to a `.vql`, against the teacher alone on the same views.
 
     python tests/benchmarks/relabel.py IMAGES --teacher module:function --view 224 [--codec codec.safetensors] [--epochs 2] [--batch 100]
         [--mean 0.5] [--std 0.5] [--times 3]
 
-Alternating, best of --times. "teacher alone" is the network over views that are in memory already; "views and teacher" draws them first, as any
-labelling must, in the same thread. Peak memory is of the whole run.
+Runs alternate; the best of --times is reported. "teacher alone" runs the network on views in memory; "views and
+teacher" renders them first, in the same thread. Peak memory is that of the whole run.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("images", type=Path)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--codec", type=Path)
-    for name, usual in (("view", 224), ("epochs", 2), ("batch", 100), ("times", 3)):
-        parser.add_argument(f"--{name}", type=int, default=usual)
+    for name, default in (("view", 224), ("epochs", 2), ("batch", 100), ("times", 3)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     for name in ("mean", "std"):
         parser.add_argument(f"--{name}", type=float, nargs="+")
     options = parser.parse_args()
@@ -36,16 +36,17 @@ def main() -> None:
     source = TeacherSource(pictures, load_teacher(options.teacher, mean=options.mean, deviation=options.std), recipe)
     codec = None if options.codec is None else load_codec(options.codec)[0]
     count = int(source.drawn.starts[-1])
-    some = [source._views(at) for at in range(min(4, len(source)))]  # also decodes some images
-    list(pictures)
+    rendered = [source._views(number) for number in range(min(4, len(source)))]
+    list(pictures)  # decodes all images
 
     def alone() -> None:
-        for at in range(len(source)):
-            source.teacher(some[at % len(some)][: len(source.drawn.batch(at, np.empty((0, 0))).flip)])
+        for number in range(len(source)):
+            views = rendered[number % len(rendered)]
+            source.teacher(views[: len(source.drawn.batch(number, np.empty((0, 0))).flip)])
 
     def both() -> None:
-        for at in range(len(source)):
-            source.teacher(source._views(at))
+        for number in range(len(source)):
+            source.teacher(source._views(number))
 
     def whole() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -57,9 +58,9 @@ def main() -> None:
             began = time.perf_counter()
             run()
             seconds[name] = min(seconds.get(name, np.inf), time.perf_counter() - began)
-    print("| | labels per second | of the teacher alone |\n| --- | --- | --- |")
-    for name, took in seconds.items():
-        print(f"| {name} | {count / took:.1f} | {100 * seconds['teacher alone'] / took:.1f} % |")
+    print("| | labels per second | share of the teacher alone |\n| --- | --- | --- |")
+    for name, duration in seconds.items():
+        print(f"| {name} | {count / duration:.1f} | {100 * seconds['teacher alone'] / duration:.1f} % |")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

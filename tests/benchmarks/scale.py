@@ -1,9 +1,9 @@
-"""What labels weigh at ImageNet's scale: a codec's parts as this dump gave them, with the images and labels of a larger set.
+"""Size of labels at ImageNet's scale: a codec fitted to this dump, with the images and labels of a larger set.
 
     python tests/benchmarks/scale.py DUMP [--bits 8 16 32 128] [--images 10000] [--views 300] [--temperature 1] [--teacher-bytes N]
 
-Every codec is fitted and packed; the size that the formula gives for this very dump is held against the file that was written, then the
-formula is asked for `images * views` labels. Bits per label are all-in but for augmentation and order.
+Every codec is fitted and packed; the size by formula is compared with the file of this dump, then computed for `images
+* views` labels. Bits per label count the whole file except augmentation and order.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "labels.vql"
             vqlabel.pack(options.dump, out, codec=codec)
-            found = vqlabel.stats(out)
-        groups, records = found["bytes"], found["records"]
+            stats = vqlabel.stats(out)
+        groups, records = stats["bytes"], stats["records"]
         written = groups["codes"] + groups["codec"] + groups["container"]
         formula = file_bytes(codec.config, records)
         scaled = file_bytes(at_scale(codec.config, options.images), labels)
         kl = report["held"][f"kl_T{options.temperature[0]:g}"]
         print(
-            f"| {bits} | {records:,} | {written / 1e6:.2f} | {formula / 1e6:.2f} | {found['bits_per_label']['labels']:.2f} | {kl:.3f} "
+            f"| {bits} | {records:,} | {written / 1e6:.2f} | {formula / 1e6:.2f} | {stats['bits_per_label']['labels']:.2f} | {kl:.3f} "
             f"| {scaled / 1e6:.2f} | {8 * scaled / labels:.2f} |",
             flush=True,
         )
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def at_scale(config: VqaeConfig, images: int) -> VqaeConfig:
-    """The same codec with a vector for each of so many images."""
+    """The same codec with image vectors for `images` images."""
     return config if config.prior is None else replace(config, prior=replace(config.prior, images=images))
 
 

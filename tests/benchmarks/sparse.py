@@ -1,9 +1,9 @@
-"""Labels of k known numbers: codec `sparse` at several rates, `topk`, and what an entropy coder would make of topk's codes.
+"""Labels of k known classes: codec `sparse` at several rates, `topk`, and the entropy of topk's codes.
 
     python tests/benchmarks/sparse.py DUMP [--k 10] [--bits 115 145]
 
-DUMP is of any layout; of labels that have all classes the k largest logits are kept, as LPQLD's MR-k keeps them. Bits and bytes are all-in, of a
-file of these labels without augmentation and order. KL is over the known classes, in nats times T^2.
+DUMP has any layout; the k largest logits of dense labels are kept, as in LPQLD's MR-k. Bits and bytes count the whole
+file of these labels except augmentation and order. KL is over the known classes, in nats times T^2.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
 from vqlabel.labels.source import NOWHERE
 from vqlabel.labels.topk import scatter, topk
 from vqlabel.metrics.distortion import Distortion
-from vqlabel.report.baselines.entropy import Frequencies, bits_of_sets
+from vqlabel.report.baselines.entropy import Frequencies, bits_of_distinct
 
 
 class Largest(LabelSource):
-    """A dump of logits, of which the k largest of each label are known."""
+    """A dump of logits, reduced to the k largest of each label."""
 
     def __init__(self, source: LabelSource, k: int) -> None:
         self.describe_as(source.about)
@@ -39,37 +39,43 @@ class Largest(LabelSource):
 
 
 def at_entropy(labels: Tensor, k: int, step: float | None) -> tuple[float, Tensor]:
-    """Bits a label of class ids by their frequencies, none twice, and of values: fp16, or gaps between multiples of `step` by their rank;
-    the tables of frequencies included. And the labels [n, C] that these give back."""
+    """Bits per label, frequency tables included, and the decoded labels [n, C].
+
+    Class ids are coded by frequency, each id once per label; values as fp16, or as differences of multiples of `step`, by rank.
+    """
     values, ids = labels.float().topk(k, 1)
     table = Frequencies(ids.reshape(-1, 1), (0, labels.shape[1] - 1))
-    bits, fixed = float(bits_of_sets(ids, table).double().sum()), 8.0 * table.bytes
+    bits, fixed = float(bits_of_distinct(ids, table).double().sum()), 8.0 * table.bytes
     if step is None:
         bits += 16 * ids.numel()
     else:
         steps = ((values - values[:, :1]) / step).round().long()
-        gaps = -steps.diff(dim=1)
-        coded = Frequencies(gaps)
-        bits, fixed, values = bits + float(coded.bits(gaps).double().sum()), fixed + 8.0 * coded.bytes, steps * step
+        differences = -steps.diff(dim=1)
+        model = Frequencies(differences)
+        bits, fixed, values = bits + float(model.bits(differences).double().sum()), fixed + 8.0 * model.bytes, steps * step
     return (bits + fixed) / len(labels), torch.full(labels.shape, NOWHERE).scatter(1, ids, values)
 
 
 def rows(source: LabelSource, k: int, rates: list[int]) -> Iterator[tuple[str, float, float, dict[str, float]]]:
-    """Method, bits a label, bytes and figures."""
-    named = [("sparse", FitConfig()), *((f"sparse, --bits {bits}", FitConfig(bits=bits)) for bits in rates)]
+    """Method, bits per label, bytes and distortion."""
+    codecs = [("sparse", FitConfig()), *((f"sparse, --bits {bits}", FitConfig(bits=bits)) for bits in rates)]
     with TemporaryDirectory() as folder:
-        for title, config in [*named, ("topk", FitConfig(codec="topk"))]:
+        for title, config in [*codecs, ("topk", FitConfig(codec="topk"))]:
             out = Path(folder) / "labels.vql"
             vqlabel.pack(source, out, codec=vqlabel.fit(source, config)[0], overwrite=True)
-            found = vqlabel.stats(out, against=source)
-            bits = found["bits_per_label"]["labels"]
-            yield title, bits, bits * found["records"] / 8, found["distortion"]
+            stats = vqlabel.stats(out, against=source)
+            bits = stats["bits_per_label"]["labels"]
+            yield title, bits, bits * stats["records"] / 8, stats["distortion"]
     labels = torch.from_numpy(np.concatenate([batch.labels for batch in source]))
-    for title, step in (("topk, ids at their entropy", None), ("and gaps at theirs, step 0.25", 0.25), ("the same, step 0.5", 0.5)):
+    for title, step in (
+        ("topk, ids at their entropy, fp16 values", None),
+        ("topk, ids and values of step 0.25 at their entropy", 0.25),
+        ("topk, ids and values of step 0.5 at their entropy", 0.5),
+    ):
         bits, decoded = at_entropy(labels, k, step)
-        figures = Distortion(sets=True)
-        figures.add(labels, decoded)
-        yield title, bits, bits * len(labels) / 8, figures.figures()
+        distortion = Distortion(sets=True)
+        distortion.add(labels, decoded)
+        yield title, bits, bits * len(labels) / 8, distortion.figures()
 
 
 def main() -> None:
@@ -80,10 +86,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int)
     options = parser.parse_args()
     source = Largest(open_labels(options.dump, classes=options.classes), options.k)
-    print("| method | bits a label | kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |\n" + "| --- " * 7 + "|")
-    for title, bits, size, found in rows(source, options.k, options.bits):
-        at_t = " | ".join(f"{found[f'kl_T{t}']:.4f}" for t in (1, 4, 20))
-        print(f"| {title} | {bits:.1f} | {size / 1000:.0f} | {at_t} | {100 * found['top1_agreement']:.1f} |", flush=True)
+    print("| method | bits per label | kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |\n" + "| --- " * 7 + "|")
+    for title, bits, size, figures in rows(source, options.k, options.bits):
+        kls = " | ".join(f"{figures[f'kl_T{t}']:.4f}" for t in (1, 4, 20))
+        print(f"| {title} | {bits:.1f} | {size / 1000:.0f} | {kls} | {100 * figures['top1_agreement']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Speed and memory of pack, unpack and reading, beside torch.load of the dump and faiss' residual quantizer in the same run.
+"""Speed and memory of pack, unpack and reading, against torch.load and faiss' residual quantizer in the same run.
 
     python tests/benchmarks/speed.py [DUMP] [--bits 128] [--json]
 
-DUMP is SRe2L's tree. Without one a random tree of 8,000 labels is made, and said so: speeds on it are real, memory ratios too, but
-distortion is not worth a look.
+DUMP is SRe2L's tree. Without it, a random tree of 8,000 labels is written and a note goes to stderr; its speeds and
+memory ratios are meaningful, its distortion is not.
 """
 
 import argparse
@@ -41,12 +41,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dump = options.dump or random_dump(Path(folder) / "random")
         if options.dump is None:
-            print("no DUMP given: a random one is measured", file=sys.stderr)
-        found = measure(dump, Path(folder), options.bits)
+            print("no DUMP given; a random dump is measured", file=sys.stderr)
+        results = measure(dump, Path(folder), options.bits)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        for name, value in found.items():
+        for name, value in results.items():
             print(f"{name:48} {value:>12,.3f}" if isinstance(value, float) else f"{name:48} {value:>12}")
 
 
@@ -89,7 +89,7 @@ def measure(dump: Path, folder: Path, bits: int) -> dict[str, Any]:
 
 
 def fastest(action: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Seconds of the fastest of several runs, after one that is not counted."""
+    """Seconds of the fastest of several runs, after a warm-up run."""
     seconds = []
     for _ in range(repeats + (repeats > 1)):
         began = time.perf_counter()
@@ -99,7 +99,7 @@ def fastest(action: Callable[[], Any], repeats: int = REPEATS) -> float:
 
 
 def peak_mb(*arguments: object) -> float:
-    """Peak resident memory of one command line in a process of its own."""
+    """Peak resident memory of one command in its own process."""
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     command = [sys.executable, "-c", code, sys.executable, "-m", "vqlabel", *map(str, arguments)]
@@ -108,7 +108,7 @@ def peak_mb(*arguments: object) -> float:
 
 
 def faiss_seconds(dump: Path, bits: int, records: int, width: int = 128) -> tuple[float, float]:
-    """PCA to 128 numbers and a residual quantizer at its defaults, as a user would build it: encode and decode of all labels."""
+    """PCA to 128 components and a residual quantizer with faiss' defaults: seconds to encode and to decode all labels."""
     labels = torch.cat([torch.from_numpy(batch.labels).float() for batch in open_labels(dump)])
     mean = labels.mean(0)
     basis = torch.svd_lowrank(labels[:8000] - mean, q=width)[2]
@@ -122,7 +122,7 @@ def faiss_seconds(dump: Path, bits: int, records: int, width: int = 128) -> tupl
 
 
 def repeated(dump: Path, folder: Path) -> Path:
-    """A dump with every epoch TIMES_LARGER times, by links."""
+    """A dump with every epoch TIMES_LARGER times, as links."""
     folder.mkdir()
     source = open_labels(dump)
     epochs = sorted({place.epoch for place in source.places})
@@ -130,14 +130,14 @@ def repeated(dump: Path, folder: Path) -> Path:
     for batch in source:
         if batch.image is not None:
             order.setdefault(batch.place.epoch, []).extend(batch.image.tolist())
-    many: dict[int, list[int]] = {}
+    order_of_links: dict[int, list[int]] = {}
     for number in range(TIMES_LARGER * len(epochs)):
         epoch = epochs[number % len(epochs)]
         (folder / f"epoch_{number}").symlink_to((dump / f"epoch_{epoch}").resolve())
         if order:
-            many[number] = order[epoch]
-    if many:
-        write_order(folder / ORDER_FILE, many)
+            order_of_links[number] = order[epoch]
+    if order_of_links:
+        write_order(folder / ORDER_FILE, order_of_links)
     return folder
 
 

@@ -1,10 +1,10 @@
-"""Wall and processor time of fit and pack, alone and beside a busy neighbour, for numbers of threads.
+"""Wall and processor time of fit and pack for several numbers of threads, alone and beside a busy process.
 
     python tests/benchmarks/threads.py [--labels 16000] [--bits 32] [--json]
 
-On an otherwise quiet machine. The neighbour computes on one processor all the time. Beside it a command may take 1.5 times the processor
-time that it takes alone, and 1.5 times the wall time that its share of the processors would; exit code 1 where the number of threads that
-vqlabel chooses takes more.
+For an otherwise idle machine. The other process keeps one processor busy. Beside it, a command may take 1.5 times the
+processor time that it takes alone, and 1.5 times the wall time that its share of the processors allows; exit code 1 if
+the number of threads that vqlabel chooses takes more.
 """
 
 import argparse
@@ -23,7 +23,7 @@ import numpy as np
 
 from vqlabel.threads import available_processors
 
-MOST = 1.5
+MAX_SLOWDOWN = 1.5
 BUSY = "import numpy as np; a = np.ones((400, 400), np.float32)\nwhile True: a @ a"
 
 
@@ -39,21 +39,21 @@ def main() -> None:
         print(json.dumps(rows))
     else:
         print(
-            f"{available_processors()} processors\n{'':8}{'threads':>9}{'alone':>16}{'beside a neighbour':>22}{'wall':>8}{'processor':>11}"
+            f"{available_processors()} processors\n{'':8}{'threads':>9}{'alone':>16}{'beside a busy one':>22}{'wall':>8}{'processor':>11}"
         )
         for row in rows:
             alone, beside = (f"{row[name]['wall']:.1f} / {row[name]['processor']:.1f} s" for name in ("alone", "beside"))
             print(
                 f"{row['command']:8}{row['threads'] or 'auto':>9}{alone:>16}{beside:>22}{row['wall']:>8.2f}{row['processor']:>11.2f}"
             )
-        print("alone, beside: wall / processor time; wall: of that for its share of the processors; processor: of that alone")
-    sys.exit(any(row["threads"] is None and max(row["wall"], row["processor"]) > MOST for row in rows))
+        print("alone, beside: wall / processor time; wall: relative to its share of the processors; processor: relative to alone")
+    sys.exit(any(row["threads"] is None and max(row["wall"], row["processor"]) > MAX_SLOWDOWN for row in rows))
 
 
 def measure(
     folder: Path, labels: int, classes: int, bits: int, numbers: tuple[int | None, ...], kind: str = "vqae"
 ) -> list[dict[str, Any]]:
-    """A row for each command and number of threads; None: vqlabel's choice."""
+    """A row for each command and number of threads; None: the number that vqlabel chooses."""
     dump, codec = folder / "dump.npy", folder / "a.codec"
     rng = np.random.default_rng(0)
     views = np.tile(rng.normal(size=(labels // 8, 16)), (8, 1)) + 0.5 * rng.normal(size=(labels // 8 * 8, 16))
@@ -67,9 +67,9 @@ def measure(
         for threads in dict.fromkeys(numbers):
             words = [*map(str, command), *([] if threads is None else ["--threads", str(threads)])]
             alone = run(words)
-            with neighbour():
+            with busy_process():
                 beside = run(words)
-            used = alone["processor"] / alone["wall"]  # processors, on average
+            used = alone["processor"] / alone["wall"]  # mean number of busy processors
             share = min(1.0, available_processors() / (used + 1))
             rows.append({
                 "command": name, "threads": threads, "alone": alone, "beside": beside,
@@ -79,7 +79,7 @@ def measure(
 
 
 def run(words: list[str]) -> dict[str, float]:
-    """Seconds of the command in a process of its own."""
+    """Wall and processor seconds of the command in its own process."""
     began, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", "vqlabel", *words], check=True, capture_output=True)
     after = os.times()
@@ -88,8 +88,8 @@ def run(words: list[str]) -> dict[str, float]:
 
 
 @contextmanager
-def neighbour() -> Iterator[None]:
-    """Another process that keeps one processor busy."""
+def busy_process() -> Iterator[None]:
+    """A process that keeps one processor busy."""
     process = subprocess.Popen(
         [sys.executable, "-c", BUSY], env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     )

@@ -1,9 +1,9 @@
-"""What a student waits for its labels: training steps with labels from a `.vql`, in turn with the same steps and labels in memory.
+"""Time that training waits for labels: steps with labels from a `.vql`, alternating with steps with labels in memory.
 
     python tests/benchmarks/training.py [VQL] [--size 64] [--steps 30] [--threads 2] [--json]
 
-Without VQL, random labels are packed at 128 bits each. All runs in one process, so decoding hides behind nothing; in DataLoader's workers
-it would hide behind the student.
+Without VQL, random labels are packed at 128 bits each. Everything runs in one process, so decoding does not overlap
+with training as it would in DataLoader's workers.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from torch import Tensor
 
 import vqlabel
 from vqlabel.config import FitConfig
-from vqlabel.report.student_benchmark import _student
+from vqlabel.report.student_network import student_network
 from vqlabel.training.views import StoredBatches
 
-LIMIT = 2  # percent of a step
-WARM = 2  # steps that are not counted
+MAX_SHARE = 2  # percent of a step
+WARMUP = 2  # steps that are not counted
 
 
 def main() -> None:
@@ -38,11 +38,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(options.vql or packed(Path(folder)), options.size, options.steps)
+        results = measure(options.vql or packed(Path(folder)), options.size, options.steps)
     if options.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        for name, value in found.items():
+        for name, value in results.items():
             print(f"{name:56} {value:>10.3f}")
 
 
@@ -54,9 +54,9 @@ def packed(folder: Path) -> Path:
 
 def measure(vql: Path, size: int, steps: int) -> dict[str, float]:
     labels = vqlabel.open(vql)
-    records = (list(StoredBatches(labels)) * steps)[: WARM + steps]
-    kept = {tuple(record): labels[record].half() for record in records}
-    student = _student(labels.shape[1])
+    records = (list(StoredBatches(labels)) * steps)[: WARMUP + steps]
+    in_memory = {tuple(record): labels[record].half() for record in records}
+    student = student_network(labels.shape[1])
     optimizer = torch.optim.SGD(student.parameters(), 0.1)
     views = torch.randn(max(map(len, records)), 3, size, size).to(memory_format=torch.channels_last)
 
@@ -71,18 +71,20 @@ def measure(vql: Path, size: int, steps: int) -> dict[str, float]:
         optimizer.step()
         return fetched - began, time.perf_counter() - began
 
-    ways = {"in memory": lambda record: kept[tuple(record)].float(), "from .vql": lambda record: labels[record]}
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    sources = {"in memory": lambda record: in_memory[tuple(record)].float(), "from .vql": lambda record: labels[record]}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in sources}
     for number, record in enumerate(records):
-        for name in sorted(ways, reverse=number % 2 == 1):
-            took[name].append(step(ways[name], record))
-    fetch, whole = ({name: median(time[i] for time in times[WARM:]) for name, times in took.items()} for i in (0, 1))
+        for name in sorted(sources, reverse=number % 2 == 1):
+            seconds[name].append(step(sources[name], record))
+    fetch, whole = ({name: median(time[i] for time in times[WARMUP:]) for name, times in seconds.items()} for i in (0, 1))
     return {
         "step with labels in memory, ms": 1e3 * whole["in memory"],
         "step with labels from .vql, ms": 1e3 * whole["from .vql"],
         "labels in memory, ms": 1e3 * fetch["in memory"],
         "labels from .vql, ms": 1e3 * fetch["from .vql"],
-        f"labels' share of a step, percent (at most {LIMIT})": 100 * (fetch["from .vql"] - fetch["in memory"]) / whole["in memory"],
+        f"labels' share of a step, percent (at most {MAX_SHARE})": 100
+        * (fetch["from .vql"] - fetch["in memory"])
+        / whole["in memory"],
     }
 
 

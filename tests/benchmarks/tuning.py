@@ -1,10 +1,11 @@
-"""How near `tune` comes to its budget, and to the best that a search of its whole grid finds.
+"""`tune` against its budget, and against an exhaustive search of its grid.
 
     python tests/benchmarks/tuning.py [DUMP ...] [--random 100 10000] [--ratio 500] [--minutes 10] [--temperature 1] [--exhaustive]
 
---random makes dumps of so many classes: 8,000 labels, 16 views of 500 images. A row a dump: bytes over budget, held-out KL of the tuned
-codec, time. --exhaustive runs every shape of the grid that `tune` walks through (slots x bits a number x codebook) as tune's own quick fits
-and compares the best of them with the one that tune chose.
+--random measures synthetic dumps of these numbers of classes: 8,000 labels, 16 views of 500 images. Prints a row per
+dump: bytes relative to the budget, held-out KL of the tuned codec, time. --exhaustive runs a quick fit of every shape of
+the grid that `tune` searches (slots x bits per number x codebook size) and compares the best of them with the shape
+that tune chose.
 """
 
 import argparse
@@ -35,15 +36,15 @@ def main() -> None:
     parser.add_argument("--exhaustive", action="store_true")
     options = parser.parse_args()
     print(
-        "| dump | budget, bytes | used | slots | bits a number | held-out KL | trials | minutes | quick KL | best of the grid | shapes |"
+        "| dump | budget, bytes | used | slots | bits per number | held-out KL | trials | minutes | quick KL | best of the grid | shapes |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
-        made = [random_dump(Path(folder) / f"random, {classes:,} classes", classes) for classes in options.random]
-        show([*options.dump, *made], options)
+        random_dumps = [random_dump(Path(folder) / f"random, {classes:,} classes", classes) for classes in options.random]
+        print_rows([*options.dump, *random_dumps], options)
 
 
-def show(dumps: list[Path], options: argparse.Namespace) -> None:
+def print_rows(dumps: list[Path], options: argparse.Namespace) -> None:
     for dump in dumps:
         config = FitConfig(ratio=options.ratio, temperature=tuple(options.temperature))
         codec, report = tune(dump, config, minutes=options.minutes)
@@ -59,17 +60,17 @@ def show(dumps: list[Path], options: argparse.Namespace) -> None:
 
 
 def exhaust(dump: Path, config: FitConfig) -> tuple[str, int]:
-    """KL of the best quick fit on the whole grid, and how many shapes there are."""
+    """KL of the best quick fit of the whole grid, and the number of shapes."""
     sample, _ = read_sample(open_labels(dump))
     search = Search(sample, config, math.inf, lambda _: None)
     budget = int(2 * search.facts.labels * search.facts.classes / config.ratio)
-    each, start = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
+    bits_per_label, base = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
     began = time.monotonic()
     for k, weight_bits in itertools.product((256, SMALL), (USUAL_BITS, *WEIGHT_BITS)):
         width = (k - 1).bit_length()
-        for slots in range(round(max(SHARES) * each / width) + 1):
+        for slots in range(round(max(SHARES) * bits_per_label / width) + 1):
             try:
-                search.run(replace(start, slots=slots, codebook_size=k, weight_bits=weight_bits))
+                search.run(replace(base, slots=slots, codebook_size=k, weight_bits=weight_bits))
             except UsageError:
                 continue
     best = min(search.trials, key=lambda trial: trial.loss)

@@ -1,4 +1,4 @@
-"""`vqlabel compare` as a user types it."""
+"""`vqlabel compare` on the command line."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ def run(*arguments: object) -> Result:
 
 
 def rates(*arguments: object) -> list[int]:
-    """What --bits was understood as."""
+    """The rates that --bits is parsed to."""
     result = run(*arguments, *QUICK, "--axes", "epochs,images,classes", "--json")
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr
     assert result.stdout.count("\n") == 1
@@ -49,20 +49,20 @@ def test_numbers_after_other_options_are_not_bits(dump: Path) -> None:
     refused(2, "unexpected extra argument", dump, "--bits", "24", "--seed", "3", "4", *QUICK)
 
 
-def test_tables_say_which_part_they_show_and_name_the_teacher(dump: Path, tmp_path: Path) -> None:
+def test_tables_have_a_heading_for_each_part_and_the_size_of_the_teacher(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher.bin").write_bytes(bytes(4500))
     result = run(dump, "--bits", "44", *QUICK, "--teacher", tmp_path / "teacher.bin", "--temperature", "1,4")
-    assert result.exit_code == 0 and result.stderr.count("\n") == 1, "a line on how the array is read"
+    assert result.exit_code == 0 and result.stderr.count("\n") == 1, "one line, on how the array is read"
     out = result.stdout
     assert "360 labels of 40 classes of logits; fitted for T = 1, 4" in out
-    assert "held out: the last epoch (5), 60 labels that no method has seen" in out
-    assert "all-in: fixed parts shared by this dump's labels; measured on 360 of them" in out
+    assert "held out: the last epoch (5), 60 labels that no method was fitted to; fixed parts are not counted" in out
+    assert "all-in: fixed parts are divided by this dump's labels; measured on 360 of them, training and held out" in out
     assert "the teacher itself: 4.50 kB, 100.0 bits per label of this dump" in out
     assert out.count("top-k (MR-k, flat tail)") == out.count("hard label") == 2
     assert out.count("all-in bits") == 1
 
 
-def test_the_object_on_stdout_has_these_keys(dump: Path) -> None:
+def test_the_json_object_has_the_published_keys(dump: Path) -> None:
     result = run(dump, "--bits", "44", *QUICK, "--teacher-bytes", 4500, "--json")
     found = json.loads(result.stdout)
     assert list(found) == [
@@ -73,7 +73,9 @@ def test_the_object_on_stdout_has_these_keys(dump: Path) -> None:
     assert {point["part"] for point in found["points"]} == {"held out", "all-in"}
 
 
-def test_a_picture_is_drawn_and_not_replaced(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_is_drawn_and_an_existing_file_is_kept_without_overwrite(
+    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
     command = (dump, "--bits", "44", *QUICK, "--plot", tmp_path / "rd.png")
     assert run(*command).exit_code == 0
@@ -81,19 +83,19 @@ def test_a_picture_is_drawn_and_not_replaced(dump: Path, tmp_path: Path, monkeyp
     (tmp_path / "rd.png").write_bytes(b"precious")
     assert run(*command, "--overwrite").exit_code == 0
     (tmp_path / "rd.png").write_bytes(b"precious")
-    monkeypatch.setattr("vqlabel.report.rate_distortion.compare", lambda *_, **__: pytest.fail("minutes before the refusal"))
+    monkeypatch.setattr("vqlabel.report.rate_distortion.compare_methods", lambda *_, **__: pytest.fail("refused too late"))
     refused(4, "rd.png exists; pass --overwrite", *command)
     assert (tmp_path / "rd.png").read_bytes() == b"precious"
-    refused(2, "rd.xyz: no picture can be written there", dump, "--plot", tmp_path / "rd.xyz")
+    refused(2, "rd.xyz: not a name of an image file", dump, "--plot", tmp_path / "rd.xyz")
     assert [path.name for path in tmp_path.iterdir()] == ["rd.png"]
 
 
-def test_refusals(dump: Path, tmp_path: Path) -> None:
+def test_invalid_options_are_refused(dump: Path, tmp_path: Path) -> None:
     refused(2, "--bits '8 x': must be whole numbers, such as 8 16 32 or 8,16,32", dump, "--bits", "8 x")
     refused(2, "--bits '-8': must be whole numbers", dump, "--bits=-8")
     refused(2, "bits is 0; it must be 1..65536", dump, "--bits", "0")
     refused(2, "methods is 'zip'; it must be one of vqae", dump, "--methods", "zip")
-    refused(2, "--teacher and --teacher-bytes say the same thing", dump, "--teacher", dump, "--teacher-bytes", 5)
+    refused(2, "--teacher and --teacher-bytes both give the size of the teacher", dump, "--teacher", dump, "--teacher-bytes", 5)
     refused(2, "nothing: no such file; name the teacher's weights", dump, "--teacher", tmp_path / "nothing")
     refused(2, "--temperature '1,x': must be numbers", dump, "--temperature", "1,x")
     refused(2, "nothing.npy: no such file or directory", tmp_path / "nothing.npy")

@@ -137,7 +137,11 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     codes = case.encode()
     if not (case.codec.config.max_codes is not None):
         fixed = len(codes) * sum(case.codec.code_bits)
-        assert case.codec.stored_bits(codes) == fixed if ANS not in case.codec.config.codings else case.codec.stored_bits(codes) <= fixed
+        assert (
+            case.codec.stored_bits(codes) == fixed
+            if ANS not in case.codec.config.codings
+            else case.codec.stored_bits(codes) <= fixed
+        )
         return
     slots = case.codec.config.slots
     beyond = torch.arange(slots) >= codes[:, :1]

@@ -1,4 +1,4 @@
-"""The demo's parts: glyphs are a fair problem, views replay, the dump keeps SRe2L's layout, training learns."""
+"""The parts of the demo: glyphs, views, the dump in SRe2L's layout, training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES, SIZE, EPOCHS, BATCH = 10, 24, 2, 16
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for a second thread, for long on a busy machine."""
+    """A second thread makes networks this small slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -76,7 +76,7 @@ def test_glyphs_are_a_thousand_distinct_characters_in_every_face(glyphs: Glyphs)
         assert len(np.unique(face.reshape(1000, -1), axis=0)) == 1000
 
 
-def test_the_held_out_faces_are_seen_by_nobody() -> None:
+def test_the_held_out_faces_are_in_no_training_data() -> None:
     assert set(DISTILLED_FACES) <= set(TEACHER_FACES)
     assert not set(HELD_OUT_FACES) & set(TEACHER_FACES)
 
@@ -87,13 +87,13 @@ def test_examples_pair_each_image_with_its_character(glyphs: Glyphs) -> None:
     assert classes[1000 + 7] == 7
 
 
-def test_without_matplotlib_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_error_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingExtra, match=r"matplotlib.*vqlabel\[demo\]"):
         make_glyphs(SIZE)
 
 
-def test_one_seed_draws_one_augmentation_and_one_view() -> None:
+def test_the_same_seed_gives_the_same_views() -> None:
     images = torch.randint(256, (32, SIZE, SIZE), dtype=torch.uint8)
     first, second = (draw_augmentation(np.random.default_rng(3), 32, SIZE) for _ in range(2))
     other = draw_augmentation(np.random.default_rng(4), 32, SIZE)
@@ -101,16 +101,16 @@ def test_one_seed_draws_one_augmentation_and_one_view() -> None:
     assert not torch.equal(apply_augmentation(images, first), apply_augmentation(images, other))
 
 
-def test_crops_lie_inside_the_image_on_whole_pixels() -> None:
-    drawn = draw_augmentation(np.random.default_rng(0), 1000, SIZE, min_area=0.25)
-    corners, sides = torch.split(drawn.coords * SIZE, 2, dim=1)
-    assert torch.equal(drawn.coords * SIZE, (drawn.coords * SIZE).round())
+def test_crops_are_whole_pixels_inside_the_image() -> None:
+    pixels = draw_augmentation(np.random.default_rng(0), 1000, SIZE, min_area=0.25).coords * SIZE
+    corners, sides = torch.split(pixels, 2, dim=1)
+    assert torch.equal(pixels, pixels.round())
     assert corners.min() == 0
     assert (corners + sides).max() == SIZE
     assert sides.min() >= SIZE // 2
 
 
-def test_a_view_is_the_crop_resized_flipped_and_patched() -> None:
+def test_a_view_is_cropped_resized_flipped_and_patched() -> None:
     images = torch.randint(256, (3, SIZE, SIZE), dtype=torch.uint8)
     augmentation = Augmentation(
         coords=torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1], [0.25, 0.5, 0.5, 0.5]]),
@@ -128,14 +128,14 @@ def test_a_view_is_the_crop_resized_flipped_and_patched() -> None:
     torch.testing.assert_close(views[2, 1:-1, 1:-1], crop[1:-1, 1:-1], atol=1e-5, rtol=0)
 
 
-def test_the_mixing_share_is_what_the_patch_leaves() -> None:
+def test_lambda_is_the_share_of_a_view_outside_the_patch() -> None:
     for seed in range(20):
-        drawn = draw_augmentation(np.random.default_rng(seed), 4, SIZE)
-        row0, col0, row1, col1 = drawn.mix_bbox
+        augmentation = draw_augmentation(np.random.default_rng(seed), 4, SIZE)
+        row0, col0, row1, col1 = augmentation.mix_bbox
         assert 0 <= row0 <= row1 <= SIZE
         assert 0 <= col0 <= col1 <= SIZE
-        assert drawn.mix_lam == pytest.approx(1 - (row1 - row0) * (col1 - col0) / SIZE**2)
-        assert not drawn.flip.any()
+        assert augmentation.mix_lam == pytest.approx(1 - (row1 - row0) * (col1 - col0) / SIZE**2)
+        assert not augmentation.flip.any()
 
 
 def test_the_dump_has_sre2l_layout(dump: Path, few: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -151,11 +151,11 @@ def test_the_dump_has_sre2l_layout(dump: Path, few: tuple[torch.Tensor, torch.Te
     assert (sorted(index.tolist()), index.dtype) == (list(range(BATCH)), torch.int64)
     assert type(lam) is float
     assert type(bbox) is list
-    assert [type(side) for side in bbox] == [int] * 4
+    assert [type(edge) for edge in bbox] == [int] * 4
     assert (logits.shape, logits.dtype) == ((BATCH, CLASSES), torch.float16)
 
 
-def test_one_seed_writes_one_dump(
+def test_the_same_seed_writes_the_same_dump(
     dump: Path, teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
 ) -> None:
     dump_labels(teacher, few[0], tmp_path, epochs=EPOCHS, batch=BATCH, seed=1)
@@ -163,30 +163,32 @@ def test_one_seed_writes_one_dump(
     assert [(tmp_path / name).read_bytes() for name in names] == [(dump / name).read_bytes() for name in names]
 
 
-def test_replayed_views_have_the_dumped_logits(
+def test_the_teacher_gives_the_dumped_logits_for_the_recorded_views(
     dump: Path, teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     for images, augmentation, logits in read_batches(dump, few[0]):
         assert torch.equal(teacher(apply_augmentation(images, augmentation)).half(), logits)
 
 
-def test_a_teacher_learns_ten_characters(teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], glyphs: Glyphs) -> None:
+def test_a_teacher_learns_ten_characters_and_generalizes_to_held_out_faces(
+    teacher: torch.nn.Module, few: tuple[torch.Tensor, torch.Tensor], glyphs: Glyphs
+) -> None:
     images, classes = (torch.from_numpy(part) for part in glyphs.examples(HELD_OUT_FACES))
     assert not teacher.training
     assert accuracy(teacher, *few) > 0.9
     assert accuracy(teacher, images[classes < CLASSES], classes[classes < CLASSES]) > 0.5
 
 
-def test_longer_training_brings_the_student_closer_to_its_labels(dump: Path, few: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_longer_training_lowers_the_kl_of_the_student_to_its_labels(dump: Path, few: tuple[torch.Tensor, torch.Tensor]) -> None:
     batches = list(read_batches(dump, few[0]))
 
-    def divergence(steps: int) -> float:
+    def kl(steps: int) -> float:
         student = train_student(lambda: batches, steps=steps, width=8)
         views = torch.cat([apply_augmentation(images, augmentation) for images, augmentation, _ in batches])
         labels = torch.cat([logits for *_, logits in batches]).float()
         with torch.inference_mode():
-            found = student(views).log_softmax(1)
-        return float(F.kl_div(found, labels.log_softmax(1), log_target=True, reduction="batchmean"))
+            log_q = student(views).log_softmax(1)
+        return float(F.kl_div(log_q, labels.log_softmax(1), log_target=True, reduction="batchmean"))
 
-    assert divergence(100) < 0.5 * divergence(2)
-    assert divergence(2) == divergence(2)
+    assert kl(100) < 0.5 * kl(2)
+    assert kl(2) == kl(2)

@@ -1,4 +1,4 @@
-"""Each peer against a closed form or a theorem, and the bits of an entropy coder against entropy."""
+"""Each baseline against a closed form or a theorem, and the bits of an entropy coder against the entropy."""
 
 import math
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from vqlabel.codecs import LabelSample
 from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl_divergence
-from vqlabel.report.baselines import PEERS, Peer, Seen
-from vqlabel.report.baselines.entropy import ESCAPE_BITS, Frequencies, bits_of_sets
-from vqlabel.report.baselines.exact_top import ROUNDING, best_shift, flat_tail
+from vqlabel.report.baselines import BASELINES, Baseline, TrainingLabels
+from vqlabel.report.baselines.entropy import ESCAPE_BITS, Frequencies, bits_of_distinct
+from vqlabel.report.baselines.pca_scalar import PcaScalar
 from vqlabel.report.baselines.plain import Int4, Int8, Raw
-from vqlabel.report.baselines.transform import PcaScalar
+from vqlabel.report.baselines.topk import STEP, best_shift, flat_tail
 
 FAISS = ("pq", "opq", "rq")
 MIX = (1.0, 4.0, 20.0)
 
 
 def draw(n: int, classes: int, *, rank: int = 8, seed: int = 0) -> Tensor:
-    """[n, C] logits of falling variance along `rank` directions, and a little noise on all; the same directions for every seed."""
+    """[n, C] logits with falling variance along `rank` directions and a little noise; all seeds share the directions."""
     rng = np.random.default_rng(99)
     axes = rng.normal(size=(rank, classes)) * np.linspace(2, 0.5, rank)[:, None]
     rng = np.random.default_rng(seed)
@@ -40,30 +40,30 @@ def sample() -> LabelSample:
 
 
 @pytest.fixture(scope="module")
-def seen(sample: LabelSample) -> Seen:
-    return Seen(sample, MIX, seed=0)
+def train(sample: LabelSample) -> TrainingLabels:
+    return TrainingLabels(sample, MIX, seed=0)
 
 
-def fit(name: str, seen: Seen, bits: int) -> Peer:
+def fit(name: str, train: TrainingLabels, bits: int) -> Baseline:
     if name in FAISS:
         pytest.importorskip("faiss", reason="the extra `baselines` is not installed")
-    peer = PEERS[name].fit(seen, bits)
-    assert peer is not None
-    return peer
+    baseline = BASELINES[name].fit(train, bits)
+    assert baseline is not None
+    return baseline
 
 
-def through(peer: Peer, labels: Tensor, domain: str = "logits") -> tuple[float, dict[str, float]]:
+def measure(baseline: Baseline, labels: Tensor, domain: str = "logits") -> tuple[float, dict[str, float]]:
     """Bits per label, and distortion."""
-    codes, figures = peer.encode(labels), Distortion(domain=domain)
-    decoded = peer.decode(codes)
-    figures.add(labels, decoded if domain == "logits" else torch.softmax(decoded, 1))
-    return peer.bits(codes) / len(labels), figures.figures()
+    codes, distortion = baseline.encode(labels), Distortion(domain=domain)
+    decoded = baseline.decode(codes)
+    distortion.add(labels, decoded if domain == "logits" else torch.softmax(decoded, 1))
+    return baseline.bits(codes) / len(labels), distortion.figures()
 
 
-# --- entropy ------------------------------------------------------------------------------------------------------------------------
+# --- entropy -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_bits_of_a_known_distribution_are_its_entropy() -> None:
+def test_the_bits_of_a_known_distribution_are_its_entropy() -> None:
     share = np.array([1 / 2, 1 / 4, 1 / 8, 1 / 8])
     symbols = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat([3, 5, 6, 9], (share * 80_000).astype(int))))[:, None]
     model = Frequencies(symbols)
@@ -73,7 +73,7 @@ def test_bits_of_a_known_distribution_are_its_entropy() -> None:
     assert Frequencies(two).bits(two).mean(0).tolist() == pytest.approx(want, abs=2e-3)
 
 
-def test_frequencies_of_all_that_a_table_lists_and_the_escape_add_up_to_one() -> None:
+def test_the_probabilities_of_a_table_and_its_escape_symbol_sum_to_one() -> None:
     model = Frequencies(torch.tensor([[4], [4], [7]]))
     shares = (-model.bits(torch.arange(4, 8)[:, None])).exp2().sum().item() + 2 ** -(
         model.bits(torch.tensor([[0]])).item() - ESCAPE_BITS
@@ -83,70 +83,70 @@ def test_frequencies_of_all_that_a_table_lists_and_the_escape_add_up_to_one() ->
     assert model.bytes == 5 * 2 + 8
 
 
-def test_a_number_outside_the_table_is_escaped_and_costs_its_bits() -> None:
+def test_an_integer_outside_the_table_costs_the_escape_symbol_and_its_bits() -> None:
     model = Frequencies(torch.tensor([[0], [1]]))
     for symbol in (-1, 2, 10**6):
         assert model.bits(torch.tensor([[symbol]])).item() == pytest.approx(math.log2(3.5 / 0.5) + ESCAPE_BITS)
 
 
-def test_ids_that_come_once_each_cost_log2_of_their_orders_under_a_flat_model() -> None:
+def test_distinct_ids_under_a_uniform_model_cost_the_log2_of_the_number_of_their_orders() -> None:
     ids = torch.stack([torch.randperm(20, generator=torch.Generator().manual_seed(i))[:5] for i in range(50)])
     flat = Frequencies(torch.arange(20).repeat(5000)[:, None], (0, 19))
     ordered = math.log2(math.factorial(20) / math.factorial(15))
-    assert bits_of_sets(ids, flat).sum(1).numpy() == pytest.approx(ordered, abs=1e-2)
+    assert bits_of_distinct(ids, flat).sum(1).numpy() == pytest.approx(ordered, abs=1e-2)
 
 
-# --- labels as they are, or nearly --------------------------------------------------------------------------------------------------
+# --- every logit stored --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("domain", "dtype"), [("logits", "F16"), ("logits", "BF16"), ("probs", "F16")])
-def test_raw_labels_come_back_exactly_and_zstd_never_adds_much(domain: str, dtype: str) -> None:
+def test_raw_labels_are_lossless_and_zstd_adds_little_at_worst(domain: str, dtype: str) -> None:
     labels = draw(200, 30)
     labels = labels.bfloat16().float() if dtype == "BF16" else labels
     sample = sample_of(labels, labels, domain, dtype)
-    peer = Raw.fit(Seen(sample, MIX, 0), 8)
-    assert torch.equal(peer.decode(peer.encode(sample.seen)), as_logits(sample.seen, domain))
-    assert 100 < peer.bits(peer.encode(sample.seen)) / 200 < 16 * 30 + 2
+    baseline = Raw.fit(TrainingLabels(sample, MIX, 0), 8)
+    assert torch.equal(baseline.decode(baseline.encode(sample.seen)), as_logits(sample.seen, domain))
+    assert 100 < baseline.bits(baseline.encode(sample.seen)) / 200 < 16 * 30 + 2
     constant = torch.ones(200, 30)
-    assert peer.bits(peer.encode(constant)) / 200 < 5
+    assert baseline.bits(baseline.encode(constant)) / 200 < 5
 
 
-@pytest.mark.parametrize("peer", [Int8, Int4])
+@pytest.mark.parametrize("baseline", [Int8, Int4])
 @pytest.mark.parametrize("scale", [1e-2, 1, 3000])
-def test_an_integer_is_within_half_a_step_of_its_logit(peer: type[Int8] | type[Int4], scale: float, seen: Seen) -> None:
-    fitted, x = peer.fit(seen, 8), scale * draw(300, 31, seed=2)
+def test_a_quantized_logit_is_within_half_a_step(baseline: type[Int8] | type[Int4], scale: float, train: TrainingLabels) -> None:
+    fitted, x = baseline.fit(train, 8), scale * draw(300, 31, seed=2)
     levels, low, step = fitted.encode(x)
     centred = as_logits(x, "logits")
-    assert int(levels.max()) <= 2**peer.width - 1
+    assert int(levels.max()) <= 2**baseline.width - 1
     error = (fitted.decode((levels, low, step)) - centred).abs()
     assert bool((error <= step * 0.5 * (1 + 1e-3)).all())
     reach = centred.amax(1) - centred.amin(1)
-    coarse = reach / (2**peer.width - 1)
+    coarse = reach / (2**baseline.width - 1)
     assert bool((step[:, 0] <= 1.01 * coarse).all())
 
 
-def test_levels_of_integers_cost_no_more_than_their_width_and_the_ends(seen: Seen) -> None:
+def test_quantized_logits_cost_at_most_their_width_and_the_two_extremes(train: TrainingLabels) -> None:
     noise = torch.from_numpy(np.random.default_rng(0).random((100, 31), np.float32))
-    for peer, width in ((Int8, 8), (Int4, 4)):
-        fitted = peer.fit(seen, 8)
+    for baseline, width in ((Int8, 8), (Int4, 4)):
+        fitted = baseline.fit(train, 8)
         bits = fitted.bits(fitted.encode(noise)) / 100
         assert 0.8 * width * 31 + 32 < bits < width * 32 + 32 + 2
     flat = fitted.bits(fitted.encode(torch.ones(100, 31))) / 100
     assert 32 < flat < 34
-    assert float(fitted.encode(torch.ones(2, 31))[2].min()) > 0, "labels that are all alike divide by their step, too"
+    assert float(fitted.encode(torch.ones(2, 31))[2].min()) > 0, "the step of a label whose logits are all equal is a divisor too"
 
 
-# --- head and tail ------------------------------------------------------------------------------------------------------------------
+# --- top-k --------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_flat_tail_has_the_kept_logits_and_shares_the_rest() -> None:
-    found = flat_tail(torch.tensor([[2, 0]]), torch.tensor([[3.0, 1.0]]), 4, 0.5)
-    assert found.tolist() == [[1.0, -1.5, 3.0, -1.5]]
+def test_a_flat_tail_keeps_the_top_logits_and_gives_all_others_one_value() -> None:
+    labels = flat_tail(torch.tensor([[2, 0]]), torch.tensor([[3.0, 1.0]]), 4, 0.5)
+    assert labels.tolist() == [[1.0, -1.5, 3.0, -1.5]]
     assert flat_tail(torch.tensor([[0, 1]]), torch.tensor([[1.0, -1.0]]), 2, 0.0).tolist() == [[1.0, -1.0]]
 
 
 @pytest.mark.parametrize("temperature", [(1.0,), (20.0,), MIX])
-def test_no_other_shift_of_the_tail_has_less_kl(temperature: tuple[float, ...]) -> None:
+def test_neighbouring_shifts_of_the_tail_have_a_higher_kl(temperature: tuple[float, ...]) -> None:
     x = as_logits(draw(400, 30), "logits")
     kept, ids = x.topk(3, 1)
     best = best_shift(x, ids, kept, temperature)
@@ -154,152 +154,156 @@ def test_no_other_shift_of_the_tail_has_less_kl(temperature: tuple[float, ...]) 
     assert losses[1] == min(losses)
 
 
-def test_a_tail_that_is_flat_comes_back_exactly() -> None:
+def test_a_label_with_a_flat_tail_is_reconstructed() -> None:
     x = torch.zeros(100, 30)
     x[torch.arange(100), torch.arange(100) % 30] = 6.0
     x[torch.arange(100), (torch.arange(100) + 7) % 30] = 4.0
     x = as_logits(x, "logits")
-    peer = PEERS["topk"].fit(Seen(sample_of(x, x), MIX, 0), 48)
-    assert peer is not None
-    assert peer.setting == "k 2"
-    assert (peer.decode(peer.encode(x)) - x).abs().max() < 0.01
-    assert PEERS["topk"].fit(Seen(sample_of(x, x), MIX, 0), 20) is None, "a class and its logit take 16 + 5 bits"
+    baseline = BASELINES["topk"].fit(TrainingLabels(sample_of(x, x), MIX, 0), 48)
+    assert baseline is not None
+    assert baseline.setting == "k 2"
+    assert (baseline.decode(baseline.encode(x)) - x).abs().max() < 0.01
+    assert BASELINES["topk"].fit(TrainingLabels(sample_of(x, x), MIX, 0), 20) is None, "a logit and its class take 16 + 5 bits"
 
 
-def test_top_k_takes_16_bits_and_an_id_for_each_class_and_never_more_than_all(seen: Seen, sample: LabelSample) -> None:
-    assert through(fit("topk", seen, 47), sample.held)[0] == 2 * 21
-    bits, figures = through(fit("topk", seen, 10**4), sample.held)
+def test_top_k_takes_16_bits_and_an_id_per_class_and_keeps_at_most_all_classes(train: TrainingLabels, sample: LabelSample) -> None:
+    assert measure(fit("topk", train, 47), sample.held)[0] == 2 * 21
+    bits, figures = measure(fit("topk", train, 10**4), sample.held)
     assert bits == 30 * 21
     assert figures["kl_T1"] < 1e-4
 
 
-def test_coded_top_k_keeps_what_it_paid_for(seen: Seen, sample: LabelSample) -> None:
-    peer = fit("topk-coded", seen, 60)
-    codes = peer.encode(sample.held)
+def test_entropy_coded_top_k_keeps_its_classes_within_half_a_step_at_its_rate(train: TrainingLabels, sample: LabelSample) -> None:
+    baseline = fit("topk-coded", train, 60)
+    codes = baseline.encode(sample.held)
     kept, ids = as_logits(sample.held, "logits").topk(codes[0].shape[1], 1)
     assert torch.equal(codes[0], ids)
-    assert (peer.decode(codes).gather(1, ids) - kept).abs().max() <= ROUNDING / 2 + 1e-5
-    bits = through(peer, sample.held)[0]
+    assert (baseline.decode(codes).gather(1, ids) - kept).abs().max() <= STEP / 2 + 1e-5
+    bits = measure(baseline, sample.held)[0]
     assert 50 < bits < 64
-    plain = PEERS["topk"].fit(seen, 60)
+    plain = BASELINES["topk"].fit(train, 60)
     assert plain is not None
-    assert codes[0].shape[1] > plain.encode(sample.held)[0].shape[1], "the same bits keep more classes"
+    assert codes[0].shape[1] > plain.encode(sample.held)[0].shape[1], "entropy coding keeps more classes at the same rate"
 
 
-def test_classes_that_are_never_first_make_the_hard_label_cheaper() -> None:
+def test_a_hard_label_costs_the_entropy_of_the_largest_class() -> None:
     x = torch.zeros(4000, 50)
     first = torch.arange(4000) % 4
     x[torch.arange(4000), first] = 5.0
-    peer = PEERS["hard"].fit(Seen(sample_of(x, x), (1.0,), 0), 8)
-    assert peer is not None
-    bits, figures = through(peer, x)
+    baseline = BASELINES["hard"].fit(TrainingLabels(sample_of(x, x), (1.0,), 0), 8)
+    assert baseline is not None
+    bits, figures = measure(baseline, x)
     assert bits == pytest.approx(2, abs=0.03)
     assert figures["top1_agreement"] == 1
-    assert figures["kl_T1"] < 1e-4, "one step fits all labels here"
+    assert figures["kl_T1"] < 1e-4, "one difference fits all of these labels"
     share = math.exp(5) / (math.exp(5) + 49)
-    assert float(peer.setting.removeprefix("smoothed by ")) == pytest.approx(1 - share, rel=0.01)
+    assert float(baseline.setting.removeprefix("smoothed by ")) == pytest.approx(1 - share, rel=0.01)
 
 
-# --- linear codes -------------------------------------------------------------------------------------------------------------------
+# --- linear codes --------------------------------------------------------------------------------------------------------------------
 
 
-def test_rounding_components_at_a_high_rate_errs_by_a_twelfth_of_the_squared_step(seen: Seen, sample: LabelSample) -> None:
-    peer = fit("pca-scalar", seen, 150)
-    assert isinstance(peer, PcaScalar)
+def test_at_a_high_rate_the_error_of_a_component_is_a_twelfth_of_the_squared_step(
+    train: TrainingLabels, sample: LabelSample
+) -> None:
+    baseline = fit("pca-scalar", train, 150)
+    assert isinstance(baseline, PcaScalar)
     x = as_logits(sample.held, "logits")
-    error = ((peer.decode(peer.encode(sample.held)) - x) @ peer.basis.T).square().mean().item()
-    assert error == pytest.approx(peer.step**2 / 12, rel=0.1)
-    assert len(peer.basis) == 29
-    assert peer.fixed_bytes > 2 * 30 * 30
+    error = ((baseline.decode(baseline.encode(sample.held)) - x) @ baseline.basis.T).square().mean().item()
+    assert error == pytest.approx(baseline.step**2 / 12, rel=0.1)
+    assert len(baseline.basis) == 29
+    assert baseline.fixed_bytes > 2 * 30 * 30
 
 
-def test_a_rate_is_met_and_six_decibels_a_bit_follow() -> None:
+def test_pca_meets_its_rate_and_gains_six_decibels_per_bit() -> None:
     """One component of unit variance: an extra bit quarters the error (Gish and Pierce 1968: 1.53 dB above the bound)."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(20_000, 1)).astype(np.float32)) * torch.tensor([[1.0, -1.0]]) / math.sqrt(2)
-    seen = Seen(sample_of(x, x), MIX, 0)
+    train = TrainingLabels(sample_of(x, x), MIX, 0)
     errors = {}
     for bits in (3, 4, 5):
-        peer = fit("pca-scalar", seen, bits)
-        rate, _ = through(peer, x)
+        baseline = fit("pca-scalar", train, bits)
+        rate, _ = measure(baseline, x)
         assert rate == pytest.approx(bits, abs=0.05)
-        errors[bits] = (peer.decode(peer.encode(x)) - x).square().sum(1).mean().item()
+        errors[bits] = (baseline.decode(baseline.encode(x)) - x).square().sum(1).mean().item()
         assert errors[bits] == pytest.approx(math.pi * math.e / 6 * 4.0**-bits, rel=0.12)
     assert errors[3] > 3.7 * errors[4] > 3.7**2 * errors[5]
 
 
-def test_principal_components_are_orthonormal_and_fall(seen: Seen) -> None:
-    mean, basis = seen.pca
+def test_principal_components_are_orthonormal_and_sorted_by_variance(train: TrainingLabels) -> None:
+    mean, basis = train.pca
     assert (basis @ basis.T - torch.eye(len(basis))).abs().max() < 2e-3
-    variance = seen.project(8).var(0)
+    variance = train.project(8).var(0)
     assert bool((variance[:-1] > variance[1:]).all())
-    assert (mean - seen.logits.mean(0)).abs().max() < 1e-3
+    assert (mean - train.logits.mean(0)).abs().max() < 1e-3
 
 
-def test_a_first_slot_of_a_residual_quantizer_is_the_same_however_many_follow(sample: LabelSample) -> None:
+def test_a_residual_quantizer_has_the_same_first_slot_whatever_the_number_of_slots(sample: LabelSample) -> None:
     pytest.importorskip("faiss", reason="the extra `baselines` is not installed")
-    alone, ahead = Seen(sample, MIX, 0), Seen(sample, MIX, 0, most_bits=18)
-    want, found = (through(fit("rq", seen, 6), sample.held)[1] for seen in (alone, ahead))
-    assert found == want
+    alone, with_more_slots = TrainingLabels(sample, MIX, 0), TrainingLabels(sample, MIX, 0, max_bits=18)
+    expected, figures = (measure(fit("rq", train, 6), sample.held)[1] for train in (alone, with_more_slots))
+    assert figures == expected
 
 
 @pytest.mark.parametrize("name", FAISS)
-def test_fixed_bytes_of_quantizers_are_mean_basis_and_vectors(name: str, seen: Seen, sample: LabelSample) -> None:
-    peer = fit(name, seen, 24)  # 3000 labels allow 6 bits a slot
+def test_the_fixed_bytes_of_a_faiss_quantizer_are_mean_basis_and_vectors(
+    name: str, train: TrainingLabels, sample: LabelSample
+) -> None:
+    baseline = fit(name, train, 24)  # 3000 labels allow 6 bits a slot
     d, vectors = {"rq": (29, 4 * 64 * 29)}.get(name, (28, 4 * 64 * 7))
-    assert peer.setting == f"4 slots of 6 bits, {d} components"
-    assert peer.fixed_bytes == 2 * (30 * (d + 1) + vectors)
-    assert through(peer, sample.held)[0] == 24
+    assert baseline.setting == f"4 slots of 6 bits, {d} components"
+    assert baseline.fixed_bytes == 2 * (30 * (d + 1) + vectors)
+    assert measure(baseline, sample.held)[0] == 24
 
 
-# --- all ----------------------------------------------------------------------------------------------------------------------------
+# --- all baselines -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.at_rates])
-def test_more_bits_never_hurt(name: str, seen: Seen, sample: LabelSample) -> None:
+@pytest.mark.parametrize("name", [name for name, baseline in BASELINES.items() if baseline.has_rate])
+def test_more_bits_never_hurt(name: str, train: TrainingLabels, sample: LabelSample) -> None:
     rates = (6, 12, 24) if name in FAISS else (24, 48, 96)
-    found = [through(fit(name, seen, bits), sample.held) for bits in rates]
+    measured = [measure(fit(name, train, bits), sample.held) for bits in rates]
     for figure in ("kl_T1", "kl_T4", "kl_T20", "relative_mse"):
-        values = [figures[figure] for _, figures in found]
+        values = [figures[figure] for _, figures in measured]
         assert values == sorted(values, reverse=True), figure
-    assert [bits for bits, _ in found] == sorted(bits for bits, _ in found)
-    for (bits, _), asked in zip(found, rates, strict=True):
-        assert bits <= 1.08 * asked + 1
+    assert [bits for bits, _ in measured] == sorted(bits for bits, _ in measured)
+    for (bits, _), rate in zip(measured, rates, strict=True):
+        assert bits <= 1.08 * rate + 1
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("domain", ["logits", "probs"])
 @pytest.mark.parametrize(("n", "classes"), [(2, 2), (3, 3), (40, 2), (7, 100)])
-def test_a_handful_of_labels_of_few_classes_will_do(name: str, domain: str, n: int, classes: int) -> None:
+def test_few_labels_of_few_classes_can_be_coded(name: str, domain: str, n: int, classes: int) -> None:
     sample = sample_of(draw(n, classes), draw(3, classes, seed=1), domain)
-    peer = fit(name, Seen(sample, MIX, 0), 64)
-    bits, figures = through(peer, sample.held, domain)
+    baseline = fit(name, TrainingLabels(sample, MIX, 0), 64)
+    bits, figures = measure(baseline, sample.held, domain)
     assert bits >= 0
     assert all(math.isfinite(value) for value in figures.values())
-    codes = peer.encode(sample.held)
-    assert peer.decode(codes).shape == (3, classes)
+    codes = baseline.encode(sample.held)
+    assert baseline.decode(codes).shape == (3, classes)
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_labels_that_are_all_alike_are_no_trouble(name: str) -> None:
+@pytest.mark.parametrize("name", BASELINES)
+def test_labels_that_are_all_equal_can_be_coded(name: str) -> None:
     x = torch.zeros(100, 5)
-    peer = fit(name, Seen(sample_of(x, x), MIX, 0), 64)
-    assert through(peer, x)[1]["kl_T1"] < 1e-3
+    baseline = fit(name, TrainingLabels(sample_of(x, x), MIX, 0), 64)
+    assert measure(baseline, x)[1]["kl_T1"] < 1e-3
 
 
-def test_the_same_seed_gives_the_same_components_whatever_was_drawn_before() -> None:
+def test_principal_components_depend_on_the_seed_and_not_on_the_state_of_torch_s_generator() -> None:
     x = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 300)).astype(np.float32))
-    found = []
+    bases = []
     for seed in (3, 3, 4):
         torch.rand(1)
-        found.append(Seen(sample_of(x, x), MIX, seed).pca[1])
-    first, second, other = found
+        bases.append(TrainingLabels(sample_of(x, x), MIX, seed).pca[1])
+    first, second, other = bases
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_same_seed_gives_the_same_figures(name: str, sample: LabelSample) -> None:
     bits = 12 if name in FAISS else 24
-    first, second = (through(fit(name, Seen(sample, MIX, 3), bits), sample.held) for _ in range(2))
+    first, second = (measure(fit(name, TrainingLabels(sample, MIX, 3), bits), sample.held) for _ in range(2))
     assert first == second

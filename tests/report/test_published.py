@@ -1,4 +1,4 @@
-"""The storage formulas against the sizes that the papers print, and against each other."""
+"""The storage formulas against the sizes printed in papers, and against each other."""
 
 import json
 import random
@@ -48,16 +48,16 @@ def tiny(ipc: int) -> LabelSet:
     return LabelSet(images=200 * ipc, views=100, classes=200, batch=64, augmentation="crop")
 
 
-# Published sizes: equal in every printed digit, unless the name says otherwise.
+# Published sizes: equal in every printed digit, unless the test's name states a tolerance.
 
 
 @pytest.mark.parametrize(("ipc", "printed"), [(10, "5.67"), (20, "11.33"), (50, "28.33"), (100, "56.66"), (200, "113.33")])
-def test_sre2l_labels_take_the_printed_gib_on_disk_at_its_batch_of_1024(ipc: int, printed: str) -> None:
+def test_sre2l_labels_in_batches_of_1024_take_the_printed_gib_on_disk(ipc: int, printed: str) -> None:
     assert f"{in_unit(sre2l(in1k(ipc, batch=1024)).disk_bytes, 'GiB'):.2f}" == printed
 
 
 @pytest.mark.parametrize(("ipc", "printed"), [(10, "0.14"), (20, "0.29"), (50, "0.71"), (100, "1.43")])
-def test_lpld_40x_label_files_add_up_to_the_printed_gib(ipc: int, printed: str) -> None:
+def test_lpld_40x_label_files_sum_to_the_printed_gib(ipc: int, printed: str) -> None:
     assert f"{in_unit(lpld(in1k(ipc)).data_bytes, 'GiB'):.2f}" == printed
 
 
@@ -65,54 +65,54 @@ def test_lpld_40x_label_files_add_up_to_the_printed_gib(ipc: int, printed: str) 
     ("top", "printed"),
     [(100, "0.13 0.25 0.63 1.27 2.54"), (50, "0.07 0.15 0.37 0.73 1.47"), (10, "0.03 0.06 0.14 0.29 0.58")],
 )
-def test_lpqld_takes_the_printed_gib_on_disk_with_its_order_file(top: int, printed: str) -> None:
+def test_lpqld_labels_and_order_file_take_the_printed_gib_on_disk(top: int, printed: str) -> None:
     sets = [lpqld(in1k(ipc), top=top) for ipc in (10, 20, 50, 100, 200)]
     assert " ".join(f"{in_unit(s.disk_bytes, 'GiB'):.2f}" for s in sets) == printed
 
 
 @pytest.mark.parametrize(("ipc", "files"), [(10, 2310), (200, 46_830)])
-def test_lpqld_writes_fewer_files_than_its_ratio_asks_for(ipc: int, files: int) -> None:
+def test_lpqld_writes_fewer_files_than_its_pruning_ratio_leaves(ipc: int, files: int) -> None:
     assert lpqld(in1k(ipc)).files == (Files(files, 128),)
 
 
 @pytest.mark.parametrize("per_epoch", [1, 2, 7, 30])
-def test_lpqld_writes_what_its_generator_counts_batch_by_batch(per_epoch: int) -> None:
+def test_lpqld_writes_as_many_files_as_its_generator_does_batch_by_batch(per_epoch: int) -> None:
     for views in range(20, 120):
         written = _lpqld_generator(views=views, per_epoch=per_epoch, pruned=0.9)
         assert lpqld(LabelSet(images=128 * per_epoch + 5, views=views)).files == (Files(written, 128),)
 
 
-def test_lpqld_mr50_is_within_one_of_the_78_times_of_its_abstract() -> None:
+def test_lpqld_mr50_is_78_times_smaller_as_printed_within_one() -> None:
     for ipc in (10, 20, 50, 100, 200):
         ratio = sre2l(in1k(ipc, batch=1024)).disk_bytes / lpqld(in1k(ipc), top=50).disk_bytes
         assert 77 <= ratio < 79
 
 
 @pytest.mark.parametrize(("ipc", "full", "pruned"), [(10, "643", "16"), (20, "1286", "32")])
-def test_imagenet_21k_label_files_add_up_to_the_printed_numbers_in_millions_of_kib(ipc: int, full: str, pruned: str) -> None:
+def test_imagenet_21k_label_files_sum_to_the_printed_numbers_in_millions_of_kib(ipc: int, full: str, pruned: str) -> None:
     assert f"{sre2l(in21k(ipc)).data_bytes / MILLION_KIB:.0f}" == full
     assert f"{lpld(in21k(ipc)).data_bytes / MILLION_KIB:.0f}" == pruned
 
 
 @pytest.mark.parametrize(("ipc", "printed_mb"), [(50, 449), (100, 898)])
 def test_tiny_imagenet_s_printed_mb_lie_between_the_overheads_of_two_pytorch_versions(ipc: int, printed_mb: int) -> None:
-    least, most = (replace(sre2l(tiny(ipc)), file_bytes=overhead) for overhead in (1556, 2117))
-    assert in_unit(least.data_bytes, "MB") < printed_mb < in_unit(most.data_bytes, "MB")
-    assert in_unit(most.data_bytes, "MiB") < printed_mb
+    smallest, largest = (replace(sre2l(tiny(ipc)), file_bytes=overhead) for overhead in (1556, 2117))
+    assert in_unit(smallest.data_bytes, "MB") < printed_mb < in_unit(largest.data_bytes, "MB")
+    assert in_unit(largest.data_bytes, "MiB") < printed_mb
 
 
 @pytest.mark.parametrize(("ipc", "printed"), [(50, "11"), (100, "22")])
-def test_tiny_imagenet_lpld_40x_adds_up_to_the_printed_mb(ipc: int, printed: str) -> None:
+def test_tiny_imagenet_lpld_40x_label_files_sum_to_the_printed_mb(ipc: int, printed: str) -> None:
     assert f"{in_unit(lpld(tiny(ipc)).data_bytes, 'MB'):.0f}" == printed
 
 
-def test_fkd_full_softmax_records_are_the_2_3_tib_of_issue_7() -> None:
+def test_fkd_full_softmax_records_take_the_2_3_tib_of_issue_7() -> None:
     full = fkd(LabelSet(images=IN1K_TRAIN, views=500), top=None)
     records = full.stored_labels * (full.label_bits + full.augmentation_bits) / 8
     assert f"{in_unit(records, 'TiB'):.1f}" == "2.3"
 
 
-def test_tinyvit_values_are_the_printed_gib_and_its_keys_the_18_of_issue_127() -> None:
+def test_tinyvit_values_take_the_printed_gib_and_its_keys_the_18_gib_of_issue_127() -> None:
     in1k_values = tinyvit(LabelSet(images=IN1K_TRAIN, views=300), top=10)
     in22k = tinyvit(LabelSet(images=IN22K, views=90, classes=21_841), top=100, key_bytes=15)
     assert f"{in_unit(in1k_values.data_bytes, 'GiB'):.0f}" == "16"
@@ -146,16 +146,16 @@ def test_a_record_has_the_bits_of_its_layout(storage: Storage, label_bits: int, 
     assert (storage.label_bits, storage.augmentation_bits) == (label_bits, augmentation_bits)
 
 
-# The parts that no paper prints, against what the writers really write.
+# Parts that no paper prints, against the bytes that writers write.
 
 
-def test_the_order_file_has_the_size_that_json_gives_it() -> None:
+def test_the_order_file_has_the_size_of_its_json() -> None:
     rng = random.Random(0)
     epochs = {str(epoch): rng.sample(range(1000), 1000) for epoch in range(10)}
     assert lpld(LabelSet(images=1000, views=40, batch=100), pruned=0.75).order_bytes == len(json.dumps(epochs))
 
 
-def test_torch_save_adds_about_the_stated_bytes_to_a_batch(tmp_path: Path) -> None:
+def test_torch_save_adds_the_stated_bytes_to_a_batch_within_a_fifth(tmp_path: Path) -> None:
     torch, numpy = pytest.importorskip("torch"), pytest.importorskip("numpy")
     crop, flip, partner = torch.rand(128, 4), torch.zeros(128, dtype=torch.bool), torch.randperm(128)
     box = [numpy.int64(side) for side in (10, 20, 150, 200)]
@@ -178,7 +178,7 @@ def test_fkd_files_grow_as_pickled_numpy_arrays_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_parts_of_a_rate_add_up(name: str) -> None:
+def test_the_parts_of_a_rate_sum_to_it(name: str) -> None:
     s = SYSTEMS[name](IPC10)
     parts = s.label_bits + s.augmentation_bits + s.overhead_bits + s.fixed_bits
     assert parts == pytest.approx(s.bits_per_stored_label)
@@ -188,65 +188,65 @@ def test_the_parts_of_a_rate_add_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("system", [lpqld, fkd, tinyvit])
-def test_more_classes_kept_cost_more(system: Callable[..., Storage]) -> None:
+def test_more_kept_classes_take_more_bytes(system: Callable[..., Storage]) -> None:
     sizes = [system(IPC10, top=top).total_bytes for top in (1, 2, 5, 10, 100, 1000)]
     assert sizes == sorted(set(sizes))
 
 
-def test_more_views_and_more_images_cost_more() -> None:
+def test_more_views_or_images_take_more_bytes() -> None:
     for system in SYSTEMS.values():
         sizes = [system(LabelSet(images=i, views=v)).total_bytes for i, v in ((1000, 50), (1000, 100), (2000, 100))]
         assert sizes == sorted(set(sizes))
 
 
-def test_twice_the_codebook_is_one_bit_more_per_code() -> None:
+def test_twice_the_codebook_size_adds_one_bit_per_code() -> None:
     rates = [vqae(IPC10, codebook_size=k).label_bits for k in (2, 4, 8, 256, 512)]
     assert rates == [16, 32, 48, 128, 144]
 
 
-def test_half_the_code_width_is_twice_the_bits_and_the_same_codebook_numbers_at_twice_k() -> None:
+def test_half_the_code_width_takes_twice_the_bits_and_at_twice_k_the_same_codebook_bytes() -> None:
     wide, narrow = (vqae(IPC10, code_width=d_c, codebook_size=16) for d_c in (8, 4))
     assert narrow.label_bits == 2 * wide.label_bits
     assert vqae(IPC10, code_width=4, codebook_size=32).fixed_bytes == wide.fixed_bytes
 
 
-def test_a_codebook_size_between_powers_of_two_costs_its_logarithm() -> None:
+def test_a_code_takes_log2_of_the_codebook_size_between_powers_of_two_too() -> None:
     assert 2 ** (vqae(IPC10, latent_width=8, codebook_size=1000).label_bits) == pytest.approx(1000)
 
 
-def test_vqae_s_fixed_part_is_codebooks_and_decoder_and_does_not_grow_with_the_labels() -> None:
+def test_the_fixed_part_of_vqae_is_codebooks_and_decoder_whatever_the_number_of_labels() -> None:
     few, many = (vqae(LabelSet(images=i, views=300), codebooks=16, decoder_parameters=1_000_000) for i in (1000, 200_000))
     assert few.fixed_bytes == many.fixed_bytes == 2 * (16 * 256 * 8 + 1_000_000)
 
 
 @pytest.mark.parametrize("pruned", [0.5, 0.9, 0.95, 0.975])
-def test_pruning_scales_the_set_and_leaves_the_stored_label_alone(pruned: float) -> None:
+def test_pruning_scales_the_data_and_keeps_the_bytes_per_stored_label(pruned: float) -> None:
     whole = LabelSet(images=128 * 80, views=200)  # whole batches: drop_last drops nothing
     full, kept = sre2l(whole), lpld(whole, pruned=pruned)
     assert kept.data_bytes == pytest.approx((1 - pruned) * full.data_bytes, rel=1e-3)
     assert kept.data_bytes / kept.stored_labels == full.data_bytes / full.stored_labels
 
 
-def test_lpld_40x_costs_405_record_bits_per_nominal_label() -> None:
+def test_lpld_40x_takes_405_record_bits_per_nominal_label() -> None:
     kept = lpld(LabelSet(images=12_800, views=300))
     share = kept.stored_labels / kept.nominal_labels
     assert (kept.label_bits + kept.augmentation_bits) * share == pytest.approx(405)
 
 
-def test_lpld_40x_of_300_epochs_fills_eight_folders() -> None:
+def test_lpld_40x_of_300_epochs_writes_eight_epoch_folders() -> None:
     assert lpld(IPC10).directories == 1 + 8
 
 
-def test_nothing_pruned_is_sre2l_with_an_order_file() -> None:
+def test_lpld_without_pruning_is_sre2l_with_an_order_file() -> None:
     assert lpld(IPC10, pruned=0).data_bytes == sre2l(IPC10).data_bytes
 
 
-def test_disk_use_counts_whole_blocks_for_files_and_directories() -> None:
+def test_disk_bytes_are_whole_blocks_of_files_and_directories() -> None:
     storage = replace(vqae(IPC10), files=(Files(3, 8),), file_bytes=1, directories=2, fixed_bytes=DISK_BLOCK)
     assert storage.disk_bytes == (3 + 2 + 1) * DISK_BLOCK
 
 
-def test_break_even_is_where_the_labels_weigh_as_much_as_the_teacher() -> None:
+def test_at_the_break_even_the_labels_are_just_no_larger_than_the_teacher() -> None:
     codes = vqae(IPC10)
     labels = break_even(RESNET18_FP16, codes.label_bits, codes.fixed_bytes)
     assert codes.fixed_bytes + labels * codes.label_bits / 8 <= RESNET18_FP16
@@ -254,26 +254,26 @@ def test_break_even_is_where_the_labels_weigh_as_much_as_the_teacher() -> None:
     assert break_even(7_000_000, 8 * 7_000_000 / 300_000) == 300_000
 
 
-def test_break_even_is_nowhere_when_the_decoder_is_larger_than_the_teacher() -> None:
+def test_the_break_even_is_zero_if_the_decoder_is_larger_than_the_teacher() -> None:
     assert break_even(1000, 8.0, fixed_bytes=1001) == 0
 
 
 @pytest.mark.parametrize(
-    ("ask", "message"),
+    ("call", "message"),
     [
         (lambda: LabelSet(images=0, views=1), "images is 0; it must be at least 1"),
         (lambda: lpqld(IPC10, top=1001), r"top is 1001; it must be 1\.\.1000"),
         (lambda: fkd(IPC10, top=0), "top is 0; it must be None or"),
         (lambda: lpld(IPC10, pruned=1.0), r"pruned is 1\.0; it must be in \[0, 1\)"),
-        (lambda: lpld(LabelSet(images=100, views=300)), "at least one whole batch of 128"),
+        (lambda: lpld(LabelSet(images=100, views=300)), "at least one complete batch of 128"),
         (lambda: vqae(IPC10, codebook_size=1), "codebook_size is 1"),
         (lambda: vqae(IPC10, latent_width=100), "must be a multiple of code_width = 8"),
         (lambda: break_even(10, 0.0), r"bits_per_label is 0\.0"),
     ],
 )
-def test_impossible_settings_are_refused(ask: Callable[[], object], message: str) -> None:
+def test_invalid_settings_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(VqlabelError, match=message):
-        ask()
+        call()
 
 
 def test_the_documented_table_is_the_printed_one() -> None:
@@ -293,7 +293,7 @@ def _python(*arguments: str) -> str:
 
 
 def _lpqld_generator(*, views: int, per_epoch: int, pruned: float) -> int:
-    """Files written by LPQLD's loop, which takes one from its target after every epoch."""
+    """Files written by LPQLD's loop, which lowers its target by one after every epoch."""
     target, written = int(views * per_epoch * (1 - pruned)), 0
     for _ in range(target // per_epoch + 1):
         for _ in range(per_epoch):

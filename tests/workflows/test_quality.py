@@ -1,4 +1,4 @@
-"""What `pack` shows of the codec that it used."""
+"""The quality of the labels that `pack` writes: figures and warnings."""
 
 from typing import Any
 
@@ -17,24 +17,24 @@ MEAN = {"kl_T1": 2.0, "kl_T4": 2.0, "kl_T20": 1.5}
 
 
 def report(**changes: Any) -> dict[str, Any]:
-    """As a fit makes it, for students at T = 1 and 20."""
-    usual = {
+    """The report of a fit for students at T = 1 and 20."""
+    default = {
         "codec": "vqae", "code_bits": 32, "config": {"temperature": [1.0, 20.0]}, "held_out": "the last epoch (5)",
         "held": {"labels": 100, **GOOD}, "mean_label": {"labels": 100, **MEAN},
     }  # fmt: skip
-    return {**usual, **changes}
+    return {**default, **changes}
 
 
 def held(**changes: float) -> dict[str, Any]:
     return {"labels": 100, **GOOD, **changes}
 
 
-def test_figures_are_those_at_the_students_temperatures_beside_one_mean_label() -> None:
-    found = fit_quality(report(), 32)
-    assert found["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
-    assert found["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
-    assert (found["held_out"], found["labels"], found["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
-    assert found["warnings"] == []
+def test_figures_are_at_the_students_temperatures_with_those_of_one_mean_label() -> None:
+    quality = fit_quality(report(), 32)
+    assert quality["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
+    assert quality["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
+    assert (quality["held_out"], quality["labels"], quality["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
+    assert quality["warnings"] == []
 
 
 @pytest.mark.parametrize(
@@ -42,24 +42,24 @@ def test_figures_are_those_at_the_students_temperatures_beside_one_mean_label() 
     [
         ({"top1_agreement": 0.49}, "the largest class is the teacher's in only 49.0 % of the held-out labels"),
         ({"kl_T20": 1.01}, "KL at T = 20 is 1.010 nats (times T^2), above 1"),
-        ({"kl_T20": 1.5}, "KL at T = 20 is 1.500, one mean label for all has 1.500"),
-        ({"kl_T1": 2.5}, "KL at T = 1 is 2.500, one mean label for all has 2.000"),
+        ({"kl_T20": 1.5}, "KL at T = 20 is 1.500, that of one mean label for all is 1.500"),
+        ({"kl_T1": 2.5}, "KL at T = 1 is 2.500, that of one mean label for all is 2.000"),
     ],
 )
-def test_poor_labels_are_warned_of(worse: dict[str, float], message: str) -> None:
+def test_poor_labels_give_a_warning(worse: dict[str, float], message: str) -> None:
     (warning,) = fit_quality(report(held=held(**worse)), 32)["warnings"]
     assert message in warning
     assert "--bits" in warning
 
 
-def test_labels_that_are_unbiased_on_purpose_are_judged_by_what_their_codes_keep() -> None:
+def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
     unbiased = report(held=held(kl_T20=1.4), calibrated=held(), contrast=1.5)
     assert fit_quality(unbiased, 32)["warnings"] == []
     assert fit_quality(unbiased, 32)["calibrated"] == {"kl_T1": 0.1, "kl_T20": 0.3}
     assert len(fit_quality(report(held=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
-def test_a_lower_rate_has_figures_of_its_own_or_none() -> None:
+def test_a_lower_rate_has_its_own_figures_or_none() -> None:
     several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), contrast=1.5)
     assert fit_quality(several, 16)["held"]["top1_agreement"] == 0.6
     assert "calibrated" not in fit_quality(several, 16)
@@ -78,29 +78,29 @@ def test_raw_labels_are_exact() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_the_report_of_another_program_is_no_traceback(odd: dict[str, Any]) -> None:
-    """A codec file holds any JSON."""
+def test_the_report_of_another_program_raises_no_error(odd: dict[str, Any]) -> None:
+    """A codec file may have any JSON."""
     assert isinstance(fit_quality({**report(), **odd} if odd else {}, 32, "some.codec"), dict)
 
 
-def test_the_mean_label_is_the_best_of_all_that_are_alike() -> None:
+def test_the_mean_label_has_the_least_kl_of_all_constant_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 2 * torch.randn(500, 12, generator=generator) + torch.linspace(-2, 2, 12)
     sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="logits", dtype="F32")
-    found = measure_mean_label(sample, (1.0, 5.0))
+    figures = measure_mean_label(sample, (1.0, 5.0))
     for t in (1.0, 5.0):
         mean = (labels / t).softmax(1).mean(0).log() * t
         best = float(kl_divergence(labels, mean.expand_as(labels), t).mean())
-        assert found[f"kl_T{t:g}"] == pytest.approx(best, rel=1e-4)
+        assert figures[f"kl_T{t:g}"] == pytest.approx(best, rel=1e-4)
         others = (mean + 0.3 * t * torch.randn(12, generator=generator) for _ in range(5))
         assert all(float(kl_divergence(labels, other.expand_as(labels), t).mean()) > best for other in others)
 
 
-def test_a_fit_reports_at_the_temperature_it_was_fitted_for() -> None:
+def test_a_fit_reports_figures_at_its_own_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, 12, generator=generator)
     sample = LabelSample(seen=labels[:150], held=labels[150:], seen_context=None, held_context=None, domain="logits", dtype="F32")
-    found = fit_sample(sample, "some", FitConfig(bits=4, codebook_size=4, epochs=1, temperature=(2.0,)))[1]
-    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < found["held"].keys()
-    assert fit_quality(found, 4)["held"].keys() == {"kl_T2", "top1_agreement"}
-    assert found["mean_label"].keys() == {"labels", "kl_T1", "kl_T2", "kl_T4", "kl_T20"}
+    report = fit_sample(sample, "some", FitConfig(bits=4, codebook_size=4, epochs=1, temperature=(2.0,)))[1]
+    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < report["held"].keys()
+    assert fit_quality(report, 4)["held"].keys() == {"kl_T2", "top1_agreement"}
+    assert report["mean_label"].keys() == {"labels", "kl_T1", "kl_T2", "kl_T4", "kl_T20"}

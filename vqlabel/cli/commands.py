@@ -427,7 +427,7 @@ def stats(
     """Account for every byte of a .vql file."""
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import TOPK_LAYOUTS
-    from vqlabel.report import plots as pictures
+    from vqlabel.report import plots
     from vqlabel.report import stats as run
     from vqlabel.storage.apart import check_apart
     from vqlabel.vql.file import VqlFile
@@ -439,10 +439,10 @@ def stats(
             raise UsageError(f"{flag} {value}: tells how to read a dump; needs --against, the dump to compare with")
     if plot is not None and plot == plot_calibration:
         raise UsageError(f"--plot and --plot-calibration are both {plot}; name two files")
-    for picture in (plot, plot_calibration):
-        if picture is not None:
-            pictures.check_picture(picture, overwrite=overwrite)
-            check_apart(picture, path, against)
+    for plot_file in (plot, plot_calibration):
+        if plot_file is not None:
+            plots.check_plot_file(plot_file, overwrite=overwrite)
+            check_apart(plot_file, path, against)
     with named_threads(threads), show.progress_bar() as progress:
         file = VqlFile(path)
         classes = file.classes if file.about.support is not None and file.about.layout in TOPK_LAYOUTS else None
@@ -451,9 +451,9 @@ def stats(
         )
         found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
-        pictures.plot_bits(found, plot, overwrite=overwrite)
+        plots.plot_account(found, plot, overwrite=overwrite)
     if plot_calibration is not None:
-        pictures.plot_calibration(found, plot_calibration, overwrite=overwrite)
+        plots.plot_calibration(found, plot_calibration, overwrite=overwrite)
     if found.get("same_dump") is False:
         show.note(f"{against}: its labels are not those that {path} was packed from (their sha256 differs); compared all the same")
     show.emit(found, json, show.show_stats)
@@ -463,23 +463,26 @@ def stats(
 @show.refusing
 def compare(
     dump: Dump,
-    bits: Annotated[list[str] | None, typer.Option(help="code bits per label, e.g. 8 16 32; by default 8 16 32 64 128 256")] = None,
+    bits: Annotated[list[str] | None, typer.Option(help="code bits per label (default: 8 16 32 64 128 256)")] = None,
     methods: Annotated[
-        list[str] | None, typer.Option(help="some of the methods, e.g. vqae,topk,rq; by default all that are installed")
+        list[str] | None, typer.Option(help="methods to compare, e.g. vqae,topk,rq (default: all that are installed)")
     ] = None,
-    teacher: Annotated[Path | None, typer.Option(help="the teacher's file: its size is drawn as a line")] = None,
-    teacher_bytes: Annotated[int | None, typer.Option(help="the same as a number of bytes")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw the curves to this image file")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="the teacher's file; its size is compared with the labels'")] = None,
+    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher in bytes, instead of --teacher")] = None,
+    plot: Annotated[Path | None, typer.Option(help="draw the rate-distortion curves to this image file")] = None,
     student: Annotated[
         Path | None, typer.Option(help="the dump's images: train a student from every method's labels, minutes each; needs --val")
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="new images, one folder a class, that students are judged on")] = None,
-    val_labels: Annotated[Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds KL")] = None,
-    class_map: Annotated[
-        Path | None, typer.Option(help="JSON: folder of --val and --images -> class of the teacher; by default the i-th is i")
+    val: Annotated[Path | None, typer.Option(help="new images to test students on, one folder per class")] = None,
+    val_labels: Annotated[
+        Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds students' KL to the teacher")
     ] = None,
-    view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher saw")] = 224,
-    passes: Annotated[int, typer.Option(help="of a student over all views")] = 4,
+    class_map: Annotated[
+        Path | None,
+        typer.Option(help="JSON: folder of --val and --images -> class of the teacher (default: class i is the i-th folder)"),
+    ] = None,
+    view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher labelled")] = 224,
+    passes: Annotated[int, typer.Option(help="passes of each student over all views")] = 4,
     temperature: Temperature = None,
     seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine with the same number of threads")] = 0,
     layout: Layout = None,
@@ -492,27 +495,28 @@ def compare(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Distortion over bytes of vqae and of what else could store these labels; minutes per rate."""
+    """Distortion over bytes of vqae and of the baselines for one dump; takes minutes per rate."""
     rates, degrees = _rates(bits), read_temperature(temperature)
     if teacher is not None and teacher_bytes is not None:
-        raise UsageError("--teacher and --teacher-bytes say the same thing; give one of them")
+        raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
     if teacher is not None and not teacher.is_file():
-        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or give --teacher-bytes")
+        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or use --teacher-bytes")
     size = teacher_bytes if teacher is None else teacher.stat().st_size
     if plot is not None:
-        from vqlabel.report.plot_rate_distortion import plot_curve
-        from vqlabel.report.plots import check_picture
+        from vqlabel.report.plots import check_plot_file, plot_rate_distortion
         from vqlabel.storage.apart import check_apart
 
-        check_picture(plot, overwrite=overwrite)
+        check_plot_file(plot, overwrite=overwrite)
         check_apart(plot, dump, beside=(teacher, images, class_map, student, val, val_labels))
     if (student is None) != (val is None):
-        raise UsageError("--student and --val go together: images that labels were made of, and new ones to judge students by")
+        raise UsageError("--student and --val need each other: the images of the dump, and new images to test students on")
     from vqlabel.labels import open_labels
-    from vqlabel.report.rate_distortion import BITS
-    from vqlabel.report.rate_distortion import compare as run
-    from vqlabel.report.student_benchmark import Lesson
+    from vqlabel.report.rate_distortion import DEFAULT_BITS, CompareConfig, compare_methods
+    from vqlabel.report.student_benchmark import StudentBenchmark
 
+    config = CompareConfig(
+        bits=rates or DEFAULT_BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, passes=passes
+    )
     with named_threads(threads), show.progress_bar() as progress:
         source = show.sure(
             open_labels(
@@ -526,16 +530,17 @@ def compare(
                 axes=axes,
             )
         )
-        lesson = None
+        benchmark = None
         if student is not None and val is not None:
-            lesson = Lesson(source, student, val, val_labels=val_labels, columns=class_map, view=view, progress=progress)
-        found = run(
-            source, rates or BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, lesson=lesson,
-            passes=passes, say=lambda line: typer.echo(line, err=True), progress=progress,
-        )  # fmt: skip
+            benchmark = StudentBenchmark(
+                source, student, val, val_labels=val_labels, class_map=class_map, view=view, progress=progress
+            )
+        comparison = compare_methods(
+            source, config, benchmark=benchmark, notify=lambda line: typer.echo(line, err=True), progress=progress
+        )
     if plot is not None:
-        plot_curve(found, plot, overwrite=overwrite)
-    show.emit(found, json, show.show_compare)
+        plot_rate_distortion(comparison, plot, overwrite=overwrite)
+    show.emit(comparison, json, show.show_compare)
 
 
 def _words(values: list[str] | None) -> list[str] | None:
@@ -624,5 +629,5 @@ def demo(
     from vqlabel.demo import run_demo
 
     with show.progress_bar() as progress:
-        found = run_demo(folder, bits=bits, seed=seed, say=lambda line: typer.echo(line, err=True), progress=progress)
+        found = run_demo(folder, bits=bits, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
     show.emit(found, json, show.show_demo)

@@ -229,22 +229,20 @@ def show_relabelled(found: dict[str, Any]) -> None:
 
 
 def _show_quality(fit: dict[str, Any]) -> None:
-    """Held-out figures of the codec that a file was packed with."""
+    """Held-out figures of the codec that a file was packed with: the result of `fit_quality`."""
     if fit.get("exact"):
-        typer.echo("labels are stored as they are, bit for bit")
+        typer.echo("labels are stored losslessly")
         return
     if not fit:
-        typer.echo(
-            "how near these labels are to the dump's is not known of this rate of the codec; vqlabel stats --against DUMP measures it"
-        )
+        typer.echo("the codec file has no distortion for this rate; vqlabel stats --against DUMP measures it")
         return
 
     sigmoid = "half_f1" in fit["held"]
     figure = "binary_kl_T" if sigmoid else "kl_T"
     agreement = (
-        f"classes above 0.5 agree with the teacher's to {100 * fit['held']['half_f1']:.1f} % (F1), binary KL summed over classes"
+        f"classes above 0.5 agree with the teacher's in {100 * fit['held']['half_f1']:.1f} % (F1), binary KL summed over classes"
         if sigmoid
-        else f"the same largest class as the teacher in {100 * fit['held']['top1_agreement']:.1f} %, KL"
+        else f"largest class as the teacher's in {100 * fit['held']['top1_agreement']:.1f} %, KL"
     )
 
     def kls(part: str) -> str:
@@ -252,21 +250,17 @@ def _show_quality(fit: dict[str, Any]) -> None:
             f"{fit[part][f'{figure}{t:g}']:.3f} at T = {t:g}" for t in fit["temperature"] if f"{figure}{t:g}" in fit[part]
         )
 
-    origin = (
-        "held out" if fit["codec_file"] is None else f"{fit['codec_file']} reports, of the dump that it was fitted to, held out"
-    )
+    origin = "held out" if fit["codec_file"] is None else f"from {fit['codec_file']}, on the dump that it was fitted to: held out"
     typer.echo(f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): {agreement} {kls('held')}")
     if "mass_kept" in fit["held"]:
-        typer.echo(
-            f"over the classes that are stored, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1"
-        )
+        typer.echo(f"KL is over the stored classes, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1")
     if "calibrated" in fit:
         typer.echo(
-            f"labels are moved from their mean by a contrast of {fit['contrast']:.2f}, which raises that KL and brings students closer to those "
-            f"of raw labels; what the codes alone lose is the KL with --contrast 1: {kls('calibrated')}"
+            f"labels are rescaled about their mean by a contrast of {fit['contrast']:.2f}: better for students, higher KL; "
+            f"KL with --contrast 1: {kls('calibrated')}"
         )
     if "mean_label" in fit:
-        typer.echo(f"for scale, one mean label for all has a KL of {kls('mean_label')}")
+        typer.echo(f"for comparison, KL of one mean label for all: {kls('mean_label')}")
 
 
 def show_fit(report: dict[str, Any]) -> None:
@@ -343,120 +337,139 @@ def show_tuned(report: dict[str, Any]) -> None:
     )
 
 
-def show_stats(found: dict[str, Any]) -> None:
-    """Every byte in a row, then bits per label, ratio, break-even and distortion."""
-    n = max(1, found["records"])
-    rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / n:.3f}") for row in found["rows"]]
-    table(
-        [*rows, ("total", "", f"{found['bytes']['total']:,}", f"{8 * found['bytes']['total'] / n:.3f}")],
-        ("part", "group", "bytes", "bits/label"),
-    )
-    later = found["bits_per_label_at_300_views"]
+def show_stats(stats: dict[str, Any]) -> None:
+    """Bytes of every part, then bits per label, ratio, break-even and distortion."""
+    labels = max(1, stats["records"])
+    rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
+    total = stats["bytes"]["total"]
+    table([*rows, ("total", "", f"{total:,}", f"{8 * total / labels:.3f}")], ("part", "group", "bytes", "bits/label"))
     typer.echo(
-        f"\n{found['records']:,} labels of {found['classes']:,} classes; codec {found['codec']}, {found['code_bits']} code bits per label"
+        f"\n{stats['records']:,} labels of {stats['classes']:,} classes; codec {stats['codec']}, {stats['code_bits']} code bits per label"
     )
-    meaning = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
-    rows = [
-        (
-            meaning[name],
-            f"{bits:.2f}",
-            f"{later[name]:.2f}" if later and name in later else "-",
-            f"1/{found['ratio_to_fp16'][name]:.1f}" if name in found["ratio_to_fp16"] else "-",
+    _show_bits_per_label(stats)
+    if "pruned" in stats:
+        pruned = stats["pruned"]
+        typer.echo(
+            f"the file has {100 * pruned['kept']:g} % of the dump's labels: {pruned['bits_per_label_before']['all_in']:.2f} bits all-in "
+            "per label before pruning"
         )
-        for name, bits in found["bits_per_label"].items()
-    ]
+    if stats["perplexity"]:
+        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in stats['perplexity'])} of {stats['codebook_size']}")
+    if "teacher" in stats:
+        teacher = stats["teacher"]
+        verb = "are" if teacher["smaller"] == "labels" else "is"
+        typer.echo(
+            f"the {teacher['smaller']} {verb} smaller here; with more than {teacher['break_even_labels']:,} labels the teacher "
+            f"({size(teacher['teacher_bytes'])}) is smaller"
+        )
+    _show_distortion(stats)
+
+
+def _show_bits_per_label(stats: dict[str, Any]) -> None:
+    """As the file is, and at 300 views per image."""
+    at_300_views = stats["bits_per_label_at_300_views"] or {}
+    titles = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
+    rows = []
+    for name, bits in stats["bits_per_label"].items():
+        later = f"{at_300_views[name]:.2f}" if name in at_300_views else "-"
+        ratio = f"1/{stats['ratio_to_fp16'][name]:.1f}" if name in stats["ratio_to_fp16"] else "-"
+        rows.append((titles[name], f"{bits:.2f}", later, ratio))
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
-    if "pruned" in found:
-        before = found["pruned"]["bits_per_label_before"]["all_in"]
+
+
+def _show_distortion(stats: dict[str, Any]) -> None:
+    """Distortion and calibration against a dump, if they were measured."""
+    if "distortion" in stats:
+        typer.echo("distortion against the dump: " + _figures(stats["distortion"]))
+    if stats.get("distortion", {}).get("mass_kept") is not None:
         typer.echo(
-            f"{100 * found['pruned']['kept']:g} % of a dump; the whole file by the labels that there were before: {before:.2f} bits each"
+            "distortion is over the classes that a label keeps, re-normalised; mass_kept is their share of the raw label's probability"
         )
-    if found["perplexity"]:
-        typer.echo(f"perplexity per slot: {' '.join(f'{p:.0f}' for p in found['perplexity'])} of {found['codebook_size']}")
-    if "teacher" in found:
-        teacher = found["teacher"]
-        typer.echo(
-            f"the {teacher['smaller']} are smaller here; " if teacher["smaller"] == "labels" else "the teacher is smaller here; ",
-            nl=False,
-        )
-        typer.echo(
-            f"with more than {teacher['break_even_labels']:,} labels a teacher of {size(teacher['teacher_bytes'])} is the smaller thing to ship"
-        )
-    if "distortion" in found:
-        typer.echo("distortion against the dump: " + _figures(found["distortion"]))
-    if found.get("distortion", {}).get("mass_kept") is not None:
-        typer.echo(
-            "of the classes that a label keeps, re-normalised over them; mass_kept is the share of the raw label that they have"
-        )
-    if "distortion_f32" in found:
-        typer.echo(f"  before labels are narrowed to {found['dtype']}: " + _figures(found["distortion_f32"]))
-    for name, at in found.get("calibration", {}).items():
-        slope = "none" if at["slope"] is None else f"{at['slope']:.4f}"
-        error = f"{at['ece']:.4g} ({100 * at['relative_ece']:.2g} % of the mean probability)"
-        entropy = f"{at['entropy']['raw']:.4f} raw, {at['entropy']['decoded']:.4f} decoded"
+    if "distortion_f32" in stats:
+        typer.echo(f"  before labels are rounded to {stats['dtype']}: " + _figures(stats["distortion_f32"]))
+    for name, calibration in stats.get("calibration", {}).items():
+        slope = "none" if calibration["slope"] is None else f"{calibration['slope']:.4f}"
+        error = f"{calibration['ece']:.4g} ({100 * calibration['relative_ece']:.2g} % of the mean probability)"
+        entropy = f"{calibration['entropy']['raw']:.4f} raw, {calibration['entropy']['decoded']:.4f} decoded"
         typer.echo(f"calibration at {name}: slope {slope}  ECE {error}  entropy in nats {entropy}")
 
 
 def _figures(values: dict[str, float | None]) -> str:
-    """In a row; a dash where float32 could not hold one."""
+    """Names and values in one line; a dash for a value that float32 does not hold."""
     return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in values.items())
 
 
-def show_demo(found: dict[str, Any]) -> None:
-    """Sizes, bits per label, and what the students got."""
-    show_stats(found)
-    top1, raw, total = found["top1"], found["raw_dump_bytes"], found["bytes"]["total"]
-    typer.echo(f"\nthe dump: {size(raw)}; the .vql, augmentation and all: {size(total)}, 1/{raw / total:.0f} of it")
-    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in top1.items()]
-    table(rows, ("top-1 on typefaces that nobody trained on", ""))
-    typer.echo(f"{found['seconds']:.0f} s")
+def show_demo(result: dict[str, Any]) -> None:
+    """Sizes, bits per label, and the accuracy of teacher and students."""
+    show_stats(result)
+    raw, total = result["raw_dump_bytes"], result["bytes"]["total"]
+    typer.echo(f"\nthe dump: {size(raw)}; the .vql, with augmentation and order: {size(total)}, 1/{raw / total:.0f} of it")
+    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in result["top1"].items()]
+    table(rows, ("top-1 on typefaces outside the training data", ""))
+    typer.echo(f"{result['seconds']:.0f} s")
 
 
-def show_compare(found: dict[str, Any]) -> None:
-    """One table held out, one all-in: they are never mixed."""
-    degrees = ", ".join(f"{t:g}" for t in found["temperature"])
-    typer.echo(f"{found['labels']:,} labels of {found['classes']:,} classes of {found['domain']}; fitted for T = {degrees}")
-    sampled = found["sampled"]
-    meaning = {
-        "held out": f"{found['held_out']}, {sampled['held']:,} labels that no method has seen; fixed parts cost nothing at scale",
-        "all-in": f"fixed parts shared by this dump's labels; measured on {sum(sampled.values()):,} of them, seen and held out",
-    }
-    figures = ("kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement")
-    for part, words in meaning.items():
-        rows = [
-            (
-                found["methods"][p["method"]],
-                p["setting"],
-                f"{p['code_bits']:.1f}",
-                size(p["fixed_bytes"]),
-                *(() if part == "held out" else (f"{p['all_in_bits']:.1f}",)),
-                *(f"{p[name]:.4f}" for name in figures),
-            )
-            for p in found["points"]
-            if p["part"] == part
-        ]
-        typer.echo(f"\n{part}: {words}")
-        bits = ("code bits", "fixed parts") if part == "held out" else ("code bits", "fixed parts", "all-in bits")
-        table(rows, ("method", "setting", *bits, *figures))
-    if found["student"] is not None:
-        _show_students(found)
-    if found["teacher"] is not None:
-        teacher = found["teacher"]
+def show_compare(comparison: dict[str, Any]) -> None:
+    """A table of held-out figures and a table of all-in figures, then students and the teacher's size."""
+    temperatures = ", ".join(f"{t:g}" for t in comparison["temperature"])
+    typer.echo(
+        f"{comparison['labels']:,} labels of {comparison['classes']:,} classes of {comparison['domain']}; fitted for T = {temperatures}"
+    )
+    held, sampled = comparison["sampled"]["held"], sum(comparison["sampled"].values())
+    _show_points(
+        comparison,
+        "held out",
+        f"{comparison['held_out']}, {held:,} labels that no method was fitted to; fixed parts are not counted",
+        (),
+    )
+    _show_points(
+        comparison, "all-in", f"fixed parts are divided by this dump's labels; measured on {sampled:,} of them, training and held out",
+        ("all_in_bits",),
+    )  # fmt: skip
+    if comparison["student"] is not None:
+        _show_students(comparison)
+    if comparison["teacher"] is not None:
+        teacher = comparison["teacher"]
         typer.echo(f"\nthe teacher itself: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")
 
 
-def _show_students(found: dict[str, Any]) -> None:
-    """What students got: of raw labels, then of every method's, their bits all-in."""
-    how = found["student"]
+def _show_points(comparison: dict[str, Any], part: str, heading: str, more_bits: tuple[str, ...]) -> None:
+    """One part's table: bits, then distortion, of every method and setting."""
+    figures = ("kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement")
+    rows = [
+        (
+            comparison["methods"][p["method"]],
+            p["setting"],
+            f"{p['code_bits']:.1f}",
+            size(p["fixed_bytes"]),
+            *(f"{p[name]:.1f}" for name in more_bits),
+            *(f"{p[name]:.4f}" for name in figures),
+        )
+        for p in comparison["points"]
+        if p["part"] == part
+    ]
+    typer.echo(f"\n{part}: {heading}")
+    bits = ("all-in bits",) if more_bits else ()
+    table(rows, ("method", "setting", "code bits", "fixed parts", *bits, *figures))
+
+
+def _show_students(comparison: dict[str, Any]) -> None:
+    """Scores of students: from raw labels, then from every method's, with all-in bits."""
+    student = comparison["student"]
     typer.echo(
-        f"\nstudents: {how['passes']} passes over {how['views']:,} views at T = {how['temperature']:g}, seed {how['seed']}; "
-        f"judged on {how['new_images']:,} new images"
+        f"\nstudents: {student['passes']} passes over {student['views']:,} views at T = {student['temperature']:g}, seed {student['seed']}; "
+        f"tested on {student['new_images']:,} new images"
     )
-    figures = [name for name in ("kl_teacher", "top1") if name in how["raw"]]
-    rows = [("raw labels", "", f"{16 * found['classes']:.1f}", *(f"{how['raw'][name]:.4f}" for name in figures))]
+    scores = [name for name in ("kl_teacher", "top1") if name in student["raw"]]
+    rows = [("raw labels", "", f"{16 * comparison['classes']:.1f}", *(f"{student['raw'][name]:.4f}" for name in scores))]
     rows += [
-        (found["methods"][p["method"]], p["setting"], f"{p['all_in_bits']:.1f}", *(f"{p['student'][name]:.4f}" for name in figures))
-        for p in found["points"]
+        (
+            comparison["methods"][p["method"]],
+            p["setting"],
+            f"{p['all_in_bits']:.1f}",
+            *(f"{p['student'][name]:.4f}" for name in scores),
+        )
+        for p in comparison["points"]
         if "student" in p
     ]
-    table(rows, ("method", "setting", "all-in bits", *figures))
+    table(rows, ("method", "setting", "all-in bits", *scores))

@@ -1,4 +1,4 @@
-"""The fonts that matplotlib ships -> a 1,000-class image problem: characters are the classes, typefaces the variety."""
+"""The fonts in matplotlib -> a 1,000-class image data set: characters are classes, typefaces the images of a class."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ TEACHER_FACES = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
 )
-DISTILLED_FACES = ("DejaVuSans", "DejaVuSerif")  # two images per class: what a student is given
-HELD_OUT_FACES = ("DejaVuSansMono", "DejaVuSansMono-Bold")  # a family that no training ever sees
-TWINS = 0.96  # cosine of two renderings from which they count as the same glyph
+DISTILLED_FACES = ("DejaVuSans", "DejaVuSerif")  # two images per class, for the students
+HELD_OUT_FACES = ("DejaVuSansMono", "DejaVuSansMono-Bold")  # a family outside all training data
+MAX_COSINE = 0.96  # of the pixels of two glyphs, from which on they count as the same glyph
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Glyphs:
-    """Every character in every face."""
+    """All characters in all faces."""
 
     images: np.ndarray  # [faces, classes, size, size] uint8, 255 is ink
     characters: str  # [classes], in the order of their code points
@@ -36,9 +36,9 @@ class Glyphs:
 
 
 def make_glyphs(size: int = 24) -> Glyphs:
-    """Render the first 1,000 characters that every face draws, each clearly unlike those chosen before it.
+    """Render the first 1,000 characters that all faces have and that differ visibly from those chosen before.
 
-    Left out: glyphs that are empty or reach the border of the image, and twins, which are nearly the same picture in
+    Excluded are glyphs that are empty or touch the border of the image, and glyphs that nearly equal an earlier one in
     at least one face (Latin A, Greek Alpha, Cyrillic A).
 
     Args:
@@ -58,11 +58,11 @@ def make_glyphs(size: int = 24) -> Glyphs:
     candidates = [chr(point) for point in sorted(drawable) if unicodedata.category(chr(point))[0] in "LNPS"]
     images = np.stack([_render(candidates, path, size) for path in paths])
     chosen = _distinct(images)[:CLASSES]
-    return Glyphs(images=images[:, chosen], characters="".join(candidates[at] for at in chosen), faces=faces)
+    return Glyphs(images=images[:, chosen], characters="".join(candidates[index] for index in chosen), faces=faces)
 
 
 def _render(characters: Sequence[str], path: Path, size: int) -> np.ndarray:
-    """Characters on a common baseline, centred from left to right: [characters, size, size] uint8."""
+    """Characters on a common baseline, centred horizontally: [characters, size, size] uint8."""
     from PIL import Image, ImageDraw, ImageFont  # comes with matplotlib
 
     font = ImageFont.truetype(path, round(0.7 * size))
@@ -75,15 +75,15 @@ def _render(characters: Sequence[str], path: Path, size: int) -> np.ndarray:
 
 
 def _distinct(images: np.ndarray) -> list[int]:
-    """Which candidates of [faces, candidates, size, size] to keep: whole glyphs without an earlier twin."""
+    """Indices of the candidates in [faces, candidates, size, size] to keep: complete, and unlike all earlier ones."""
     inner = images[:, :, 1:-1, 1:-1]
-    whole = (inner.sum((2, 3)) == images.sum((2, 3))).all(0) & images.any((2, 3)).all(0)
-    likeness = np.zeros((images.shape[1],) * 2, np.float32)
+    complete = (inner.sum((2, 3)) == images.sum((2, 3))).all(0) & images.any((2, 3)).all(0)
+    cosine = np.zeros((images.shape[1],) * 2, np.float32)
     for face in images.reshape(*images.shape[:2], -1).astype(np.float32):
         face /= np.maximum(np.linalg.norm(face, axis=1, keepdims=True), 1)
-        np.maximum(likeness, face @ face.T, out=likeness)
+        np.maximum(cosine, face @ face.T, out=cosine)
     kept: list[int] = []
-    for at in np.flatnonzero(whole):
-        if not (likeness[at, kept] >= TWINS).any():
-            kept.append(int(at))
+    for index in np.flatnonzero(complete):
+        if not (cosine[index, kept] >= MAX_COSINE).any():
+            kept.append(int(index))
     return kept

@@ -1,4 +1,4 @@
-"""Width -> a small convolutional classifier, for the demo's teacher (wide) and student (narrow)."""
+"""Width -> a small convolutional classifier: the demo's teacher (wide) and student (narrow)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def conv_net(classes: int, width: int, size: int, seed: int) -> nn.Sequential:
 
     Args:
         classes: C.
-        width: channels of the first layers; the last ones have four times as many.
+        width: channels of the first layers; the last layer has four times as many.
         size: side of the images, pixels, a multiple of 8.
-        seed: decides the initial weights; torch's own generator is left as it was.
+        seed: of the initial weights; the state of torch's global generator is not changed.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -23,7 +23,7 @@ def conv_net(classes: int, width: int, size: int, seed: int) -> nn.Sequential:
             *_layer(width, 2 * width, stride=2),
             *_layer(2 * width, 2 * width),
             *_layer(2 * width, 4 * width, stride=2),
-            nn.Flatten(),  # no pooling: where an accent sits tells one character from another
+            nn.Flatten(),  # no pooling: the position of an accent distinguishes characters
             nn.Linear(4 * width * (size // 8) ** 2, classes),
         )
 

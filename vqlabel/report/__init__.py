@@ -1,4 +1,4 @@
-"""Numbers first, pictures from them: where every byte of a `.vql` went, how far its labels are from the dump, and what others store."""
+"""Figures of a `.vql` and plots of them: bytes by part, distortion, comparisons with baselines and other systems."""
 
 from os import PathLike
 from typing import Any
@@ -21,21 +21,23 @@ def stats(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Account for a `.vql`, as one dictionary that JSON takes.
+    """Account for the bytes of a `.vql`, as a JSON object.
 
     Args:
-        against: a dump (a path or a LabelSource): adds `distortion`, `calibration` and `same_dump`, see `compare`. Loads torch. It may
-            hold other labels than the file was packed from, another teacher run's, as long as there are as many of as many classes.
-        teacher_bytes: size of the teacher: adds `teacher`, the number of labels from which on it is the smaller thing to ship.
+        against: a dump (a path or a LabelSource): adds `distortion`, `calibration` and `same_dump`, see
+            `distortion_against`; loads torch. Its labels may differ from those that the file was packed from (another
+            teacher, another run), but not in number, classes or domain.
+        teacher_bytes: size of the teacher: adds `teacher`, the number of labels above which the teacher is smaller than
+            their file.
 
     Raises:
-        UsageError: no such file, or `against` has another number of records or classes, or another domain.
+        UsageError: no such file; `against` has another number of records or classes, or another domain.
         BadContainer: the file is damaged.
     """
     file = VqlFile(path)
-    found = account(file).to_dict(teacher_bytes)
+    result = account(file).to_dict(teacher_bytes)
     if against is not None:
-        from vqlabel.report.against import compare
+        from vqlabel.report.against import distortion_against
 
-        found |= compare(file, against, device=device, progress=progress)
-    return found
+        result |= distortion_against(file, against, device=device, progress=progress)
+    return result

@@ -1,4 +1,4 @@
-"""A `.vql` held against a dump: distortion, calibration, and whether it is the dump that the file was packed from."""
+"""A `.vql` and a dump -> distortion and calibration of its labels, and whether it was packed from this very dump."""
 
 import hashlib
 import math
@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX
 from vqlabel.errors import UsageError
-from vqlabel.labels import LabelSource, open_labels
+from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.pruning import Pruned
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.likelihood import likelihood_of
@@ -19,72 +21,109 @@ from vqlabel.threads import large_operations
 from vqlabel.vql.decode import DTYPES, decode_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
 
-DIFFERS = 0.01  # share of a figure by which that of float32 labels is another; of figures below it, a share of it
+# Figures before and after rounding to the dump's dtype are both reported if one changes by this share, or by 1e-4 if it
+# is below 0.01.
+MIN_CHANGE = 0.01
 
 
 @large_operations()
-def compare(
+def distortion_against(
     file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
 ) -> dict[str, Any]:
-    """Decode every label and compare it with the dump's, batch by batch, in the dump's type: what `unpack` writes.
+    """Decode every label, in the dump's dtype as `unpack` writes it, and compare it with the dump's, batch by batch.
 
     Returns:
-        distortion: KL at T = 1, 4, 20, top-1 agreement, squared error: relative, of centred logits, and of the labels as they are; None
-            for a figure that float32 cannot hold.
-        distortion_f32: the same of labels before they are narrowed to that type (`vqlabel.open`), where that changes a figure by a hundredth.
-        calibration: `Calibration.figures` at the codec's own temperatures; at 1 for a codec that was not fitted to any. Empty of sigmoid
-            labels, which are no distributions.
-        same_dump: are these the labels that the file was packed from, by their sha256? None where the file does not say.
+        distortion: KL at T = 1, 4, 20, top-1 agreement, squared error (relative, of centred logits; and of the labels
+            as stored); None for a figure that is not a finite float32.
+        distortion_f32: the same for float32 labels, as `vqlabel.open` returns them, if rounding to the dump's dtype
+            changes a figure by a hundredth.
+        calibration: `Calibration.figures` at the codec's temperatures, or at 1 for a codec without any. Empty for
+            sigmoid labels, which are not distributions over the classes.
+        same_dump: whether the dump's labels have the sha256 that the file records; None if it records none.
 
     Raises:
-        UsageError: the dump has another number of classes, records or another domain.
+        UsageError: the dump has another number of classes or records, or another domain.
+    """
+    source = _open_same_shape(file, dump)
+    codec = read_codec(file).to(device)
+    comparison = _Comparison(file, source, codec)
+    fingerprint, start = hashlib.sha256(), 0
+    for done, batch in enumerate(source):
+        if start + len(batch) > file.records:
+            raise UsageError(
+                f"{source.path} has more than the {file.records} records of {file.container.path}: not the dump it was packed from"
+            )
+        fingerprint.update(batch.label_bytes())
+        comparison.add(batch, start, device)
+        start += len(batch)
+        progress("comparing", done + 1, len(source), {})
+    if start != file.records:
+        raise UsageError(
+            f"{source.path} has {start} records, {file.container.path} has {file.records}: not the dump it was packed from"
+        )
+    packed_from = file.source.get("labels_sha256")
+    return {**comparison.figures(), "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest()}
+
+
+def _open_same_shape(file: VqlFile, dump: str | PathLike[str] | LabelSource) -> LabelSource:
+    """The dump, pruned as the file is.
+
+    Raises:
+        UsageError: another number of classes, or another domain.
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump, domain=file.label["domain"])
     pruned = file.pruned
-    if pruned is not None and "pruned" not in source.details:  # what was kept of it
+    if pruned is not None and "pruned" not in source.details:
         source = Pruned(source, pruned["keep"], pruned["by"], pruned["seed"])
-    where = file.container.path
+    path = file.container.path
     if source.classes != file.classes:
-        raise UsageError(f"{source.path} has {source.classes} classes, {where} has {file.classes}: not the dump it was packed from")
+        raise UsageError(f"{source.path} has {source.classes} classes, {path} has {file.classes}: not the dump it was packed from")
     if source.domain != file.label["domain"]:
         raise UsageError(
-            f"{source.path} holds {source.domain}, {where} holds {file.label['domain']}: not the dump it was packed from"
+            f"{source.path} has {source.domain} labels, {path} has {file.label['domain']} labels: not the dump it was packed from"
         )
-    codec = read_codec(file).to(device)
-    temperatures = codec.config.temperatures
-    dtype, sigmoid = DTYPES[file.label["dtype"]], source.domain == "sigmoid"
-    sets = codec.config.holds_sets or (source.support is not None and source.support.rest == "zero")
-    measure, degrees = likelihood_of(source.domain).distortion, temperatures if sigmoid else MIX
-    distortion, before = (measure(temperatures=degrees, domain=source.domain, sets=sets) for _ in range(2))
-    calibration = None if sigmoid else Calibration(domain=source.domain, temperatures=temperatures)
-    fingerprint, at = hashlib.sha256(), 0
-    for done, batch in enumerate(source):
-        if at + len(batch) > file.records:
-            raise UsageError(f"{source.path} has more than the {file.records} records of {where}: not the dump it was packed from")
-        fingerprint.update(batch.label_bytes())
-        raw = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device)
-        for decoded in decode_steps(file, codec, at, at + len(batch), device):
-            part, raw = raw.tensor_split([len(decoded)])
-            written = narrow(decoded, dtype, file, at + len(batch) - len(raw) - len(part)).float()
-            distortion.add(part, written)
-            if calibration is not None:
-                calibration.add(part, written)
-            if dtype != torch.float32:
-                before.add(part, decoded)
-        at += len(batch)
-        progress("comparing", done + 1, len(source), {})
-    if at != file.records:
-        raise UsageError(f"{source.path} has {at} records, {where} has {file.records}: not the dump it was packed from")
-    packed_from = file.source.get("labels_sha256")
-    figures = {name: round(value, 6) for name, value in distortion.figures().items()}
-    wide = {name: round(value, 6) for name, value in before.figures().items()}
-    differs = before.labels and any(abs(wide[name] - value) > DIFFERS * max(value, DIFFERS) for name, value in figures.items())
-    return {
-        "distortion": _finite(figures),
-        **({"distortion_f32": _finite(wide)} if differs else {}),
-        "calibration": {} if calibration is None else _shortened(calibration.figures()),
-        "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(),
-    }
+    return source
+
+
+class _Comparison:
+    """Running distortion and calibration of a file's labels against raw ones."""
+
+    def __init__(self, file: VqlFile, source: LabelSource, codec: LabelCodec) -> None:
+        self.file, self.codec, self.dtype = file, codec, DTYPES[file.label["dtype"]]
+        temperatures: tuple[float, ...] = codec.config.temperatures
+        sigmoid = source.domain == "sigmoid"
+        sets = codec.config.holds_sets or (source.support is not None and source.support.rest == "zero")
+        metric, degrees = likelihood_of(source.domain).distortion, temperatures if sigmoid else MIX
+        self.written, self.decoded = (metric(temperatures=degrees, domain=source.domain, sets=sets) for _ in range(2))
+        self.calibration = None if sigmoid else Calibration(domain=source.domain, temperatures=temperatures)
+
+    def add(self, batch: LabelBatch, start: int, device: str) -> None:
+        """Compare a batch of raw labels with the records from `start` on."""
+        raw, first = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device), start
+        for decoded in decode_steps(self.file, self.codec, start, start + len(batch), device):
+            raw_step, raw = raw.tensor_split([len(decoded)])
+            self._add_step(raw_step, decoded, first)
+            first += len(decoded)
+
+    def _add_step(self, raw: Tensor, decoded: Tensor, first: int) -> None:
+        written = narrow(decoded, self.dtype, self.file, first).float()
+        self.written.add(raw, written)
+        if self.calibration is not None:
+            self.calibration.add(raw, written)
+        if self.dtype != torch.float32:
+            self.decoded.add(raw, decoded)
+
+    def figures(self) -> dict[str, Any]:
+        """`distortion`, `distortion_f32` if it differs, `calibration`."""
+        figures, f32 = ({name: round(value, 6) for name, value in part.figures().items()} for part in (self.written, self.decoded))
+        differs = self.decoded.labels and any(
+            abs(f32[name] - value) > MIN_CHANGE * max(value, MIN_CHANGE) for name, value in figures.items()
+        )
+        return {
+            "distortion": _finite(figures),
+            **({"distortion_f32": _finite(f32)} if differs else {}),
+            "calibration": {} if self.calibration is None else _six_digits(self.calibration.figures()),
+        }
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:
@@ -92,10 +131,10 @@ def _finite(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def _shortened(value: Any) -> Any:
-    """Six digits that count: at T = 20 a probability among 1,000 has its first one in the third place."""
+def _six_digits(value: Any) -> Any:
+    """Round to six significant digits, not decimals: at T = 20 the mean probability of 1,000 classes is 0.001."""
     if isinstance(value, dict):
-        return {name: _shortened(inner) for name, inner in value.items()}
+        return {name: _six_digits(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_shortened(inner) for inner in value]
+        return [_six_digits(inner) for inner in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Settings of a published label format -> bits per label and bytes per data set. Standard library only."""
+"""Settings of a published label format -> bits per label, bytes per set (docs/accounting.md). Standard library only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RESNET18_FP16 = 2 * 11_689_512  # bytes; the teacher of SRe2L, LPLD and LPQLD on
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelSet:
-    """The labels that a full training would see, before a format prunes any: `images * views` of them."""
+    """All labels of one training, `images * views`, before a format prunes any."""
 
     images: int
     views: int  # per image: epochs, or FKD's crops
     classes: int = 1000  # C
-    batch: int = 128  # labels per file, where a file holds a batch
+    batch: int = 128  # labels per file, for formats that store a batch per file
     augmentation: Literal["mix", "crop", "cutout"] = "mix"  # crop + flip + mix, crop + flip, crop + cutout
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class LabelSet:
 
 
 class Files(NamedTuple):
-    """Files of equal size: how many, and the labels in each."""
+    """Files of equal size: their number, and the labels in each."""
 
     number: int
     labels: int
@@ -39,14 +39,14 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Storage:
-    """What a format writes for a label set, each part on its own line."""
+    """What a format stores for a label set, part by part."""
 
     label_bits: float  # per stored label
     augmentation_bits: float  # per stored label
     files: tuple[Files, ...]
-    file_bytes: int = 0  # of a file besides its records
-    directories: int = 0  # they count in `disk_bytes` alone
-    order_bytes: int = 0  # side files that say which image a record belongs to, for the whole set
+    file_bytes: int = 0  # per file, in addition to its records
+    directories: int = 0  # count in `disk_bytes` only
+    order_bytes: int = 0  # files that record the image of each label, for the whole set
     fixed_bytes: int = 0  # decoder and codebooks, once for the whole set
     nominal_labels: int  # before pruning
 
@@ -56,7 +56,7 @@ class Storage:
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the label files; no order file, no fixed part."""
+        """Bytes of the label files, without order files and fixed parts."""
         return sum(number * self._file_size(labels) for number, labels in self.files)
 
     @property
@@ -65,7 +65,7 @@ class Storage:
 
     @property
     def overhead_bits(self) -> float:
-        """Per stored label: file overhead and order."""
+        """Bits per stored label for file overhead and order."""
         return 8 * (self.data_bytes + self.order_bytes) / self.stored_labels - self.label_bits - self.augmentation_bits
 
     @property
@@ -82,7 +82,7 @@ class Storage:
 
     @property
     def disk_bytes(self) -> int:
-        """What `du` reports: whole blocks for every file, one block for every directory."""
+        """Bytes as `du` counts them: whole blocks for every file, one block for every directory."""
         sizes = [(number, self._file_size(labels)) for number, labels in self.files]
         sizes += [(1, self.order_bytes), (1, self.fixed_bytes), (self.directories, DISK_BLOCK)]
         return sum(number * math.ceil(size / DISK_BLOCK) * DISK_BLOCK for number, size in sizes)
@@ -92,7 +92,8 @@ class Storage:
 
 
 def sre2l(labels: LabelSet, *, number_bits: int = 16) -> Storage:
-    """All C logits of every view, one file per batch; CDA writes the same. The order is a seed outside the files.
+    """All C logits of every view, one file per batch; CDA writes the same. The order of images follows from a seed
+    outside the files.
 
     Args:
         number_bits: 16 (`--use-fp16`) or 32.
@@ -110,9 +111,9 @@ def sre2l(labels: LabelSet, *, number_bits: int = 16) -> Storage:
 
 
 def rded(labels: LabelSet, *, strips: int = 2) -> Storage:
-    """What RDED would store: it keeps its teacher online and writes nothing.
+    """What RDED would store; it runs its teacher during training and writes no labels.
 
-    SRe2L's record with the two permutations of a patch shuffle, as int64 like EDC's.
+    SRe2L's record, and the two permutations of a patch shuffle as int64, as in EDC.
 
     Args:
         strips: RDED's `factor`, strips per side.
@@ -124,7 +125,7 @@ def rded(labels: LabelSet, *, strips: int = 2) -> Storage:
 
 
 def lpld(labels: LabelSet, *, pruned: float = 0.975) -> Storage:
-    """SRe2L's records for a part of the batches, and the image order of each epoch as JSON.
+    """SRe2L's records for part of the batches, and the image order of each epoch as JSON.
 
     Args:
         pruned: `--prune_ratio`, the share of the batches that is not stored, [0, 1).
@@ -138,7 +139,7 @@ def lpld(labels: LabelSet, *, pruned: float = 0.975) -> Storage:
 
 
 def lpqld(labels: LabelSet, *, pruned: float = 0.9, top: int = 100) -> Storage:
-    """MR-k: the `top` largest logits as fp16 with int16 class indices, for a part of the batches, in one folder.
+    """MR-k: the `top` largest logits as fp16 with int16 class indices, for part of the batches, in one folder.
 
     Args:
         pruned: `--prune_ratio`, the share of the batches that is not stored, [0, 1).
@@ -165,8 +166,8 @@ def lpqld(labels: LabelSet, *, pruned: float = 0.9, top: int = 100) -> Storage:
 def fkd(labels: LabelSet, *, top: int | None = 5, number_bits: int = 32) -> Storage:
     """The `top` largest probabilities and their class indices, both as floats; one file per image, no mixing.
 
-    The arrays are NumPy's in a protocol-2 pickle, where a byte above 127 takes two: 3/8 of the bytes of a float in
-    [0, 1), about 3/16 of the others (measured). The files' overhead counts this growth.
+    NumPy arrays in a protocol-2 pickle take two bytes for each byte above 127: those are 3/8 of the bytes of a float in
+    [0, 1) and about 3/16 of the others (measured). `file_bytes` includes this growth.
 
     Args:
         top: probabilities kept per label, 1..C; 1 is label smoothing; None is the whole softmax, without indices.
@@ -193,7 +194,7 @@ def tinyvit(labels: LabelSet, *, top: int = 10, key_bytes: float | None = None) 
 
     Args:
         top: probabilities kept per label, 1..C.
-        key_bytes: mean length of a line in the key files; None where a key is the image's number.
+        key_bytes: mean length of a line in the key files; None: a key is the number of the image.
 
     Source: TinyViT, save_logits.py and data/augmentation/manager.py.
     """
@@ -217,23 +218,21 @@ def vqae(
     codebook_size: int = 256,
     codebooks: int = 1,
     decoder_parameters: int | None = None,
-    number_bits: int = 16,
     augmentation_bits: float = 0.0,
     pruned: float = 0.0,
 ) -> Storage:
-    """m = d_h / d_c indices of log2 k bits per label; codebooks and decoder once.
+    """m = d_h / d_c indices of log2 k bits per label; codebooks and decoder are stored once, in fp16.
 
-    log2 k is the paper's count: an index of fixed width takes ceil(log2 k) bits.
+    The paper counts log2 k bits per index; an index of fixed width takes ceil(log2 k).
 
     Args:
         latent_width: d_h, a multiple of d_c.
         code_width: d_c.
         codebook_size: k, at least 2.
-        codebooks: 1 if the slots share a codebook, m if each has its own.
-        decoder_parameters: numbers in the decoder; None is one linear layer from the latent to C logits.
-        number_bits: width of a codebook or decoder number.
-        augmentation_bits: of the record that goes with a label; no part of the paper's formula.
-        pruned: share of the batches left out by LPLD before coding, [0, 1).
+        codebooks: 1 if all slots share one, m if each has its own.
+        decoder_parameters: number of parameters; None: one linear layer from the latent to C logits.
+        augmentation_bits: per label; not part of the paper's formula.
+        pruned: share of the batches that LPLD drops before coding, [0, 1).
 
     Source: Vector-Quantized Soft Label Compression for Dataset Distillation, arXiv 2603.03808.
     """
@@ -245,7 +244,7 @@ def vqae(
         label_bits=latent_width // code_width * math.log2(codebook_size),
         augmentation_bits=augmentation_bits,
         files=(Files(1, _records(_kept_files(labels, pruned))),),
-        fixed_bytes=math.ceil((codebooks * codebook_size * code_width + decoder) * number_bits / 8),
+        fixed_bytes=2 * (codebooks * codebook_size * code_width + decoder),
         nominal_labels=labels.images * labels.views,
     )
 
@@ -261,12 +260,12 @@ SYSTEMS: dict[str, Callable[[LabelSet], Storage]] = {
     "TinyViT top-10": tinyvit,
     "VQAE 16 x 8 bits, no augmentation": vqae,
     "VQAE with SRe2L's augmentation record": partial(vqae, augmentation_bits=200),
-    "the same, on LPLD 40x": partial(vqae, augmentation_bits=200, pruned=0.975),
+    "VQAE with that record, on LPLD 40x": partial(vqae, augmentation_bits=200, pruned=0.975),
 }
 
 
 def in_unit(size: float, unit: str) -> float:
-    """Bytes -> a unit of `UNITS`. Papers often print GiB under the name of GB."""
+    """Bytes -> a unit of `UNITS`. Papers often print GiB as "GB"."""
     return size / UNITS[unit]
 
 
@@ -274,20 +273,20 @@ def break_even(teacher_bytes: int, bits_per_label: float, fixed_bytes: int = 0) 
     """The largest number of labels whose file is no larger than the teacher.
 
     Args:
-        teacher_bytes: the teacher's weights, as they would be shipped.
-        bits_per_label: everything that grows with the labels.
-        fixed_bytes: what does not: decoder, codebooks.
+        teacher_bytes: size of the teacher's weights as a file.
+        bits_per_label: of all parts that grow with the labels.
+        fixed_bytes: of all other parts: decoder, codebooks.
 
     Returns:
-        0 where the fixed part alone is larger than the teacher.
+        0 if the fixed parts alone are larger than the teacher.
     """
     require(bits_per_label > 0, "bits_per_label", bits_per_label, "must be above 0")
     return max(0, math.floor(8 * (teacher_bytes - fixed_bytes) / bits_per_label))
 
 
 def markdown_table(labels: LabelSet, teacher_bytes: int = RESNET18_FP16) -> str:
-    """One row per system, in bits per stored label unless the column says otherwise."""
-    head = "format|label|augmentation|files, order|fixed|per stored label|per nominal label|all, MB|break-even, labels"
+    """One row per system, in bits per stored label unless the column's heading names another unit."""
+    head = "format|label|augmentation|files, order|fixed|per stored label|per nominal label|total, MB|break-even, labels"
     lines = [f"| {head.replace('|', ' | ')} |", "|---|" + "--:|" * head.count("|")]
     for name, system in SYSTEMS.items():
         s = system(labels)
@@ -306,24 +305,24 @@ def _augmentation_bits(labels: LabelSet, *, coordinate_bits: int, partner_bits: 
 
 
 def _epoch_files(labels: LabelSet) -> tuple[Files, ...]:
-    """Every batch of every epoch, the last of each epoch short."""
+    """Every batch of every epoch; the last of each epoch may be smaller."""
     whole, rest = divmod(labels.images, labels.batch)
     files = Files(labels.views * whole, labels.batch), Files(labels.views, rest)
     return tuple(f for f in files if f.number and f.labels)
 
 
 def _kept_files(labels: LabelSet, pruned: float) -> tuple[Files, ...]:
-    """The first `1 - pruned` of the whole batches (`drop_last=True`); nothing pruned: every batch."""
-    require(0 <= pruned < 1, "pruned", pruned, "must be in [0, 1): the share left out; 0.975 stores 1/40")
+    """The first `1 - pruned` of the complete batches (`drop_last=True`); without pruning, all batches."""
+    require(0 <= pruned < 1, "pruned", pruned, "must be in [0, 1), the share that is not stored; 0.975 stores 1/40")
     if not pruned:
         return _epoch_files(labels)
-    kept = int(labels.views * (labels.images // labels.batch) * (1 - pruned))  # the generators' own rounding
-    require(kept >= 1, "pruned", pruned, f"must leave at least one whole batch of {labels.batch}")
+    kept = int(labels.views * (labels.images // labels.batch) * (1 - pruned))  # rounded as their generators do
+    require(kept >= 1, "pruned", pruned, f"must leave at least one complete batch of {labels.batch}")
     return (Files(kept, labels.batch),)
 
 
 def _lpqld_written(target: int, per_epoch: int) -> int:
-    """Files that LPQLD's generator writes: after each epoch it takes one from the target it stops at."""
+    """Files that LPQLD's generator writes: after each epoch it lowers its target by one."""
     written = 0
     for _ in range(target // per_epoch + 1):
         written = target if written < target <= written + per_epoch else written + per_epoch
@@ -336,13 +335,13 @@ def _records(files: tuple[Files, ...]) -> int:
 
 
 def _order_json_bytes(labels: LabelSet, *, lists: int, stored: int) -> int:
-    """Size of `json.dump({"0": [image, ...], ...})` when every image is drawn equally often."""
+    """Size of `json.dump({"0": [image, ...], ...})` if every image occurs equally often."""
     mean_digits = _digits(labels.images) / labels.images
     return _digits(lists) + 6 * lists + round(stored * (mean_digits + 2))
 
 
 def _digits(numbers: int) -> int:
-    """Digits needed to write 0, 1, ..., numbers - 1."""
+    """Digits of 0, 1, ..., numbers - 1 together."""
     after_the_first: int = sum(max(0, numbers - 10**power) for power in range(1, 12))
     return numbers + after_the_first
 

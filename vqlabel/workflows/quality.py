@@ -1,37 +1,51 @@
-"""The report of a fit -> what its labels are worth: held-out KL and agreement beside those of one mean label, and warnings where they are poor."""
+"""The report of a fit -> the quality of its labels: held-out figures, KL of one mean label, and warnings."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-POOR_AGREEMENT, POOR_KL, POOR_MASS = 0.5, 1.0, 0.9  # share of labels; nats, times T^2; share of the probability at T = 1
+POOR_AGREEMENT = 0.5  # share of held-out labels; below it, fit_quality warns
+POOR_KL = 1.0  # nats, times T^2; above it, fit_quality warns
+POOR_MASS = 0.9  # share of the probability at T = 1 that the stored classes have; below it, fit_quality warns
+REMEDY = "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
+
+
+class _Figures(NamedTuple):
+    """Names of figures in a report."""
+
+    kl: str  # followed by the temperature
+    agreement: str
+
+
+DISTRIBUTIONS, SIGMOIDS = _Figures("kl_T", "top1_agreement"), _Figures("binary_kl_T", "half_f1")
 
 
 def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | None = None) -> dict[str, Any]:
-    """What `pack` shows of the codec that it used.
+    """The quality of the labels that `pack` writes.
 
     Args:
-        report: of `fit`, or as a codec file has it, which may be of an older version or of another program.
-        code_bits: per label, that were packed; a codec file may have more.
-        codec_file: where the report comes from; None: from a fit to the very dump that was packed.
+        report: of `fit`, or from a codec file, which an older version or another program may have written.
+        code_bits: per label, of the rate that was packed; a codec file may have higher rates.
+        codec_file: the file that the report comes from; None: the codec was fitted to the packed dump.
 
     Returns:
-        codec_file, held_out, labels and temperature, those of the students that the codec was fitted for; held, calibrated and mean_label,
-        each with its KL at these temperatures, `held` with the agreement as well, and, where only some classes of a label are stored, mass_kept; contrast, contrast_limited; warnings, one sentence each.
-        Of a raw codec `{"exact": True}`. Without a figure for this rate an empty dictionary.
+        codec_file, held_out and labels; temperature, those of the students that the codec was fitted for; held,
+        calibrated and mean_label, each with its KL at these temperatures, `held` with the agreement as well and, if
+        only part of the classes of a label is stored, with mass_kept; contrast, contrast_limited; warnings, one
+        sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
     """
     if report.get("codec") == "raw":
         return {"exact": True}
-    held, temperatures = _held(report, code_bits), _temperatures(report)
+    held, temperatures = _held_out(report, code_bits), _temperatures(report)
     sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
-    figure, agreement = ("binary_kl_T", "half_f1") if sigmoid else ("kl_T", "top1_agreement")
-    names = [f"{figure}{t:g}" for t in temperatures]
-    figures = _numbers(held, (*names, agreement))
-    if not names or len(figures) <= len(names):
+    figures = SIGMOIDS if sigmoid else DISTRIBUTIONS
+    kls = tuple(f"{figures.kl}{t:g}" for t in temperatures)
+    held_figures = _numbers(held, (*kls, figures.agreement))
+    if not kls or len(held_figures) <= len(kls):
         return {}
-    parts = {"held": figures | _numbers(held, ("mass_kept",))}
+    parts = {"held": held_figures | _numbers(held, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
-        parts |= {part: found} if (found := _numbers(report.get(part), tuple(names))) else {}
-    if held is not report.get("held"):  # a lower rate of the codec, whose calibrated labels nobody measured
+        parts |= {part: numbers} if (numbers := _numbers(report.get(part), kls)) else {}
+    if held is not report.get("held"):  # calibrated labels are measured at the highest rate only
         parts.pop("calibrated", None)
     return {
         "codec_file": codec_file,
@@ -40,12 +54,12 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "temperature": temperatures,
         **parts,
         **{name: report[name] for name in ("contrast", "contrast_limited") if name in report},
-        "warnings": _warnings(parts, figure, agreement, temperatures),
+        "warnings": _warnings(parts, figures, temperatures),
     }
 
 
-def _held(report: Mapping[str, Any], code_bits: float) -> Any:
-    """Figures of the rate that was packed."""
+def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
+    """Held-out figures of the rate that was packed; None if there are none."""
     if not isinstance(report.get("held"), dict):
         return None
     rates = report.get("rates")
@@ -60,43 +74,56 @@ def _held(report: Mapping[str, Any], code_bits: float) -> Any:
 def _temperatures(report: Mapping[str, Any]) -> list[float]:
     for part in ("config", "fit"):
         config = report.get(part)
-        found = config.get("temperature") if isinstance(config, dict) else None
-        if isinstance(found, list | tuple) and all(isinstance(t, int | float) for t in found):
-            return list(found)
+        temperature = config.get("temperature") if isinstance(config, dict) else None
+        if isinstance(temperature, list | tuple) and all(isinstance(t, int | float) for t in temperature):
+            return list(temperature)
     return []
 
 
-def _numbers(found: Any, names: tuple[str, ...]) -> dict[str, float]:
-    return {name: found[name] for name in names if isinstance(found.get(name), int | float)} if isinstance(found, dict) else {}
+def _numbers(figures: Any, names: tuple[str, ...]) -> dict[str, float]:
+    """Those of the named figures that are numbers."""
+    if not isinstance(figures, dict):
+        return {}
+    return {name: figures[name] for name in names if isinstance(figures.get(name), int | float)}
 
 
-def _warnings(parts: Mapping[str, Mapping[str, float]], figure: str, agreement: str, temperatures: list[float]) -> list[str]:
-    """Of what the codes keep: unbiased labels are further from the raw ones on purpose, the calibrated ones are as near as the codes allow."""
-    found, more = [], "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
-    agreed = parts["held"][agreement]
-    if agreed < POOR_AGREEMENT:
-        what = (
-            "classes above 0.5 agree with the teacher's only to"
-            if agreement == "half_f1"
-            else "the largest class is the teacher's in only"
+def _warnings(parts: Mapping[str, Mapping[str, float]], figures: _Figures, temperatures: list[float]) -> list[str]:
+    """KL is judged on calibrated labels where there are any: unbiased labels have a higher KL by design."""
+    held, mean = parts["held"], parts.get("mean_label", {})
+    judged = parts.get("calibrated", held)
+    kls = {t: (judged[f"{figures.kl}{t:g}"], mean.get(f"{figures.kl}{t:g}")) for t in temperatures}
+    sentences = [
+        _warn_of_agreement(held[figures.agreement], figures),
+        _warn_of_mass(held.get("mass_kept", 1)),
+        *(_warn_of_kl(t, kl, kl_of_mean, limited=figures is DISTRIBUTIONS) for t, (kl, kl_of_mean) in kls.items()),
+    ]
+    return [sentence for sentence in sentences if sentence is not None]
+
+
+def _warn_of_agreement(agreement: float, figures: _Figures) -> str | None:
+    if agreement >= POOR_AGREEMENT:
+        return None
+    if figures is SIGMOIDS:
+        return f"the classes above 0.5 agree with the teacher's in only {100 * agreement:.1f} % (F1){REMEDY}"
+    return f"the largest class is the teacher's in only {100 * agreement:.1f} % of the held-out labels{REMEDY}"
+
+
+def _warn_of_mass(mass: float) -> str | None:
+    if mass >= POOR_MASS:
+        return None
+    return (
+        f"the stored classes have only {100 * mass:.1f} % of a label's probability at T = 1, and the KL is over these classes alone; "
+        "more --slots or --bits keep more, and so does --codec vqae if the labels have a number for every class"
+    )
+
+
+def _warn_of_kl(temperature: float, kl: float, kl_of_mean: float | None, *, limited: bool) -> str | None:
+    """`limited`: KL above POOR_KL is poor; binary KL, a sum over classes, has no such limit."""
+    if kl_of_mean is not None and kl >= kl_of_mean:
+        return (
+            f"held-out KL at T = {temperature:g} is {kl:.3f}, that of one mean label for all is {kl_of_mean:.3f}: these codes distinguish "
+            f"labels no better than that{REMEDY}"
         )
-        of = " (F1)" if agreement == "half_f1" else " of the held-out labels"
-        found.append(f"{what} {100 * agreed:.1f} %{of}{more}")
-    if parts["held"].get("mass_kept", 1) < POOR_MASS:
-        found.append(
-            f"the classes that are stored have only {100 * parts['held']['mass_kept']:.1f} % of a label's probability at T = 1, and the KL is over "
-            "these classes alone; more --slots or --bits keep more, and so does --codec vqae where labels have a number for every class"
-        )
-    kept, mean = parts.get("calibrated", parts["held"]), parts.get("mean_label", {})
-    for t in temperatures:
-        name = f"{figure}{t:g}"
-        if name in mean and kept[name] >= mean[name]:
-            found.append(
-                f"held-out KL at T = {t:g} is {kept[name]:.3f}, one mean label for all has {mean[name]:.3f}: these codes tell labels apart "
-                f"no better than that{more}"
-            )
-        elif figure == "kl_T" and kept[name] > POOR_KL:
-            found.append(
-                f"held-out KL at T = {t:g} is {kept[name]:.3f} nats (times T^2), above {POOR_KL:g}: much of the labels is lost{more}"
-            )
-    return found
+    if limited and kl > POOR_KL:
+        return f"held-out KL at T = {temperature:g} is {kl:.3f} nats (times T^2), above {POOR_KL:g}: much of the labels is lost{REMEDY}"
+    return None

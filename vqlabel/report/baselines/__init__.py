@@ -1,17 +1,18 @@
-"""What a user would store instead of a vqae: labels -> codes -> labels, with every bit counted. One contract for all.
+"""Baselines that vqae is compared with: labels -> codes -> labels, with every bit counted. All keep one contract,
+`Baseline`.
 
-A peer is fitted to labels that it has seen, at a number of bits a label, and then asked about any labels. All but `raw` work on
-centred logits; probabilities become logits first (`as_logits`). Matrices and codebooks are used at the precision at which they are
-counted: fp16.
+A baseline is fitted to training labels at a number of bits per label, then codes any labels. All but `raw` work on
+centred logits; probabilities become logits first (`as_logits`). Matrices and codebooks are used at the precision at
+which their bytes are counted: fp16.
 """
 
-from vqlabel.report.baselines.base import HALF_MOST, Peer, Seen
-from vqlabel.report.baselines.exact_top import Hard, TopK, TopKCoded
+from vqlabel.report.baselines.base import MAX_FP16, Baseline, TrainingLabels
+from vqlabel.report.baselines.faiss_quantizers import Opq, Pq, Rq
+from vqlabel.report.baselines.pca_scalar import PcaScalar
 from vqlabel.report.baselines.plain import Int4, Int8, Raw
-from vqlabel.report.baselines.transform import PcaScalar
-from vqlabel.report.baselines.vectors import Faiss, Opq, Pq, Rq, import_faiss
+from vqlabel.report.baselines.topk import HardLabel, TopK, TopKCoded
 
-PEERS: dict[str, type[Peer]] = {
+BASELINES: dict[str, type[Baseline]] = {
     "topk": TopK,
     "topk-coded": TopKCoded,
     "raw": Raw,
@@ -21,7 +22,7 @@ PEERS: dict[str, type[Peer]] = {
     "pq": Pq,
     "opq": Opq,
     "rq": Rq,
-    "hard": Hard,
+    "hard": HardLabel,
 }
 
-__all__ = ["HALF_MOST", "PEERS", "Faiss", "Peer", "Seen", "import_faiss"]
+__all__ = ["BASELINES", "MAX_FP16", "Baseline", "TrainingLabels"]

@@ -1,0 +1,8 @@
+"""Results of `stats` and `compare` as plots. Needs matplotlib (extra `plot`)."""
+
+from vqlabel.report.plots.account import plot_account
+from vqlabel.report.plots.calibration import plot_calibration
+from vqlabel.report.plots.figure import check_plot_file
+from vqlabel.report.plots.rate_distortion import plot_rate_distortion
+
+__all__ = ["check_plot_file", "plot_account", "plot_calibration", "plot_rate_distortion"]
