@@ -39,7 +39,7 @@ def main() -> None:
     p.add_argument("--view", type=int, required=True)
     p.add_argument("--ratio", type=float, nargs="*", default=[1000, 500, 125])
     p.add_argument("--no-prior", type=float, nargs="*", default=[], help="compression ratios to fit without the prior")
-    p.add_argument("--contrast", type=float, help="of vqlabel's labels; 1: calibrated labels, which have the least KL")
+    p.add_argument("--gain", type=float, help="of vqlabel's labels; 1: calibrated labels, which have the least KL")
     p.add_argument("--labels", nargs="*", default=[], help="name=file.npy: labels of another method, in the dump's order")
     p.add_argument("--top-k", type=int, nargs="*", default=[])
     p.add_argument("--keep", type=float, nargs="*", default=[], help="shares of the dump to train on")
@@ -64,7 +64,7 @@ def label_sets(a, raw):
     yield "raw fp16", 16 * raw.shape[1], raw, 1.0
     with tempfile.TemporaryDirectory() as folder:
         for ratio, prior in [(r, None) for r in a.ratio] + [(r, False) for r in a.no_prior]:
-            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=(a.temperature,), contrast=a.contrast)
+            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=(a.temperature,), gain=a.gain)
             target = Path(folder, f"{ratio:g}{prior}.vql")
             vqlabel.pack(a.dump, target, codec=vqlabel.fit(a.dump, config)[0])
             size = vqlabel.stats(target)["bytes"]

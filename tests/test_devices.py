@@ -20,8 +20,8 @@ from vqlabel.workflows.encode import codec_on, encode
 FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options
     "grouped": (False, {"slots": 2, "code_width": 3, "temperature": (20.0,)}),
     "prior and a cheaper rate, in bf16": (True, {"slots": 2, "prior": True, "image_width": 4, "hidden": 6, "weight_bits": 5}),
-    "variable": (False, {"bits": 3, "variable": True, "prior": False}),
-    "head": (False, {"slots": 1, "head": 2, "prior": False, "temperature": (1.0,)}),
+    "variable": (False, {"bits": 3, "variable_rate": True, "prior": False}),
+    "head": (False, {"slots": 1, "exact_classes": 2, "prior": False, "temperature": (1.0,)}),
 }
 
 

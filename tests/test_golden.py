@@ -153,8 +153,8 @@ def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:
     books, scale = tensors["codec.decoder.codebook"].astype(np.float32), tensors["codec.decoder.codebook.scale"].astype(np.float32)
     books = books * scale[:, None]  # k > d_h: lines run along the codes
     z = books[np.arange(slots), codes[:, :slots]].sum(1)
-    center, contrast = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
-    logits = (center + contrast[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), 8) + tensors[
+    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "gain"))
+    logits = (center + gain[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), 8) + tensors[
         "codec.decoder.bias"
     ]
     ids, levels = codes[:, slots : slots + head], codes[:, slots + head :]
@@ -184,8 +184,8 @@ def test_a_variable_label_is_the_formula_of_the_format() -> None:
     for row, count in enumerate(counts):
         z[row] = sum(books[slot, code] for slot, code in enumerate(codes[at : at + count]))
         at += count
-    center, contrast = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
-    logits = (center + contrast[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), config["weight_bits"])
+    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "gain"))
+    logits = (center + gain[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), config["weight_bits"])
     np.testing.assert_allclose(logits + tensors["codec.decoder.bias"], np.load(GOLDEN / "variable.labels.npy"), rtol=0, atol=1e-3)
 
 

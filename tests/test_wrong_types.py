@@ -31,9 +31,9 @@ LOSS = {"student_logits": LOGITS, "labels": LOGITS, "domain": "logits"}
 Call = tuple[Callable[..., Any], dict[str, Any]]
 CALLS: dict[str, Call] = {
     "FitConfig": (vqlabel.FitConfig, {
-        "codec": "vqae", "bits": 8, "bytes": 9, "ratio": 2.0, "slots": 2, "variable": False, "codebook_size": 8, "code_width": 2,
-        "latent": 8, "weight_bits": 8, "prior": False, "image_width": 4, "hidden": 8, "temperature": (1.0,), "head": 0,
-        "contrast": 1.0, "epochs": 1, "seed": 0, "device": "cpu",
+        "codec": "vqae", "bits": 8, "bytes": 9, "ratio": 2.0, "slots": 2, "variable_rate": False, "codebook_size": 8, "code_width": 2,
+        "latent": 8, "weight_bits": 8, "prior": False, "image_width": 4, "hidden": 8, "temperature": (1.0,), "exact_classes": 0,
+        "gain": 1.0, "epochs": 1, "seed": 0, "device": "cpu",
     }),
     "LabelBatch": (vqlabel.LabelBatch, {
         **LABELLED, "image": np.zeros(2, int), "crop": np.zeros((2, 4)), "flip": np.zeros(2, bool), "mix_index": np.zeros(2, int),
@@ -130,9 +130,9 @@ def test_every_public_callable_and_every_argument_is_covered() -> None:
 
 
 def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
-    config = vqlabel.FitConfig(bits=np.int64(64), ratio=None, temperature=[np.float32(1), 4], contrast=1)  # type: ignore[arg-type]
-    assert (config.bits, config.temperature, config.contrast) == (64, (1.0, 4.0), 1.0)
-    assert [type(v) for v in (config.bits, *config.temperature, config.contrast)] == [int, float, float, float]
+    config = vqlabel.FitConfig(bits=np.int64(64), ratio=None, temperature=[np.float32(1), 4], gain=1)  # type: ignore[arg-type]
+    assert (config.bits, config.temperature, config.gain) == (64, (1.0, 4.0), 1.0)
+    assert [type(v) for v in (config.bits, *config.temperature, config.gain)] == [int, float, float, float]
     assert vqlabel.FitConfig.from_dict(config.to_dict()) == config
 
 

@@ -11,10 +11,10 @@ from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.type_checks import check_field_types
 
 DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of classes that each have a probability of their own
-USUAL_BITS = 128
-SLOTS_MOST = 1024  # codes of a label
-HEAD_MOST, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
-VIEW_MOST = 1 << 16  # pixels
+DEFAULT_BITS = 128
+MAX_SLOTS = 1024  # codes of a label
+MAX_EXACT_CLASSES, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
+MAX_VIEW = 1 << 16  # pixels
 MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
 
 
@@ -71,11 +71,11 @@ class FitConfig(JsonConfig):
     """What a user may say to `fit`. None: decided from `bits` and the dump, and shown in the resolved configuration."""
 
     codec: str | None = None  # a kind of `codecs.registry`; None: sparse where k numbers of a label are known, else vqae
-    bits: int | None = None  # code bits per label; None: what a budget leaves for them, else USUAL_BITS
+    bits: int | None = None  # code bits per label; None: what a budget leaves for them, else DEFAULT_BITS
     bytes: int | None = None  # of the file without augmentation and order
     ratio: float | None = None  # the same as a share of fp16 labels: 2 * labels * C / bytes
-    slots: int | None = None  # m, codes per label; with `variable` the most
-    variable: bool = False  # every label has as many slots as pay; `bits` are those of the mean label, its count apart
+    slots: int | None = None  # m, codes per label; with `variable_rate` the largest number
+    variable_rate: bool = False  # every label has as many slots as pay; `bits` are those of the mean label, its count apart
     codebook_size: int | None = None  # k
     code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
     latent: int | None = None  # d_h: rank of the decoder's output map
@@ -84,8 +84,8 @@ class FitConfig(JsonConfig):
     image_width: int | None = None  # numbers that the prior keeps of an image
     hidden: int | None = None  # units of the prior's hidden layer
     temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
-    head: int | None = 0  # classes kept exactly, before the slots; None: as many as their bits pay for in KL
-    contrast: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: unbiased
+    exact_classes: int | None = 0  # classes kept exactly, before the slots; None: as many as their bits pay for in KL
+    gain: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: unbiased
     epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
     seed: int = 0
     device: str = "cpu"
@@ -107,36 +107,42 @@ class FitConfig(JsonConfig):
         )
         alone = self.codec in (None, "vqae") and self.code_width is None
         require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
-        require(
-            self.contrast is None or 0.1 <= self.contrast <= 10, "contrast", self.contrast, "must be 0.1..10 (1: calibrated labels)"
-        )
-        if self.variable:
+        require(self.gain is None or 0.1 <= self.gain <= 10, "gain", self.gain, "must be 0.1..10 (1: calibrated labels)")
+        if self.variable_rate:
             _check_variable(self)
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             check_temperatures(self.temperature)
 
     @property
-    def wanted_bits(self) -> int:
+    def target_bits(self) -> int:
         """Code bits per label where no budget is named."""
-        return USUAL_BITS if self.bits is None else self.bits
+        return DEFAULT_BITS if self.bits is None else self.bits
 
 
 def _check_variable(config: FitConfig) -> None:
     """Raises UsageError where a label cannot have a number of slots of its own."""
     only = "is for residual slots of a vqae, whose first codes are a label: leave out "
-    require(config.codec in (None, "vqae"), "variable", True, f"{only}--codec {config.codec}, or --variable")
-    require(config.code_width is None, "variable", True, f"{only}--code-width {config.code_width}, or --variable")
-    require(config.head == 0, "variable", True, "must be left out beside --head: a label with a head has one rate")
+    require(config.codec in (None, "vqae"), "variable_rate", True, f"{only}--codec {config.codec}, or --variable-rate")
+    require(config.code_width is None, "variable_rate", True, f"{only}--code-width {config.code_width}, or --variable-rate")
     require(
-        config.slots != 0 and config.bits != 0, "variable", True, "must be left out where there are 0 slots: a prior has one rate"
+        config.exact_classes == 0,
+        "variable_rate",
+        True,
+        "must be left out beside --exact-classes: a label with a head has one rate",
+    )
+    require(
+        config.slots != 0 and config.bits != 0,
+        "variable_rate",
+        True,
+        "must be left out where there are 0 slots: a prior has one rate",
     )
 
 
 _RANGES = (
-    ("slots", 0, SLOTS_MOST), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
+    ("slots", 0, MAX_SLOTS), ("codebook_size", 2, 1 << 16), ("code_width", 1, 4096), ("latent", 1, 4096), ("weight_bits", 2, 8),
     ("image_width", 1, 1024), ("hidden", 1, 8192), ("epochs", 0, 10_000),
-    ("head", 0, HEAD_MOST),
+    ("exact_classes", 0, MAX_EXACT_CLASSES),
 )  # fmt: skip
 
 

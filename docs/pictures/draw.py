@@ -25,12 +25,12 @@ SHOWN, TOP = 3, 12  # labels, classes of each
 def draw_slots(sample: LabelSample, bits: int = 64) -> None:
     """Three held-out labels, and what the prior and ever more slots say of them."""
     with torch.enable_grad():
-        codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), contrast=1.0))
+        codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), gain=1.0))
     assert isinstance(codec, VqaeCodec)
     labels, context = sample.held[:512].float(), sample.held_context and sample.held_context.rows(slice(0, 512))
     known = codec.known(context)
     rates = [0, 1, 2, codec.config.slots]
-    parts = [codec.cut(0), codec.prefix(1), codec.prefix(2), codec]
+    parts = [codec.truncate(0), codec.at_slots(1), codec.at_slots(2), codec]
     said = [part.decoder(part.choose(labels, known), known) for part in parts]
     order = kl_divergence(labels, said[0], 1.0).argsort()
     figure = Figure(figsize=(10, 6), layout="constrained")

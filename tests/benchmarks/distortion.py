@@ -2,7 +2,7 @@
 
     python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal]
         [--baselines rq topk]
-        [--contrast 1] [--head auto] [--variable]
+        [--gain 1] [--exact-classes auto] [--variable-rate]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method),
 the bytes of these fixed parts, and KL in nats times T^2. At a variable rate, code bits are those of the last epochs,
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vqlabel
-from vqlabel.cli.options import read_head
+from vqlabel.cli.options import read_exact_classes
 from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels
@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
-    parser.add_argument("--head", default="0", help="number of exact classes, or auto")
-    parser.add_argument("--variable", action="store_true", help="variable rate: --bits is the average per label")
-    parser.add_argument("--contrast", type=float, help="of vqae's labels; 1: calibrated labels, which have the least KL")
+    parser.add_argument("--exact-classes", default="0", help="number of exact classes, or auto")
+    parser.add_argument("--variable-rate", action="store_true", help="variable rate: --bits is the average per label")
+    parser.add_argument("--gain", type=float, help="of vqae's labels; 1: calibrated labels, which have the least KL")
     parser.add_argument("--baselines", nargs="*", default=["rq", "topk"])
     options = parser.parse_args()
     print("| method | code bits | fixed parts, kB | KL T=1 | KL T=4 | KL T=20 | top-1 agreement % |")
@@ -74,8 +74,8 @@ def methods(train: Path, bits: int, options: argparse.Namespace) -> list[tuple[s
     codec, _ = vqlabel.fit(
         train,
         FitConfig(
-            bits=bits, temperature=tuple(options.temperature), contrast=options.contrast, head=read_head(options.head),
-            variable=options.variable,
+            bits=bits, temperature=tuple(options.temperature), gain=options.gain, exact_classes=read_exact_classes(options.exact_classes),
+            variable_rate=options.variable_rate,
         ),
     )  # fmt: skip
     codec.set_effort(options.effort)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/rates.py DUMP [--bits 128] [--rates 8 16 32 64] [--temperature 20]
 
-Prints a row per rate and temperature: of labels as `pack` writes them, and of calibrated labels (--contrast 1). The
+Prints a row per rate and temperature: of labels as `pack` writes them, and of calibrated labels (--gain 1). The
 last epochs are held out, as in `fit`.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     print("| bits | T | one fit | separate fit | ratio | calibrated: one fit | separate fit | ratio |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for bits in options.rates:
-        lower, separate = nested.prefix(bits // nested.config.code_bits), fit(bits)
+        lower, separate = nested.at_slots(bits // nested.config.code_bits), fit(bits)
         pairs = [(lower, separate), (lower.calibrated(), separate.calibrated())]
         figures = [[measure(codec, sample, "held", temperatures) for codec in pair] for pair in pairs]
         for t in temperatures:

@@ -99,7 +99,7 @@ def test_fit_reports_what_it_held_out(dump: Path, codec_file: Path, tmp_path: Pa
 def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Path) -> None:
     found = ok_json(
         "fit", dump, "--out", tmp_path / "a.codec", "--bits", 30, "--slots", 4, "--codebook-size", 5, "--code-width", 2, "--latent", 8,
-        "--weight-bits", 7, "--image-width", 3, "--hidden", 6, "--contrast", 1.2, "--head", 2, "--no-prior", "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
+        "--weight-bits", 7, "--image-width", 3, "--hidden", 6, "--gain", 1.2, "--exact-classes", 2, "--no-prior", "--temperature", "2,3.5", "--epochs", 1, "--seed", 9, "--device", "cpu", "--layout", "arrays", "--domain", "logits",
     )  # fmt: skip
     want = FitConfig(
         bits=30,
@@ -112,8 +112,8 @@ def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Pat
         hidden=6,
         prior=False,
         temperature=(2.0, 3.5),
-        contrast=1.2,
-        head=2,
+        gain=1.2,
+        exact_classes=2,
         epochs=1,
         seed=9,
         device="cpu",
@@ -156,7 +156,7 @@ def test_pack_ends_with_what_its_labels_are_worth(dump: Path, tmp_path: Path) ->
     assert re.fullmatch(
         rf"held out \(the last epoch \(5\), 60 labels\): largest class as the teacher's in [\d.]+ %, KL {figure}", held
     )
-    assert re.fullmatch(rf".* by a contrast of [\d.]+: .* KL with --contrast 1: {figure}", unbiased)
+    assert re.fullmatch(rf".* by a gain of [\d.]+: .* KL with --gain 1: {figure}", unbiased)
     assert re.fullmatch(rf"for comparison, KL of one mean label for all: {figure}", mean)
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(300, 30)).astype(np.float16))
     result = run("pack", tmp_path / "noise.npy", "-o", tmp_path / "b.vql", "--bits", 1, "--epochs", 0, "--json")
@@ -240,9 +240,9 @@ def test_info_of_a_seeded_file_names_what_it_holds_and_what_is_drawn_again() -> 
 @pytest.mark.parametrize(
     ("slopes", "asked", "said"),
     [
-        ({"T20": 1.003}, None, r"contrast 1\.200: labels are unbiased, .* held out: 1\.00 at T = 20"),
-        ({"T20": 0.81}, None, r"contrast 1\.200: labels are nearer to unbiased ones .* held out: 0\.81 at T = 20"),
-        ({"T20": 0.81}, 1.2, r"contrast 1\.200: as asked for; .* held out: 0\.81 at T = 20"),
+        ({"T20": 1.003}, None, r"gain 1\.200: labels are unbiased, .* held out: 1\.00 at T = 20"),
+        ({"T20": 0.81}, None, r"gain 1\.200: labels are nearer to unbiased ones .* held out: 0\.81 at T = 20"),
+        ({"T20": 0.81}, 1.2, r"gain 1\.200: as asked for; .* held out: 0\.81 at T = 20"),
     ],
 )
 def test_labels_are_called_unbiased_where_they_are(
@@ -257,7 +257,7 @@ def test_labels_are_called_unbiased_where_they_are(
         "held": part,
         "seen": part,
     }
-    show.show_fit({**report, "contrast": 1.2, "bias_slope": slopes, "fit": {"contrast": asked}})
+    show.show_fit({**report, "gain": 1.2, "bias_slope": slopes, "fit": {"gain": asked}})
     assert re.search(said, capsys.readouterr().out)
 
 
@@ -390,7 +390,7 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("--temperature '20:x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "20:x")),
         ("--temperature '0:2': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "0:2")),
         ("temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),
-        ("--head 'two': must be a number of classes, or auto", ("fit", dump, "-o", out, "--head", "two")),
+        ("--exact-classes 'two': must be a number of classes, or auto", ("fit", dump, "-o", out, "--exact-classes", "two")),
         ("--temperature '1,x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "1,x")),
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
         ("no: no such folder; make it first", ("fit", dump, "-o", tmp_path / "no" / "a")),

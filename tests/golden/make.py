@@ -55,7 +55,7 @@ class Views(LabelSource):
         ), f"batch {at}"
 
 
-class Known(LabelSource):
+class PriorInputs(LabelSource):
     """Four logits of every label are known, of classes that come together; enough labels for an entropy coder."""
 
     path, layout, classes, domain, dtype, order = HERE, "lpqld", CLASSES, "logits", "F16", "rows"
@@ -182,13 +182,13 @@ def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
     yield "topk", Views(), CODECS["topk"].codec(TopkConfig(classes=CLASSES, domain="logits", k=3))
     yield "sparse", Views(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 1, 1, 1))
     yield "shared", Smoothed(), sparse("probs", k=2, rest="uniform", step=0.25, gaps=(0, 0, 0, 0, 1), rest_bits=6)
-    yield "ranked", Known(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 0, 2, 1), neighbours=3)
+    yield "ranked", PriorInputs(), sparse("logits", k=4, rest="zero", step=0.5, gaps=(0, 0, 2, 1), neighbours=3)
     yield "vqae", Views(), untrained("residual", codebook_size=20, code_width=6, slots=5)  # k is no power of two
     yield "grouped", Views(), untrained("grouped", codebook_size=16, code_width=2, weight_bits=5)
     yield "prior", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=4, prior=PRIOR)
     yield "alone", Views(), untrained("residual", codebook_size=2, code_width=6, slots=0, weight_bits=7, prior=PRIOR)
     yield "lifted", Views(), untrained("residual", codebook_size=16, code_width=6, weight_bits=5, lift=True)
-    yield "head", Views(), untrained("residual", codebook_size=16, code_width=6, slots=2, head=3)  # and a contrast, as all since
+    yield "head", Views(), untrained("residual", codebook_size=16, code_width=6, slots=2, head=3)  # and a gain, as all since
     yield "variable", Views(), untrained("residual", codebook_size=20, code_width=6, slots=4, weight_bits=6, variable=True)
     yield "outside", Outside(), raw
     yield "seeded", Drawn(DRAWN, slice(None)), raw

@@ -18,6 +18,6 @@ def test_notes_of_a_source_pass_to_its_pruned_part_and_are_printed_to_stderr(
     assert source.notes == []
     source.notes.append("a.npy: is read as a test reads it")
     assert open_labels(tmp_path / "a.npy").notes == []
-    assert show.sure(Pruned(source, 1.0)).notes == source.notes
+    assert show.report_order_evidence(Pruned(source, 1.0)).notes == source.notes
     printed = capsys.readouterr()
     assert printed.err == "vqlabel: a.npy: is read as a test reads it\n" and printed.out == ""

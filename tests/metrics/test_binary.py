@@ -175,7 +175,7 @@ def test_a_file_requires_a_reader_that_supports_the_domain(dump: Path, tmp_path:
             {"codec": "sparse", "slots": 3},
             "it is for vqae and raw: sparse keeps the largest classes of one distribution",
         ),
-        ({"codec": "vqae", "head": 1}, "head is 1; it must be 0 for sigmoid labels"),
+        ({"codec": "vqae", "exact_classes": 1}, "head is 1; it must be 0 for sigmoid labels"),
     ],
 )
 def test_codecs_of_one_distribution_refuse_sigmoid_labels(options: dict[str, object], message: str) -> None:

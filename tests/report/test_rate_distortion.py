@@ -70,7 +70,7 @@ def test_all_in_bits_are_code_bits_and_fixed_bytes_divided_by_the_labels(compari
 
 def test_a_vqae_point_has_the_bytes_and_figures_of_its_codec(comparison: dict[str, Any], tree: Path) -> None:
     sample, _ = read_sample(open_labels(tree))
-    config = FitConfig(bits=24, temperature=(1.0, 4.0, 20.0), contrast=1.0)  # the axis is KL
+    config = FitConfig(bits=24, temperature=(1.0, 4.0, 20.0), gain=1.0)  # the axis is KL
     codec = CODECS["vqae"][0].fit(sample, config, FitHooks()).eval()
     point = points_of(comparison, "vqae", "held out")[0]
     assert point["fixed_bytes"] == sum(tensor.nbytes for tensor in codec.decoder_tensors().values())

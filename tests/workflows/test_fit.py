@@ -114,7 +114,7 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
         "held_out",
         "seen",
         "held",
-        "contrast",
+        "gain",
         "calibrated",
         "rates",
         "perplexity",
@@ -133,9 +133,9 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
     assert report["held"]["kl_T1"] > report["seen"]["kl_T1"] > 0
     assert report["rates"].keys() == {"3", "6"}
     assert report["held"]["kl_T1"] < report["rates"]["6"]["kl_T1"] < report["rates"]["3"]["kl_T1"]
-    assert report["contrast"] == codec.contrast > 1  # type: ignore[attr-defined]
-    plain = fit(dump, replace(QUICK, contrast=1.0))[1]
-    assert plain.keys() == report.keys() - {"contrast", "calibrated", "bias_slope"}
+    assert report["gain"] == codec.gain > 1  # type: ignore[attr-defined]
+    plain = fit(dump, replace(QUICK, gain=1.0))[1]
+    assert plain.keys() == report.keys() - {"gain", "calibrated", "bias_slope"}
     assert report["calibrated"] == plain["held"] != report["held"]
     assert len(report["perplexity"]) == 4
     assert all(4 < p <= 8 for p in report["perplexity"])

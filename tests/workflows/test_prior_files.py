@@ -225,7 +225,7 @@ def test_packed_weights_of_another_length_are_refused(prior_vql: Path, tmp_path:
 def alone(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree under a prior alone."""
     path = tmp_path_factory.mktemp("alone") / "alone.vql"
-    codec = vqlabel.fit(tree, FitConfig(bits=0, image_width=4, hidden=8, epochs=20, contrast=1.0))[0]
+    codec = vqlabel.fit(tree, FitConfig(bits=0, image_width=4, hidden=8, epochs=20, gain=1.0))[0]
     found = vqlabel.pack(tree, path, codec=codec)
     assert (found["records"], found["code_bits"]) == (360, 0)
     return path

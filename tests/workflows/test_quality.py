@@ -53,14 +53,14 @@ def test_poor_labels_give_a_warning(worse: dict[str, float], message: str) -> No
 
 
 def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
-    unbiased = report(held=held(kl_T20=1.4), calibrated=held(), contrast=1.5)
+    unbiased = report(held=held(kl_T20=1.4), calibrated=held(), gain=1.5)
     assert fit_quality(unbiased, 32)["warnings"] == []
     assert fit_quality(unbiased, 32)["calibrated"] == {"kl_T1": 0.1, "kl_T20": 0.3}
     assert len(fit_quality(report(held=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
 def test_a_lower_rate_has_its_own_figures_or_none() -> None:
-    several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), contrast=1.5)
+    several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), gain=1.5)
     assert fit_quality(several, 16)["held"]["top1_agreement"] == 0.6
     assert "calibrated" not in fit_quality(several, 16)
     assert fit_quality(several, 24) == {}

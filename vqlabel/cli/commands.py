@@ -83,7 +83,7 @@ Domain = Annotated[
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 @fit_options
 def fit(
     dump: Dump,
@@ -118,7 +118,7 @@ def fit(
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map))
     with named_threads(threads), show.progress_bar() as progress:
-        source = show.sure(
+        source = show.report_order_evidence(
             open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
         options = {} if kl is not None else {"resume": resume}
@@ -139,7 +139,7 @@ def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 @fit_options
 def tune(
     dump: Dump,
@@ -168,7 +168,7 @@ def tune(
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map))
     with named_threads(threads), show.progress_bar() as progress:
-        source = show.sure(
+        source = show.report_order_evidence(
             open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
         found = run(
@@ -180,7 +180,7 @@ def tune(
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 @fit_options
 def pack(
     dump: Dump,
@@ -234,7 +234,7 @@ def pack(
     if augmentation == "seeded":
         read_recipe(recipe_file(dump))  # refused before the dump is read
     with named_threads(threads), show.progress_bar() as progress:
-        source = show.sure(
+        source = show.report_order_evidence(
             open_labels(
                 dump,
                 layout,
@@ -268,7 +268,7 @@ def pack(
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def unpack(
     path: Vql,
     out: Annotated[
@@ -293,7 +293,7 @@ def unpack(
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def convert(
     source: Annotated[Path, typer.Argument(help="a dump, or a .vql file")],
     out: Annotated[Path, typer.Argument(help="what to write: .npy, .safetensors, .pt, or a folder with --layout")],
@@ -318,7 +318,7 @@ def convert(
     check_dump_target(out, output_layout(out, layout), overwrite=overwrite)
     check_apart(out, source, beside=(images, class_map))
     with show.progress_bar() as progress:
-        labels = show.sure(open_any(source, source_layout, domain, images, classes, dtype, class_map, array, axes))
+        labels = show.report_order_evidence(open_any(source, source_layout, domain, images, classes, dtype, class_map, array, axes))
         found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
     show.notes(found)
     show.emit(
@@ -329,7 +329,7 @@ def convert(
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def relabel(
     images: Annotated[Path, typer.Argument(help="a folder of images; image i is the i-th of its sorted files")],
     out: Annotated[Path, typer.Option("-o", "--out", help="a .vql, or a dump with --layout")],
@@ -401,7 +401,7 @@ def _span(text: str | None) -> tuple[int | None, int | None]:
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def stats(
     path: Vql,
     against: Annotated[
@@ -460,7 +460,7 @@ def stats(
 
 
 @app.command(cls=BitsCommand)
-@show.refusing
+@show.exit_with_errors
 def compare(
     dump: Dump,
     bits: Annotated[list[str] | None, typer.Option(help="code bits per label (default: 8 16 32 64 128 256)")] = None,
@@ -518,7 +518,7 @@ def compare(
         bits=rates or DEFAULT_BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, passes=passes
     )
     with named_threads(threads), show.progress_bar() as progress:
-        source = show.sure(
+        source = show.report_order_evidence(
             open_labels(
                 dump,
                 layout,
@@ -556,7 +556,7 @@ def _rates(values: list[str] | None) -> list[int] | None:
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file")], json: Json = False) -> None:
     """Show what a .vql file holds, without decoding a label, or a codec file and the report of its fit."""
     from vqlabel.container import is_codec_file
@@ -605,7 +605,7 @@ def _codec_info(path: Path, json: bool) -> None:
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def verify(path: Vql, json: Json = False) -> None:
     """Read and check every byte of a .vql file, every code, and that its decoder can be built."""
     from vqlabel.workflows.verify import verify as run
@@ -618,7 +618,7 @@ def verify(path: Vql, json: Json = False) -> None:
 
 
 @app.command()
-@show.refusing
+@show.exit_with_errors
 def demo(
     folder: Annotated[Path | None, typer.Option(help="keep dump, codec and .vql here; by default they are deleted")] = None,
     bits: Annotated[int, typer.Option(help="code bits per label")] = 32,

@@ -37,10 +37,10 @@ OPTIONS: dict[str, Any] = {
         typer.Option("--prior/--no-prior", help="predict labels from image, partner, lambda, crop; by default where that helps"),
     ],
     "slots": Annotated[int | None, typer.Option(help="codes per label, m (topk: classes kept)")],
-    "variable": Annotated[
+    "variable_rate": Annotated[
         bool,
         typer.Option(
-            "--variable", help="as many slots for every label as pay, --bits on average, --slots the most; a count is added"
+            "--variable-rate", help="as many slots for every label as pay, --bits on average, --slots the most; a count is added"
         ),
     ],
     "codebook_size": Annotated[int | None, typer.Option(help="vectors in a codebook, k")],
@@ -51,11 +51,11 @@ OPTIONS: dict[str, Any] = {
     "weight_bits": Annotated[int | None, typer.Option(help="bits of a stored number of codebooks, decoder and prior, 2..8")],
     "image_width": Annotated[int | None, typer.Option(help="numbers that the prior keeps of an image")],
     "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
-    "head": Annotated[
+    "exact_classes": Annotated[
         str,
         typer.Option(help="classes kept exactly, before the slots: least KL at T = 1, exact top-1; auto: as many as pay in KL"),
     ],
-    "contrast": Annotated[
+    "gain": Annotated[
         float | None,
         typer.Option(help="how far labels lie from their mean; by default unbiased, for students; 1: calibrated, the least KL"),
     ],
@@ -71,7 +71,7 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command`, which takes a `FitConfig` named `config`, the options above instead."""
-    known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None, "head": "0"}
+    known = {field.name: field.default for field in dataclasses.fields(FitConfig)} | {"bits": None, "exact_classes": "0"}
     kept = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "config"]
     told = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=known[name], annotation=kind)
@@ -120,13 +120,13 @@ def unused(codec: object, values: dict[str, Any], defaults: dict[str, Any]) -> l
 
 
 def _config(values: dict[str, Any]) -> FitConfig:
-    values["head"] = read_head(values["head"])
+    values["exact_classes"] = read_exact_classes(values["exact_classes"])
     values["temperature"] = read_temperature(values["temperature"])
     values["bytes"] = None if values["bytes"] is None else read_size(values["bytes"])
     return FitConfig(**values)
 
 
-def read_head(text: str) -> int | None:
+def read_exact_classes(text: str) -> int | None:
     """ "2" -> 2, "auto" -> None.
 
     Raises:
@@ -135,7 +135,7 @@ def read_head(text: str) -> int | None:
     if text == "auto":
         return None
     if not text.isdecimal():
-        raise UsageError(f"--head {text!r}: must be a number of classes, or auto")
+        raise UsageError(f"--exact-classes {text!r}: must be a number of classes, or auto")
     return int(text)
 
 

@@ -26,7 +26,7 @@ GOES_ON = {  # command -> suffix of what an interrupted run keeps beside its tar
 _stdout: ContextVar[TextIO] = ContextVar("stdout")  # of the process, while `sys.stdout` is stderr
 
 
-def refusing(command: Callable[..., None]) -> Callable[..., None]:
+def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Wrap a command so that no traceback reaches its user: every refusal becomes a line on stderr and an exit code."""
 
     @functools.wraps(command)
@@ -125,7 +125,7 @@ def notes(found: dict[str, Any]) -> None:
         note(sentence)
 
 
-def sure(source: Any) -> Any:
+def report_order_evidence(source: Any) -> Any:
     """A dump, after a line for each of its notes, and on how sure its order of images is where that had to be found out, or that nobody knows it."""
     for sentence in source.notes:
         note(sentence)
@@ -256,8 +256,8 @@ def _show_quality(fit: dict[str, Any]) -> None:
         typer.echo(f"KL is over the stored classes, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1")
     if "calibrated" in fit:
         typer.echo(
-            f"labels are rescaled about their mean by a contrast of {fit['contrast']:.2f}: better for students, higher KL; "
-            f"KL with --contrast 1: {kls('calibrated')}"
+            f"labels are rescaled about their mean by a gain of {fit['gain']:.2f}: better for students, higher KL; "
+            f"KL with --gain 1: {kls('calibrated')}"
         )
     if "mean_label" in fit:
         typer.echo(f"for comparison, KL of one mean label for all: {kls('mean_label')}")
@@ -271,7 +271,7 @@ def show_fit(report: dict[str, Any]) -> None:
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
     names = [name for name in report["held"] if name != "labels"]
-    parts = {"held": f"held out: {report['held_out']}", "seen": "seen by the fit", "calibrated": "held out, with --contrast 1"}
+    parts = {"held": f"held out: {report['held_out']}", "seen": "seen by the fit", "calibrated": "held out, with --gain 1"}
     rows = [
         (title, str(report[part]["labels"]), *(f"{report[part][n]:.4f}" for n in names))
         for part, title in parts.items()
@@ -281,10 +281,10 @@ def show_fit(report: dict[str, Any]) -> None:
     for bits, found in report.get("rates", {}).items():
         rows.append((f"held out, packed with --bits {bits}", labels, *(f"{found[n]:.4f}" for n in names)))
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
-    if "contrast" in report:
-        typer.echo(_contrast(report))
-    if report.get("contrast_limited"):
-        typer.echo("labels are calibrated, not unbiased: the codes keep too little of a label for any contrast up to 2")
+    if "gain" in report:
+        typer.echo(_gain(report))
+    if report.get("gain_limited"):
+        typer.echo("labels are calibrated, not unbiased: the codes keep too little of a label for any gain up to 2")
     if "perplexity" in report:
         typer.echo(
             f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"
@@ -300,18 +300,18 @@ def show_codec(found: dict[str, Any]) -> None:
         table([(name, str(value)) for name, value in found["config"].items()], (found["codec"], ""))
 
 
-def _contrast(report: dict[str, Any]) -> str:
+def _gain(report: dict[str, Any]) -> str:
     """How far decoded labels are from their mean, and how near that brings them to unbiased ones."""
     found = report.get("bias_slope", {})  # which older codec files have not
     slopes = ", ".join(f"{slope:.2f} at T = {name[1:]}" for name, slope in found.items()) or "not measured"
     nearest = min((abs(slope - 1) for slope in found.values()), default=1)
-    if report["fit"]["contrast"] is not None:
+    if report["fit"]["gain"] is not None:
         why = "as asked for"
     elif nearest <= UNBIASED:
         why = "labels are unbiased, which students gain from and KL does not"
     else:
         why = "labels are nearer to unbiased ones than calibrated labels are; name the student's --temperature for more"
-    return f"contrast {report['contrast']:.3f}: {why}; slope of decoded on raw probabilities held out: {slopes}"
+    return f"gain {report['gain']:.3f}: {why}; slope of decoded on raw probabilities held out: {slopes}"
 
 
 def show_trial(trial: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from vqlabel.codecs.config import ImagePrior
-from vqlabel.config import VIEW_MOST
+from vqlabel.config import MAX_VIEW
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import LabelBatch
 from vqlabel.labels.image_set import ImageSet
@@ -47,7 +47,7 @@ class FittedOn:
         """
         found: dict[str, Any] = values if isinstance(values, dict) else {"view": 0}
         view, first = found.get("view"), found.get("first_sha256")
-        good = (view is None or (type(view) is int and 1 <= view <= VIEW_MOST)) and (
+        good = (view is None or (type(view) is int and 1 <= view <= MAX_VIEW)) and (
             first is None or (isinstance(first, str) and re.fullmatch(r"[0-9a-f]{64}", first))
         )
         if not good:

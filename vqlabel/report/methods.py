@@ -80,7 +80,7 @@ class MethodFitter:
     """Fits methods to the training labels of one sample.
 
     Args:
-        config: temperature, seed and contrast of the fits.
+        config: temperature, seed and gain of the fits.
         max_bits: the largest rate that will be fitted, code bits per label.
     """
 

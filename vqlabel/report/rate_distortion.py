@@ -62,13 +62,13 @@ class CompareConfig:
         return installed_methods(names, required=self.methods is not None)
 
     def fit_config(self, source: LabelSource) -> FitConfig:
-        """For the fits to one dump. Contrast 1: the axis is KL, and calibrated labels have the least.
+        """For the fits to one dump. Gain 1: the axis is KL, and calibrated labels have the least.
 
         Raises:
             UsageError: a temperature or the seed is out of range.
         """
         default = MIX if source.temperature is None else (source.temperature,)
-        return FitConfig(temperature=tuple(self.temperature) if self.temperature else default, seed=self.seed, contrast=1.0)
+        return FitConfig(temperature=tuple(self.temperature) if self.temperature else default, seed=self.seed, gain=1.0)
 
 
 @large_operations()

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.config import VIEW_MOST
+from vqlabel.config import MAX_VIEW
 from vqlabel.errors import BadContainer
 from vqlabel.labels.schema import CROP_COLUMNS
 from vqlabel.vql.columns import ColumnReader, as_lambda
@@ -14,7 +14,7 @@ from vqlabel.vql.columns import ColumnReader, as_lambda
 Found = Iterator[tuple[str, Any]]  # what may be wrong, and [n] of which records or batches it is
 
 RECORDS = 1 << 16  # looked at together
-CUTOUT_MOST = 2  # of a view's side, that a cutout's centre and extent may be
+MAX_CUTOUT = 2  # of a view's side, that a cutout's centre and extent may be
 
 
 def check_columns(columns: ColumnReader) -> None:
@@ -38,7 +38,7 @@ def _records(columns: ColumnReader, record: NDArray[np.int64]) -> Found:
             yield f"its {name} is no part of its image", ~(inside.all(1) & (crop[:, 2:] > 0).all(1))
     cutout, ops = columns.numbers("cutout", record), columns.numbers("ops", record)
     if cutout is not None:
-        shares, colour = abs(cutout[:, :4]) <= CUTOUT_MOST, (cutout[:, 4:] >= 0) & (cutout[:, 4:] <= 255)
+        shares, colour = abs(cutout[:, :4]) <= MAX_CUTOUT, (cutout[:, 4:] >= 0) & (cutout[:, 4:] <= 255)
         yield "its cutout is no part of a view, or of no colour in 0..255", ~(shares.all(1) & colour.all(1))
     if ops is not None:
         yield "its ops hold NaN or Inf", ~np.isfinite(ops).all(1)
@@ -56,4 +56,4 @@ def _batches(columns: ColumnReader, batch: NDArray[np.int64]) -> Found:
     if lam is not None:
         yield "its lambda is not in 0..1", ~((as_lambda(lam) >= 0) & (as_lambda(lam) <= 1))
     if box is not None:
-        yield f"its mix_box leaves views of {VIEW_MOST} pixels", (box > VIEW_MOST).any(1)
+        yield f"its mix_box leaves views of {MAX_VIEW} pixels", (box > MAX_VIEW).any(1)

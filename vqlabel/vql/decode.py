@@ -15,7 +15,7 @@ from vqlabel.vql.file import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time
 STEP = 1 / 8  # between neighbouring values about the largest logit, at most: rounding to them costs less than 0.001 nats of KL
-BATCH_NUMBERS_MOST = 1 << 30  # of the labels of a stored batch: 4.3 GB; 49,000 labels of 21,841 classes
+MAX_BATCH_NUMBERS = 1 << 30  # of the labels of a stored batch: 4.3 GB; 49,000 labels of 21,841 classes
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
 
@@ -84,13 +84,13 @@ def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "
 
 
 def check_batch_memory(file: VqlFile, records: int) -> None:
-    """Raises UsageError where the labels of a stored batch are more than BATCH_NUMBERS_MOST: codes of kilobytes can stand for terabytes."""
+    """Raises UsageError where the labels of a stored batch are more than MAX_BATCH_NUMBERS: codes of kilobytes can stand for terabytes."""
     numbers = records * file.classes
     require(
-        numbers <= BATCH_NUMBERS_MOST,
+        numbers <= MAX_BATCH_NUMBERS,
         f"{file.container.path}: a stored batch",
         f"{records} labels of {file.classes} classes",
-        f"takes {4 * numbers / 1e9:.0f} GB, above {4 * BATCH_NUMBERS_MOST / 1e9:.0f}: decode it by records, as dataset[first:stop]",
+        f"takes {4 * numbers / 1e9:.0f} GB, above {4 * MAX_BATCH_NUMBERS / 1e9:.0f}: decode it by records, as dataset[first:stop]",
     )
 
 

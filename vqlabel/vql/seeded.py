@@ -27,7 +27,7 @@ from vqlabel.vql.columns import ColumnReader, widths
 
 SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
 RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
-KEPT_LEAST = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
+MIN_KEPT_RECORDS = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
 IMAGES_A_BYTE = 256  # of a file, at most: an epoch's order is drawn of all images, 0.3 us and 40 bytes each
 
 
@@ -115,7 +115,7 @@ def read_columns(reader: ContainerReader, says: dict[str, Any], records: int) ->
     try:
         recipe = Recipe.from_dict(says.get("recipe"))
         whole = recipe.images * recipe.epochs
-        if whole != records and (PREFIX + "drawn" not in reader.streams or whole > KEPT_LEAST * max(1, records)):
+        if whole != records and (PREFIX + "drawn" not in reader.streams or whole > MIN_KEPT_RECORDS * max(1, records)):
             raise BadContainer(f"{reader.path}: its recipe draws {whole} records, the file has {records}; damaged or forged")
         if recipe.images > IMAGES_A_BYTE * reader.size:
             raise BadContainer(

@@ -41,8 +41,8 @@ def fit(
 
     Returns:
         The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
-        unbiased rather than calibrated, their `contrast`, `bias_slope` and `calibrated`, the distortion held out that contrast 1 would have;
-        `contrast_limited`, true where codes say too little of a label for unbiased ones, so that they are calibrated; `mean_label`, KL held
+        unbiased rather than calibrated, their `gain`, `bias_slope` and `calibrated`, the distortion held out that gain 1 would have;
+        `gain_limited`, true where codes say too little of a label for unbiased ones, so that they are calibrated; `mean_label`, KL held
         out of one label for all; `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
 
     Raises:

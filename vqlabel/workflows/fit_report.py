@@ -9,7 +9,7 @@ import torch
 from vqlabel.bitstream.codings import ANS
 from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import LabelCodec, LabelSample
-from vqlabel.codecs.vqae.fit.split import VARIES_MOST, level_spread
+from vqlabel.codecs.vqae.fit.split import MAX_LEVEL_SPREAD, level_spread
 from vqlabel.config import MIX
 from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
@@ -136,7 +136,7 @@ def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
     if codec.config.keeps_level or codec.config.kept_classes is not None or sample.domain != "logits":
         return []
     level, usual = level_spread(sample.seen, sample.domain)
-    if level < VARIES_MOST * usual:
+    if level < MAX_LEVEL_SPREAD * usual:
         return []
     sentence = (
         f"labels' mean over classes varies (std {level:.2g}, that of a class about it {usual:.2g}) and is left out: students of a softmax never "

@@ -30,7 +30,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     Returns:
         codec_file, held_out and labels; temperature, those of the students that the codec was fitted for; held,
         calibrated and mean_label, each with its KL at these temperatures, `held` with the agreement as well and, if
-        only part of the classes of a label is stored, with mass_kept; contrast, contrast_limited; warnings, one
+        only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
         sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
     """
     if report.get("codec") == "raw":
@@ -53,7 +53,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "labels": report["held"].get("labels"),
         "temperature": temperatures,
         **parts,
-        **{name: report[name] for name in ("contrast", "contrast_limited") if name in report},
+        **{name: report[name] for name in ("gain", "gain_limited") if name in report},
         "warnings": _warnings(parts, figures, temperatures),
     }
 

@@ -10,12 +10,12 @@ from typing import Any
 from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
 from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
-from vqlabel.codecs.vqae.fit.budget import LEAST_BITS, MOST_BITS, USUAL_BITS
+from vqlabel.codecs.vqae.fit.budget import DEFAULT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
-from vqlabel.codecs.vqae.fit.train import usual_epochs
+from vqlabel.codecs.vqae.fit.train import default_epochs
 from vqlabel.codecs.vqae.sizes import file_bytes
-from vqlabel.config import USUAL_BITS as USUAL_LABEL_BITS
+from vqlabel.config import DEFAULT_BITS as USUAL_LABEL_BITS
 from vqlabel.config import FitConfig
 from vqlabel.container.overhead import FILE_BYTES
 from vqlabel.errors import UsageError, require
@@ -71,10 +71,10 @@ def tune(
 
     Args:
         config: carries the budget as `bytes` or `ratio`; sizes that it names are kept, the others are searched. Trials are judged by
-            calibrated labels, contrast 1, which hold what codes say; the winner has the contrast that `config` asks for.
+            calibrated labels, gain 1, which hold what codes say; the winner has the gain that `config` asks for.
         bits: the budget in bits per label, everything counted.
         kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature; who counts
-            in KL gets the labels of the least, contrast 1, unless `config` names another.
+            in KL gets the labels of the least, gain 1, unless `config` names another.
         minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells, and has fewer passes where
             one trial alone took too long for that.
         tried: called after every trial.
@@ -96,8 +96,8 @@ def tune(
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
     config = replace(with_temperature(config, source), codec="vqae")
-    if kl is not None and config.contrast is None:
-        config = replace(config, contrast=1.0)
+    if kl is not None and config.gain is None:
+        config = replace(config, gain=1.0)
     sample, held_out = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
@@ -166,13 +166,15 @@ class Search:
         given, at = self.config, best.resolved
         moves: list[dict[str, Any]] = []
         if given.weight_bits is None:
-            moves += [{"weight_bits": bits} for bits in (USUAL_BITS, *WEIGHT_BITS)]
+            moves += [{"weight_bits": bits} for bits in (DEFAULT_BITS, *WEIGHT_BITS)]
         if given.slots is None and given.bits is None:
             moves += [{"slots": slots} for slots in (_slots(at) + 1, _slots(at) - 1) if slots >= 0]
         if given.slots is None and given.bits is None and given.weight_bits is None:
             traded = [(_slots(at) - 1, at.weight_bits + 1), (_slots(at) + 1, at.weight_bits - 1)]
             moves += [
-                {"slots": slots, "weight_bits": bits} for slots, bits in traded if slots >= 0 and LEAST_BITS <= bits <= MOST_BITS
+                {"slots": slots, "weight_bits": bits}
+                for slots, bits in traded
+                if slots >= 0 and MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS
             ]
         if given.codebook_size is None and _slots(at) * at.code_bits <= FEW_BITS:  # of many, steps are small enough
             moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else LARGE}]
@@ -184,13 +186,13 @@ class Search:
         """The better of `best` and what `options` make of it."""
         try:
             start = best.config
-            if self.config.variable:
+            if self.config.variable_rate:
                 start = replace(start, codebook_size=best.resolved.codebook_size)
                 options = self._on_average(options, start)
             elif start.slots is None and start.bits is None:  # the rule's own, which it would choose anew beside anything else
                 start = replace(start, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)
             config = replace(start, **options)
-            if not self.config.variable and (
+            if not self.config.variable_rate and (
                 "codebook_size" in options and "slots" not in options and best.resolved.slots
             ):  # as many bits in more, smaller steps, or the other way round
                 width = resolve(config, self.stats).code_bits
@@ -240,7 +242,7 @@ class Search:
 
     def run(self, config: FitConfig) -> Trial:
         """Fit quickly and judge held out; a shape that was tried before costs nothing."""
-        quick = replace(config, contrast=1.0)
+        quick = replace(config, gain=1.0)
         resolved = resolve(quick, self.stats)
         for trial in self.trials:
             if replace(trial.resolved, price=0.0) == resolved:
@@ -262,12 +264,12 @@ class Search:
 
     def in_time(self, best: Trial) -> FitConfig:
         """The winner's configuration; where even the first trial left too little time for a whole fit, with as many passes as fit in."""
-        whole = self.config.epochs or usual_epochs(self.sample)
+        whole = self.config.epochs or default_epochs(self.sample)
         passes = int(whole * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
         return best.config if passes >= whole else replace(best.config, epochs=max(self._quick_passes(), passes))
 
     def _quick_passes(self) -> int:
-        return max(1, round(QUICK * (self.config.epochs or usual_epochs(self.sample))))
+        return max(1, round(QUICK * (self.config.epochs or default_epochs(self.sample))))
 
     def _time_for_more(self) -> bool:
         """Whether another trial leaves time for the whole fit."""

@@ -36,7 +36,7 @@ def labels() -> Tensor:
 def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype="F16")
     codec = fit_codec(
-        sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "contrast": 1.0, **options}), hooks or FitHooks()
+        sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, **options}), hooks or FitHooks()
     )
     return codec.eval().requires_grad_(False)
 
@@ -145,10 +145,10 @@ def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_t
 def test_a_rate_keeps_the_effort_and_its_own_cheaper_rates(labels: Tensor) -> None:
     nested = fit(labels, slots=8)
     nested.set_effort("best")
-    for part in (nested.prefix(4), nested.prefix(3), nested.cut(2)):
+    for part in (nested.at_slots(4), nested.at_slots(3), nested.cut(2)):
         assert part.effort == "best"
-    assert nested.prefix(4).prefix(2).decoder.out.equal(nested.prefix(2).decoder.out)
-    assert set(nested.prefix(8).cheaper) == {1, 2, 4}
+    assert nested.at_slots(4).at_slots(2).decoder.out.equal(nested.at_slots(2).decoder.out)
+    assert set(nested.at_slots(8).nested) == {1, 2, 4}
 
 
 @pytest.mark.usefixtures("precision")
@@ -325,7 +325,7 @@ def test_every_rate_of_one_fit_is_near_a_codec_that_was_fitted_for_it_alone(labe
     nested = fit(labels, slots=8, epochs=10)
     losses = []
     for slots in (1, 2, 4, 8):
-        part, alone = nested.prefix(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
+        part, alone = nested.at_slots(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
         assert part.encode(labels).shape == (len(labels), slots) and sum(part.code_bits) == 3 * slots
         losses.append(loss_of(part, labels[-HELD:]))
         assert losses[-1] < 1.08 * loss_of(alone, labels[-HELD:])
@@ -335,15 +335,15 @@ def test_every_rate_of_one_fit_is_near_a_codec_that_was_fitted_for_it_alone(labe
 def test_a_rate_with_parts_of_its_own_is_better_than_the_first_slots_of_the_whole(labels: Tensor) -> None:
     nested = fit(labels.repeat(10, 1), slots=4, epochs=6, temperature=(1.0,))
     for slots in (1, 2):
-        own, shared = (part.requires_grad_(False) for part in (nested.prefix(slots), nested.cut(slots)))
+        own, shared = (part.requires_grad_(False) for part in (nested.at_slots(slots), nested.truncate(slots)))
         assert loss_of(own, labels, temperatures=(1.0,)) < 0.97 * loss_of(shared, labels, temperatures=(1.0,))
-    assert nested.prefix(3).decoder.out.equal(nested.decoder.out), "a rate that none was fitted for has the first slots of all"
+    assert nested.at_slots(3).decoder.out.equal(nested.decoder.out), "a rate that none was fitted for has the first slots of all"
 
 
 def test_each_cheaper_rate_begins_with_the_parts_of_the_one_above(labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """From those of the whole rate, the last of four would end at a KL 9 % higher."""
-    cut, begun = VqaeCodec.cut, []
-    monkeypatch.setattr(VqaeCodec, "cut", lambda codec, slots: begun.append((codec.config.slots, slots)) or cut(codec, slots))
+    cut, begun = VqaeCodec.truncate, []
+    monkeypatch.setattr(VqaeCodec, "truncate", lambda codec, slots: begun.append((codec.config.slots, slots)) or cut(codec, slots))
     fit(labels, slots=8)
     assert begun == [(8, 4), (4, 2), (2, 1)]
 
@@ -352,13 +352,13 @@ def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_p
     nested = fit(labels, slots=4)
     save_codec(nested, tmp_path / "some.codec")
     loaded = load_codec(tmp_path / "some.codec")[0]
-    assert isinstance(loaded, VqaeCodec) and set(loaded.cheaper) == {1, 2}
+    assert isinstance(loaded, VqaeCodec) and set(loaded.nested) == {1, 2}
     for slots in (1, 2, 3):
-        for name, tensor in nested.prefix(slots).decoder_tensors().items():
-            assert torch.equal(loaded.prefix(slots).decoder_tensors()[name], tensor), (slots, name)
+        for name, tensor in nested.at_slots(slots).decoder_tensors().items():
+            assert torch.equal(loaded.at_slots(slots).decoder_tensors()[name], tensor), (slots, name)
     assert not any(name.startswith("rate.") for name in nested.decoder_tensors())
     whole = build_codec(nested.kind, nested.config.to_dict(), nested.decoder_tensors())
-    assert isinstance(whole, VqaeCodec) and not whole.cheaper
+    assert isinstance(whole, VqaeCodec) and not whole.nested
     for slots in (0, 4, 9):
         forged = {name.replace("rate.2.", f"rate.{slots}."): tensor for name, tensor in nested.file_tensors().items()}
         with pytest.raises(BadContainer, match=rf"a rate of {slots} slots beside one of 4 \(residual\); damaged or forged"):
@@ -372,6 +372,6 @@ def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_p
 def test_a_prefix_that_is_none_is_refused(labels: Tensor, codec: VqaeCodec) -> None:
     for slots in (0, codec.config.slots + 1):
         with pytest.raises(UsageError, match=rf"slots is {slots}; it must be 1\.\.8, what the codec was fitted with"):
-            codec.prefix(slots)
+            codec.at_slots(slots)
     with pytest.raises(UsageError, match="quantizer is 'grouped'; it must be residual"):
-        fit(labels, code_width=2).prefix(1)
+        fit(labels, code_width=2).at_slots(1)

@@ -48,7 +48,7 @@ def slope(of: Tensor, on: Tensor, temperature: float) -> float:
 def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
     labels: Tensor, options: dict[str, Any], temperature: float
 ) -> None:
-    codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), contrast=contrast, **options) for contrast in (None, 1.0))
+    codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), gain=gain, **options) for gain in (None, 1.0))
     seen = labels[:-200]
     assert slope(decoded(calibrated, seen), seen, temperature) < 0.95, "these codes lose too little to show anything"
     assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.008)
@@ -57,7 +57,7 @@ def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
 def test_directions_that_codes_say_little_of_are_lifted_more() -> None:
     generator = torch.Generator().manual_seed(2)
     labels = (torch.randn(2000, 30, generator=generator) * torch.linspace(3, 0.5, 30)).half()  # every class a direction
-    codec, calibrated = (fit(labels, bits=32, latent=29, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    codec, calibrated = (fit(labels, bits=32, latent=29, temperature=(1.0,), gain=gain) for gain in (None, 1.0))
     assert codec.decoder.lift is not None
     assert calibrated.decoder.lift is None
     further = []
@@ -77,29 +77,27 @@ def test_of_several_temperatures_the_one_that_asks_for_the_least_is_unbiased(lab
 
 def test_who_counts_in_kl_gets_no_lift(labels: Tensor) -> None:
     assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for a student that nobody knows"
-    assert fit(labels, temperature=(1.0,), head=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
+    assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
 
 
 def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_contrast_1(labels: Tensor) -> None:
-    codec, plain = (fit(labels, temperature=(1.0,), contrast=contrast) for contrast in (None, 1.0))
+    codec, plain = (fit(labels, temperature=(1.0,), gain=gain) for gain in (None, 1.0))
     other = codec.calibrated()
     assert other.config == plain.config
     assert torch.equal(decoded(other, labels), decoded(plain, labels))
-    assert (codec.contrast, other.contrast) == (codec.decoder.contrast[-1], 1)
+    assert (codec.gain, other.gain) == (codec.decoder.contrast[-1], 1)
 
 
 def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
     losses = {
-        contrast: float(
-            kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), contrast=contrast), labels), 1.0).mean()
-        )
-        for contrast in (0.8, 1.0, 1.3)
+        gain: float(kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), gain=gain), labels), 1.0).mean())
+        for gain in (0.8, 1.0, 1.3)
     }
-    assert min(losses, key=lambda contrast: losses[contrast]) == 1.0
+    assert min(losses, key=lambda gain: losses[gain]) == 1.0
 
 
 def test_the_contrast_changes_no_code_and_not_the_mean(labels: Tensor) -> None:
-    low, high = (fit(labels, contrast=contrast) for contrast in (1.0, 1.5))
+    low, high = (fit(labels, gain=gain) for gain in (1.0, 1.5))
     assert torch.equal(low.encode(labels), high.encode(labels))
     logits = [decoded(codec, labels[:-200]) for codec in (low, high)]
     away = [part - part.mean(0) for part in logits]
@@ -114,15 +112,15 @@ def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("temperature", [(20.0,), (1.0,)])
 def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels: Tensor, temperature: tuple[float, ...]) -> None:
-    """At the largest contrast they are hardly nearer to the raw labels than one mean label for all; the calibrated ones are."""
-    codec, plain = (fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=contrast) for contrast in (None, 1.0))
-    assert codec.contrast_limited and not plain.contrast_limited
-    assert (codec.contrast, codec.config) == (1, plain.config)
+    """At the largest gain they are hardly nearer to the raw labels than one mean label for all; the calibrated ones are."""
+    codec, plain = (fit(labels, bits=1, codebook_size=2, temperature=temperature, gain=gain) for gain in (None, 1.0))
+    assert codec.gain_limited and not plain.gain_limited
+    assert (codec.gain, codec.config) == (1, plain.config)
     assert codec.decoder_tensors().keys() == plain.decoder_tensors().keys()
     assert torch.equal(decoded(codec, labels), decoded(plain, labels))
     raw, t = labels[:-200].float(), temperature[0]
     mean = t * F.softmax(raw / t, 1).mean(0).log()
-    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, contrast=MOST)
+    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, gain=MOST)
     by_mean, limited, calibrated = (
         float(kl_divergence(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
     )
@@ -132,39 +130,39 @@ def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels
 def test_the_mix_of_temperatures_goes_a_part_of_the_way_to_the_largest_contrast(labels: Tensor) -> None:
     codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
     assert float(codec.decoder.contrast[-1]) == pytest.approx(MOST**OF_MIX, rel=5e-3)
-    assert not codec.contrast_limited
+    assert not codec.gain_limited
 
 
 def test_a_rate_that_stays_calibrated_below_one_that_is_lifted_comes_back_from_the_codec_file(labels: Tensor) -> None:
     codec = fit(labels, bits=16, codebook_size=2, temperature=(1.0,), epochs=2)
-    low = codec.cheaper[1]
+    low = codec.nested[1]
     assert codec.config.lift and not low.config.lift
-    assert low.contrast_limited and low.contrast == 1 < codec.contrast
+    assert low.gain_limited and low.gain == 1 < codec.gain
     back = build_codec("vqae", codec.config.to_dict(), codec.file_tensors())
     assert isinstance(back, VqaeCodec)
-    assert back.prefix(1).config == low.config
-    assert torch.equal(decoded(back.prefix(1), labels), decoded(low, labels))
+    assert back.at_slots(1).config == low.config
+    assert torch.equal(decoded(back.at_slots(1), labels), decoded(low, labels))
 
 
-@pytest.mark.parametrize("contrast", [1.0, 1.25])
-def test_it_travels_and_takes_no_room_where_it_is_1(labels: Tensor, contrast: float) -> None:
-    codec = fit(labels, contrast=contrast)
+@pytest.mark.parametrize("gain", [1.0, 1.25])
+def test_it_travels_and_takes_no_room_where_it_is_1(labels: Tensor, gain: float) -> None:
+    codec = fit(labels, gain=gain)
     tensors = codec.decoder_tensors()
-    assert ("decoder.contrast" in tensors) == ("decoder.center" in tensors) == (contrast != 1)
+    assert ("decoder.contrast" in tensors) == ("decoder.center" in tensors) == (gain != 1)
     back = build_codec("vqae", codec.config.to_dict(), tensors)
     assert torch.equal(decoded(codec, labels), decoded(back, labels))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("contrast", [0.0, -1.0, 11.0, float("nan")])
-def test_a_contrast_out_of_reason_is_refused(contrast: float) -> None:
-    with pytest.raises(UsageError, match=r"contrast.*must be 0\.1\.\.10"):
-        FitConfig(contrast=contrast)
+@pytest.mark.parametrize("gain", [0.0, -1.0, 11.0, float("nan")])
+def test_a_contrast_out_of_reason_is_refused(gain: float) -> None:
+    with pytest.raises(UsageError, match=r"gain.*must be 0\.1\.\.10"):
+        FitConfig(gain=gain)
 
 
 def test_every_rate_of_one_codec_has_a_contrast_of_its_own(labels: Tensor) -> None:
     codec, seen = fit(labels, bits=32, temperature=(1.0,)), labels[:-200]
     for slots in (8, 4, 2):  # those that it was trained for; others lie between
-        for part in (codec.prefix(slots), codec.cut(slots)):
+        for part in (codec.at_slots(slots), codec.truncate(slots)):
             assert slope(decoded(part, seen), seen, 1.0) == pytest.approx(1, rel=0.02)
     factors = codec.decoder.contrast.tolist()
     assert factors[1:] == sorted(factors[1:], reverse=True)

@@ -54,7 +54,7 @@ def test_the_head_has_its_share_and_its_order_whatever_the_slots_say(labels: Ten
 
 
 def test_labels_with_a_head_keep_their_first_class_and_lose_less(labels: Tensor) -> None:
-    with_head, without = fit(labels, head=1), fit(labels, bits=36)
+    with_head, without = fit(labels, exact_classes=1), fit(labels, bits=36)
     assert sum(with_head.code_bits) <= 35
     assert torch.equal(decoded(with_head, labels).argmax(1), labels.float().argmax(1))
     found = [float(kl_divergence(labels.float(), decoded(codec, labels), 1.0).mean()) for codec in (with_head, without)]
@@ -63,15 +63,15 @@ def test_labels_with_a_head_keep_their_first_class_and_lose_less(labels: Tensor)
 
 
 def test_cheaper_labels_of_the_same_fit_keep_the_head(labels: Tensor) -> None:
-    codec = fit(labels, head=2)
-    part = codec.prefix(1)
+    codec = fit(labels, exact_classes=2)
+    part = codec.at_slots(1)
     assert part.code_bits == [4, 6, 6, 5, 5]
     assert torch.equal(decoded(part, labels).topk(2, 1).indices, labels.float().topk(2, 1).indices)
 
 
 def test_auto_takes_a_class_where_bits_pay_for_it(labels: Tensor) -> None:
     found = {
-        (bits, t): fit(labels, head=None, bits=bits, temperature=(t,), epochs=0).config.head
+        (bits, t): fit(labels, exact_classes=None, bits=bits, temperature=(t,), epochs=0).config.head
         for bits in (18, 24, 128)
         for t in (1.0, 20.0)
     }
@@ -79,19 +79,19 @@ def test_auto_takes_a_class_where_bits_pay_for_it(labels: Tensor) -> None:
 
 
 def test_a_head_that_its_bits_cannot_hold_is_refused(labels: Tensor) -> None:
-    with pytest.raises(UsageError, match="--head 4 takes 44 bits, 11 a class; --bits is 35"):
-        fit(labels, head=4)
+    with pytest.raises(UsageError, match="--exact-classes 4 takes 44 bits, 11 a class; --bits is 35"):
+        fit(labels, exact_classes=4)
     with pytest.raises(UsageError, match=r"head is 17; it must be 0\.\.16"):
-        FitConfig(head=17)
+        FitConfig(exact_classes=17)
 
 
 def test_a_file_whose_head_names_a_class_that_is_not_there_is_refused(
     labels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "dump.npy", labels.numpy())
-    vqlabel.pack(tmp_path / "dump.npy", tmp_path / "good.vql", codec=fit(labels, head=1))
+    vqlabel.pack(tmp_path / "dump.npy", tmp_path / "good.vql", codec=fit(labels, exact_classes=1))
     np.testing.assert_array_equal(vqlabel.open(tmp_path / "good.vql")[:].argmax(1), labels.float().argmax(1))
-    codec = fit(labels, head=1)
+    codec = fit(labels, exact_classes=1)
     encode = codec.encode
     monkeypatch.setattr(
         codec, "encode", lambda *given: encode(*given).index_fill_(1, torch.tensor([codec.config.slots]), 40)

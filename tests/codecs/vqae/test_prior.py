@@ -15,9 +15,9 @@ from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
-from vqlabel.codecs.vqae.prior import WIDTHS, Known, Prior, describe_context, read_context
+from vqlabel.codecs.vqae.prior import WIDTHS, Prior, PriorInputs, describe_context, read_prior_inputs
 from vqlabel.codecs.vqae.sizes import bits_of
-from vqlabel.config import VIEW_MOST
+from vqlabel.config import MAX_VIEW
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
 from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
@@ -94,13 +94,13 @@ def test_without_a_partner_what_was_mixed_in_says_nothing() -> None:
 
 def test_a_box_of_any_size_has_a_view_that_a_configuration_takes() -> None:
     far = dataclasses.replace(draw_context(10), box=np.full((10, 4), 1 << 30))
-    assert describe_context(far)[2] == VIEW_MOST
+    assert describe_context(far)[2] == MAX_VIEW
     assert describe_context(dataclasses.replace(far, box=np.zeros((10, 4), np.int64)))[2] == 1
 
 
 def test_a_context_becomes_images_share_and_a_row_of_features() -> None:
     context = draw_context(50)
-    known = read_context(CONFIG, context, CPU)
+    known = read_prior_inputs(CONFIG, context, CPU)
     assert torch.equal(known.image, torch.from_numpy(context.image))
     assert torch.equal(known.partner, torch.from_numpy(context.partner))
     assert torch.equal(known.share, torch.from_numpy(context.mix)[:, None])
@@ -115,17 +115,17 @@ def test_features_are_those_of_the_format() -> None:
         box=np.array([[0, 56, 112, 224]]),
     )  # fmt: skip
     want = [0.25, 0.1875, -0.4, -0.3, 0, -0.1, 0.5 * np.log(0.2) + 0.5, 0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -0.5, -0.5, -0.25, 0, 0.5]
-    np.testing.assert_allclose(read_context(CONFIG, context, CPU).features[0], want, atol=1e-6)
+    np.testing.assert_allclose(read_prior_inputs(CONFIG, context, CPU).features[0], want, atol=1e-6)
 
 
 def test_features_are_of_about_unit_size_and_finite_whatever_a_crop_says() -> None:
-    usual = read_context(CONFIG, draw_context(2000), CPU).features
+    usual = read_prior_inputs(CONFIG, draw_context(2000), CPU).features
     assert float(usual.abs().max()) <= 1.5
     assert float(usual.std(0).min()) > 0.05
     wild = draw_context(4)
     for crop in ([0, 0, 0, 0], [-1e30, 1e30, 1e30, 1e30], [0, 0, -1, 1]):
         row = np.tile(np.array(crop, np.float32), (4, 1))
-        features = read_context(CONFIG, dataclasses.replace(wild, crop=row, box=np.full((4, 4), 1 << 31)), CPU).features
+        features = read_prior_inputs(CONFIG, dataclasses.replace(wild, crop=row, box=np.full((4, 4), 1 << 31)), CPU).features
         assert bool(torch.isfinite(features).all())
         assert float(features.abs().max()) <= 5
 
@@ -145,17 +145,17 @@ def test_features_are_of_about_unit_size_and_finite_whatever_a_crop_says() -> No
 )  # fmt: skip
 def test_a_context_that_lacks_something_is_refused(broken: Callable[[Context], Context | None], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_context(CONFIG, broken(draw_context(20)), CPU)
+        read_prior_inputs(CONFIG, broken(draw_context(20)), CPU)
 
 
 def test_what_a_prior_was_not_fitted_with_is_not_asked_for_nor_looked_at() -> None:
     plain = dataclasses.replace(CONFIG, fields=())
     context = draw_context(20)
-    known = read_context(plain, dataclasses.replace(context, partner=context.partner + 1000, mix=context.mix * np.nan), CPU)
+    known = read_prior_inputs(plain, dataclasses.replace(context, partner=context.partner + 1000, mix=context.mix * np.nan), CPU)
     assert torch.equal(known.partner, known.image)
     assert torch.equal(known.share, torch.ones(20, 1))
     assert known.features.shape == (20, 0)
-    assert read_context(plain, Context(image=np.empty(0, np.int64)), CPU).image.shape == (0,)
+    assert read_prior_inputs(plain, Context(image=np.empty(0, np.int64)), CPU).image.shape == (0,)
 
 
 # Predicting.
@@ -174,23 +174,23 @@ def test_at_a_lambda_of_1_the_partner_has_no_share_in_the_mix() -> None:
     context = dataclasses.replace(draw_context(40), mix=np.ones(40, np.float32))
     config = dataclasses.replace(CONFIG, fields=("mix",))
     other = dataclasses.replace(context, partner=(context.partner + 7) % IMAGES)
-    found, again = (net(read_context(config, c, CPU)) for c in (context, other))
+    found, again = (net(read_prior_inputs(config, c, CPU)) for c in (context, other))
     assert torch.equal(found, again)
     half = np.full(40, 0.5, np.float32)
-    found, again = (net(read_context(config, dataclasses.replace(c, mix=half), CPU)) for c in (context, other))
+    found, again = (net(read_prior_inputs(config, dataclasses.replace(c, mix=half), CPU)) for c in (context, other))
     assert float((found - again).abs().amax(1).min()) > 1e-4
     none = np.zeros(40, np.float32)
     net.inside.weight[:, 4:8] = 0
     swapped = dataclasses.replace(context, image=(context.image + 7) % IMAGES)
-    found, again = (net(read_context(config, dataclasses.replace(c, mix=none), CPU)) for c in (context, swapped))
+    found, again = (net(read_prior_inputs(config, dataclasses.replace(c, mix=none), CPU)) for c in (context, swapped))
     assert torch.equal(found, again), "at 0 it is the first image that has none"
 
 
 def test_each_record_is_predicted_by_itself() -> None:
-    net, known = prior(), read_context(CONFIG, draw_context(40), CPU)
+    net, known = prior(), read_prior_inputs(CONFIG, draw_context(40), CPU)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(net(known.rows(order)), net(known)[order])
-    assert isinstance(known.rows(slice(3, 9)), Known)
+    assert isinstance(known.rows(slice(3, 9)), PriorInputs)
     torch.testing.assert_close(net(known.rows(slice(3, 9))), net(known)[3:9])
 
 
@@ -259,9 +259,9 @@ def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of
     labels, context = mixed_labels(noise=0.2)
     whole = fit(labels, context, weight_bits=weight_bits)
     loaded = build_codec(whole.kind, whole.config.to_dict(), whole.file_tensors())
-    assert isinstance(loaded, VqaeCodec) and loaded.cheaper
-    for slots in whole.cheaper:
-        fitted, read = whole.prefix(slots), loaded.prefix(slots)
+    assert isinstance(loaded, VqaeCodec) and loaded.nested
+    for slots in whole.nested:
+        fitted, read = whole.at_slots(slots), loaded.at_slots(slots)
         codes = fitted.encode(labels, context)
         assert torch.equal(codes, read.encode(labels, context))
         assert torch.equal(fitted.decode(codes, context), read.decode(codes, context))
@@ -271,7 +271,7 @@ def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of
     earlier = {name: tensor for name, tensor in whole.file_tensors().items() if not name.startswith("rate.1.decoder.prior.")}
     shared = build_codec(whole.kind, whole.config.to_dict(), earlier)
     assert isinstance(shared, VqaeCodec), "files whose rates share the whole prior are read"
-    found = shared.prefix(1).decoder_tensors()["decoder.prior.outside.bias"]
+    found = shared.at_slots(1).decoder_tensors()["decoder.prior.outside.bias"]
     assert torch.equal(found, whole.decoder_tensors()["decoder.prior.outside.bias"])
     broken = whole.file_tensors()
     del broken[f"rate.{slots}.decoder.prior.outside.bias"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.vqae.search import CLAMP, Encoder, find_price, used
+from vqlabel.codecs.vqae.search import CLAMP, Encoder, find_rate_multiplier, used
 from vqlabel.metrics.distortion import mixed_cross_entropy, soft_target
 
 N, C, K = 60, 12, 8
@@ -217,10 +217,10 @@ def test_the_price_is_the_least_at_which_the_mean_label_has_no_more_codes() -> N
     teacher, moves, base = draw(6, 0.5)
     losses = both(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
     for most in (0.0, 0.7, 2.0, 3.5):
-        price = find_price(losses, most)
+        price = find_rate_multiplier(losses, most)
         reached = float(used(losses, price).float().mean())
         assert most - 2 / N <= reached <= most < float(used(losses, 0.999 * price - 1e-6).float().mean()) + 2 / N
-    assert find_price(losses, 6) == find_price(losses[:0], 0) == 0
+    assert find_rate_multiplier(losses, 6) == find_rate_multiplier(losses[:0], 0) == 0
 
 
 @pytest.mark.parametrize("size", [0.1, 0.7, 2.0], ids=lambda size: f"moves of {size:g}")
@@ -230,7 +230,7 @@ def test_no_labels_loss_grows_with_a_sweep_over_the_codes_that_it_has(temperatur
         teacher, moves, base = draw(5, size, seed)
         pull = soft_target(teacher, temperatures)
         encoder = both(base, moves, temperatures)
-        price = find_price(encoder.prefix_losses(base, pull), 2.5)
+        price = find_rate_multiplier(encoder.prefix_losses(base, pull), 2.5)
         codes = [encoder.variable(base, pull, sweeps, price) for sweeps in range(3)]
         assert all(torch.equal(found[:, 0], codes[0][:, 0]) for found in codes)
         losses = [mixed_cross_entropy(counted(base, moves, found), pull, temperatures) for found in codes]

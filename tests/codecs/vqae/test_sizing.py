@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, fit_codec
-from vqlabel.codecs.vqae.fit.budget import LATENT_LEAST
+from vqlabel.codecs.vqae.fit.budget import MIN_LATENT
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
-from vqlabel.codecs.vqae.fit.rules import LATENT_MOST
+from vqlabel.codecs.vqae.fit.rules import MAX_LATENT
 from vqlabel.codecs.vqae.sizes import codec_bytes, file_bytes
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, open_labels
@@ -54,10 +54,10 @@ def test_a_budget_that_the_usual_share_of_codes_does_not_fit_gets_fewer_codes(va
     least = next(
         size
         for size in range(8300, 40_000, 20)
-        if _fits(FitConfig(bytes=size, bits=1, variable=True) if variable else FitConfig(bytes=size, slots=1), dump)
+        if _fits(FitConfig(bytes=size, bits=1, variable_rate=True) if variable else FitConfig(bytes=size, slots=1), dump)
     )
     for size in range(least, 3 * least, 400):
-        config = resolve(FitConfig(bytes=size, variable=variable), dump)
+        config = resolve(FitConfig(bytes=size, variable_rate=variable), dump)
         assert file_bytes(config, dump.labels) <= size
 
 
@@ -71,20 +71,20 @@ def _fits(config: FitConfig, dump: DatasetStats) -> bool:
 
 def test_variable_bits_lie_within_the_slots_that_are_named() -> None:
     for given in ({}, {"ratio": 50}):
-        assert resolve(FitConfig(slots=4, variable=True, **given), facts()).rate == 16
-        assert resolve(FitConfig(slots=4, bits=20, variable=True, **given), facts()).rate == 20
+        assert resolve(FitConfig(slots=4, variable_rate=True, **given), facts()).rate == 16
+        assert resolve(FitConfig(slots=4, bits=20, variable_rate=True, **given), facts()).rate == 20
         with pytest.raises(UsageError, match=r"bits is 40; it must be at most 32, those of --slots 4"):
-            resolve(FitConfig(slots=4, bits=40, variable=True, **given), facts())
+            resolve(FitConfig(slots=4, bits=40, variable_rate=True, **given), facts())
 
 
 def test_labels_give_codes_up_before_they_lie_in_few_directions() -> None:
     few = facts(labels=20_000, seen=18_000)
     sizes = [resolve(FitConfig(ratio=ratio), few) for ratio in (500, 1000, 1500)]
     assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 16), (0, 256)]
-    assert min(size.latent for size in sizes) >= LATENT_LEAST
+    assert min(size.latent for size in sizes) >= MIN_LATENT
     assert resolve(FitConfig(ratio=1000, codebook_size=64), few).codebook_size == 64
-    assert resolve(FitConfig(ratio=1000, slots=1), few).latent < LATENT_LEAST  # as the user says
-    assert resolve(FitConfig(ratio=2000), few).latent < LATENT_LEAST  # nothing left to give up
+    assert resolve(FitConfig(ratio=1000, slots=1), few).latent < MIN_LATENT  # as the user says
+    assert resolve(FitConfig(ratio=2000), few).latent < MIN_LATENT  # nothing left to give up
     assert resolve(FitConfig(ratio=4), facts(labels=20_000, classes=8)).latent == 7
 
 
@@ -101,7 +101,7 @@ def test_codebooks_grow_with_the_labels_that_share_them(changes: dict[str, Any])
     for labels in (10_000, 80_000, 1_000_000):
         config = resolve(FitConfig(ratio=125), facts(labels=labels, seen=labels * 9 // 10, **changes))
         codes, books = labels * config.slots * config.code_bits / 8, config.slots * config.codebook_size * config.latent
-        assert books * config.weight_bits / 8 < 0.2 * codes or config.codebook_size == 16 or config.latent >= LATENT_MOST
+        assert books * config.weight_bits / 8 < 0.2 * codes or config.codebook_size == 16 or config.latent >= MAX_LATENT
         sizes.append(config.codebook_size)
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 256
     assert resolve(FitConfig(ratio=125, codebook_size=256), facts(labels=10_000, seen=9000, **changes)).codebook_size == 256
@@ -121,12 +121,12 @@ def test_codebooks_are_no_smaller_where_the_latent_is_as_large_as_it_may_be(give
 def test_what_is_named_of_codes_is_kept_within_a_budget() -> None:
     few = facts(labels=10_000, seen=9000)
     for variable in (False, True):
-        assert resolve(FitConfig(slots=16, ratio=60, variable=variable), few).codebook_size == 256
+        assert resolve(FitConfig(slots=16, ratio=60, variable_rate=variable), few).codebook_size == 256
     for bits in (3, 60, 64, 100):
         assert resolve(FitConfig(bits=bits, ratio=40), few).label_bits == bits
     assert resolve(FitConfig(bits=64, ratio=100), few).codebook_size == 16, "the smaller codebooks hold as many bits"
-    assert resolve(FitConfig(bits=100, slots=16, ratio=60, variable=True), few).rate == 100
-    assert resolve(FitConfig(bits=5000, ratio=2, variable=True), few).rate == 5000
+    assert resolve(FitConfig(bits=100, slots=16, ratio=60, variable_rate=True), few).rate == 100
+    assert resolve(FitConfig(bits=5000, ratio=2, variable_rate=True), few).rate == 5000
 
 
 def test_without_a_budget_codes_are_as_wide_as_labels_can_teach() -> None:

@@ -33,8 +33,8 @@ from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune import Trial, tune
 
 N, C, BITS = 3000, 40, 24
-USUAL = FitConfig(codebook_size=16, temperature=(1.0,), contrast=1.0, epochs=3)
-VARIABLE = replace(USUAL, variable=True, bits=BITS)
+USUAL = FitConfig(codebook_size=16, temperature=(1.0,), gain=1.0, epochs=3)
+VARIABLE = replace(USUAL, variable_rate=True, bits=BITS)
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +121,11 @@ def test_held_out_labels_stand_for_all_that_a_fit_does_not_see(uneven: Path) -> 
 @pytest.mark.parametrize("budget", [200_000, 900_000])
 def test_a_budget_counts_the_mean_label_and_its_count(budget: int, bits: int) -> None:
     facts = DatasetStats(labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160)
-    config = resolve(FitConfig(bytes=budget, variable=True), facts)
+    config = resolve(FitConfig(bytes=budget, variable_rate=True), facts)
     assert 0.97 * budget <= file_bytes(config, facts.labels) <= budget
     assert 0.3 * budget <= 10_000 * (config.rate + config.slots.bit_length()) <= 0.55 * budget
     if 10_000 * bits < 0.8 * budget:
-        config = resolve(FitConfig(bytes=budget, variable=True, bits=bits), facts)
+        config = resolve(FitConfig(bytes=budget, variable_rate=True, bits=bits), facts)
         assert config.rate == bits
         assert file_bytes(config, facts.labels) >= 10_000 * bits + codec_bytes(config)
 
@@ -233,7 +233,7 @@ def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]
     same = at_config(codec, FitConfig(slots=12))
     assert torch.equal(same.encode(torch.zeros(3, C)), codec.encode(torch.zeros(3, C)))
     with pytest.raises(UsageError, match="variable is True; it is for a fit, and this codec is fitted"):
-        at_config(codec, FitConfig(variable=True))
+        at_config(codec, FitConfig(variable_rate=True))
 
 
 def test_more_bits_than_slots_have_are_refused(uneven: Path) -> None:
@@ -249,7 +249,7 @@ def test_an_interrupted_fit_has_the_bytes_of_an_uninterrupted_one(uneven: Path, 
 
         return tell
 
-    config = replace(VARIABLE, contrast=None)
+    config = replace(VARIABLE, gain=None)
     vqlabel.fit(uneven, config, out=tmp_path / "whole.codec")
     for turn, stop in enumerate([("decoder, round 1", 2), ("choosing codes", 1), ("decoder, round 2", 3)]):
         with pytest.raises(KeyboardInterrupt):
@@ -369,7 +369,7 @@ def test_bits_of_counts_are_those_that_a_writer_takes(
 def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path, tmp_path: Path, temperature: str) -> None:
     budget, out = 90_000, tmp_path / "a.vql"
     command = ["pack", str(tree), "-o", str(out), "--bytes", str(budget), "--temperature", temperature, "--prior", "--epochs", "1"]
-    result = CliRunner().invoke(app, [*command, "--variable"])
+    result = CliRunner().invoke(app, [*command, "--variable-rate"])
     assert result.exit_code == 0, result.stderr
     assert "code bits each" in result.stdout and VqlFile(out).counted
     size = account(VqlFile(out)).bytes
@@ -378,7 +378,7 @@ def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path,
 
 def test_tune_tries_rates_of_variable_labels(uneven: Path, tmp_path: Path) -> None:
     trials = list[Trial]()
-    config = replace(VARIABLE, bits=None, epochs=1, bytes=22_000, contrast=None)
+    config = replace(VARIABLE, bits=None, epochs=1, bytes=22_000, gain=None)
     codec, report = tune(uneven, config, minutes=0.25, tried=trials.append)
     assert len({trial.resolved.rate for trial in trials}) > 1 and all(trial.resolved.variable for trial in trials)
     assert max(trial.bytes for trial in trials) <= report["budget"] == 22_000

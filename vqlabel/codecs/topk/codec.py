@@ -14,7 +14,7 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 from vqlabel.labels.source import NOWHERE
 
-HALF_MOST = 65504.0  # the largest half
+MAX_HALF = 65504.0  # the largest half
 
 
 class TopkCodec(LabelCodec):
@@ -36,7 +36,7 @@ class TopkCodec(LabelCodec):
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         value, index = labels.float().topk(self.config.k, 1)
-        return torch.cat([index.int(), value.clamp(-HALF_MOST, HALF_MOST).half().view(torch.int16).int() & 0xFFFF], 1)
+        return torch.cat([index.int(), value.clamp(-MAX_HALF, MAX_HALF).half().view(torch.int16).int() & 0xFFFF], 1)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         k = self.config.k
@@ -59,7 +59,7 @@ def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> TopkCodec:
     if sample.support is not None and sample.support.rest == "uniform":
         raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
     known = None if sample.support is None or config.bits is not None else sample.support.k
-    k = config.slots or known or config.wanted_bits // each
+    k = config.slots or known or config.target_bits // each
     if k < 1:
-        raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.wanted_bits}")
+        raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.target_bits}")
     return TopkCodec(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))

@@ -9,7 +9,7 @@ from vqlabel.codecs.vqae.binary_search import BinaryEncoder
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.decoder import Decoder
 from vqlabel.codecs.vqae.exact_top import hide
-from vqlabel.codecs.vqae.prior import Known
+from vqlabel.codecs.vqae.prior import PriorInputs
 from vqlabel.codecs.vqae.search import Encoder
 from vqlabel.metrics.distortion import as_logits, soft_target
 
@@ -24,7 +24,7 @@ class CodeChooser:
     def __init__(self, config: VqaeConfig, decoder: Decoder) -> None:
         self.config, self.decoder = config, decoder
 
-    def choose(self, labels: Tensor, known: Known | None, effort: str, slots: int | None = None) -> Tensor:
+    def choose(self, labels: Tensor, known: PriorInputs | None, effort: str, slots: int | None = None) -> Tensor:
         """`encode` for a context that was read before, and for a codec of the first `slots` slots only: [n, slots] int64.
 
         Variable labels are of all slots: [n, 1 + m].
@@ -42,7 +42,7 @@ class CodeChooser:
                 codes.append(encoder(expected, pull, sweeps, beam))
         return torch.cat(codes)
 
-    def prefix_losses(self, labels: Tensor, known: Known | None) -> Tensor:
+    def prefix_losses(self, labels: Tensor, known: PriorInputs | None) -> Tensor:
         """[n, m + 1] what the first j codes add to the loss of a label: `Encoder.prefix_losses`."""
         encoder = self._encoder(self.config.slots)
         losses = [encoder.prefix_losses(expected, pull) for expected, pull in self._asked(labels, known)]
@@ -53,7 +53,7 @@ class CodeChooser:
             return BinaryEncoder(self.decoder.books()[:slots], self.decoder.out, self.config.temperature)
         return Encoder(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
 
-    def _asked(self, labels: Tensor, known: Known | None, chunk: int = ENCODE_CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
+    def _asked(self, labels: Tensor, known: PriorInputs | None, chunk: int = ENCODE_CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
         """What an `Encoder` is called with, `chunk` labels at a time: logits without a code, and the labels' pull, or for a `BinaryEncoder` theirs."""
         config = self.config
         for at in range(0, len(labels), chunk):

@@ -23,13 +23,13 @@ class VqaeCodec(SingleRateVqae):
     """A VQAE and its lower rates.
 
     Attributes:
-        cheaper: number of slots -> the codec for that rate, which shares the image vectors and has all else of its own. They lie in the
+        nested: number of slots -> the codec for that rate, which shares the image vectors and has all else of its own. They lie in the
             codec file, never in a `.vql`.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
         super().__init__(config)
-        self.cheaper: dict[int, Self] = {}
+        self.nested: dict[int, Self] = {}
 
     @classmethod
     def build(cls, config: VqaeConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -41,7 +41,7 @@ class VqaeCodec(SingleRateVqae):
             networked = any(name.startswith(PRIOR) for name in own)  # else it is a file whose rates share the whole prior
             shared = {name: weight for name, weight in prior.items() if name == IMAGES or not networked}
             lift = any(name.startswith(LIFT) for name in own)  # a rate below may be calibrated
-            codec.cheaper[slots] = cls.build_sharing(replace(config, slots=slots, lift=lift), own, shared).eval()
+            codec.nested[slots] = cls.build_sharing(replace(config, slots=slots, lift=lift), own, shared).eval()
         return codec
 
     @property
@@ -65,22 +65,22 @@ class VqaeCodec(SingleRateVqae):
             limit = f"must be {least}..{most}, the codec's {config.slots} slots of {width} bits each"
             require(least <= bits <= most, "bits", bits, limit)
             slots = (bits - exact) // width
-        codec = self.prefix(slots)
+        codec = self.at_slots(slots)
         codec.fitted_on = self.fitted_on
         return codec
 
     def fit_figures(self, measure: Callable[[LabelCodec], dict[str, float]]) -> dict[str, Any]:
         figures: dict[str, Any] = {}
-        if self.contrast != 1:
-            figures |= {"contrast": self.contrast, "calibrated": measure(self.calibrated())}
-        if self.contrast_limited:
-            figures["contrast_limited"] = True
-        if self.cheaper:
-            lower = [self.cheaper[slots] for slots in sorted(self.cheaper)]
+        if self.gain != 1:
+            figures |= {"gain": self.gain, "calibrated": measure(self.calibrated())}
+        if self.gain_limited:
+            figures["gain_limited"] = True
+        if self.nested:
+            lower = [self.nested[slots] for slots in sorted(self.nested)]
             figures["rates"] = {str(sum(codec.code_bits)): measure(codec) for codec in lower}
         return figures
 
-    def prefix(self, slots: int) -> Self:
+    def at_slots(self, slots: int) -> Self:
         """The codec of `slots` slots: cheaper labels from the same fit. It is the one that was fitted for that rate, where one was, else
         all parts of this one with its first `slots` slots.
 
@@ -101,12 +101,12 @@ class VqaeCodec(SingleRateVqae):
         )
         least = 0 if config.prior is not None else 1
         require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
-        part = copy.deepcopy(self.cheaper[slots]) if slots in self.cheaper else self.cut(slots)
-        part.cheaper = {fewer: codec for fewer, codec in self.cheaper.items() if fewer < slots}
+        part = copy.deepcopy(self.nested[slots]) if slots in self.nested else self.truncate(slots)
+        part.nested = {fewer: codec for fewer, codec in self.nested.items() if fewer < slots}
         part.set_effort(self.effort)
         return part.to(self.decoder.out.device)
 
-    def cut(self, slots: int) -> Self:
+    def truncate(self, slots: int) -> Self:
         """This codec without all slots but the first."""
         with torch.random.fork_rng(devices=[]):  # it draws weights, which are replaced
             part = type(self)(replace(self.config, slots=slots))
@@ -118,15 +118,15 @@ class VqaeCodec(SingleRateVqae):
         return part.to(self.decoder.out.device).eval()
 
     def calibrated(self) -> Self:
-        """The codec with a contrast of 1: the same codes, and the labels of the least KL instead of those for students."""
+        """The codec with a gain of 1: the same codes, and the labels of the least KL instead of those for students."""
         other = copy.deepcopy(self)
         other.calibrate()
-        other.cheaper = {slots: codec.calibrated() for slots, codec in self.cheaper.items()}
+        other.nested = {slots: codec.calibrated() for slots, codec in self.nested.items()}
         return other
 
     def file_tensors(self) -> dict[str, Tensor]:
         tensors = self.decoder_tensors()
-        for slots, codec in self.cheaper.items():
+        for slots, codec in self.nested.items():
             own = {name: tensor for name, tensor in codec.decoder_tensors().items() if not name.startswith(IMAGES)}
             tensors |= {RATE.format(slots) + name: tensor for name, tensor in own.items()}
         return tensors

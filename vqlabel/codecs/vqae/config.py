@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vqlabel.codecs.config import CodecConfig
-from vqlabel.config import HEAD_MOST, LEVEL_BITS, SLOTS_MOST, VIEW_MOST, JsonConfig, check_labels, check_temperatures
+from vqlabel.config import LEVEL_BITS, MAX_EXACT_CLASSES, MAX_SLOTS, MAX_VIEW, JsonConfig, check_labels, check_temperatures
 from vqlabel.errors import require
 
 QUANTIZERS = ("residual", "grouped")
@@ -26,7 +26,7 @@ class PriorConfig(JsonConfig):
 
     def _check(self) -> None:
         require(1 <= self.images <= 1 << 24, "images", self.images, "must be 1..16777216")
-        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, VIEW_MOST)):
+        for name, low, high in (("image_width", 1, 1024), ("hidden", 1, 8192), ("view", 1, MAX_VIEW)):
             require(low <= getattr(self, name) <= high, name, getattr(self, name), f"must be {low}..{high}")
         known = tuple(name for name in CONTEXT_FIELDS if name in self.fields)
         require(self.fields == known, "fields", list(self.fields), f"must be some of {', '.join(CONTEXT_FIELDS)}, in this order")
@@ -56,7 +56,10 @@ class VqaeConfig(CodecConfig):
     def _check(self) -> None:
         check_labels(self.classes, self.domain)
         require(
-            0 <= self.head <= min(HEAD_MOST, self.classes - 1), "head", self.head, f"must be 0..{min(HEAD_MOST, self.classes - 1)}"
+            0 <= self.head <= min(MAX_EXACT_CLASSES, self.classes - 1),
+            "head",
+            self.head,
+            f"must be 0..{min(MAX_EXACT_CLASSES, self.classes - 1)}",
         )
         require(
             self.domain != "sigmoid" or not self.head,
@@ -65,7 +68,7 @@ class VqaeConfig(CodecConfig):
             "must be 0 for sigmoid labels: a head keeps the largest classes of one distribution",
         )
         require(self.quantizer in QUANTIZERS, "quantizer", self.quantizer, "must be residual or grouped")
-        require(0 <= self.slots <= SLOTS_MOST, "slots", self.slots, "must be 0..1024")
+        require(0 <= self.slots <= MAX_SLOTS, "slots", self.slots, "must be 0..1024")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
         require(1 <= self.latent <= 4096, "latent", self.latent, "must be 1..4096")
         require(2 <= self.weight_bits <= 8, "weight_bits", self.weight_bits, "must be 2..8")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from vqlabel.codecs.precision import quick_addmm
 from vqlabel.codecs.vqae.config import VqaeConfig
-from vqlabel.codecs.vqae.prior import Known, Prior
+from vqlabel.codecs.vqae.prior import Prior, PriorInputs
 
 
 class Decoder(nn.Module):
@@ -31,23 +31,23 @@ class Decoder(nn.Module):
         self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
         self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
 
-    def forward(self, codes: Tensor, known: Known | None = None, quick: bool = False) -> Tensor:
+    def forward(self, codes: Tensor, known: PriorInputs | None = None, quick: bool = False) -> Tensor:
         """[n, j] codes of the first j slots, or [n, 1 + m] counts and codes -> [n, C] calibrated logits, of no particular shift; `quick`
         for training, which tolerates a product in bf16.
         """
         return (quick_addmm if quick else torch.addmm)(self.bias, self.latent(codes, known), self.out)
 
-    def spread(self, codes: Tensor, known: Known | None = None) -> Tensor:
-        """The same logits, moved from their mean until they are unbiased: `set_contrast`."""
-        return self.contrasted(self.latent(codes, known), self.contrast[-1 if self.variable else codes.shape[1]])
+    def spread(self, codes: Tensor, known: PriorInputs | None = None) -> Tensor:
+        """The same logits, moved from their mean until they are unbiased: `set_gain`."""
+        return self.with_gain(self.latent(codes, known), self.contrast[-1 if self.variable else codes.shape[1]])
 
-    def contrasted(self, z: Tensor, contrast: Tensor | float) -> Tensor:
+    def with_gain(self, z: Tensor, contrast: Tensor | float) -> Tensor:
         """[n, d_h] latents -> [n, C] logits, `contrast` times as far from their mean, and the directions of `lift` further."""
         if self.lift is not None:
             z = torch.addmm(z, z - self.center, self.lift)
         return torch.addmm(self.bias, torch.lerp(self.center, z, contrast), self.out)
 
-    def latent(self, codes: Tensor, known: Known | None = None) -> Tensor:
+    def latent(self, codes: Tensor, known: PriorInputs | None = None) -> Tensor:
         """[n, j], or [n, 1 + m] counts and codes -> [n, d_h], prior and codes."""
         z = None if known is None or self.prior is None else self.prior(known)
         if codes.shape[1]:

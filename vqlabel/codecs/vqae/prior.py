@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig
-from vqlabel.config import VIEW_MOST
+from vqlabel.config import MAX_VIEW
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 
@@ -19,7 +19,7 @@ ARRAYS = ("image", "partner", *CONTEXT_FIELDS)  # all that a context has
 WIDTHS = {"mix": 2, "crop": 5, "flip": 1, "partner_crop": 5, "partner_flip": 1, "box": 4}
 
 
-class Known(NamedTuple):
+class PriorInputs(NamedTuple):
     """A context as the prior takes it."""
 
     image: Tensor  # [n] int64
@@ -49,7 +49,7 @@ class Prior(nn.Module):
         self.inside = nn.Linear((3 if self.mixing else 1) * width + sum(WIDTHS[f] for f in config.fields), config.hidden)
         self.outside = nn.Linear(config.hidden, latent)
 
-    def forward(self, known: Known) -> Tensor:
+    def forward(self, known: PriorInputs) -> Tensor:
         """[n, d_h]."""
         own = F.embedding(known.image, self.images)
         if not self.mixing:
@@ -72,10 +72,10 @@ def describe_context(context: Context) -> tuple[tuple[str, ...], int, int]:
     if context.image is not None and len(context.image):
         images = 1 + max(int(context.image.max()), 0 if context.partner is None else int(context.partner.max()))
     view = int(context.box.max(initial=1)) if "box" in has and context.box is not None else 1
-    return has, images, max(1, min(VIEW_MOST, view))
+    return has, images, max(1, min(MAX_VIEW, view))
 
 
-def read_context(config: PriorConfig, context: Context | None, device: torch.device) -> Known:
+def read_prior_inputs(config: PriorConfig, context: Context | None, device: torch.device) -> PriorInputs:
     """The prior's inputs on `device`.
 
     Raises:
@@ -87,10 +87,10 @@ def read_context(config: PriorConfig, context: Context | None, device: torch.dev
         parts = _read_in_graph(" ".join(config.fields), config.images, config.view, tensors)
     else:
         parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in _read(config.fields, config.images, config.view, context)]
-    return Known(*(part.to(device) for part in parts))
+    return PriorInputs(*(part.to(device) for part in parts))
 
 
-@torch.library.custom_op("vqlabel::read_context", mutates_args=())
+@torch.library.custom_op("vqlabel::read_prior_inputs", mutates_args=())
 def _read_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | None]) -> list[Tensor]:
     """`_read` as one node of a compiled graph: it looks at values, which no tracing can."""
     context = Context(**{name: None if x is None else x.numpy() for name, x in zip(ARRAYS, arrays, strict=True)})
@@ -108,7 +108,7 @@ def _shapes_in_graph(fields: str, images: int, view: int, arrays: list[Tensor | 
 
 
 def _read(fields: Sequence[str], images: int, view: int, context: Context | None) -> tuple[NDArray[np.generic], ...]:
-    """The arrays of `Known`, for a prior of so many images."""
+    """The arrays of `PriorInputs`, for a prior of so many images."""
     if context is None:
         raise UsageError("the codec's prior needs the records' context, and got none; pass it, such as dataset.context(index)")
     lacking = ["image"] if context.image is None else [n for n in fields if getattr(context, n) is None]

@@ -257,7 +257,7 @@ def used(losses: Tensor, price: float) -> Tensor:
     return cost.argmin(1)
 
 
-def find_price(losses: Tensor, most: float, weight: Tensor | None = None) -> float:
+def find_rate_multiplier(losses: Tensor, most: float, weight: Tensor | None = None) -> float:
     """The least price of a code, to a billionth of the dearest, at which labels have no more than `most` codes on average.
 
     Args:

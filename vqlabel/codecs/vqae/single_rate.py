@@ -15,7 +15,7 @@ from vqlabel.codecs.vqae.choose import CodeChooser
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.decoder import Decoder
 from vqlabel.codecs.vqae.exact_top import join, split
-from vqlabel.codecs.vqae.prior import Known, read_context
+from vqlabel.codecs.vqae.prior import PriorInputs, read_prior_inputs
 from vqlabel.codecs.vqae.sizes import bits_of
 from vqlabel.codecs.weights import expand, rounded, shrink
 from vqlabel.labels import Context
@@ -33,7 +33,7 @@ class SingleRateVqae(LabelCodec):
     """
 
     config: VqaeConfig
-    contrast_limited = False  # whether a fit left its labels calibrated because no contrast in reach made them unbiased
+    gain_limited = False  # whether a fit left its labels calibrated because no gain in reach made them unbiased
     shares_images = False  # whether its image vectors are the stored ones of a codec of more slots
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -61,12 +61,12 @@ class SingleRateVqae(LabelCodec):
         return codec
 
     @property
-    def contrast(self) -> float:
+    def gain(self) -> float:
         """How far its labels lie from their mean over calibrated ones; 1: calibrated."""
         return float(self.decoder.contrast[-1])
 
     def calibrate(self) -> None:
-        """Set the contrast of this rate to 1."""
+        """Set the gain of this rate to 1."""
         self.config = replace(self.config, lift=False)
         self.decoder.lift = None
         self.decoder.center.zero_()
@@ -96,9 +96,9 @@ class SingleRateVqae(LabelCodec):
         """Make the decoder's weights what they will be after storage."""
         self.decoder.load_state_dict(self.rounded_decoder(), strict=False)  # the buffers stay as they are
 
-    def known(self, context: Context | None) -> Known | None:
+    def known(self, context: Context | None) -> PriorInputs | None:
         """The prior's inputs, on its device; None without a prior."""
-        return None if self.config.prior is None else read_context(self.config.prior, context, self.decoder.out.device)
+        return None if self.config.prior is None else read_prior_inputs(self.config.prior, context, self.decoder.out.device)
 
     def check_context(self, context: Context | None) -> None:
         self.known(context)
@@ -117,14 +117,14 @@ class SingleRateVqae(LabelCodec):
         return torch.cat(codes, 1).int()
 
     @torch.no_grad()
-    def choose(self, labels: Tensor, known: Known | None, slots: int | None = None) -> Tensor:
+    def choose(self, labels: Tensor, known: PriorInputs | None, slots: int | None = None) -> Tensor:
         """[n, slots] int64 codes of labels [n, C], of the first `slots` slots only, for side information that was read before.
 
         Where the number of codes varies they are those of all slots: [n, 1 + m], the count first, zeros beyond it.
         """
         return self._chooser().choose(labels, known, self.effort, slots)
 
-    def prefix_losses(self, labels: Tensor, known: Known | None) -> Tensor:
+    def prefix_losses(self, labels: Tensor, known: PriorInputs | None) -> Tensor:
         """[n, m + 1] what the first j codes add to the loss of a label: `Encoder.prefix_losses`."""
         return self._chooser().prefix_losses(labels, known)
 

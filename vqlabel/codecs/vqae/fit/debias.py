@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.vqae.decoder import Decoder
-from vqlabel.codecs.vqae.fit.split import Part
+from vqlabel.codecs.vqae.fit.split import Split
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.codecs.vqae.sizes import bits_of
 from vqlabel.codecs.weights import rounded
@@ -28,23 +28,23 @@ from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 
 LOOKED_AT, LOOKED_NUMBERS = 8192, 1 << 25  # labels, and their entries, at most; they give the factor to about a hundredth
-HALF_MOST = torch.finfo(torch.float16).max
+MAX_HALF = torch.finfo(torch.float16).max
 LEAST, MOST = 0.5, 2.0  # at MOST, labels that are still not unbiased are no nearer to the raw ones than one mean label for all
 LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
-LIFT_MOST = 2.0
+MAX_LIFT = 2.0
 OF_MIX = 0.0625  # power of the factor that is taken where the student is unknown
 NOTHING = 1e-10  # variance of labels that are all alike, as sums round it
 STEPS = 9  # of the bisection: to 0.003
 
 
 @torch.no_grad()
-def set_contrast(codec: SingleRateVqae, part: Part, rates: Sequence[int], contrast: float | None) -> None:
-    """Set the decoder's `center`, `lift` and `contrast` from labels of `part`, encoded as `pack` will; a contrast that is given is kept.
+def set_gain(codec: SingleRateVqae, part: Split, rates: Sequence[int], gain: float | None) -> None:
+    """Set the decoder's `center`, `lift` and `gain` from labels of `part`, encoded as `pack` will; a gain that is given is kept.
 
     Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated. Where MOST does not make labels of
-    a rate unbiased, they have a contrast of 1; if those are of the codec's own rate, the codec is calibrated, and its `contrast_limited` is True.
+    a rate unbiased, they have a gain of 1; if those are of the codec's own rate, the codec is calibrated, and its `gain_limited` is True.
     """
-    if contrast == 1 or (contrast is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
+    if gain == 1 or (gain is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
         return
     count = len(part.labels)
     some = min(count, LOOKED_AT, max(256, LOOKED_NUMBERS // codec.config.classes))
@@ -52,7 +52,7 @@ def set_contrast(codec: SingleRateVqae, part: Part, rates: Sequence[int], contra
     decoder, temperatures = codec.decoder, codec.config.temperature
     known = None if part.known is None else part.known.rows(at)
     raw = as_logits(part.labels[at], codec.config.domain)
-    if contrast is None and all(
+    if gain is None and all(
         float(_around_mean(raw, t, codec.config.domain).square().sum(1).mean()) <= NOTHING for t in temperatures
     ):
         return
@@ -60,13 +60,13 @@ def set_contrast(codec: SingleRateVqae, part: Part, rates: Sequence[int], contra
     for slots in (rates := sorted(rates, reverse=True)):
         z = decoder.latent(codec.choose(part.labels[at], known, slots), known)
         if not found:
-            decoder.center.copy_(z.mean(0).clamp(-HALF_MOST, HALF_MOST).half())
+            decoder.center.copy_(z.mean(0).clamp(-MAX_HALF, MAX_HALF).half())
             if decoder.lift is not None:
                 decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
-        factor = _unbiased(decoder, z, raw, temperatures, codec.config.domain) if contrast is None else contrast
+        factor = _unbiased(decoder, z, raw, temperatures, codec.config.domain) if gain is None else gain
         if factor is None and not found:
             codec.calibrate()
-            codec.contrast_limited = True
+            codec.gain_limited = True
             return
         found.append(1.0 if factor is None else factor)
     between = np.interp(range(len(decoder.contrast)), rates[::-1], found[::-1])
@@ -87,7 +87,7 @@ def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, .
     turn = root @ torch.linalg.eigh((target @ root).T @ (target @ root))[1]  # latent -> principal components
     target, said = target @ turn, said @ turn
     slope = (said * target).sum(0) / target.square().sum(0).clamp_min(1e-12)
-    grown = slope.clamp(1e-3, 1).pow(-LIFT).clamp(max=LIFT_MOST)
+    grown = slope.clamp(1e-3, 1).pow(-LIFT).clamp(max=MAX_LIFT)
     lift: Tensor = (turn * (grown - 1)) @ torch.linalg.inv(turn)
     return lift
 
@@ -96,8 +96,8 @@ def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[floa
     """The factor on latents [n, d_h], about their center, that gives their labels a slope of 1 on the `raw` logits [n, C]; None: more than MOST."""
     wanted = [_around_mean(raw, t, domain) for t in temperatures]
 
-    def reached(contrast: float) -> bool:
-        logits = decoder.contrasted(z, contrast)
+    def reached(gain: float) -> bool:
+        logits = decoder.with_gain(z, gain)
         return any(
             bool((want * _around_mean(logits, t, domain)).sum() >= want.square().sum())
             for t, want in zip(temperatures, wanted, strict=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks, quantize
-from vqlabel.codecs.vqae.fit.split import CHUNK, Part
+from vqlabel.codecs.vqae.fit.split import CHUNK, Split
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
@@ -16,7 +16,7 @@ PCA_LABELS, KMEANS_LABELS = 16_384, 65_536
 
 
 @torch.no_grad()
-def start_map(codec: SingleRateVqae, seen: Part, generator: torch.Generator) -> None:
+def initialize_map(codec: SingleRateVqae, seen: Split, generator: torch.Generator) -> None:
     """The output map spans the logits' leading components, its latent of unit variance; image vectors start at their mean latent."""
     decoder, config = codec.decoder, codec.config
     some = seen.labels[torch.randperm(len(seen.labels), generator=generator)[:PCA_LABELS].to(seen.labels.device)]
@@ -50,7 +50,7 @@ def start_map(codec: SingleRateVqae, seen: Part, generator: torch.Generator) -> 
 
 
 @torch.no_grad()
-def start_codebooks(codec: SingleRateVqae, seen: Part, generator: torch.Generator) -> None:
+def initialize_codebooks(codec: SingleRateVqae, seen: Split, generator: torch.Generator) -> None:
     """The best linear decoder of the first codes, by least squares on what the prior left of the centred logits.
 
     Without a prior the output map is free to be that; with one, which shares the map, the codebooks are what of it the map can express.
@@ -89,7 +89,7 @@ def start_codebooks(codec: SingleRateVqae, seen: Part, generator: torch.Generato
 
 
 @torch.no_grad()
-def _first_codes(codec: SingleRateVqae, seen: Part, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _first_codes(codec: SingleRateVqae, seen: Split, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Where the decoder starts: codebooks [m, k, d_c] and codes [n, m] by k-means in a space whose plain distance is KL.
 
     That space is PCA of Hellinger features; with a prior, of what the label's are more than the predicted label's.
@@ -121,7 +121,7 @@ def _components(x: Tensor, count: int, iterations: int, generator: torch.Generat
     return found
 
 
-def _features(codec: SingleRateVqae, part: Part, at: Tensor) -> Tensor:
+def _features(codec: SingleRateVqae, part: Split, at: Tensor) -> Tensor:
     """[n, len(temperatures) * C] of the labels `at`."""
     logits, temperatures = part.visible(as_logits(part.labels[at], codec.config.domain), at), codec.config.temperature
     features = likelihood_of(codec.config.domain).features

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from vqlabel.codecs.vqae.fit.split import CHUNK, Part
-from vqlabel.codecs.vqae.search import find_price
+from vqlabel.codecs.vqae.fit.split import CHUNK, Split
+from vqlabel.codecs.vqae.search import find_rate_multiplier
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 
 PRICED, PRICED_LAST = 8192, 1 << 18  # labels of a part that a price is found on, at most: while a codec is fitted, and at last
@@ -14,7 +14,7 @@ JUST_UNDER = 0.99  # of the wanted rate: labels that were not looked at may need
 
 
 @torch.no_grad()
-def set_price(codec: SingleRateVqae, parts: tuple[Part, Part], total: int, most: int) -> None:
+def set_rate_multiplier(codec: SingleRateVqae, parts: tuple[Split, Split], total: int, most: int) -> None:
     """Set the configuration's price by up to `most` labels of each part, evenly spread, so that a file keeps to the configuration's rate.
 
     A codec knows seen labels better than others, which need more codes for the same loss. So each part stands for what of the dump's
@@ -33,5 +33,5 @@ def set_price(codec: SingleRateVqae, parts: tuple[Part, Part], total: int, most:
         )
         for at in looked.split(CHUNK):
             losses.append(codec.prefix_losses(part.labels[at], None if part.known is None else part.known.rows(at)))
-    price = find_price(torch.cat(losses), JUST_UNDER * config.rate / config.code_bits, torch.cat(weights))
+    price = find_rate_multiplier(torch.cat(losses), JUST_UNDER * config.rate / config.code_bits, torch.cat(weights))
     codec.config = replace(config, price=price / config.code_bits)

@@ -9,14 +9,14 @@ from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 
 
-def resolve(config: FitConfig, facts: DatasetStats) -> VqaeConfig:
+def resolve(config: FitConfig, stats: DatasetStats) -> VqaeConfig:
     """Every number that the user left open.
 
     Raises:
         UsageError: a prior was asked for that these records allow not, sizes contradict each other, or a budget is too small.
     """
-    prior = None if config.prior is False or config.code_width is not None else prior_for(config, facts)
+    prior = None if config.prior is False or config.code_width is not None else prior_for(config, stats)
     if config.prior and prior is None:
         raise UsageError("prior: these records do not say which image they belong to (or code_width is given); fit without it")
-    budget = budget_of(config, facts.labels, facts.classes)
-    return at_code_bits(config, facts, prior) if budget is None else within(config, facts, prior, budget)
+    budget = budget_of(config, stats.labels, stats.classes)
+    return at_code_bits(config, stats, prior) if budget is None else within(config, stats, prior, budget)

@@ -7,17 +7,20 @@ from torch import Tensor
 
 from vqlabel.codecs.sample import LabelSample
 from vqlabel.codecs.vqae.exact_top import hide, rest_mass
-from vqlabel.codecs.vqae.prior import Known, read_context
+from vqlabel.codecs.vqae.prior import PriorInputs, read_prior_inputs
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.metrics.binary import binary_soft_target
 from vqlabel.metrics.distortion import as_logits, logit_means, soft_target, temperature_weight
 
 CHUNK = 2048
-VARIES_MOST, FAR_MOST = 0.25, 32.0  # of a label's mean over classes, in the usual spread of a logit: a map of few bits can say that
+MAX_LEVEL_SPREAD, MAX_LEVEL_DISTANCE = (
+    0.25,
+    32.0,
+)  # of a label's mean over classes, in the usual spread of a logit: a map of few bits can say that
 
 
 @dataclasses.dataclass
-class Part:
+class Split:
     """Labels of the sample, seen or held out, as fitting takes them."""
 
     labels: Tensor  # [n, C] in the dump's domain
@@ -26,7 +29,7 @@ class Part:
     )  # [n, C] `soft_target` over its largest possible value, times 2^15: fp16 keeps probabilities down to 1e-12
     unit: float  # what one of `halves` stands for
     level: Tensor  # [n] mean over classes, which softmax ignores: `_level`
-    known: Known | None
+    known: PriorInputs | None
     head: Tensor | None  # [n, M] classes that a head keeps exactly, and nothing else needs to say
     weight: Tensor | None  # [n] probability of the others
     # By rate: [n, j] codes of the first j slots, chosen for a codec that has no more; or [n, 1 + m], variable.
@@ -56,13 +59,13 @@ class Part:
         return torch.empty(len(at), 0, dtype=torch.long, device=self.labels.device)
 
 
-def make_part(codec: SingleRateVqae, sample: LabelSample, name: str, device: torch.device) -> Part:
+def make_split(codec: SingleRateVqae, sample: LabelSample, name: str, device: torch.device) -> Split:
     """The part `name`, "seen" or "held", without codes."""
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config
-    known = None if config.prior is None else read_context(config.prior, getattr(sample, name + "_context"), device)
+    known = None if config.prior is None else read_prior_inputs(config.prior, getattr(sample, name + "_context"), device)
     if config.domain == "sigmoid":
-        return Part(labels, None, 1.0, _level(labels, config.domain), known, None, None, {}, config.temperature)
+        return Split(labels, None, 1.0, _level(labels, config.domain), known, None, None, {}, config.temperature)
     unit = sum(temperature_weight(t) * t for t in config.temperature) / 2**15
     halves, heads, weights = [], [], []
     for x in labels.split(CHUNK):
@@ -73,7 +76,7 @@ def make_part(codec: SingleRateVqae, sample: LabelSample, name: str, device: tor
             logits = hide(logits, heads[-1])
         halves.append((soft_target(logits, config.temperature) / unit).half())
     head, weight = (torch.cat(heads), torch.cat(weights)) if config.head else (None, None)
-    return Part(labels, torch.cat(halves), unit, _level(labels, config.domain), known, head, weight, {})
+    return Split(labels, torch.cat(halves), unit, _level(labels, config.domain), known, head, weight, {})
 
 
 def _level(labels: Tensor, domain: str) -> Tensor:
@@ -82,8 +85,8 @@ def _level(labels: Tensor, domain: str) -> Tensor:
     """
     level = logit_means(labels, domain)
     varies, spread = level_spread(labels, domain)
-    near = float(level.mean().abs()) <= FAR_MOST * spread
-    if near and varies <= VARIES_MOST * spread:
+    near = float(level.mean().abs()) <= MAX_LEVEL_DISTANCE * spread
+    if near and varies <= MAX_LEVEL_SPREAD * spread:
         return level
     return torch.full_like(level, float(level.mean() if near else (level - labels.float().amax(1)).mean()))
 

@@ -18,18 +18,18 @@ from vqlabel.codecs.sample import FitHooks, LabelSample
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import join, split
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
-from vqlabel.codecs.vqae.fit.debias import set_contrast
-from vqlabel.codecs.vqae.fit.initialize import start_codebooks, start_map
-from vqlabel.codecs.vqae.fit.rate_control import PRICED, PRICED_LAST, set_price
+from vqlabel.codecs.vqae.fit.debias import set_gain
+from vqlabel.codecs.vqae.fit.initialize import initialize_codebooks, initialize_map
+from vqlabel.codecs.vqae.fit.rate_control import PRICED, PRICED_LAST, set_rate_multiplier
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.vqae.fit.rules import FREE_BITS
-from vqlabel.codecs.vqae.fit.split import Part, make_part
+from vqlabel.codecs.vqae.fit.split import Split, make_split
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.metrics.distortion import as_logits, temperature_weight
 from vqlabel.metrics.likelihood import likelihood_of
 
-BATCH, BATCH_LEAST, BATCHES = 512, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
+BATCH, MIN_BATCH, BATCHES = 512, 32, 60  # labels a step, fewer where a pass would take fewer steps than that
 RATE = 2e-3  # peak learning rate; twice that for image vectors, which see a gradient only when their image comes
 RATE_UP_TO = 256  # labels a step; of more, it grows with their root: as many labels teach as much in fewer steps
 JUDGED = 4096  # held-out labels that every epoch is judged by
@@ -44,7 +44,7 @@ class NothingKnown(UsageError):
     """A prior that was to be all of a label does not earn its bytes."""
 
 
-def usual_epochs(sample: LabelSample) -> int:
+def default_epochs(sample: LabelSample) -> int:
     """Passes over the labels that a fit sees, in each of its trainings, where nobody names them."""
     return max(8, min(20, 300_000 // max(1, len(sample.seen))))
 
@@ -97,14 +97,14 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
     """Fit `codec` in place; the same seed on the same machine gives the same bytes, interrupted and resumed or not."""
     device = torch.device(config.device)
     codec.to(device)
-    parts = (make_part(codec, sample, "seen", device), make_part(codec, sample, "held", device))
+    parts = (make_split(codec, sample, "seen", device), make_split(codec, sample, "held", device))
     state = hooks.resumed or {"stage": 0, "seed": config.seed, "training": None}
     if state["stage"] == 0 and state["training"] is None:
         generator = torch.Generator().manual_seed(config.seed)
-        start_map(codec, parts[0], generator)
+        initialize_map(codec, parts[0], generator)
     if state["stage"] > 0 or state["training"] is not None:
         _restore(codec, parts, state)
-    epochs = usual_epochs(sample) if config.epochs is None else config.epochs
+    epochs = default_epochs(sample) if config.epochs is None else config.epochs
     rates = _rates(config, codec)
     while state["stage"] <= ROUNDS:
         stage = state["stage"]
@@ -121,7 +121,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         if stage == 0 and codec.config.slots:
             generator = torch.Generator().manual_seed(config.seed + 1)
             hooks.progress("codebooks", 0, 1, {})
-            start_codebooks(codec, parts[0], generator)
+            initialize_codebooks(codec, parts[0], generator)
             hooks.progress("codebooks", 1, 1, {})
         if stage < ROUNDS and codec.config.slots:
             hooks.progress("choosing codes", 0, 1, {})
@@ -135,17 +135,17 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
         hooks.save(state)
     codec.round()
     if codec.config.variable:
-        set_price(codec, parts, sample.total, PRICED_LAST)
+        set_rate_multiplier(codec, parts, sample.total, PRICED_LAST)
     alone = [0] if codec.config.prior is not None and len(rates) > 1 else []  # the prior, which is a rate as well
-    set_contrast(codec, parts[0], rates + alone, config.contrast)
+    set_gain(codec, parts[0], rates + alone, config.gain)
     above = codec
     for slots in rates[1:]:
-        above = codec.cheaper[slots] = _fit_cheaper(above, slots, parts, epochs, config, state, hooks)
+        above = codec.nested[slots] = _fit_cheaper(above, slots, parts, epochs, config, state, hooks)
     codec.cpu()
 
 
 def _fit_cheaper(
-    codec: VqaeCodec, slots: int, parts: tuple[Part, Part], epochs: int, config: FitConfig, state: dict[str, Any], hooks: FitHooks
+    codec: VqaeCodec, slots: int, parts: tuple[Split, Split], epochs: int, config: FitConfig, state: dict[str, Any], hooks: FitHooks
 ) -> VqaeCodec:
     """The codec of the first slots of `codec` with an output map, codebooks and a prior's network that need not serve the rates above; the
     image vectors serve all. Each rate begins with the parts of the one above, which have gone half of the way.
@@ -153,7 +153,7 @@ def _fit_cheaper(
     They have said all they can without codes; a map shared by all rates costs the cheapest a tenth in KL, and a map of its own no byte
     of a `.vql`.
     """
-    done, part = state.setdefault("cheaper", {}), codec.cut(slots).to(parts[0].labels.device)
+    done, part = state.setdefault("cheaper", {}), codec.truncate(slots).to(parts[0].labels.device)
     if slots in done:
         if "decoder.lift" not in done[slots]:
             part.calibrate()
@@ -169,7 +169,7 @@ def _fit_cheaper(
     passes = max(1, round(CHEAPER_EPOCHS * epochs))
     _train(part, (some[0], some[1]), passes, {"stage": ROUNDS + slots, "seed": config.seed, "training": None}, quiet, title)
     part.round()
-    set_contrast(part, some[0], [slots], config.contrast)
+    set_gain(part, some[0], [slots], config.gain)
     done[slots] = part.state_dict()
     hooks.save(state)
     part.requires_grad_(True)
@@ -181,13 +181,13 @@ def _rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
 
     Variable labels are trained at the one rate that their price is found for.
     """
-    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None or config.variable
+    rates, whole = [codec.config.slots], config.bytes is not None or config.ratio is not None or config.variable_rate
     while rates[-1] > 1 and not whole and codec.config.quantizer == "residual":
         rates.append(rates[-1] // 2)
     return rates
 
 
-def _restore(codec: VqaeCodec, parts: tuple[Part, Part], state: dict[str, Any]) -> None:
+def _restore(codec: VqaeCodec, parts: tuple[Split, Split], state: dict[str, Any]) -> None:
     if codec.config.prior is not None and not state["has prior"]:
         _forget_prior(codec, parts)
     codec.load_state_dict(state["codec"])
@@ -195,13 +195,13 @@ def _restore(codec: VqaeCodec, parts: tuple[Part, Part], state: dict[str, Any]) 
         part.codes = codes
 
 
-def _forget_prior(codec: VqaeCodec, parts: tuple[Part, Part]) -> None:
+def _forget_prior(codec: VqaeCodec, parts: tuple[Split, Split]) -> None:
     codec.forget_prior()
     for part in parts:
         part.known = None
 
 
-def _earns(codec: VqaeCodec, parts: tuple[Part, Part]) -> bool:
+def _earns(codec: VqaeCodec, parts: tuple[Split, Split]) -> bool:
     """Whether the prior predicts held-out labels better than their mean does, by a share that is worth its bytes."""
     seen, held = parts
     constant = _best_constant(_mean_pull(seen), codec.config.domain, codec.config.temperature)
@@ -226,7 +226,7 @@ def _best_constant(pull: Tensor, domain: str, temperatures: tuple[float, ...]) -
     return logits.detach()
 
 
-def _mean_pull(part: Part) -> Tensor:
+def _mean_pull(part: Split) -> Tensor:
     """[1, C]; the loss is linear in it."""
     total = sum(part.pull(at).sum(0, keepdim=True) for at in part.chunks())
     assert isinstance(total, Tensor)
@@ -234,27 +234,27 @@ def _mean_pull(part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _choose(codec: VqaeCodec, parts: tuple[Part, Part], rates: list[int], total: int = 0) -> None:
+def _choose(codec: VqaeCodec, parts: tuple[Split, Split], rates: list[int], total: int = 0) -> None:
     """Of few bits a number, by the decoder as it will be stored: what they round away would mislead. Of more, by the decoder as trained."""
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
         codec.round()
     if codec.config.variable:
-        set_price(codec, parts, total, PRICED)
+        set_rate_multiplier(codec, parts, total, PRICED)
     for part in parts:
         part.codes = {slots: codec.choose(part.labels, part.known, slots) for slots in rates}
     codec.decoder.load_state_dict(trained)
 
 
 def _train(
-    codec: VqaeCodec, parts: tuple[Part, Part], epochs: int, state: dict[str, Any], hooks: FitHooks, title: str | None = None
+    codec: VqaeCodec, parts: tuple[Split, Split], epochs: int, state: dict[str, Any], hooks: FitHooks, title: str | None = None
 ) -> None:
     """AdamW on the mixed KL, on weights as they will be stored; ends with those of the epoch that was best on held-out labels."""
     decoder, (seen, held), config = codec.decoder, parts, codec.config
     stage, count = state["stage"], len(seen.labels)
     images = [weight for name, weight in decoder.named_parameters() if name == "prior.images"]
     others = [weight for name, weight in decoder.named_parameters() if name != "prior.images"]
-    batch = max(BATCH_LEAST, min(BATCH, count // BATCHES))
+    batch = max(MIN_BATCH, min(BATCH, count // BATCHES))
     rate = RATE * math.sqrt(max(1, batch / RATE_UP_TO)) * (1 if stage == 0 else 0.5)
     groups: list[dict[str, Any]] = [{"params": others, "lr": rate, "weight_decay": 0.01}]
     groups += [{"params": images, "lr": 2 * rate, "weight_decay": 0.0}] if images else []
@@ -305,7 +305,7 @@ def _train(
     decoder.load_state_dict(best_weights)
 
 
-def _codes_of_a_rate(part: Part, generator: torch.Generator) -> Tensor | None:
+def _codes_of_a_rate(part: Split, generator: torch.Generator) -> Tensor | None:
     """Mostly those of the codec's own rate, else those of one of the cheaper ones; None while there are none."""
     rates = sorted(part.codes, reverse=True)
     if len(rates) > 1 and float(torch.rand((), generator=generator)) < CHEAPER:
@@ -322,7 +322,7 @@ def _as_stored(codec: VqaeCodec) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def _judge(codec: VqaeCodec, part: Part, constant: Tensor | None = None) -> dict[str, float]:
+def _judge(codec: VqaeCodec, part: Split, constant: Tensor | None = None) -> dict[str, float]:
     """Held-out loss (`mixed_kl_divergence`), and KL at each temperature, of the decoder as it will be stored, or of `constant` logits [1, C]."""
     config = codec.config
     likelihood = likelihood_of(config.domain)
