@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vqlabel.cli import show
+from vqlabel.cli import terminal
 from vqlabel.errors import MAX_MESSAGE, BadLabels, MissingExtra, VqlabelError, message, printable
 
 HOSTILE = "\x1b]0;title\x07\x1b[31mred\nvqlabel: all is well\r\x9b\u202e\udcff\x00"
@@ -31,8 +31,8 @@ def test_an_error_survives_pickling() -> None:
 
 
 def test_notes_and_tables_contain_no_control_characters(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    show.note(HOSTILE)
-    show.table([("writer", HOSTILE)], ("field", "value"))
+    terminal.note(HOSTILE)
+    terminal.table([("writer", HOSTILE)], ("field", "value"))
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1 and printed.err.strip().isprintable()
     assert printed.out.count("\n") == 2 and all(line.isprintable() for line in printed.out.splitlines())

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.cli.commands import app
+from vqlabel.cli import app
 from vqlabel.threads import available_processors, cgroup_quota, large_operations, named_threads, small_operations, worker_count
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqlabel.cli import show
+from vqlabel.cli import terminal
 from vqlabel.labels import open_labels
 from vqlabel.labels.pruning import Pruned
 
@@ -18,6 +18,6 @@ def test_notes_of_a_source_pass_to_its_pruned_part_and_are_printed_to_stderr(
     assert source.notes == []
     source.notes.append("a.npy: is read as a test reads it")
     assert open_labels(tmp_path / "a.npy").notes == []
-    assert show.report_order_evidence(Pruned(source, 1.0)).notes == source.notes
+    assert terminal.report_order_evidence(Pruned(source, 1.0)).notes == source.notes
     printed = capsys.readouterr()
     assert printed.err == "vqlabel: a.npy: is read as a test reads it\n" and printed.out == ""

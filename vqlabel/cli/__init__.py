@@ -3,7 +3,11 @@
 import signal
 from typing import NoReturn
 
-from vqlabel.cli.commands import app
+# isort: off
+from vqlabel.cli import make, read, measure  # noqa: F401  (each registers its commands, in the order of --help)
+
+# isort: on
+from vqlabel.cli.app import app
 
 
 class Interrupted(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from vqlabel.cli.show import note
+from vqlabel.cli.terminal import note
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 

@@ -1,0 +1,150 @@
+"""Commands that read `.vql` files and dumps. Torch loads inside their bodies, so that --help is instant."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vqlabel.cli import show, terminal
+from vqlabel.cli.app import app
+from vqlabel.cli.arguments import Array, Axes, Classes, ClassMap, Device, Domain, Images, Json, Overwrite, Target, Threads, Vql
+from vqlabel.cli.options import LAYOUTS
+from vqlabel.errors import UsageError
+from vqlabel.threads import named_threads
+
+
+@app.command()
+@terminal.exit_with_errors
+def unpack(
+    path: Vql,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help=".npy, .safetensors, or a folder; by default in the layout that the labels came in")
+    ],
+    layout: Target = None,
+    records: Annotated[str | None, typer.Option(help="first:stop, as in Python")] = None,
+    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32; the dump's by default")] = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Decode a .vql file back into labels."""
+    span = _span(records)
+    from vqlabel.workflows.unpack import unpack as run
+
+    with named_threads(threads), terminal.progress_bar() as progress:
+        found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
+    terminal.notes(found)
+    terminal.emit(
+        found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}")
+    )
+
+
+def _span(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    try:
+        first, stop = text.split(":")
+        return int(first) if first else None, int(stop) if stop else None
+    except ValueError:
+        raise UsageError(f"--records {text!r}: must be first:stop, such as 0:1000, 500: or :-100") from None
+
+
+@app.command()
+@terminal.exit_with_errors
+def convert(
+    source: Annotated[Path, typer.Argument(help="a dump, or a .vql file")],
+    out: Annotated[Path, typer.Argument(help="what to write: .npy, .safetensors, .pt, or a folder with --layout")],
+    layout: Target = None,
+    source_layout: Annotated[str | None, typer.Option("--from", help=f"of the dump: {LAYOUTS}; detected by default")] = None,
+    domain: Domain = None,
+    classes: Classes = None,
+    images: Images = None,
+    class_map: ClassMap = None,
+    array: Array = None,
+    axes: Axes = None,
+    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
+    from vqlabel.labels.open import check_dump_target, output_layout
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.workflows.convert import convert as run
+    from vqlabel.workflows.convert import open_any
+
+    check_dump_target(out, output_layout(out, layout), overwrite=overwrite)
+    check_apart(out, source, beside=(images, class_map))
+    with terminal.progress_bar() as progress:
+        labels = terminal.report_order_evidence(
+            open_any(source, source_layout, domain, images, classes, dtype, class_map, array, axes)
+        )
+        found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
+    terminal.notes(found)
+    terminal.emit(
+        found,
+        json,
+        lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['layout']}, {f['dtype']}"),
+    )
+
+
+@app.command()
+@terminal.exit_with_errors
+def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file")], json: Json = False) -> None:
+    """Show what a .vql file holds, without decoding a label, or a codec file and the report of its fit."""
+    from vqlabel.container import is_codec_file
+
+    if is_codec_file(path):
+        _codec_info(path, json)
+        return
+    import numpy as np
+
+    from vqlabel.labels.schema import MIX_COLUMNS, OWN_COLUMNS, PARTNER_COLUMNS
+    from vqlabel.vql.column_limits import PREFIX
+    from vqlabel.vql.file import VqlFile
+
+    file, known = VqlFile(path), (*OWN_COLUMNS, *PARTNER_COLUMNS, *MIX_COLUMNS, "image_size", "drawn", "names")
+    says = file.container.json_object("vql.columns")
+    drawn = says.get("order") == "seeded"
+    found = {
+        "path": str(path),
+        "bytes": file.container.size,
+        "version": file.container.metadata["vql.version"],
+        "records": file.records,
+        "label": file.label,
+        "codec": file.codec,
+        "epochs": len({place.epoch for place in file.columns.places}),
+        "batches": len(file.columns.places),
+        "batch_size": int(np.diff(file.columns.starts).max(initial=0)),
+        "order": "seeded" if drawn else file.columns.order,
+        "columns": [name for name in known if PREFIX + name in file.container.streams],
+        "drawn": [name for name in known if file.columns.has(name)] if drawn else [],
+        "recipe": says.get("recipe"),
+        "source": file.source,
+        "writer": file.container.metadata.get("vql.writer"),
+    }
+    terminal.emit(found, json, lambda f: terminal.table([(key, str(value)) for key, value in f.items()], ("field", "value")))
+
+
+def _codec_info(path: Path, json: bool) -> None:
+    from vqlabel.codecs import load_codec
+
+    codec, report = load_codec(path)
+    found = {
+        "path": str(path), "bytes": path.stat().st_size, "codec": codec.kind, "config": codec.config.to_dict(), "code_bits": sum(codec.code_bits),
+        "report": report,
+    }  # fmt: skip
+    terminal.emit(found, json, show.show_codec)
+
+
+@app.command()
+@terminal.exit_with_errors
+def verify(path: Vql, json: Json = False) -> None:
+    """Read and check every byte of a .vql file, every code, and that its decoder can be built."""
+    from vqlabel.workflows.verify import verify as run
+
+    terminal.emit(
+        {"path": str(path), **run(path)},
+        json,
+        lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"),
+    )
