@@ -145,6 +145,7 @@ def inputs(
     (folder / "module.py").write_text(TEACHER)
     (folder / "teacher.safetensors").write_bytes(bytes(1000))
     np.save(folder / "val.npy", logits[0, :6].astype(np.float32))
+    (folder / "classes.json").write_text('{"0": 3, "1": 7}')
     np.savez(folder / "logits.npz", teacher_logits=logits[0], features=logits[1])
     np.save(folder / "views.npy", logits.swapaxes(0, 1))
     pyarrow.parquet.write_table(pa.table({"logits": list(logits[0]), "image": range(60)}), folder / "set.parquet")

@@ -312,7 +312,7 @@ def test_pack_refuses_a_codec_of_other_images_and_notes_where_it_cannot_tell(
         vqlabel.pack(tmp_path / "other", tmp_path / "b.vql", codec=codec_of(fitted))
     shutil.move(tmp_path / "other", tmp_path / "moved")  # away from its recipe
     found = vqlabel.pack(tmp_path / "moved", tmp_path / "c.vql", codec=codec_of(fitted))
-    assert len(found["notes"]) == 1 and "moved has 20 images, as many as" in found["notes"][0]
+    assert sum("image" in note for note in found["notes"]) == 1 and "moved has 20 images, as many as" in found["notes"][0]
     run = CliRunner().invoke(app, ["pack", str(tmp_path / "moved"), "-o", str(tmp_path / "d.vql"), "--codec", str(fitted[1])])
     assert run.exit_code == 0 and "cannot be checked" in run.stderr
 
