@@ -159,15 +159,17 @@ def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, 
     (tmp_path / "broken" / "a.png").write_bytes(b"\x89PNG, not really")
     np.save(tmp_path / "short.npy", np.zeros((5, 40), np.float32))
     (tmp_path / "classes.json").write_text('{"ant": 40}')
+    (tmp_path / "one.json").write_text('{"broken": 0}')
     for error, message, changes in (
         (BadLabels, "records lack image, crop or flip", {"dump": dump}),
         (UsageError, "not a folder with images", {"images": tmp_path / "none"}),
         (UsageError, "1 images; the dump's labels are of", {"images": tmp_path / "few"}),
-        (UsageError, "no readable image", {"val": tmp_path / "broken", "class_map": None, "val_labels": None}),
+        (UsageError, "no readable image", {"val": tmp_path / "broken", "class_map": tmp_path / "one.json", "val_labels": None}),
+        (UsageError, "1 folders, but the labels have 40 classes", {"val": tmp_path / "broken", "class_map": None, "val_labels": None}),
         (UsageError, r"must be \(6, 40\)", {"val_labels": tmp_path / "short.npy"}),
         (UsageError, "cannot be read as .npy", {"val_labels": files.class_map}),
-        (UsageError, r"folder 'ant' is class 40; it must be 0\.\.39", {"class_map": tmp_path / "classes.json"}),
-        (UsageError, "cannot be read as JSON", {"class_map": files.labels}),
+        (UsageError, r"folder 'ant' has class 40; it must be an integer in 0\.\.39", {"class_map": tmp_path / "classes.json"}),
+        (UsageError, "not readable as JSON", {"class_map": files.labels}),
         (UsageError, "view is 0", {"view": 0}),
     ):
         with pytest.raises(error, match=message):
