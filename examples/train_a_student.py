@@ -91,7 +91,7 @@ def packed(a, name, ratio=None, keep=1, **config):
         if ratio:  # the budget of a fit excludes 700 bytes of recipe and tables, image sizes, and the list of kept batches
             config["bytes"] = int(a.bytes / ratio) - 700 - 3 * len(drawn.sizes) - 2 * len(source) * (keep < 1)
         fit = (lambda *of: tune(*of, minutes=a.minutes)) if ratio else vqlabel.fit
-        vqlabel.pack(source, path, codec=fit(source, vqlabel.FitConfig(**config))[0], drawn=drawn)
+        vqlabel.pack(source, path, codec=fit(source, vqlabel.FitConfig(**config))[0], augmentation=drawn)
     return path
 
 

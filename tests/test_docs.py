@@ -31,7 +31,7 @@ import vqlabel
 from vqlabel import LabelBatch
 from vqlabel.cli import app
 from vqlabel.errors import UsageError
-from vqlabel.labels import LAYOUTS, WRITERS, Place, open_labels
+from vqlabel.labels import LAYOUTS, Place, open_labels
 from vqlabel.labels.layouts.tree import simulated_orders
 
 PAGES = {
@@ -145,6 +145,7 @@ def inputs(
     (folder / "module.py").write_text(TEACHER)
     (folder / "teacher.safetensors").write_bytes(bytes(1000))
     np.save(folder / "val.npy", logits[0, :6].astype(np.float32))
+    (folder / "classes.json").write_text('{"0": 3, "1": 7}')
     np.savez(folder / "logits.npz", teacher_logits=logits[0], features=logits[1])
     np.save(folder / "views.npy", logits.swapaxes(0, 1))
     pyarrow.parquet.write_table(pa.table({"logits": list(logits[0]), "image": range(60)}), folder / "set.parquet")
@@ -275,10 +276,9 @@ def test_the_layout_of_the_contributing_page_reads_what_it_writes(
     names: dict[str, Any] = {}
     block = next(block for block in blocks_of("CONTRIBUTING.md") if "EpochsSource" in block.text)
     exec(block.text, names)
-    monkeypatch.setitem(LAYOUTS, "epochs", names["EpochsSource"])
-    monkeypatch.setitem(WRITERS, "epochs", names["EpochsWriter"])
+    monkeypatch.setitem(LAYOUTS, "epochs", names["LAYOUT"])
     vqlabel.convert(dump, tmp_path / "epochs", layout="epochs")
-    source = open_labels(tmp_path / "epochs", "epochs")
+    source = open_labels(tmp_path / "epochs")
     assert [place.epoch for place in source.places] == list(range(len(logits)))
     np.testing.assert_array_equal([batch.labels for batch in source], logits)
     with pytest.raises(UsageError, match="epochs holds whole epochs in the order of their images"):

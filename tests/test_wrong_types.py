@@ -45,7 +45,10 @@ CALLS: dict[str, Call] = {
         "path": "nowhere", "layout": "arrays", "domain": "logits", "classes": 3, "images": "nowhere", "class_map": "nowhere",
     }),
     "fit": (vqlabel.fit, {"dump": "nowhere", "config": vqlabel.FitConfig(), **OUT, "resume": False, **RUN}),
-    "pack": (vqlabel.pack, {"dump": "nowhere", **OUT, "codec": "nowhere", "effort": "fast", "device": "cpu", **RUN}),
+    "pack": (vqlabel.pack, {
+        "dump": "nowhere", **OUT, "config": vqlabel.FitConfig(), "codec": "nowhere", "effort": "fast", "augmentation": "keep", "keep": 0.5,
+        "by": "batch", **RUN,
+    }),
     "unpack": (vqlabel.unpack, {
         **FILE, **OUT, "layout": "arrays", "records": (0, None), "dtype": "f16", "device": "cpu", **RUN,
     }),

@@ -131,7 +131,7 @@ def compare_fits(dump: Path, device: torch.device, size: Size) -> tuple[LabelCod
 def compare_files(dump: Path, codec: LabelCodec, device: torch.device, folder: Path) -> list[Row]:
     """Files that the same codec packs on both."""
     _, seconds = timed(lambda: vqlabel.pack(dump, folder / "cpu.vql", codec=codec))
-    _, device_seconds = timed(lambda: vqlabel.pack(dump, folder / "device.vql", codec=codec, device=str(device)))
+    _, device_seconds = timed(lambda: vqlabel.pack(dump, folder / "device.vql", config=FitConfig(device=str(device)), codec=codec))
     everything = range(len(vqlabel.open(folder / "cpu.vql")))
     reference, codes = (vqlabel.open(folder / f"{name}.vql").codes(everything) for name in ("cpu", "device"))
     equal = float((reference == codes).all(1).float().mean())

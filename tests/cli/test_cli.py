@@ -418,7 +418,7 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "nan.npy", np.where(np.arange(40) == 3, np.float16("nan"), logits[0]))
     for message, arguments in (
-        ("a.npy: no readable .npy file", ("fit", tmp_path / "a.npy", "-o", tmp_path / "a")),
+        ("a.npy: not readable as a .npy file", ("fit", tmp_path / "a.npy", "-o", tmp_path / "a")),
         ("a.txt: .txt is not a format of labels", ("fit", tmp_path / "a.txt", "-o", tmp_path / "a")),
         ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
         ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),

@@ -62,7 +62,7 @@ def test_a_missing_dump_is_refused(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"layout": "fkd2"}, "layout is 'fkd2'; it must be one of arrays, sre2l, lpld"),
+        ({"layout": "fkd2"}, "layout is 'fkd2'; it must be one of sre2l, lpld"),
         ({"domain": "logprobs"}, "domain is 'logprobs'; it must be one of logits, probs"),
     ],
 )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from vqlabel.codecs import CODECS, FitHooks
+from vqlabel.codecs import fit_codec
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, MissingExtra, TargetExists, UsageError
 from vqlabel.labels import open_labels
@@ -71,7 +71,7 @@ def test_all_in_bits_are_code_bits_and_fixed_bytes_divided_by_the_labels(compari
 def test_a_vqae_point_has_the_bytes_and_figures_of_its_codec(comparison: dict[str, Any], tree: Path) -> None:
     sample, _ = read_sample(open_labels(tree))
     config = FitConfig(bits=24, temperature=(1.0, 4.0, 20.0), gain=1.0)  # the axis is KL
-    codec = CODECS["vqae"][0].fit(sample, config, FitHooks()).eval()
+    codec = fit_codec(sample, replace(config, codec="vqae"))
     point = points_of(comparison, "vqae", "held out")[0]
     assert point["fixed_bytes"] == sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
     assert point["code_bits"] == sum(codec.code_bits)
@@ -124,8 +124,8 @@ def test_without_image_indices_vqae_with_and_without_prior_are_one_fit(
     dump: Path, tmp_path: Path, logits: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "plain.npy", logits.reshape(-1, 40))
-    fits, plain = [], CODECS["vqae"][0].fit
-    monkeypatch.setattr(CODECS["vqae"][0], "fit", lambda *a: fits.append(a) or plain(*a))
+    fits = []
+    monkeypatch.setattr("vqlabel.report.methods.fit_codec", lambda *a: fits.append(a) or fit_codec(*a))
     comparison = compare(tmp_path / "plain.npy", (16,), methods=["vqae-no-prior", "vqae"])
     assert len(fits) == 1
     (one,), (two,) = points_of(comparison, "vqae", "held out"), points_of(comparison, "vqae-no-prior", "held out")
@@ -156,7 +156,7 @@ def test_the_default_temperature_is_that_of_the_layout(tree: Path, dump: Path) -
 
 def test_a_raw_codec_has_its_bits_and_no_fixed_bytes(dump: Path) -> None:
     sample, _ = read_sample(open_labels(dump))
-    codec = CODECS["raw"][0].fit(sample, FitConfig(codec="raw"), FitHooks())
+    codec = fit_codec(sample, FitConfig(codec="raw"))
     measured = measure_codec(codec, sample)
     assert (measured.fixed_bytes, measured.code_bits) == (0, {"held out": 640.0, "all-in": 640.0})
 

@@ -161,7 +161,7 @@ def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, 
     (tmp_path / "classes.json").write_text('{"ant": 40}')
     for error, message, changes in (
         (BadLabels, "records lack image, crop or flip", {"dump": dump}),
-        (UsageError, "no folder with images", {"images": tmp_path / "none"}),
+        (UsageError, "not a folder with images", {"images": tmp_path / "none"}),
         (UsageError, "1 images; the dump's labels are of", {"images": tmp_path / "few"}),
         (UsageError, "no readable image", {"val": tmp_path / "broken", "class_map": None, "val_labels": None}),
         (UsageError, r"must be \(6, 40\)", {"val_labels": tmp_path / "short.npy"}),

@@ -64,7 +64,7 @@ COMMANDS = {
     "convert a.npy a.npy": f"a.npy: is an input of this run (a.npy), and {REPLACED}",
     "convert tree/epoch_0 tree --layout gvbsm": f"tree: contains tree/epoch_0, which is an input, and {REPLACED}",
     "convert a.npy x.npz --layout gvbsm": ".npz is for NumPy arrays",
-    "stats l.vql --plot l.vql": "l.vql: no picture can be written there",
+    "stats l.vql --plot l.vql": "l.vql: not a name of an image file",
     "stats l.vql --against tree --plot tree/a.png": "lies in tree, which is an input",
     "compare tree --plot tree/a.png": "lies in tree, which is an input",
 }

@@ -12,7 +12,7 @@ import torch
 
 import vqlabel
 from vqlabel.errors import TargetExists, UsageError
-from vqlabel.labels import WRITERS, LabelBatch, open_labels
+from vqlabel.labels import LAYOUTS, LabelBatch, open_labels
 from vqlabel.labels.layouts.tree import simulated_orders
 from vqlabel.labels.pruning import Pruned
 from vqlabel.labels.source import Support
@@ -104,7 +104,7 @@ def test_a_dump_becomes_an_array_of_its_labels(name: str, tree: Path, tmp_path: 
 
 
 def test_every_layout_can_be_written() -> None:
-    assert set(WRITERS) == {"arrays", "sre2l", "lpld", "lpqld", "gvbsm", "edc", "hald", "fkd", "tinyvit", "tensor"}
+    assert set(LAYOUTS) == {"arrays", "sre2l", "lpld", "lpqld", "gvbsm", "edc", "hald", "fkd", "tinyvit", "tensor"}
 
 
 def change(batches: list[LabelBatch], **values: Any) -> list[LabelBatch]:

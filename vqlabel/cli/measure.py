@@ -39,7 +39,7 @@ def stats(
 ) -> None:
     """Account for every byte of a .vql file."""
     from vqlabel.labels import open_labels
-    from vqlabel.labels.open import TOPK_LAYOUTS
+    from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
     from vqlabel.report import stats as run
     from vqlabel.storage.apart import check_apart
@@ -58,7 +58,7 @@ def stats(
             check_apart(plot_file, path, against)
     with named_threads(threads), terminal.progress_bar() as progress:
         file = VqlFile(path)
-        classes = file.classes if file.about.support is not None and file.about.layout in TOPK_LAYOUTS else None
+        classes = file.classes if file.about.support is not None and is_topk_layout(file.about.layout) else None
         source = (
             None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
         )

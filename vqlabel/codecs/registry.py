@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vqlabel.codecs.config import CodecConfig
 from vqlabel.errors import BadContainer, require
 
 if TYPE_CHECKING:
+    from vqlabel.codecs.config import CodecConfig
     from vqlabel.codecs.base import LabelCodec
 
 
@@ -23,7 +23,7 @@ class CodecEntry:
     fit_at: str
 
     @property
-    def config(self) -> type[CodecConfig]:
+    def config(self) -> "type[CodecConfig]":
         return _resolve(self.config_at)  # type: ignore[no-any-return]
 
     @property
@@ -54,7 +54,7 @@ def check_kind(kind: str) -> None:
     require(kind in CODECS, "codec", kind, f"must be one of {', '.join(CODECS)}")
 
 
-def codec_config(kind: object, values: object) -> CodecConfig:
+def codec_config(kind: object, values: object) -> "CodecConfig":
     """The configuration that a file holds of a codec of this kind.
 
     Raises:

@@ -1,11 +1,11 @@
 """Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
 
-from vqlabel.labels.open import LAYOUTS, WRITERS, open_labels, writing
+from vqlabel.labels.layouts.registry import LAYOUTS
+from vqlabel.labels.open import open_labels, writing
 from vqlabel.labels.source import About, Context, LabelBatch, LabelSource, LabelWriter, Place, Support
 
 __all__ = [
     "LAYOUTS",
-    "WRITERS",
     "About",
     "Context",
     "LabelBatch",

@@ -16,58 +16,19 @@ from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, UsageError, Vqla
 from vqlabel.labels.domain import settle_domain
 from vqlabel.labels.image_order import with_images
 from vqlabel.labels.image_set import DIGESTS
-from vqlabel.labels.layouts.arrays import ArrayWriter, array_form
-from vqlabel.labels.layouts.edc import EdcSource, EdcWriter
-from vqlabel.labels.layouts.fkd import FkdSource, FkdWriter, holds_only_fkd_files
-from vqlabel.labels.layouts.gvbsm import GvbsmSource, GvbsmWriter
-from vqlabel.labels.layouts.hald import EPOCH_FILE as HALD_FILE
-from vqlabel.labels.layouts.hald import ORDER_FILE as HALD_ORDER_FILE
-from vqlabel.labels.layouts.hald import HaldSource, HaldWriter, find_epochs
-from vqlabel.labels.layouts.lpld import LpldSource, LpldWriter
-from vqlabel.labels.layouts.lpqld import BATCH_ORDER_FILE, LpqldSource, LpqldWriter, find_flat_batches
+from vqlabel.labels.layouts.arrays import array_form
 from vqlabel.labels.layouts.path_hints import above_dumps, below_dump, no_dump, wrong_file
+from vqlabel.labels.layouts.registry import LAYOUTS
 from vqlabel.labels.layouts.select_array import Selection
-from vqlabel.labels.layouts.shards import SUFFIXES, ArraySource, shards_of
-from vqlabel.labels.layouts.sre2l import Sre2lSource, Sre2lWriter
+from vqlabel.labels.layouts.shards import SUFFIXES
 from vqlabel.labels.layouts.tensor import SUFFIXES as TENSOR_SUFFIXES
-from vqlabel.labels.layouts.tensor import TensorSource, TensorWriter
-from vqlabel.labels.layouts.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
-from vqlabel.labels.layouts.torch_items import list_length
-from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
+from vqlabel.labels.layouts.tree import ORDER_FILE
 from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
-from vqlabel.storage.filetypes import is_sidecar, require_regular
+from vqlabel.storage.filetypes import require_regular
 from vqlabel.storage.formats import NPY, SAFETENSORS, TENSOR, TREE, TargetFormat
 from vqlabel.storage.targets import atomic_target, check_target
 from vqlabel.type_checks import check_argument_types
-
-LAYOUTS: dict[str, Callable[..., LabelSource]] = {
-    "arrays": ArraySource,
-    "sre2l": Sre2lSource,
-    "lpld": LpldSource,
-    "lpqld": LpqldSource,
-    "gvbsm": GvbsmSource,
-    "edc": EdcSource,
-    "hald": HaldSource,
-    "fkd": FkdSource,
-    "tinyvit": TinyVitSource,
-    "tensor": TensorSource,
-}
-ARRAY_LAYOUTS = ("arrays", "tensor")  # layouts of labels alone, whose files may hold several arrays
-TOPK_LAYOUTS = ("lpqld", "fkd", "tinyvit")  # layouts of the k largest values, which do not record C
-WRITERS: dict[str, type[LabelWriter]] = {
-    "arrays": ArrayWriter,
-    "sre2l": Sre2lWriter,
-    "lpld": LpldWriter,
-    "lpqld": LpqldWriter,
-    "gvbsm": GvbsmWriter,
-    "edc": EdcWriter,
-    "hald": HaldWriter,
-    "fkd": FkdWriter,
-    "tinyvit": TinyVitWriter,
-    "tensor": TensorWriter,
-}
-_TREE_OF_LENGTH = {7: "gvbsm", 8: "edc"}  # length of the list in the files of a tree -> its layout; 6: SRe2L or LPLD
 
 
 @check_argument_types
@@ -131,12 +92,12 @@ def open_labels(
 def _open(path: Path, layout: str, domain: str | None, classes: int | None, array: str | None, axes: str | None) -> LabelSource:
     """The source of a layout; raises UsageError for options that do not apply to it."""
     selection = Selection.of(array, axes)
-    is_array, is_topk = layout in ARRAY_LAYOUTS, layout in TOPK_LAYOUTS
+    is_array, is_topk = LAYOUTS[layout].options == "array", is_topk_layout(layout)
     require(classes is None or classes >= 2, "classes", classes, "must be 2 or more")
     require(classes is None or is_topk, "classes", classes, f"must be left out: {layout} records the number of classes")
     require(array is None or is_array, "array", array, f"must be left out: {layout} records which of its arrays are labels")
     require(axes is None or is_array, "axes", axes, f"must be left out: {layout} records its axes")
-    source = LAYOUTS[layout](path, domain, *((selection,) if is_array else () if classes is None else (classes,)))
+    source = LAYOUTS[layout].source(path, domain, *((selection,) if is_array else () if classes is None else (classes,)))
     if is_topk and classes is None and source.support is not None:
         source.notes.append(
             f"{path}: C = {source.classes:,}: the largest class in the dump, plus one; if the teacher has more classes, pass --classes"
@@ -169,24 +130,19 @@ def _detect(path: Path) -> str:
 
 
 def _detect_folder(path: Path) -> str:
-    if batches := find_batches(path):
-        tree_of_six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
-        return _TREE_OF_LENGTH.get(list_length(next(iter(batches.values()))), tree_of_six)
-    if find_epochs(path):
-        return "hald"
-    if message := below_dump(path):
-        raise BadLabels(message)
-    if (flat := find_flat_batches(path)) and not is_tar(next(iter(flat.values()))):
-        return "lpqld"
-    if shards_of(path):
-        return "arrays"
-    if any(re.fullmatch(FOLDER, entry.name) for entry in path.iterdir()):
-        return "tinyvit"
-    if message := above_dumps(path):
-        raise BadLabels(message)
-    if any(not is_sidecar(file) and not is_tar(file) for file in path.rglob("*.tar")):
-        return "fkd"
-    raise BadLabels(no_dump(path))
+    hints: tuple[Callable[[Path], str | None], ...] = (below_dump, above_dumps, no_dump)  # asked when no layout of a step fits
+    for step, hint in enumerate(hints):
+        for layout in LAYOUTS.values():
+            if layout.step == step and layout.detect is not None and (name := layout.detect(path)):
+                return name
+        if message := hint(path):
+            raise BadLabels(message)
+    raise AssertionError("no_dump always has a message")
+
+
+def is_topk_layout(layout: str) -> bool:
+    """Whether a layout stores the k largest values of a label and does not record C."""
+    return layout in LAYOUTS and LAYOUTS[layout].options == "topk"
 
 
 def output_layout(out: Path, layout: str | None, default: str | None = None) -> str:
@@ -241,10 +197,10 @@ def writing(
         VqlabelError: files of the dump were removed while it was written.
     """
     target, (name, _, form) = Path(out), layout.partition(":")
-    require(name in WRITERS, "layout", layout, f"must be one of {', '.join(WRITERS)}")
+    require(name in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     _refuse_other_contents(target)
     with atomic_target(target, target_form(layout), overwrite=overwrite) as partial:
-        writer = WRITERS[name](partial, about, form or None)
+        writer = LAYOUTS[name].writer(partial, about, form or None)
         try:
             yield writer
             if whole:
@@ -284,8 +240,6 @@ def _refuse_other_contents(target: Path) -> None:
 
 def _is_dump(path: Path) -> bool:
     """Whether a folder contains only a dump of batches, so that replacing it loses nothing else."""
-    order_files = (ORDER_FILE, BATCH_ORDER_FILE, HALD_ORDER_FILE)
-    patterns = rf"epoch_\d{{1,9}}|batch_\d{{1,9}}\.tar|{FOLDER}|{HALD_FILE}"
-    return all(entry.name in order_files or re.fullmatch(patterns, entry.name) for entry in path.iterdir()) or holds_only_fkd_files(
-        path
-    )
+    entries = "|".join(layout.entries for layout in LAYOUTS.values() if layout.entries)
+    others = [layout.holds_only for layout in LAYOUTS.values() if layout.holds_only is not None]
+    return all(re.fullmatch(entries, entry.name) for entry in path.iterdir()) or any(holds_only(path) for holds_only in others)

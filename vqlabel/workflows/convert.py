@@ -50,7 +50,7 @@ def convert(
 
     Args:
         source: what `open_any` gives, or a path for it.
-        layout: "sre2l", "lpqld:10", ...: one of `vqlabel.labels.WRITERS`, its form after a colon; None: as the name of `out` ends.
+        layout: "sre2l", "lpqld:10", ...: one of `vqlabel.labels.LAYOUTS`, its form after a colon; None: as the name of `out` ends.
 
     Raises:
         UsageError: the layout cannot hold what the dump has, and why; or `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses the target.

@@ -70,7 +70,6 @@ def pack(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` is there and `overwrite` is false.
     """
-    check_target(out, VQL, overwrite=overwrite)
     require(
         isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded"),
         "augmentation",
@@ -82,6 +81,7 @@ def pack(
     source = source if keep is None else Pruned(source, keep, by, config.seed)
     codec_file = None if codec is None or isinstance(codec, LabelCodec) else Path(codec)
     check_apart(out, *source.inputs, beside=() if codec_file is None else (codec_file,))
+    check_target(out, VQL, overwrite=overwrite)
     if isinstance(augmentation, DrawnColumns):
         drawn: DrawnColumns | None = augmentation
     else:

@@ -33,7 +33,7 @@ def unpack(
 
     Args:
         out: `.npy` or `.safetensors` (tensor "logits" or "probs", [n, C]), or what `layout` writes.
-        layout: one that `vqlabel.labels.WRITERS` names, with its form after a colon, such as "lpqld:10"; None: as `out` ends, or the layout
+        layout: one that `vqlabel.labels.LAYOUTS` names, with its form after a colon, such as "lpqld:10"; None: as `out` ends, or the layout
             that the labels came in.
         records: first record and the one after the last; None: from the start, to the end. Files only.
         dtype: "f16", "bf16" or "f32"; None: the dump's.

@@ -12,6 +12,7 @@ import numpy as np
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels.layouts.gvbsm import SEVEN_ITEMS, GvbsmSource, GvbsmWriter, parse_seven
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.schema import MAX_STRIPS
 from vqlabel.labels.source import LabelBatch, Place
@@ -71,3 +72,6 @@ class EdcWriter(GvbsmWriter):
         elif patches is None:
             patches = np.tile(np.arange(PARTS), (len(batch), 2, 1))
         return [*super().items(batch), to_tensor(patches)]
+
+
+LAYOUT = Layout(source=EdcSource, writer=EdcWriter)

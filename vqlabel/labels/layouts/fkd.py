@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.layouts.dtypes import torch_code
+from vqlabel.labels.layouts.layout import ANY_TAR, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.layouts.torch_items import array_item, describe, label_dtype, list_length, read_items, to_tensor, write_items
+from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
 from vqlabel.storage.filetypes import is_sidecar
@@ -282,3 +284,17 @@ def image_file(names: Sequence[str], image: int) -> Path:
     if {"", ".", ".."} & {*folders, stem} or re.search(r"[\0\\]", names[image]):
         raise UsageError(f"image {image} is named {names[image]!r}, which is not a path within a folder; rename it")
     return Path(*folders, f"{stem}.tar")
+
+
+def _detect(path: Path) -> str | None:
+    return "fkd" if any(not is_sidecar(file) and not is_tar(file) for file in path.rglob("*.tar")) else None
+
+
+LAYOUT = Layout(
+    source=FkdSource,
+    writer=FkdWriter,
+    detect=_detect,
+    step=ANY_TAR,
+    holds_only=holds_only_fkd_files,
+    options="topk",
+)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import ITEMS, TreeWriter, parse_six
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.layouts.tree import TreeSource
@@ -57,3 +58,6 @@ def parse_seven(file: Path, place: Place, items: list[Any]) -> tuple[LabelBatch,
     if image is None or image.min() < 0 or image.max() >= 1 << 31:
         raise BadLabels(f"{file}: item 6 is {describe(items[6])}; it must be image indices in 0..2^31-1, int64 [{len(batch)}]")
     return replace(batch, image=image), dtype
+
+
+LAYOUT = Layout(source=GvbsmSource, writer=GvbsmWriter)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import ITEMS, parse_six, refuse_columns, refuse_form, require_images, six_items
 from vqlabel.labels.layouts.torch_items import describe, label_dtype, to_plain, to_tensor, write_items
 from vqlabel.labels.layouts.tree import Indices, check_indices, missing_batches
@@ -208,3 +209,11 @@ def _temperature_note(temperature: float | None) -> str:
         f"labels are read as the teacher's probabilities at {stated} and are kept as they are: students must compare them with "
         f"softmax(logits / {f'{temperature:g}' if known else 'T'}), and must not divide them by a temperature again"
     )
+
+
+LAYOUT = Layout(
+    source=HaldSource,
+    writer=HaldWriter,
+    detect=lambda path: "hald" if find_epochs(path) else None,
+    entries=rf"{EPOCH_FILE}|{re.escape(ORDER_FILE)}",
+)

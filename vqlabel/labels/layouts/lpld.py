@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import Sre2lSource, TreeWriter
 from vqlabel.labels.layouts.tree import ORDER_FILE, SEED, EpochOrder, find_batches, matching_draws, read_order, write_order
 from vqlabel.labels.source import LabelBatch
@@ -55,3 +56,6 @@ class LpldWriter(TreeWriter):
                 "lpld: train LPLD's script on these labels with --granularity batch and batch_to_epoch; with --granularity epoch it shuffles "
                 f"the images itself (seed {SEED}), in another order than that of these labels, and stops"
             )
+
+
+LAYOUT = Layout(source=LpldSource, writer=LpldWriter)

@@ -20,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.lpqld_items import LpqldFile, Recipe, box_as_uint8, describe_place, ops_item, read_file
 from vqlabel.labels.layouts.sre2l import refuse_columns, require_images, require_logits
 from vqlabel.labels.layouts.torch_items import to_tensor, write_items
 from vqlabel.labels.layouts.tree import Indices, read_order, write_order
+from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import NOWHERE, About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.topk import scatter, topk
 
@@ -210,3 +212,18 @@ def choose_k(about: About, form: str | None) -> int | None:
     if k is not None and about.classes > MAX_CLASSES:
         raise UsageError(f"lpqld stores classes as int16, but there are {about.classes}, more than {MAX_CLASSES}: write lpld")
     return k
+
+
+def _detect(path: Path) -> str | None:
+    flat = find_flat_batches(path)
+    return "lpqld" if flat and not is_tar(next(iter(flat.values()))) else None
+
+
+LAYOUT = Layout(
+    source=LpqldSource,
+    writer=LpqldWriter,
+    detect=_detect,
+    step=SHARED_NAMES,
+    entries=rf"batch_\d{{1,9}}\.tar|{re.escape(BATCH_ORDER_FILE)}",
+    options="topk",
+)

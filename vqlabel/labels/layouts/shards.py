@@ -8,7 +8,8 @@ import numpy as np
 
 from vqlabel.errors import BadLabels, VqlabelError
 from vqlabel.labels.layouts import arrow, hdf5, tensor
-from vqlabel.labels.layouts.arrays import open_npy, open_npz, open_safetensors
+from vqlabel.labels.layouts.arrays import ArrayWriter, open_npy, open_npz, open_safetensors
+from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
 from vqlabel.labels.layouts.select_array import Selection
 from vqlabel.labels.layouts.webdataset import is_tar, open_tar
@@ -146,3 +147,12 @@ def _not_shards(folder: Path, files: Sequence[Path], reason: str) -> str:
         f"{folder}: contains {reason}. Name the file to read, such as {files[0]}; the parts of one dump, in order, must be named "
         f"part-0{files[0].suffix}, part-1{files[0].suffix} ..."
     )
+
+
+LAYOUT = Layout(
+    source=ArraySource,
+    writer=ArrayWriter,
+    detect=lambda path: "arrays" if shards_of(path) else None,
+    step=SHARED_NAMES,
+    options="array",
+)

@@ -7,6 +7,7 @@ In LPLD's dumps of ImageNet-21K, item 1 is a cutout, f32 [b, 7]. No file records
 reader repeats the shuffle, and so does `labels/image_order.py`.
 """
 
+import re
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import UsageError
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.torch_items import (
     array_item,
     box_item,
@@ -24,7 +26,7 @@ from vqlabel.labels.layouts.torch_items import (
     to_tensor,
     write_items,
 )
-from vqlabel.labels.layouts.tree import DRAWS, SEED, Indices, TreeSource, batch_file, matching_draws
+from vqlabel.labels.layouts.tree import DRAWS, ORDER_FILE, SEED, Indices, TreeSource, batch_file, detect_tree, matching_draws
 from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place, in_order
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
@@ -222,3 +224,11 @@ def refuse_form(layout: str, form: str | None) -> None:
     """Raises UsageError if a form is given for a layout that has none."""
     if form is not None:
         raise UsageError(f"--layout {layout}:{form}: {layout} has no forms; pass --layout {layout}")
+
+
+LAYOUT = Layout(
+    source=Sre2lSource,
+    writer=Sre2lWriter,
+    detect=detect_tree,  # the other trees, too
+    entries=rf"epoch_\d{{1,9}}|{re.escape(ORDER_FILE)}",
+)

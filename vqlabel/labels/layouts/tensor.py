@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.layouts.dtypes import BF16
+from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
 from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, is_array_name, select_array
 from vqlabel.labels.layouts.sre2l import refuse_form
@@ -263,3 +264,6 @@ def refuse_augmentation(batch: LabelBatch, layout: str, stored: tuple[str, ...],
     for field in fields(batch):
         if field.name not in ("labels", "place", "image", *stored) and getattr(batch, field.name) is not None:
             raise UsageError(f"{layout} cannot store {field.name}, which these records have: {reason}; choose another layout")
+
+
+LAYOUT = Layout(source=TensorSource, writer=TensorWriter, options="array")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
 from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
@@ -271,3 +272,13 @@ def _ranks(about: About) -> dict[int, list[tuple[int, int]]]:
         epoch, rank, first = entry
         ranks.setdefault(epoch, []).append((first, rank))
     return {epoch: sorted(starts, reverse=True) for epoch, starts in ranks.items()}
+
+
+LAYOUT = Layout(
+    source=TinyVitSource,
+    writer=TinyVitWriter,
+    detect=lambda path: "tinyvit" if any(re.fullmatch(FOLDER, entry.name) for entry in path.iterdir()) else None,
+    step=SHARED_NAMES,
+    entries=FOLDER,
+    options="topk",
+)

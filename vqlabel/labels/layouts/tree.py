@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.image_set import WholeEpochs
-from vqlabel.labels.layouts.torch_items import label_dtype
+from vqlabel.labels.layouts.torch_items import label_dtype, list_length
 from vqlabel.labels.source import LabelBatch, LabelSource, Place
 from vqlabel.storage.filetypes import foreign_file_message, read_text
 
@@ -268,3 +268,12 @@ def write_order(file: Path, order: Mapping[int, Sequence[int] | Indices]) -> Non
         for i, (key, ids) in enumerate(sorted(order.items())):
             out.write(("{" if i == 0 else ", ") + f'"{key}": ' + json.dumps(np.asarray(ids).tolist()))
         out.write("}" if order else "{}")
+
+
+def detect_tree(path: Path) -> str | None:
+    """The layout of a tree epoch_E/batch_B.tar, by the length of the lists in its files; None: not such a tree."""
+    batches = find_batches(path)
+    if not batches:
+        return None
+    of_six = "lpld" if (path / ORDER_FILE).exists() else "sre2l"
+    return {7: "gvbsm", 8: "edc"}.get(list_length(next(iter(batches.values()))), of_six)
