@@ -1,6 +1,6 @@
 """A record and its image -> the view that the teacher saw, exactly as torchvision renders it with PIL.
 
-Needs pillow (extra `student`). docs/augmentation.md, "Views", defines the operations and their order.
+Needs pillow (extra `student`). docs/augmentation.md, "Rendering", defines the operations and their order.
 """
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -72,7 +72,7 @@ def render(images: Images, batch: LabelBatch, size: int) -> Views:
         UsageError: too few images, images that are not RGB or of another size than the dump's, or operations that
             cannot be replayed.
 
-    Source: docs/augmentation.md, "Views".
+    Source: docs/augmentation.md, "Rendering".
     """
     check_renderable(batch, len(images), size)
     own = _unmixed(images, batch, size)
