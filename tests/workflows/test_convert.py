@@ -13,9 +13,9 @@ import torch
 import vqlabel
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import WRITERS, LabelBatch, open_labels
+from vqlabel.labels.batch import Support
 from vqlabel.labels.layouts.tree import simulated_orders
 from vqlabel.labels.pruning import Pruned
-from vqlabel.labels.source import Support
 from vqlabel.workflows.convert import convert, open_any
 
 WriteDump = Callable[..., Path]

@@ -1,7 +1,9 @@
 """Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
 
+from vqlabel.labels.batch import Context, LabelBatch, Place, Support
 from vqlabel.labels.open import LAYOUTS, WRITERS, open_labels, writing
-from vqlabel.labels.source import About, Context, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.writer import LabelWriter
 
 __all__ = [
     "LAYOUTS",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, UsageError, VqlabelError, require
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.domain import settle_domain
 from vqlabel.labels.image_order import with_images
 from vqlabel.labels.image_set import DIGESTS
@@ -35,7 +36,8 @@ from vqlabel.labels.layouts.tinyvit import FOLDER, TinyVitSource, TinyVitWriter
 from vqlabel.labels.layouts.torch_items import list_length
 from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 from vqlabel.labels.layouts.webdataset import is_tar
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
+from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import is_sidecar, require_regular
 from vqlabel.storage.formats import NPY, SAFETENSORS, TENSOR, TREE, TargetFormat
 from vqlabel.storage.targets import atomic_target, check_target

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, NoSuchFile, UsageError, VqlabelError
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
+from vqlabel.labels.batch import in_order
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.schema import DRAWN_COLUMNS, NEVER_DRAWN
-from vqlabel.labels.source import in_order
 from vqlabel.storage.filetypes import read_text
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target

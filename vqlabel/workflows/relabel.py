@@ -19,9 +19,9 @@ from vqlabel.codecs.raw.codec import RawCodec
 from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
 from vqlabel.labels import LabelBatch, LabelSource, writing
+from vqlabel.labels.checks import check_domain
 from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
 from vqlabel.labels.open import check_dump_target, check_writer, output_layout
-from vqlabel.labels.source import check_domain
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import INTERNAL, VQL

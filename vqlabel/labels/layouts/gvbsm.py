@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.sre2l import ITEMS, TreeWriter, parse_six
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.layouts.tree import TreeSource
-from vqlabel.labels.source import LabelBatch, Place
 
 SEVEN_ITEMS = f"{ITEMS}, index"
 
