@@ -14,7 +14,8 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import LabelBatch, Place
 from vqlabel.labels.schema import MAX_IMAGES
-from vqlabel.vql.columns import ColumnReader, ColumnWriter
+from vqlabel.vql.column_writer import ColumnWriter
+from vqlabel.vql.columns import ColumnReader
 
 FIELDS = ("image", "crop", "flip", "mix_index", "mix_box")
 CROP = "columns.crop"
@@ -208,7 +209,9 @@ def test_recipes_do_not_mix(name: str, tmp_path: Path) -> None:
         ("lacks", [batches[0], replace(batches[1], **{name: None})]),
         ("has", [replace(batches[0], **{name: None}), batches[1]]),
     ):
-        with pytest.raises(BadLabels, match=rf"epoch 0, batch 1 {have} {name}, unlike the first batch: mix no recipes"):
+        with pytest.raises(
+            BadLabels, match=rf"epoch 0, batch 1 {have} {name}, unlike the first batch: a dump must have one augmentation recipe"
+        ):
             store(tmp_path, more)
 
 
@@ -220,7 +223,7 @@ def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
     reader, says = store(tmp_path, list(draw_batches(0, np.full((5, 2), 96), LENGTHS)))
-    with pytest.raises(BadContainer, match="column 'image' has 111 rows of 1 fields; 112 of 1 belong"):
+    with pytest.raises(BadContainer, match="column 'image' has 111 rows of 1 fields; expected 112 rows of 1 fields"):
         ColumnReader(reader, says, 112)
     for forged in ({}, {"order": "random"}, {"order": "none", "crop": "halves"}):
         with pytest.raises(BadContainer, match=r"vql\.columns is .*; damaged or from a newer version"):
@@ -230,9 +233,9 @@ def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
 def test_a_slot_outside_its_batch_is_refused(tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.full((5, 2), 96), [[4, 6]]))
     columns, _, _ = load(tmp_path, [replace(batches[0], mix_index=np.array([0, 1, 2, 4])), batches[1]])
-    with pytest.raises(BadContainer, match="mix_index 4 in batch 0 leaves its 4 slots"):
+    with pytest.raises(BadContainer, match="mix_index 4 in batch 0 is outside its 4 records"):
         columns.batch(0, batches[0].labels)
-    with pytest.raises(BadContainer, match="a mix_index leaves its batch"):
+    with pytest.raises(BadContainer, match="a mix_index is outside its batch"):
         columns.context(np.arange(4))
     assert len(columns.batch(1, batches[1].labels)) == 6
 

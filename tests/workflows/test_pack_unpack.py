@@ -29,7 +29,7 @@ from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, Vq
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 from vqlabel.threads import named_threads
-from vqlabel.vql.columns import ColumnWriter
+from vqlabel.vql.column_writer import ColumnWriter
 from vqlabel.vql.decode import decode_steps, read_codec
 from vqlabel.vql.file import VqlFile
 
@@ -207,7 +207,7 @@ def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinit
     out, options = tmp_path / name, {"layout": "lpld" if name == "tree" else None}
     if (dtype, name) == ("bf16", "a.npy"):
         pytest.skip(".npy has no bf16")
-    said = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; {dtype} ends at {limit}: unpack with --dtype f32"
+    said = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; the maximum of {dtype} is {limit}: unpack with --dtype f32"
     with pytest.raises(UsageError, match=said):
         vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, **options)
     assert sorted(tmp_path.iterdir()) == before

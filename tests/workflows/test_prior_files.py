@@ -266,7 +266,7 @@ def test_the_bit_of_a_label_of_no_codes_must_be_zero(alone: Path, tmp_path: Path
     forge.metadata["vql.streams"]["codes"]["coding"] = "fixed"
     forge.chunk("codes", pack_fixed(bits, [1]), raw=45)
     path = forge.write(tmp_path / "forged.vql")
-    with pytest.raises(BadContainer, match=r"code 1 leaves 0\.\.0"):
+    with pytest.raises(BadContainer, match=r"code 1 is outside 0\.\.0"):
         vqlabel.open(path)[:]
 
 

@@ -301,7 +301,9 @@ def test_a_tree_of_sre2l_has_the_images_that_its_script_shuffles(images: Path, w
             assert stored.place == (epoch, number)
             seen = torch.from_numpy(render(pictures, replace(stored, image=np.array(order)), VIEW)).permute(0, 3, 1, 2) / 255
             assert np.array_equal(teacher(seen).half().numpy(), stored.labels)
-    with pytest.raises(UsageError, match=r"the order of SRe2L's script .*, which no recipe draws: pack with --augmentation keep"):
+    with pytest.raises(
+        UsageError, match=r"the order of SRe2L's script .*, which recipes cannot draw: pack with --augmentation keep"
+    ):
         read_recipe(recipe_file(tmp_path / "dump"))
 
 
@@ -374,17 +376,17 @@ def test_views_of_another_seed_are_not_taken_for_the_dumps(images: Path, work: P
     ):
         seeded(images, tmp_path, "c.vql")
     recipe_file(tmp_path / "dump").write_text('{"recipe": {"seed": 1}, "sizes": [[1, 2]]}')
-    with pytest.raises(BadLabels, match=r"no recipe .*must have the fields"):
+    with pytest.raises(BadLabels, match=r"not a recipe .*must have the fields"):
         seeded(images, tmp_path, "c.vql")
     recipe_file(tmp_path / "dump").unlink()
-    with pytest.raises(UsageError, match="no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it"):
+    with pytest.raises(UsageError, match="no such file; it would record how the views were drawn: `vqlabel relabel` writes it"):
         seeded(images, tmp_path, "c.vql")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"digest": "0" * 64}, "its recipe draws other views here than where the labels were made"),
+        ({"digest": "0" * 64}, "its recipe draws other views here than those that were labelled"),
         ({"recipe": None}, "must have the fields"),
         ({"order": "explicit"}, "vql.requires is .*seeded_views.*; damaged or forged"),
     ],
@@ -571,7 +573,7 @@ def test_columns_that_no_recipe_draws_are_not_dropped(
     moved = [replace(batch, patches=batch.patches[:, :, ::-1]) for batch in open_labels(tmp_path / "again")]
     shutil.rmtree(tmp_path / "dump")
     write_dump(tmp_path / "dump", moved, "edc")
-    with pytest.raises(BadLabels, match="has patches, which no recipe draws; pack with --augmentation keep"):
+    with pytest.raises(BadLabels, match="has patches, which recipes cannot draw; pack with --augmentation keep"):
         vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, augmentation=drawn)
 
 

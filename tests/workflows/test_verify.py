@@ -32,9 +32,7 @@ def test_a_sound_file_is_counted(vql: Path) -> None:
     assert vqlabel.verify(vql) == verify_bytes(vql)
 
 
-def test_a_code_that_leaves_its_table_is_found_wherever_it_stands(
-    dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_code_outside_its_codebook_is_found_at_any_position(dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = vqlabel.fit(dump, FitConfig(codec="topk", slots=2))[0]
     encode = codec.encode
 
@@ -46,7 +44,7 @@ def test_a_code_that_leaves_its_table_is_found_wherever_it_stands(
     monkeypatch.setattr(codec, "encode", forged)
     vqlabel.pack(dump, tmp_path / "a.vql", codec=codec)
     monkeypatch.setattr("vqlabel.workflows.verify.CODES_RECORDS", 100)
-    refused(tmp_path / "a.vql", r"a\.vql: code 40 leaves 0\.\.39 .*damaged or forged")
+    refused(tmp_path / "a.vql", r"a\.vql: code 40 is outside 0\.\.39 .*damaged or forged")
 
 
 def test_a_decoder_that_lacks_a_tensor_is_found(
@@ -71,20 +69,26 @@ def whole(value: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
 FAULTS = {
     "lambda NaN": ("raw", "columns.mix_lam", whole(nan()), [32, 32], "batch 0: its lambda is not in 0..1"),
     "lambda 2": ("raw", "columns.mix_lam", whole([0, 0x40000000]), [32, 32], "batch 0: its lambda is not in 0..1"),
-    "a crop beyond its image": ("raw", "columns.crop", whole(60_000), [16] * 4, "record 0: its crop is no part of its image"),
-    "a crop without a pixel": ("raw", "columns.crop", whole(0), [1] * 4, "its crop is no part"),
-    "a flip of 2": ("raw", "columns.flip", whole(2), [2], "column 'flip' has fields of 2 bits; its numbers have 1"),
-    "a partner outside its batch": ("raw", "columns.mix_index", whole(7), [3], "record 0: its mix_index leaves its batch"),
+    "a crop beyond its image": ("raw", "columns.crop", whole(60_000), [16] * 4, "record 0: its crop is not inside its image"),
+    "a crop without a pixel": ("raw", "columns.crop", whole(0), [1] * 4, "its crop is not inside its image"),
+    "a flip of 2": ("raw", "columns.flip", whole(2), [2], "column 'flip' has fields of 2 bits; the limit is 1"),
+    "a partner outside its batch": ("raw", "columns.mix_index", whole(7), [3], "record 0: its mix_index is outside its batch"),
     "a box beyond all views": (
         "raw",
         "columns.mix_box",
         whole(100_000),
         [17] * 4,
-        "batch 0: its mix_box leaves views of 65536 pixels",
+        "batch 0: its mix_box is outside views of 65536 pixels",
     ),
-    "strips that are no order": ("outside", "columns.patches", whole(1), [2] * 6, "record 0: its patches are no order of strips"),
-    "a cutout of NaN": ("outside", "columns.cutout", whole(0x7E00), [16] * 7, "record 0: its cutout is no part|32 bits"),
-    "operations of NaN": ("outside", "columns.ops", whole(0x7E00), [16] * 6, "record 0: its ops hold NaN or Inf"),
+    "strips that are no order": (
+        "outside",
+        "columns.patches",
+        whole(1),
+        [2] * 6,
+        "record 0: its patches are not a permutation of strips",
+    ),
+    "a cutout of NaN": ("outside", "columns.cutout", whole(0x7E00), [16] * 7, "record 0: its cutout is not inside a view|32 bits"),
+    "operations of NaN": ("outside", "columns.ops", whole(0x7E00), [16] * 6, "record 0: its ops contain NaN or Inf"),
     "a class twice": ("topk", "codes", whole([1, 1, 1] + [0x3C00] * 3), [4] * 3 + [16] * 3, "label 0 names a class twice"),
     "a label of NaN": ("raw", "codes", whole(0x7E00), [16] * 12, "label 0 decodes to NaN or Inf"),
 }
