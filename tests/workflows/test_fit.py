@@ -252,7 +252,7 @@ def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
             fit(source, config, out=out, resume=True)
     assert state.read_bytes() == before
     state.write_bytes(before[: len(before) // 2])
-    with pytest.raises(UsageError, match=r"no readable state of a fit .*; delete it and run without --resume"):
+    with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
         fit(dump, QUICK, out=out, resume=True)
 
 
@@ -264,9 +264,7 @@ def test_a_new_fit_replaces_an_old_state_and_nothing_else_of_that_name(dump: Pat
     assert out.read_bytes() == uninterrupted
     assert not state.exists()
     state.write_bytes(b"of somebody else")
-    with pytest.raises(
-        TargetExists, match=r"a\.codec\.state: is no state that this vqlabel's fit left.*; delete it, or name another"
-    ):
+    with pytest.raises(TargetExists, match=r"a\.codec\.state: is not the state of a fit.*; delete it, or choose another"):
         fit(dump, QUICK, out=out, overwrite=True)
     assert state.read_bytes() == b"of somebody else"
 
@@ -287,7 +285,7 @@ def test_a_damaged_state_is_refused(lost: str, dump: Path, tmp_path: Path) -> No
             damaged.append(bytearray(kept.getvalue()))
     for one in damaged:
         state.write_bytes(one)
-        with pytest.raises(UsageError, match=r"no readable state of a fit .*; delete it and run without --resume"):
+        with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
             fit(dump, QUICK, out=out, resume=True)
 
 
@@ -438,5 +436,5 @@ def test_a_level_that_varies_is_noted_where_a_fit_leaves_it_out(logits: NDArray[
         )
         report = fit_sample(sample, "some", FitConfig(bits=3, codebook_size=8, epochs=0))[1]
         assert ("notes" in report) == found
-    assert report["notes"][0].startswith("labels' mean over classes varies (std ")
+    assert report["notes"][0].startswith("the mean of a label over its classes varies (std ")
     assert "notes" not in fit_sample(sample, "some", FitConfig(codec="raw"))[1]

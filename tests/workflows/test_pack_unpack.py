@@ -354,10 +354,10 @@ def test_a_codec_for_other_labels_is_refused(
     np.save(tmp_path / "f32.npy", logits.astype(np.float32))
     with pytest.raises(UsageError, match=r"wide\.npy has 80 classes, the codec was fitted for 40; fit one on this dump"):
         vqlabel.pack(tmp_path / "wide.npy", tmp_path / "a.vql", codec=codec)
-    with pytest.raises(UsageError, match=r"probs\.npy holds probs, the codec was fitted for logits; fit one on this dump"):
+    with pytest.raises(UsageError, match=r"probs\.npy has probs, the codec was fitted for logits; fit one on this dump"):
         vqlabel.pack(open_labels(tmp_path / "probs.npy", domain="probs"), tmp_path / "a.vql", codec=codec)
     if kind == "raw":
-        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec F16; fit one on this dump"):
+        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec was fitted for F16; fit one on this dump"):
             vqlabel.pack(tmp_path / "f32.npy", tmp_path / "a.vql", codec=codec)
     else:
         vqlabel.pack(tmp_path / "f32.npy", tmp_path / "b.vql", codec=codec)
