@@ -216,7 +216,7 @@ def test_a_rate_that_a_codec_has_not_is_refused_with_those_that_it_has(tree: Pat
         assert f"bits is {bits}; it must be 3..12, the codec's 4 slots of 3 bits each" in result.stderr
     between = run("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--bits", 5)
     assert between.stderr.startswith(
-        f"vqlabel: --bits 5: {codec_file} has codes of 3 bits, so 3 bits of codes are stored a label\n"
+        f"vqlabel: --bits 5: {codec_file} has codes of 3 bits, so each label stores 3 bits of codes\n"
     )
     result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", "vqea")
     assert (result.exit_code, "or one to fit first: vqae, " in result.stderr) == (2, True)
@@ -606,4 +606,4 @@ def test_pack_says_what_its_user_would_miss_later(batches: list[Any], write_dump
     (tmp_path / "few.recipe.json").write_text("{")
     result = run("pack", few, "-o", tmp_path / "b.vql", "--codec", "raw")
     assert result.exit_code == 0, "the other price is no reason to fail"
-    assert "what seeded views would take is not known" in result.stderr
+    assert "the size of seeded views is unknown" in result.stderr

@@ -111,11 +111,11 @@ def test_the_users_mean_and_deviation_replace_the_librarys(transformers: Callabl
     [
         (
             Offset(),
-            "does more to pixels than rescale, normalise and swap channels; wrap model and processor in a function of your own",
+            "does more to pixels than rescale, normalise and reverse channels; write a function that returns a network with this preprocessing",
         ),
         (Grey(), "does more to pixels than rescale"),
         (Processor(do_flip_channel_order=True), "does more to pixels than rescale"),  # normalised before the swap
-        (Processor(do_grayscale=True), "its image processor has do_grayscale, which is not done here"),
+        (Processor(do_grayscale=True), "its image processor has do_grayscale, which is not supported"),
     ],
 )
 def test_a_processor_that_does_something_else_is_refused(processor: Any, message: str, transformers: Callable[[Any], None]) -> None:
