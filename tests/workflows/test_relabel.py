@@ -439,14 +439,18 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
         (
             "a",
             {"layout": "pixie"},
-            r"--layout pixie cannot hold .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
+            r"--layout pixie cannot represent .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
         ),
-        ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot hold labels of mixed or cropped views; relabel writes"),
+        ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot represent labels of mixed or cropped views; relabel writes"),
         ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot hold"),
         ("a.pt", {"layout": "tensor"}, "--layout tensor cannot hold"),
         ("a", {"layout": "arrays"}, "--layout arrays cannot hold"),
         ("a", {}, r"a is not a \.vql file; relabel writes -o labels\.vql, or a folder with --layout"),
-        ("a.npy", {}, r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` makes an array"),
+        (
+            "a.npy",
+            {},
+            r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` writes the labels of a \.vql as an array",
+        ),
         ("a.npy", {"layout": "lpld"}, r"layout is 'lpld'; it needs a folder as target"),
         ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
     ):
@@ -532,7 +536,7 @@ class Failing(nn.Module):
 def test_what_a_teacher_raises_is_said_in_a_line(error: Exception, images: Path, work: Path) -> None:
     recipe = make_source(images).drawn.recipe
     with pytest.raises(
-        UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must take any number of views"
+        UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must accept any number of views"
     ):
         TeacherSource(ImageFolder(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
 
@@ -558,7 +562,7 @@ def test_probabilities_are_not_stored_as_logits(images: Path, work: Path, tmp_pa
         "import torch\nfrom teachers_of_tests import small\ndef soft(): return torch.nn.Sequential(*small(), torch.nn.Softmax(1))\n"
     )
     source = TeacherSource(ImageFolder(images), load_teacher("soft:soft"), make_source(images).drawn.recipe)
-    with pytest.raises(UsageError, match="gives probabilities; labels are logits"):
+    with pytest.raises(UsageError, match="returns probabilities; labels must be logits"):
         relabel(source, tmp_path / "a.vql")
 
 
@@ -612,7 +616,7 @@ def test_a_network_in_a_file_is_a_teacher(make: Callable[[Path], str], tmp_path:
         ("nothing.pt", "no such file; name module:function, a TorchScript"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("teachers_of_tests:large", "has no attribute 'large'"),
-        ("teachers_of_tests:torch", "must give a torch.nn.Module"),
+        ("teachers_of_tests:torch", "must be or return a torch.nn.Module"),
         ("junk.pt", "junk.pt: neither TorchScript nor"),
         (":small", "Empty module name"),
         ("teachers_of_tests:torch.nn", "has no attribute 'torch.nn'"),
@@ -649,7 +653,7 @@ def test_stdout_is_one_json_object_whatever_a_teachers_children_print(images: Pa
         ("import sys; sys.exit(3)", r"teacher odd_of_tests:Odd: its forward ends the program \(SystemExit 3\)"),
         (
             "y = self.inner(x); y[:, 2] = -torch.inf; return y",
-            r"view 0: the logit of class 2 is -inf; .* give -10000 for a masked class",
+            r"view 0: the logit of class 2 is -inf; .* return -10000 for a masked class",
         ),
     ],
 )

@@ -241,7 +241,7 @@ def test_weights_without_their_network_are_called_so(name: str, tmp_path: Path) 
 
 def test_a_pickled_network_is_called_so_and_torchscript_loads_by_any_name(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 3), tmp_path / "pickled.pt")
-    with pytest.raises(UsageError, match=r"pickled.pt: a pickled network, which is code of its own.*--teacher module:function"):
+    with pytest.raises(UsageError, match=r"pickled.pt: a pickled network, which can run any code.*--teacher module:function"):
         load_teacher(str(tmp_path / "pickled.pt"))
     torch.jit.trace(nn.Flatten(), torch.zeros(1, 3, 2, 2)).save(str(tmp_path / "traced.pt2"))
     assert load_teacher(str(tmp_path / "traced.pt2"))(torch.zeros(5, 3, 2, 2)).shape == (5, 12)
