@@ -400,7 +400,10 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
         ("--records '1:2:3': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "1:2:3")),
         ("--records 'x:': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "x:")),
-        ("records 0:1000 leave 0:360", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000")),
+        (
+            "records 0:1000 are out of range; the file has records 0:360",
+            ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000"),
+        ),
         ("dtype is 'f8'; it must be f16, bf16 or f32", ("unpack", vql, "-o", tmp_path / "a.npy", "--dtype", "f8")),
         ("nothing.vql: no such file", ("info", tmp_path / "nothing.vql")),
         ("nothing.vql: no such file", ("stats", tmp_path / "nothing.vql")),

@@ -152,7 +152,7 @@ def test_a_range_of_records_is_a_slice_of_the_whole(
 
 @pytest.mark.parametrize("records", [(0, 361), (-361, None), (361, None), (5, 3), (-1, 0)], ids=str)
 def test_a_range_outside_the_file_is_refused(records: tuple[int | None, int | None], vql: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"records {records[0]}:{records[1]} leave 0:360"):
+    with pytest.raises(UsageError, match=rf"records {records[0]}:{records[1]} are out of range; the file has records 0:360"):
         vqlabel.unpack(vql, tmp_path / "a.npy", records=records)
     assert not list(tmp_path.iterdir())
 

@@ -442,9 +442,9 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
             r"--layout pixie cannot represent .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
         ),
         ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot represent labels of mixed or cropped views; relabel writes"),
-        ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot hold"),
-        ("a.pt", {"layout": "tensor"}, "--layout tensor cannot hold"),
-        ("a", {"layout": "arrays"}, "--layout arrays cannot hold"),
+        ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot represent"),
+        ("a.pt", {"layout": "tensor"}, "--layout tensor cannot represent"),
+        ("a", {"layout": "arrays"}, "--layout arrays cannot represent"),
         ("a", {}, r"a is not a \.vql file; relabel writes -o labels\.vql, or a folder with --layout"),
         (
             "a.npy",

@@ -89,7 +89,7 @@ FAULTS = {
     ),
     "a cutout of NaN": ("outside", "columns.cutout", whole(0x7E00), [16] * 7, "record 0: its cutout is not inside a view|32 bits"),
     "operations of NaN": ("outside", "columns.ops", whole(0x7E00), [16] * 6, "record 0: its ops contain NaN or Inf"),
-    "a class twice": ("topk", "codes", whole([1, 1, 1] + [0x3C00] * 3), [4] * 3 + [16] * 3, "label 0 names a class twice"),
+    "a class twice": ("topk", "codes", whole([1, 1, 1] + [0x3C00] * 3), [4] * 3 + [16] * 3, "label 0 has a class twice"),
     "a label of NaN": ("raw", "codes", whole(0x7E00), [16] * 12, "label 0 decodes to NaN or Inf"),
 }
 
