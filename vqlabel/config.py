@@ -85,7 +85,7 @@ class FitConfig(JsonConfig):
     image_width: int | None = None  # numbers per image that the prior stores
     hidden: int | None = None  # units of the prior's hidden layer
     temperature: tuple[float, ...] | None = (
-        None  # of the student; KL is minimised at each. None: that of the layout's scripts, else MIX
+        None  # of the student; minimise KL at each; None: that of the layout's scripts, else MIX
     )
     exact_classes: int | None = 0  # largest classes per label that are kept exactly; None: as many as lower the KL for their bits
     gain: float | None = None  # distance of decoded labels from their mean, relative to calibrated labels; None: unbiased labels

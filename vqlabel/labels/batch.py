@@ -12,9 +12,7 @@ from vqlabel.labels.schema import OWN_COLUMNS
 from vqlabel.type_checks import check_field_types
 
 NOWHERE = -10_000.0  # logit of a class that was not stored: finite in fp16, and its softmax is 0 at temperatures up to 500
-ABSENT = (
-    64.0  # nats below a label's largest logit; where labels hold k classes, a class so far below was not stored: exp(-64) is 2e-28
-)
+ABSENT = 64.0  # nats below a label's largest logit from which a class counts as not stored (top-k labels); exp(-64) is 2e-28
 
 
 class Place(NamedTuple):

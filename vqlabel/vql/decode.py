@@ -15,9 +15,7 @@ from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.vql.file import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time, as records and as bytes of float32
-MAX_STEP = (
-    1 / 8
-)  # distance of neighbouring values near a label's largest logit; rounding to such steps adds less than 0.001 nats of KL
+MAX_STEP = 1 / 8  # between neighbouring values near a label's largest logit; such rounding adds less than 0.001 nats of KL
 MAX_BATCH_NUMBERS = 1 << 30  # labels x classes of a stored batch: 4.3 GB of float32, such as 49,000 labels of 21,841 classes
 TENSOR_TYPES = ("I8", "U8", "F16", "F32")  # of a decoder
 

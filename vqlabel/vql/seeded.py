@@ -29,9 +29,7 @@ from vqlabel.vql.columns import ColumnReader
 SEEDED_VIEWS = "seeded_views"  # in `vql.requires`: views are drawn from a recipe
 VIEW_COLUMNS = "view_columns"  # in `vql.requires`: views have a column that the first version of the format lacks
 RECIPE = ".recipe.json"  # suffix of the file beside a dump that records how its views were drawn
-MAX_DRAWN_PER_RECORD = (
-    10_000  # records that the recipe of a pruned file may draw per record of the file; bounds the work of opening it
-)
+MAX_DRAWN_PER_RECORD = 10_000  # records of a complete recipe per record of its pruned file; bounds the work of opening it
 IMAGES_A_BYTE = 256  # maximum images of a recipe per byte of its file: drawing an epoch's order costs 0.3 us and 40 bytes per image
 
 

@@ -21,9 +21,7 @@ from vqlabel.threads import worker_count
 from vqlabel.vql.seeded import known_views
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded together, at most: records, and bytes of float32
-SWITCH_SECONDS = (
-    1e-4  # unpickling holds Python's lock; at the default of 5 ms every operation of an encoder would wait that long for it
-)
+SWITCH_SECONDS = 1e-4  # unpickling holds Python's lock; at the default of 5 ms every operation of an encoder would wait for it
 Codes = NDArray[np.unsignedinteger]  # [n, m]
 
 

@@ -60,7 +60,7 @@ def fit(
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:
         refuse_other_state(state_of(out))
-    sample, held_out = read_sample(source, progress, least=1 if config.codec == "raw" else 2)
+    sample, held_out = read_sample(source, progress, min_labels=1 if config.codec == "raw" else 2)
     return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
 

@@ -1,4 +1,4 @@
-"""A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory holds a few batches."""
+"""A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch, not with the dump."""
 
 import hashlib
 from contextlib import closing

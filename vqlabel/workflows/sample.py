@@ -20,14 +20,14 @@ SAMPLE_LABELS, SAMPLE_BYTES = (
 HELD_LABELS = 8192  # maximum of the held-out split
 
 
-def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2) -> tuple[LabelSample, str]:
+def read_sample(source: LabelSource, progress: Progress = silent, min_labels: int = 2) -> tuple[LabelSample, str]:
     """Read a training split and a held-out split of a dump.
 
     With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Both splits leave out labels with one
     value for all classes.
 
     Args:
-        least: minimum number of labels: 2, or 1 for a codec that is not trained; one label is then in both splits.
+        min_labels: minimum number of labels: 2, or 1 for a codec that is not trained; one label is then in both splits.
 
     Returns:
         The sample, and what was held out, in words.
@@ -52,7 +52,7 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
     else:
         seen, held = _split_last_tenth(seen)
         words = "the last tenth of the records"
-    if not sum(map(len, seen)) and least == 1:
+    if not sum(map(len, seen)) and min_labels == 1:
         seen = held
     counts = [sum(map(len, split)) for split in (seen, held)]
     if constant.rows < 2 and not all(counts):

@@ -45,7 +45,7 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
 
 
 def _check_class_ids(file: VqlFile) -> None:
-    """Raises BadContainer if a label has the index of one class twice."""
+    """Raises BadContainer if a label has a class twice."""
     slots = file.config.class_ids
     if slots.stop <= (slots.start or 0):
         return
