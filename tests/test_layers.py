@@ -39,6 +39,7 @@ NO_TORCH = (  # what describes dumps and files loads no torch when it is importe
     "dtypes",
     "codecs.registry",
     "vql.file",
+    "vql.column_writer",
     "vql.columns",
     "vql.column_limits",
     "vql.column_checks",

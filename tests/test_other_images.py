@@ -253,7 +253,7 @@ def test_images_that_the_epochs_contradict_are_refused_when_a_dump_is_packed(fol
     def one_at_the_end(root: Path) -> None:
         Image.new("RGB", (9, 9)).save(root / "n3" / "z.png")
 
-    with pytest.raises(UsageError, match="every epoch shows 20 images, and those that were named are 21"):
+    with pytest.raises(UsageError, match="every epoch shows 20 images, but 21 images were given"):
         pack(dump, tmp_path / "a.vql", images=changed(folder, tmp_path, one_at_the_end))
     assert not (tmp_path / "a.vql").exists()
 

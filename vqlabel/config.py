@@ -1,4 +1,4 @@
-"""Configurations: frozen, validated once, stored verbatim in what they made, and read back from JSON unchanged."""
+"""Configurations: frozen, validated once, stored verbatim in the files they produce, and read back from JSON unchanged."""
 
 import dataclasses
 import json
@@ -10,16 +10,17 @@ from typing import Any, ClassVar, Self
 from vqlabel.errors import BadContainer, UsageError, require
 from vqlabel.type_checks import check_field_types
 
-DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of classes that each have a probability of their own
-DEFAULT_BITS = 128
-MAX_SLOTS = 1024  # codes of a label
-MAX_EXACT_CLASSES, LEVEL_BITS = 16, 5  # classes kept exactly; bits of the log-odds of each
-MAX_VIEW = 1 << 16  # pixels
-MIX = (1.0, 4.0, 20.0)  # temperatures of a codec whose student is unknown: FKD and TinyViT sit at 1, LPQLD goes from 20 to 2
+DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of independent classes, such as multi-label
+DEFAULT_BITS = 128  # code bits per label
+MAX_SLOTS = 1024  # codes per label
+MAX_EXACT_CLASSES = 16  # classes per label that are kept exactly
+LEVEL_BITS = 5  # width of the quantized log-odds of each exact class
+MAX_VIEW = 1 << 16  # pixels along a side of a view
+MIX = (1.0, 4.0, 20.0)  # default temperatures if the student's is unknown: FKD and TinyViT train at 1, LPQLD from 20 down to 2
 
 
 class JsonConfig:
-    """Base of the frozen dataclasses that are stored as JSON: from_dict(to_dict(config)) == config."""
+    """Base of the frozen dataclasses that are stored as JSON; from_dict(config.to_dict()) == config."""
 
     kind: ClassVar[str]
 
@@ -32,16 +33,16 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
-        """Build from what `to_dict` gave.
+        """Inverse of `to_dict`. Fields with a default may be absent, since they are newer than some files.
 
         Raises:
-            BadContainer: `values` has another set of fields, or a field of another type or out of its range.
+            BadContainer: a field is missing, unknown, of another type or out of its range.
         """
         hints = typing.get_type_hints(cls)
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]
         names = {f.name for f in fields}
-        needed = {f.name for f in fields if f.default is dataclasses.MISSING}  # others came later than files that are about
-        if not isinstance(values, dict) or not needed <= values.keys() <= names:
+        required = {f.name for f in fields if f.default is dataclasses.MISSING}
+        if not isinstance(values, dict) or not required <= values.keys() <= names:
             raise BadContainer(
                 f"{cls.__name__} has the fields {sorted(names)}; found {sorted(values) if isinstance(values, dict) else values!r}"
             )
@@ -55,11 +56,11 @@ class JsonConfig:
         self._check()
 
     def _check(self) -> None:
-        """Raises UsageError where a field, of the right type, is out of its range or contradicts another."""
+        """Raises UsageError if a field is out of its range or contradicts another; types are correct here."""
 
 
 def _inner(value: Any, hint: Any) -> Any:
-    """A dictionary as the configuration that the annotation names, where it names one."""
+    """A dictionary -> the nested configuration, if the annotation `hint` has one; other values unchanged."""
     for kind in typing.get_args(hint):
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, JsonConfig):
             return kind.from_dict(value)
@@ -68,25 +69,27 @@ def _inner(value: Any, hint: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitConfig(JsonConfig):
-    """What a user may say to `fit`. None: decided from `bits` and the dump, and shown in the resolved configuration."""
+    """Options of `fit`. None: resolved from `bits` and the dump; the report of a fit records the resolved values."""
 
-    codec: str | None = None  # a kind of `codecs.registry`; None: sparse where k numbers of a label are known, else vqae
-    bits: int | None = None  # code bits per label; None: what a budget leaves for them, else DEFAULT_BITS
-    bytes: int | None = None  # of the file without augmentation and order
-    ratio: float | None = None  # the same as a share of fp16 labels: 2 * labels * C / bytes
-    slots: int | None = None  # m, codes per label; with `variable_rate` the largest number
-    variable_rate: bool = False  # every label has as many slots as pay; `bits` are those of the mean label, its count apart
-    codebook_size: int | None = None  # k
-    code_width: int | None = None  # d_c: given, the latent is cut into latent / code_width groups
+    codec: str | None = None  # a kind of `codecs.registry`; None: sparse if the dump stores k numbers per label, else vqae
+    bits: int | None = None  # code bits per label; None: DEFAULT_BITS, or what a budget leaves for codes
+    bytes: int | None = None  # budget: bytes of the file; augmentation and image order are not counted
+    ratio: float | None = None  # budget: compression ratio against fp16 labels, 2 * labels * C / bytes
+    slots: int | None = None  # m, codes per label; with `variable_rate` the maximum
+    variable_rate: bool = False  # each label has its own number of codes; `bits` is the mean per label, without its code count
+    codebook_size: int | None = None  # k; one code takes log2 k bits
+    code_width: int | None = None  # d_c; if given, the latent is split into latent / code_width groups
     latent: int | None = None  # d_h: rank of the decoder's output map
-    weight_bits: int | None = None  # of a stored number of codebooks, decoder and prior
-    prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: where the dump has them and they help
-    image_width: int | None = None  # numbers that the prior keeps of an image
+    weight_bits: int | None = None  # per stored number of codebooks, decoder and prior
+    prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: if the dump has them and they lower the KL
+    image_width: int | None = None  # numbers per image that the prior stores
     hidden: int | None = None  # units of the prior's hidden layer
-    temperature: tuple[float, ...] | None = None  # the student's; KL is trained at each. None: as the layout says, else MIX
-    exact_classes: int | None = 0  # classes kept exactly, before the slots; None: as many as their bits pay for in KL
-    gain: float | None = None  # decoded labels' distance from their mean over calibrated ones'; None: unbiased
-    epochs: int | None = None  # passes over the labels that fit sees, in each part of the fit
+    temperature: tuple[float, ...] | None = (
+        None  # of the student; minimise KL at each; None: that of the layout's scripts, else MIX
+    )
+    exact_classes: int | None = 0  # largest classes per label that are kept exactly; None: as many as lower the KL for their bits
+    gain: float | None = None  # distance of decoded labels from their mean, relative to calibrated labels; None: unbiased labels
+    epochs: int | None = None  # passes over the sampled labels in each stage of the fit
     seed: int = 0
     device: str = "cpu"
 
@@ -99,44 +102,37 @@ class FitConfig(JsonConfig):
             value = getattr(self, name)
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
         budget = self.bytes is not None or self.ratio is not None
+        vqae = self.codec in (None, "vqae")
+        require(not budget or vqae, "codec", self.codec, "has no sizes that a budget could determine; use vqae")
+        require(not budget or self.code_width is None, "code_width", self.code_width, "must be given with bits, not with a budget")
+        residual = vqae and self.code_width is None
         require(
-            not budget or self.codec in (None, "vqae"), "codec", self.codec, "has no sizes that a budget could choose; vqae has"
+            self.slots != 0 or residual, "slots", 0, "must be 1..1024: only a vqae with residual slots can have 0 slots and a prior"
         )
-        require(
-            not budget or self.code_width is None, "code_width", self.code_width, "cuts code bits that you name: give no budget"
-        )
-        alone = self.codec in (None, "vqae") and self.code_width is None
-        require(self.slots != 0 or alone, "slots", 0, "must be 1..1024: only a vqae of residual slots can leave all to its prior")
         require(self.gain is None or 0.1 <= self.gain <= 10, "gain", self.gain, "must be 0.1..10 (1: calibrated labels)")
         if self.variable_rate:
-            _check_variable(self)
+            _check_variable_rate(self)
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             check_temperatures(self.temperature)
 
     @property
     def target_bits(self) -> int:
-        """Code bits per label where no budget is named."""
+        """Code bits per label, if there is no budget."""
         return DEFAULT_BITS if self.bits is None else self.bits
 
 
-def _check_variable(config: FitConfig) -> None:
-    """Raises UsageError where a label cannot have a number of slots of its own."""
-    only = "is for residual slots of a vqae, whose first codes are a label: leave out "
-    require(config.codec in (None, "vqae"), "variable_rate", True, f"{only}--codec {config.codec}, or --variable-rate")
-    require(config.code_width is None, "variable_rate", True, f"{only}--code-width {config.code_width}, or --variable-rate")
-    require(
-        config.exact_classes == 0,
-        "variable_rate",
-        True,
-        "must be left out beside --exact-classes: a label with a head has one rate",
-    )
-    require(
-        config.slots != 0 and config.bits != 0,
-        "variable_rate",
-        True,
-        "must be left out where there are 0 slots: a prior has one rate",
-    )
+def _check_variable_rate(config: FitConfig) -> None:
+    """Raises UsageError unless truncated codes are labels, which needs residual slots of a vqae."""
+
+    def allow(ok: bool, limit: str) -> None:
+        require(ok, "variable_rate", True, limit)
+
+    only = "needs a vqae with residual slots: leave out "
+    allow(config.codec in (None, "vqae"), f"{only}--codec {config.codec}, or --variable-rate")
+    allow(config.code_width is None, f"{only}--code-width {config.code_width}, or --variable-rate")
+    allow(config.exact_classes == 0, "must be left out with --exact-classes: labels with exact classes have a fixed rate")
+    allow(config.slots != 0 and config.bits != 0, "must be left out with 0 slots: there are no codes to truncate")
 
 
 _RANGES = (
@@ -153,5 +149,6 @@ def check_labels(classes: int, domain: str) -> None:
 
 
 def check_temperatures(values: tuple[float, ...]) -> None:
+    """Raises UsageError unless these are 1 to 16 numbers in 0.01..1000."""
     good = 1 <= len(values) <= 16 and all(math.isfinite(t) and 0.01 <= t <= 1000 for t in values)
     require(good, "temperature", list(values), "must be 1 to 16 numbers in 0.01..1000")

@@ -18,7 +18,7 @@ from torch import Tensor
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import scatter, topk
 from vqlabel.metrics.distortion import Distortion
 from vqlabel.report.baselines.entropy import Frequencies, bits_of_distinct

@@ -170,9 +170,9 @@ def test_pack_ends_with_what_its_labels_are_worth(dump: Path, tmp_path: Path) ->
 def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, dump: Path, tmp_path: Path) -> None:
     result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64), "--json")
     assert (result.exit_code, json.loads(result.stdout)["code_bits"]) == (0, bits)
-    large = f"{(tmp_path / 'a.vql').stat().st_size:,} bytes for labels that take 28,800 as they are: so few of them are best kept"
+    large = f"the file has {(tmp_path / 'a.vql').stat().st_size:,} bytes, the uncompressed labels 28,800: for so few labels use --codec raw"
     notes = {
-        "vqae": [f"{large} with --codec raw"],
+        "vqae": [large],
         "topk": ["--epochs 1 has no effect: --codec topk takes --slots and --bits", "the stored classes have only 7"],
         "raw": [f"--{option} has no effect: --codec raw stores labels as they are" for option in ("bits 64", "epochs 1")],
     }[codec]
@@ -215,9 +215,7 @@ def test_a_rate_that_a_codec_has_not_is_refused_with_those_that_it_has(tree: Pat
         assert (result.exit_code, result.stdout) == (2, "")
         assert f"bits is {bits}; it must be 3..12, the codec's 4 slots of 3 bits each" in result.stderr
     between = run("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--bits", 5)
-    assert between.stderr.startswith(
-        f"vqlabel: --bits 5: {codec_file} has codes of 3 bits, so 3 bits of codes are stored a label\n"
-    )
+    assert between.stderr.startswith(f"vqlabel: --bits 5: {codec_file} has codes of 3 bits, so each label stores 3 bits of codes\n")
     result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", "vqea")
     assert (result.exit_code, "or one to fit first: vqae, " in result.stderr) == (2, True)
 
@@ -402,7 +400,10 @@ def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
         ("domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
         ("--records '1:2:3': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "1:2:3")),
         ("--records 'x:': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "x:")),
-        ("records 0:1000 leave 0:360", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000")),
+        (
+            "records 0:1000 are out of range; the file has records 0:360",
+            ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000"),
+        ),
         ("dtype is 'f8'; it must be f16, bf16 or f32", ("unpack", vql, "-o", tmp_path / "a.npy", "--dtype", "f8")),
         ("nothing.vql: no such file", ("info", tmp_path / "nothing.vql")),
         ("nothing.vql: no such file", ("stats", tmp_path / "nothing.vql")),
@@ -606,4 +607,4 @@ def test_pack_says_what_its_user_would_miss_later(batches: list[Any], write_dump
     (tmp_path / "few.recipe.json").write_text("{")
     result = run("pack", few, "-o", tmp_path / "b.vql", "--codec", "raw")
     assert result.exit_code == 0, "the other price is no reason to fail"
-    assert "what seeded views would take is not known" in result.stderr
+    assert "the size of seeded views is unknown" in result.stderr

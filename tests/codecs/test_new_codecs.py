@@ -120,7 +120,9 @@ def test_a_codec_that_looks_at_the_view_trains_through_views(tmp_path: Path, mon
     want = batch.views.mean((1, 2, 3))[:, None] * torch.arange(CLASSES) + 0.5
     torch.testing.assert_close(batch.labels, want, atol=2e-3, rtol=0)
     assert bool(batch.labels.std(0).gt(0)[1:].all())
-    with pytest.raises(UsageError, match=r"its labels are decoded from the pixels of their views: open it with vqlabel\.VqlViews"):
+    with pytest.raises(
+        UsageError, match=r"its codec decodes labels from the pixels of their views: open it with vqlabel\.VqlViews"
+    ):
         vqlabel.open(tmp_path / "a.vql")[0]
     np.save(tmp_path / "dump.npy", want.numpy())
     with pytest.raises(UsageError, match=r"codec pixel needs the pixels of the views, which a dump does not have"):

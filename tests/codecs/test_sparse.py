@@ -22,7 +22,7 @@ from vqlabel.codecs.sparse.fit import DEFAULT_STEP
 from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Support
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import scatter, scatter_probs, topk
 from vqlabel.metrics.distortion import Distortion
 

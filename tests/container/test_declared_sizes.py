@@ -64,7 +64,7 @@ def one_bit_fields(f: Forgery) -> None:
 
 
 DECLARED = {
-    "a column of 128 fields": ("raw", wide_batch, "column 'batch' has 524288 rows of 128 fields; its of 3 belong"),
+    "a column of 128 fields": ("raw", wide_batch, "column 'batch' has 524288 rows of 128 fields; expected rows of 3 fields"),
     "sizes of 128 fields": ("raw", wide_sizes, "column 'image_size' has 524288 rows of 128 fields"),
     "sizes of 2^24 images": ("raw", many_sizes, "column 'image_size' has 16777216 rows; the format allows"),
     "2^22 batches": ("raw", many_batches, "column 'batch' has 4194304 rows; the format allows|column 'mix_lam'"),
@@ -111,7 +111,7 @@ def test_names_without_bytes_are_refused(tmp_path: Path) -> None:
         VqlFile(forgery.write(tmp_path / "a.vql"))
     short = b"\n" * 4096
     forgery.chunks("columns.names", [zstandard.compress(short)], [4096], [[8, 1]], "zstd")
-    with pytest.raises(BadContainer, match="4097 names of images in 64 bytes; a name takes a byte"):
+    with pytest.raises(BadContainer, match="4097 names of images in 64 bytes; the format requires a byte per name"):
         assert VqlFile(forgery.write(tmp_path / "a.vql")).columns.names
 
 

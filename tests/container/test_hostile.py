@@ -468,7 +468,7 @@ def test_a_code_beyond_the_codebook_is_refused_before_it_is_used_as_an_index(lea
     path = forge.write(target)
     verify(path)  # the container is intact: only the codec's configuration reveals it
     for read in (lambda file: file.codes(0, 10), lambda file: file.take_codes(np.array([7]))):
-        with pytest.raises(BadContainer, match=rf"code {code} leaves 0\.\.99"):
+        with pytest.raises(BadContainer, match=rf"code {code} is outside 0\.\.99"):
             read(VqlFile(path))
     assert len(VqlFile(path).codes(0, 7)) == 7
 
@@ -524,7 +524,7 @@ def test_batches_must_contain_all_records(small: Path, forge: Forge, target: Pat
     assert stream.coding.name == "fixed" and rows[:, 2].tolist() == [5, 5]
     rows[0, 2] += 1
     forge.chunk("columns.batch", pack_fixed(rows, stream.bits))
-    refused(forge.write(target), "its batches hold 11 records, the header says 10")
+    refused(forge.write(target), "its batches contain 11 records, the header declares 10")
 
 
 VALUES = [None, True, -1, 0, 1, 7, 1 << 31, 1 << 53, 1 << 64, 0.5, float("nan"), "", "x", "raw", "F32", [], [[]], [1], {}, {"x": 1}]

@@ -20,7 +20,7 @@ from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource, Place, Support
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import scatter, topk
 from vqlabel.views import Recipe
 from vqlabel.views.recipe import DrawnColumns

@@ -145,12 +145,12 @@ def test_probabilities_without_domain_probs_are_refused(
     [
         (
             [0.2, 0.2, 0.2, 0.2, 0.3],
-            "row 3: sums to 1.1 .*it is no distribution, unlike others of this dump; mend it, or leave it out",
+            "row 3: sums to 1.1 .*it is not a distribution, unlike other rows of this dump; correct it, or leave it out",
         ),
         ([-0.2, 0.4, 0.2, 0.2, 0.4], "values range from -0.2 to 0.4, so these are not probabilities; pass --domain logits"),
         (
             [0] * 5,
-            r"row 3: all zero, and 1 of the 6 rows here are: labels that were never written\? Label them again, or leave them out",
+            r"row 3: all zero \(1 of the 6 rows of this batch\): were these labels never written\? Label these images again, or leave them out",
         ),
     ],
 )
@@ -439,7 +439,7 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path, draw: Draw, sr
     write_sre2l(tmp_path, sre2l_items(draw(6, 5)))
     (tmp_path / "epoch_0" / "batch_1.tar").mkdir()
     (tmp_path / "epoch_0" / "batch_2.tar").symlink_to(tmp_path / "gone")
-    for at, why in ((1, "is a folder, not a file"), (2, r"No such file or directory; it was there when the dump was opened")):
+    for at, why in ((1, "is a folder, not a file"), (2, r"No such file or directory; it existed when the dump was opened")):
         with pytest.raises(BadLabels, match=rf"batch_{at}\.tar: {why}"):
             open_labels(tmp_path).read(at)
 
@@ -528,7 +528,7 @@ def test_batches_of_different_teachers_are_refused(tmp_path: Path, draw: Draw, s
     write_sre2l(tmp_path, sre2l_items(draw(6, 4)), batch=1)
     write_sre2l(tmp_path, sre2l_items(draw(6, 5).half()), batch=2)
     for at, message in (
-        (1, "4 classes; the dump began with 5: one dump has one teacher"),
+        (1, "4 classes; the first batch has 5: all labels of a dump have one teacher"),
         (2, "labels are F16, but those of the first batch are F32"),
     ):
         with pytest.raises(BadLabels, match=rf"batch_{at}\.tar: {message}"):

@@ -334,7 +334,7 @@ BAD_ITEMS: list[tuple[Items, str]] = [
     ([COORDS, FLIP, changed(PAIRS, (3, 0), 7)], "row 3: contains a class twice; the top k classes must be k different ones"),
     ([COORDS, FLIP, changed(PAIRS, (3, 1), 0.0)], r"row 3: its 5 probabilities leave 1 for \d+ other classes, none of which can have more than 0"),
     ([COORDS, FLIP, np.array([0, 1, 2, -3, 1, 0])], "row 3: class -3 with probability 1"),
-    ([COORDS, FLIP, changed(draw_probs(0), 3, 0.5)], r"row 3: sums to 6 with smallest value 0\.5, so it is no distribution"),
+    ([COORDS, FLIP, changed(draw_probs(0), 3, 0.5)], r"row 3: sums to 6 with smallest value 0\.5, so it is not a distribution"),
     ([COORDS, FLIP, changed(draw_probs(0), (3, 2), np.nan)], "row 3: class 2 is nan; labels must be finite"),
     ([COORDS, FLIP, changed(PAIRS, (3, 0, 4), 2048).astype("f2")], "contains class 2048 in fp16, which rounds classes from 2048 on"),
 ]  # fmt: skip
@@ -357,7 +357,7 @@ def test_files_of_different_forms_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BadLabels, match=rf"b\.tar: labels are {kind}, but ms-k5, float32, coords float32 in the first file"):
             open_labels(tmp_path)
     write_dump(tmp_path, {"n01/a": items_of(draw_probs(0), "full"), "n01/b": items_of(draw_probs(1, classes=9), "full")})
-    with pytest.raises(BadLabels, match=r"b\.tar: 9 classes; the dump began with 12"):
+    with pytest.raises(BadLabels, match=r"b\.tar: 9 classes; the first batch has 12"):
         list(open_labels(tmp_path))
 
 

@@ -16,8 +16,8 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelBatch, LabelSource, Place, Support, open_labels, writing
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.layouts.lpqld import LpqldSource, infer_places
-from vqlabel.labels.source import NOWHERE
 
 Make = Callable[..., list[Any]]
 Write = Callable[..., Path]

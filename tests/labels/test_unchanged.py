@@ -91,7 +91,7 @@ def test_a_file_that_is_deleted_is_refused(dump: Path) -> None:
     list(source)
     gone = sorted(labels_in(dump))[-1]
     gone.unlink()
-    with pytest.raises(BadLabels, match=f"{gone.name}: (No such file or directory; it was there when|changed while)"):
+    with pytest.raises(BadLabels, match=f"{gone.name}: (No such file or directory; it existed when|changed while)"):
         source.check_unchanged()
 
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.metrics.distortion import (
     Distortion,
     as_logits,

@@ -382,6 +382,6 @@ def test_a_full_disk_under_torch_save_is_reported_and_does_not_end_a_fit(tmp_pat
     wanted = "cannot be written (File too large); nothing was left behind"
     assert ast.literal_eval(found) == (
         [f"{tmp_path / name}: {wanted}" for name in ("tree", "flat", "b.pt")],
-        [f"{tmp_path / 'c.codec.state'}: {wanted}; the fit goes on, and cannot be resumed from here"],
+        [f"{tmp_path / 'c.codec.state'}: {wanted}; the fit continues, and cannot be resumed from here"],
         ["a.npy", "image.npy"],
     )

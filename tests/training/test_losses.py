@@ -16,7 +16,7 @@ import vqlabel
 from vqlabel.codecs.topk.codec import TopkCodec
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import UsageError
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.training.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
 from vqlabel.vql.decode import decode_steps
 

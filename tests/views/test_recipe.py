@@ -18,7 +18,8 @@ from vqlabel.labels import Context, LabelBatch, Place
 from vqlabel.philox import bits
 from vqlabel.views import DrawnColumns, Recipe, recipe
 from vqlabel.views.crops import to_pixels
-from vqlabel.vql.columns import ColumnReader, ColumnWriter
+from vqlabel.vql.column_writer import ColumnWriter
+from vqlabel.vql.columns import ColumnReader
 
 Draw = Callable[..., dict[str, Any]]
 SIZES = np.array([[375, 500], [500, 333], [224, 224], [64, 1000], [1, 1]])

@@ -14,7 +14,8 @@ from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels
 from vqlabel.labels import LabelBatch, Place
 from vqlabel.labels.schema import MAX_IMAGES
-from vqlabel.vql.columns import ColumnReader, ColumnWriter
+from vqlabel.vql.column_writer import ColumnWriter
+from vqlabel.vql.columns import ColumnReader
 
 FIELDS = ("image", "crop", "flip", "mix_index", "mix_box")
 CROP = "columns.crop"
@@ -26,20 +27,20 @@ def store(path: Path, batches: Sequence[LabelBatch], order: str = "explicit") ->
         columns = ColumnWriter(path, order)
         for batch in batches:
             columns.add(batch)
-        says = columns.write(writer)
+        header = columns.write(writer)
         writer.finish({})
-    return ContainerReader(path / "a.vql"), says
+    return ContainerReader(path / "a.vql"), header
 
 
 def load(
     path: Path, batches: Sequence[LabelBatch], order: str = "explicit"
 ) -> tuple[ColumnReader, ContainerReader, dict[str, str]]:
-    reader, says = store(path, batches, order)
-    return ColumnReader(reader, says, sum(map(len, batches))), reader, says
+    reader, header = store(path, batches, order)
+    return ColumnReader(reader, header, sum(map(len, batches))), reader, header
 
 
 def bits(value: Any) -> Any:
-    """Type, shape and bytes; of a float its eight bytes, so that minus zero and NaN count."""
+    """Type, shape and bytes of an array, or the eight bytes of a float, so that -0 and NaN are compared, too."""
     if isinstance(value, np.ndarray):
         return value.dtype, value.shape, value.tobytes()
     return struct.pack("<d", value) if isinstance(value, float) else value
@@ -54,7 +55,7 @@ def assert_same(columns: ColumnReader, batches: Sequence[LabelBatch]) -> None:
 
 
 def draw_crop(rng: np.random.Generator, sizes: Sizes, image: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Whole pixels as shares, as RandomResizedCrop's i/H, j/W, h/H, w/W come: float64 cut to float32."""
+    """Integer pixels as shares i/H, j/W, h/H, w/W, computed as RandomResizedCrop does: in float64, then rounded to float32."""
     side = sizes[image]
     extent = rng.integers(1, side + 1)
     start = rng.integers(0, side - extent + 1)
@@ -62,7 +63,7 @@ def draw_crop(rng: np.random.Generator, sizes: Sizes, image: NDArray[np.int64]) 
 
 
 def draw_batches(seed: int, sizes: Sizes, lengths: Sequence[Sequence[int]]) -> Iterator[LabelBatch]:
-    """Batches of these lengths, by epoch; every column."""
+    """Random batches with every column; `lengths`: records of each batch of each epoch."""
     rng = np.random.default_rng(seed)
     for epoch, several in enumerate(lengths):
         for number, n in enumerate(several):
@@ -83,11 +84,11 @@ LENGTHS = [[16, 16, 5], [1, 30, 6], [37]]
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_every_column_comes_back_bit_for_bit(seed: int, tmp_path: Path) -> None:
+def test_every_column_is_read_back_bit_for_bit(seed: int, tmp_path: Path) -> None:
     sizes = np.random.default_rng(seed).integers(1, 2001, (12, 2))
     batches = list(draw_batches(seed, sizes, LENGTHS))
-    columns, _, says = load(tmp_path, batches)
-    assert says == {"order": "explicit", "crop": "integers"} and columns.starts.tolist() == [0, 16, 32, 37, 38, 68, 74, 111]
+    columns, _, header = load(tmp_path, batches)
+    assert header == {"order": "explicit", "crop": "integers"} and columns.starts.tolist() == [0, 16, 32, 37, 38, 68, 74, 111]
     assert_same(columns, batches)
 
 
@@ -96,8 +97,8 @@ def test_crops_of_any_image_up_to_2000_pixels_are_integers(seed: int, tmp_path: 
     rng = np.random.default_rng(seed)
     sizes = np.concatenate([rng.integers(1, 2001, (396, 2)), [(2000, 1999), (1999, 1997), (1, 2000), (2, 1)]])
     batches = list(draw_batches(seed, sizes, [[500] * 8]))
-    columns, reader, says = load(tmp_path, batches)
-    assert says["crop"] == "integers" and all(width <= 11 for width in reader.streams[CROP].bits)
+    columns, reader, header = load(tmp_path, batches)
+    assert header["crop"] == "integers" and all(width <= 11 for width in reader.streams[CROP].bits)
     assert_same(columns, batches)
 
 
@@ -106,53 +107,53 @@ def test_a_share_divided_in_single_precision_is_the_same_share(tmp_path: Path) -
     first = np.random.default_rng(0).integers(0, side + 1)
     crop = np.stack([first.astype(np.float32) / side.astype(np.float32)] * 4, 1)
     batch = LabelBatch(labels=np.zeros((2000, 2)), place=Place(0, 0), image=side - 1, crop=crop)
-    columns, _, says = load(tmp_path, [batch])
-    assert says["crop"] == "integers"
+    columns, _, header = load(tmp_path, [batch])
+    assert header["crop"] == "integers"
     assert_same(columns, [batch])
 
 
 def test_views_of_images_of_224_pixels_take_at_most_40_bits(tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.full((50, 2), 224), [[100] * 10]))
-    columns, reader, says = load(tmp_path, batches)
-    assert says["crop"] == "integers" and sum(reader.streams[CROP].bits) <= 40
+    columns, reader, header = load(tmp_path, batches)
+    assert header["crop"] == "integers" and sum(reader.streams[CROP].bits) <= 40
     assert reader.stored(CROP) * 8 <= 40 * 1000
-    assert reader.rows("columns.image_size").tolist() == [[224, 224]]  # one row serves all
+    assert reader.rows("columns.image_size").tolist() == [[224, 224]]  # one row for all images
     assert_same(columns, batches)
 
 
-def test_without_an_order_one_size_serves_all_images(tmp_path: Path) -> None:
+def test_without_an_order_one_size_holds_for_all_images(tmp_path: Path) -> None:
     batches = [replace(batch, image=None) for batch in draw_batches(0, np.tile([[375, 500]], (9, 1)), [[400] * 3])]
-    columns, reader, says = load(tmp_path, batches, "none")
-    assert says == {"order": "none", "crop": "integers"} and reader.rows("columns.image_size").tolist() == [[375, 500]]
+    columns, reader, header = load(tmp_path, batches, "none")
+    assert header == {"order": "none", "crop": "integers"} and reader.rows("columns.image_size").tolist() == [[375, 500]]
     assert_same(columns, batches)
     assert columns.image(np.arange(3)) is None and not columns.has("image")
 
 
-def test_without_an_order_sizes_of_no_small_multiple_stay_floats(tmp_path: Path) -> None:
+def test_without_an_order_sizes_without_a_small_common_multiple_stay_floats(tmp_path: Path) -> None:
     sizes = np.random.default_rng(0).integers(300, 2001, (40, 2))
     batches = [replace(batch, image=None) for batch in draw_batches(0, sizes, [[100] * 3])]
-    columns, reader, says = load(tmp_path, batches, "none")
-    assert says["crop"] == "float32" and "columns.image_size" not in reader.streams
+    columns, reader, header = load(tmp_path, batches, "none")
+    assert header["crop"] == "float32" and "columns.image_size" not in reader.streams
     assert_same(columns, batches)
 
 
 @pytest.mark.parametrize("share", [np.e / 3, 1e-6, 1.25, -0.25, -0.0, np.nan, -np.inf, np.nextafter(np.float32(1), np.float32(0))])
 @pytest.mark.parametrize("column", range(4))
-def test_one_crop_that_is_no_fraction_makes_them_floats(column: int, share: float, tmp_path: Path) -> None:
+def test_one_crop_that_is_not_a_fraction_makes_all_crops_floats(column: int, share: float, tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.full((5, 2), 96), [[20, 20, 20]]))
     crop = batches[1].crop
     assert crop is not None
     crop[7, column] = share
-    columns, reader, says = load(tmp_path, batches)
-    assert says["crop"] == "float32" and "columns.image_size" not in reader.streams
+    columns, reader, header = load(tmp_path, batches)
+    assert header["crop"] == "float32" and "columns.image_size" not in reader.streams
     assert_same(columns, batches)
 
 
-def test_random_floats_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_random_floats_are_read_back_bit_for_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     batches = [replace(b, crop=rng.random((len(b), 4), np.float32)) for b in draw_batches(0, np.full((5, 2), 96), LENGTHS)]
-    columns, _, says = load(tmp_path, batches)
-    assert says["crop"] == "float32"
+    columns, _, header = load(tmp_path, batches)
+    assert header["crop"] == "float32"
     assert_same(columns, batches)
 
 
@@ -177,8 +178,8 @@ def test_row_i_of_every_epoch_is_image_i_and_takes_no_bits(tmp_path: Path) -> No
         for epoch, lengths in enumerate(([7, 3], [4], [7, 7, 7]))
         for number, (n, start) in enumerate(zip(lengths, np.cumsum([0, *lengths[:-1]]), strict=True))
     ]
-    columns, reader, says = load(tmp_path, batches, "rows")
-    assert says == {"order": "rows"} and set(reader.streams) == {"columns.batch"} and columns.has("image")
+    columns, reader, header = load(tmp_path, batches, "rows")
+    assert header == {"order": "rows"} and set(reader.streams) == {"columns.batch"} and columns.has("image")
     assert_same(columns, batches)
 
 
@@ -193,22 +194,24 @@ def test_any_records_have_the_context_of_their_batches(tmp_path: Path) -> None:
     assert columns.batch_of(record).tolist() == np.repeat(np.arange(7), [len(b) for b in batches])[record].tolist()
 
 
-def test_crops_and_images_stay_together_over_many_records(tmp_path: Path) -> None:
+def test_crops_keep_their_images_over_many_records(tmp_path: Path) -> None:
     sizes = np.random.default_rng(0).integers(1, 2001, (300, 2))
-    batches = list(draw_batches(0, sizes, [[5000] * 14]))  # more than are held at a time
-    columns, _, says = load(tmp_path, batches)
-    assert says["crop"] == "integers"
+    batches = list(draw_batches(0, sizes, [[5000] * 14]))  # more than the writer has in memory at a time
+    columns, _, header = load(tmp_path, batches)
+    assert header["crop"] == "integers"
     assert_same(columns, batches)
 
 
 @pytest.mark.parametrize("name", ["crop", "flip", "mix_index", "mix_lam", "mix_box"])
-def test_recipes_do_not_mix(name: str, tmp_path: Path) -> None:
+def test_a_batch_with_other_columns_than_the_first_is_refused(name: str, tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.full((5, 2), 96), [[4, 4, 4]]))
     for have, more in (
         ("lacks", [batches[0], replace(batches[1], **{name: None})]),
         ("has", [replace(batches[0], **{name: None}), batches[1]]),
     ):
-        with pytest.raises(BadLabels, match=rf"epoch 0, batch 1 {have} {name}, unlike the first batch: mix no recipes"):
+        with pytest.raises(
+            BadLabels, match=rf"epoch 0, batch 1 {have} {name}, unlike the first batch: a dump must have one augmentation recipe"
+        ):
             store(tmp_path, more)
 
 
@@ -218,10 +221,10 @@ def test_an_image_beyond_the_limit_is_refused(tmp_path: Path) -> None:
         store(tmp_path, [batch])
 
 
-def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
-    reader, says = store(tmp_path, list(draw_batches(0, np.full((5, 2), 96), LENGTHS)))
-    with pytest.raises(BadContainer, match="column 'image' has 111 rows of 1 fields; 112 of 1 belong"):
-        ColumnReader(reader, says, 112)
+def test_columns_of_wrong_length_are_refused(tmp_path: Path) -> None:
+    reader, header = store(tmp_path, list(draw_batches(0, np.full((5, 2), 96), LENGTHS)))
+    with pytest.raises(BadContainer, match="column 'image' has 111 rows of 1 fields; expected 112 rows of 1 fields"):
+        ColumnReader(reader, header, 112)
     for forged in ({}, {"order": "random"}, {"order": "none", "crop": "halves"}):
         with pytest.raises(BadContainer, match=r"vql\.columns is .*; damaged or from a newer version"):
             ColumnReader(reader, forged, 111)
@@ -230,16 +233,16 @@ def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
 def test_a_slot_outside_its_batch_is_refused(tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.full((5, 2), 96), [[4, 6]]))
     columns, _, _ = load(tmp_path, [replace(batches[0], mix_index=np.array([0, 1, 2, 4])), batches[1]])
-    with pytest.raises(BadContainer, match="mix_index 4 in batch 0 leaves its 4 slots"):
+    with pytest.raises(BadContainer, match="mix_index 4 in batch 0 is outside its 4 records"):
         columns.batch(0, batches[0].labels)
-    with pytest.raises(BadContainer, match="a mix_index leaves its batch"):
+    with pytest.raises(BadContainer, match="a mix_index is outside its batch"):
         columns.context(np.arange(4))
     assert len(columns.batch(1, batches[1].labels)) == 6
 
 
 def test_an_image_without_a_size_is_refused(tmp_path: Path) -> None:
     batches = list(draw_batches(0, np.array([[97, 89], [83, 79], [73, 71]]), [[40]]))
-    reader, says = store(tmp_path, batches)
+    reader, header = store(tmp_path, batches)
     assert reader.streams["columns.image_size"].rows == 3
     with ContainerWriter(tmp_path / "b.vql") as writer:
         for name, stream in reader.streams.items():
@@ -249,4 +252,4 @@ def test_an_image_without_a_size_is_refused(tmp_path: Path) -> None:
             writer.end()
         writer.finish({})
     with pytest.raises(BadContainer, match="an image has no size; damaged or forged"):
-        ColumnReader(ContainerReader(tmp_path / "b.vql"), says, 40).crop(np.arange(40))
+        ColumnReader(ContainerReader(tmp_path / "b.vql"), header, 40).crop(np.arange(40))

@@ -1,4 +1,4 @@
-"""Dumps from one layout to another and back: the same records, or a refusal that says what would be lost."""
+"""Dumps from one layout to another and back: the same records, or an error that names what would be lost."""
 
 import shutil
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import torch
 import vqlabel
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import LAYOUTS, LabelBatch, open_labels
+from vqlabel.labels.batch import Support
 from vqlabel.labels.layouts.tree import simulated_orders
 from vqlabel.labels.pruning import Pruned
-from vqlabel.labels.source import Support
 from vqlabel.workflows.convert import convert, open_any
 
 WriteDump = Callable[..., Path]
@@ -25,7 +25,7 @@ IMAGES, BATCH = 60, 16  # of the batches
 
 
 def as_records(path: Path) -> list[dict[str, Any]]:
-    """What every batch of a dump says, places apart: LPQLD has none of its own."""
+    """The fields of every batch of a dump but its place, which LPQLD does not record."""
     return [{name: getattr(batch, name) for name in COLUMNS} for batch in open_any(path)]
 
 
@@ -40,12 +40,12 @@ def same(one: Path, other: Path) -> None:
 
 
 def halved(batches: list[LabelBatch]) -> list[LabelBatch]:
-    """Crops that fp16 holds, as LPQLD stores them."""
+    """The batches with crops rounded to float16, as LPQLD stores them."""
     return [replace(batch, crop=batch.crop.astype(np.float16).astype(np.float32)) for batch in batches if batch.crop is not None]
 
 
 def shuffled(batches: list[LabelBatch], draws: int, seed: int = 42) -> list[LabelBatch]:
-    """Of the images that SRe2L's script shows, with so many permutations an epoch."""
+    """The order in which SRe2L's script shows the images, if an epoch draws this number of permutations."""
     orders = list(simulated_orders(IMAGES, 6, draws, seed))
     split = {epoch: np.split(order, range(BATCH, IMAGES, BATCH)) for epoch, order in enumerate(orders)}
     return [replace(batch, image=split[batch.place.epoch][batch.place.batch]) for batch in batches]
@@ -53,26 +53,26 @@ def shuffled(batches: list[LabelBatch], draws: int, seed: int = 42) -> list[Labe
 
 @pytest.mark.parametrize("first", OF_LOGITS)
 @pytest.mark.parametrize("second", [*OF_LOGITS, "edc"])
-def test_layouts_that_hold_the_same_things_lead_back_to_the_same_dump(
+def test_layouts_with_the_same_columns_convert_back_to_the_same_dump(
     first: str, second: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     start = write_dump(tmp_path / "start", halved(batches), first)
     convert(start, tmp_path / "there", layout=second)
     convert(tmp_path / "there", tmp_path / "back", layout=first)
-    if second == "edc":  # which says an order of patches where there was none
-        said = open_labels(tmp_path / "there").read(0).patches
-        assert said is not None and np.array_equal(said, np.broadcast_to(np.arange(said.shape[2]), said.shape))
+    if second == "edc":  # its writer stores an order of patches, which leaves all in place
+        patches = open_labels(tmp_path / "there").read(0).patches
+        assert patches is not None and np.array_equal(patches, np.broadcast_to(np.arange(patches.shape[2]), patches.shape))
     else:
         same(start, tmp_path / "there")
     same(start, tmp_path / "back")
 
 
 @pytest.mark.parametrize("layout", ["lpld", "gvbsm"])
-def test_the_k_largest_logits_pass_through_layouts_of_whole_labels(
+def test_top_k_logits_pass_through_layouts_of_dense_labels(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    whole = write_dump(tmp_path / "whole", halved(batches))
-    convert(whole, tmp_path / "start", layout="lpqld:3")
+    dense = write_dump(tmp_path / "dense", halved(batches))
+    convert(dense, tmp_path / "start", layout="lpqld:3")
     assert open_labels(tmp_path / "start").support == Support(k=3, rest="zero")
     convert(tmp_path / "start", tmp_path / "there", layout=layout)
     convert(tmp_path / "there", tmp_path / "back", layout="lpqld:3")
@@ -82,7 +82,7 @@ def test_the_k_largest_logits_pass_through_layouts_of_whole_labels(
 
 
 @pytest.mark.parametrize("layout", ["sre2l", "lpld", "lpqld", "lpqld:3", "gvbsm", "edc"])
-def test_a_vql_converts_as_the_dump_it_was_packed_from(
+def test_a_vql_converts_like_the_dump_it_was_packed_from(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     start = write_dump(tmp_path / "start", halved(shuffled(batches, 2)))
@@ -96,11 +96,11 @@ def test_a_vql_converts_as_the_dump_it_was_packed_from(
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.safetensors"])
-def test_a_dump_becomes_an_array_of_its_labels(name: str, tree: Path, tmp_path: Path) -> None:
-    found = convert(tree, tmp_path / name)
+def test_a_dump_converts_to_an_array_of_its_labels(name: str, tree: Path, tmp_path: Path) -> None:
+    result = convert(tree, tmp_path / name)
     labels = np.concatenate([batch.labels for batch in open_labels(tree)])
     assert np.array_equal(np.concatenate([batch.labels for batch in open_labels(tmp_path / name)]), labels)
-    assert found == {"path": str(tmp_path / name), "layout": f"arrays:{name[2:]}", "records": 360, "classes": 40, "dtype": "f16"}
+    assert result == {"path": str(tmp_path / name), "layout": f"arrays:{name[2:]}", "records": 360, "classes": 40, "dtype": "f16"}
 
 
 def test_every_layout_can_be_written() -> None:
@@ -122,21 +122,25 @@ def change(batches: list[LabelBatch], **values: Any) -> list[LabelBatch]:
         ("pixie", "layout is 'pixie'; it must be one of"),
     ],
 )
-def test_what_a_layout_cannot_hold_is_refused_and_nothing_is_left(layout: str, message: str, tree: Path, tmp_path: Path) -> None:
+def test_a_dump_that_a_layout_cannot_represent_is_refused_and_nothing_is_written(
+    layout: str, message: str, tree: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=message):
         convert(tree, tmp_path / "out", layout=layout)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("layout", ["sre2l", "lpld", "lpqld", "gvbsm", "edc"])
-def test_probabilities_do_not_become_logits(layout: str, batches: list[LabelBatch], probs: Any, tmp_path: Path) -> None:
+def test_probabilities_are_not_written_as_logits(layout: str, batches: list[LabelBatch], probs: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     source = open_labels(tmp_path / "probs.npy", domain="probs")
     with pytest.raises(UsageError, match=f"{layout} stores logits, but these labels are probabilities"):
         convert(source, tmp_path / "out", layout=layout)
 
 
-def test_an_unknown_order_is_not_invented(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
+def test_a_dump_of_unknown_order_is_not_written_in_a_layout_that_needs_one(
+    batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
+) -> None:
     start = write_dump(tmp_path / "start", batches, "sre2l", order="none")
     for layout in ("lpld", "lpqld", "gvbsm", "edc"):
         with pytest.raises(UsageError, match=r"image index"):
@@ -151,7 +155,7 @@ def test_columns_that_a_layout_lacks_are_not_dropped(batches: list[LabelBatch], 
             convert(start, tmp_path / "out", layout=layout)
 
 
-def test_a_folder_with_other_things_in_it_is_not_replaced(tree: Path, tmp_path: Path) -> None:
+def test_a_folder_with_unrelated_files_is_not_replaced(tree: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(TargetExists, match="is a folder that contains more than a dump"):
@@ -163,18 +167,18 @@ def test_a_folder_with_other_things_in_it_is_not_replaced(tree: Path, tmp_path: 
 def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
     from_vql: bool, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    """Its reader shuffles by itself, and says nothing where labels come in another order."""
+    """Its script shuffles images by itself, and raises no error if the labels have another order."""
 
     def written(batches: list[LabelBatch], name: str) -> list[str]:
         start = write_dump(tmp_path / f"start {name}", batches)
         if from_vql:
             codec, _ = vqlabel.fit(start, vqlabel.FitConfig(codec="raw"))
             vqlabel.pack(start, tmp_path / f"{name}.vql", codec=codec)
-            found = vqlabel.unpack(tmp_path / f"{name}.vql", tmp_path / name, layout="sre2l")
+            result = vqlabel.unpack(tmp_path / f"{name}.vql", tmp_path / name, layout="sre2l")
         else:
-            found = convert(start, tmp_path / name, layout="sre2l")
+            result = convert(start, tmp_path / name, layout="sre2l")
         assert sorted(p.name for p in (tmp_path / name).iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]
-        return found.get("notes", [])  # type: ignore[no-any-return]
+        return result.get("notes", [])  # type: ignore[no-any-return]
 
     other_from_epoch_1 = [batch if batch.place.epoch else new for batch, new in zip(batches, shuffled(batches, 2), strict=True)]
     for wrong in (batches, shuffled(batches, 2, seed=43), other_from_epoch_1):
@@ -190,7 +194,7 @@ def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
     assert "the order of PyTorch before 1.11, which draws one permutation per epoch; newer versions draw 2" in note
 
 
-def test_labels_whose_images_nobody_knows_become_sre2ls_tree_only_where_they_were_one(
+def test_labels_of_unknown_images_become_an_sre2l_tree_only_if_they_came_from_one(
     logits: Any, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     start = write_dump(tmp_path / "start", batches, "sre2l", order="none")
@@ -203,7 +207,7 @@ def test_labels_whose_images_nobody_knows_become_sre2ls_tree_only_where_they_wer
         convert(tmp_path / "a.npy", tmp_path / "b", layout="sre2l")
 
 
-def test_a_tree_that_lplds_script_reads_in_some_settings_only_says_so(
+def test_a_tree_that_lplds_script_reads_in_some_settings_only_gives_a_note(
     batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
     (note,) = convert(write_dump(tmp_path / "start", batches), tmp_path / "there", layout="lpld")["notes"]
@@ -215,7 +219,7 @@ def test_a_tree_that_lplds_script_reads_in_some_settings_only_says_so(
 def test_epochs_that_a_script_would_count_wrongly_are_not_written(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    """LPLD's takes batch i for batch i % B of epoch i // B; G-VBSM's and EDC's ask every epoch for a row for each image."""
+    """LPLD's script takes batch i for batch i % B of epoch i // B; those of G-VBSM and EDC need a row per image in every epoch."""
     first_short = [batch for batch in batches if batch.place != (0, 3)]
     last_short = [batch for batch in batches if batch.place != (5, 3)]
     with pytest.raises(UsageError, match=rf"{layout} .*, but these (epochs )?have .*: write lpqld"):
@@ -230,10 +234,10 @@ def test_epochs_that_a_script_would_count_wrongly_are_not_written(
 
 
 @pytest.mark.parametrize("layout", ["sre2l", "lpld", "gvbsm", "edc"])
-def test_batches_that_a_script_would_cut_elsewhere_are_not_written(
+def test_batches_that_a_script_would_split_differently_are_not_written(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    """A reader that is told a batch size finds its batches by multiples of it."""
+    """A script with a fixed batch size computes the first record of a batch as a multiple of it."""
     cut = [replace(batches[0].rows(np.arange(9)), partner_image=None, partner_crop=None, partner_flip=None), *batches[1:]]
     with pytest.raises(
         UsageError, match=rf"{layout} finds row i of an epoch in batch i // 9, but batch 1 of epoch 0 has 16 records after 9"
@@ -243,22 +247,22 @@ def test_batches_that_a_script_would_cut_elsewhere_are_not_written(
 
 @pytest.mark.parametrize("layout", ["sre2l", "lpld"])
 @pytest.mark.parametrize(("by", "what"), [("batch", r"batch \d of epoch \d is missing"), ("epoch", "epoch 2 is missing")])
-def test_a_tree_with_holes_is_not_written(
+def test_a_tree_with_missing_batches_is_not_written(
     layout: str, by: str, what: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    """Their readers count batches and epochs, and fail on them after hours."""
+    """The scripts count batches and epochs, and would fail at a missing one after hours."""
     pruned = Pruned(open_labels(write_dump(tmp_path / "start", shuffled(batches, 2), "lpld")), 0.5, by, seed=2)
     with pytest.raises(UsageError, match=rf"{layout} .*, but {what}: write lpqld"):
         convert(pruned, tmp_path / "there", layout=layout)
     convert(pruned, tmp_path / "there", layout="lpqld")
 
 
-def test_a_place_that_comes_twice_loses_no_label(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
+def test_a_duplicate_place_is_refused(batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="batch is 0; it occurs twice in epoch 0"):
         write_dump(tmp_path / "start", [batches[0], batches[0]], "sre2l")
 
 
 @pytest.mark.parametrize(("name", "layout"), [("a.npy", "arrays:safetensors"), ("a.txt", "arrays:npy")])
-def test_an_array_is_not_written_under_another_ending(name: str, layout: str, tree: Path, tmp_path: Path) -> None:
+def test_an_array_is_not_written_with_another_suffix(name: str, layout: str, tree: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a target that ends in"):
         convert(tree, tmp_path / name, layout=layout)

@@ -1,4 +1,4 @@
-"""Fitting: what is held out, what is reported, and that an interruption changes no byte."""
+"""`fit`: the held-out split, the report, and that an interrupted and resumed fit gives the same bytes."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 class Memory(LabelSource):
-    """Batches that a test made."""
+    """A dump of given batches."""
 
     layout, order, domain, dtype = "memory", "none", "logits", "F16"
 
@@ -38,12 +38,12 @@ class Memory(LabelSource):
         self.path, self._batches, self.classes = Path("memory"), batches, batches[0].labels.shape[1]
         self.places = [batch.place for batch in batches]
 
-    def _load(self, at: int) -> tuple[LabelBatch, str]:
-        return self._batches[at], f"batch {at}"
+    def _load(self, index: int) -> tuple[LabelBatch, str]:
+        return self._batches[index], f"batch {index}"
 
 
 def numbered(sizes: list[int], epochs: int = 1) -> Memory:
-    """Batches of labels that tell their record: class 0 has its number, class 1 its opposite."""
+    """Batches whose labels identify their record: class 0 is its number, class 1 the negative of it."""
     batches, record = [], 0
     for epoch in range(epochs):
         for number, size in enumerate(sizes):
@@ -72,7 +72,7 @@ def test_an_eighth_of_the_epochs_is_held_out(epochs: int, held: int) -> None:
 @pytest.mark.parametrize(
     ("sizes", "held"), [([100], 10), ([99], 9), ([2], 1), ([19], 1), ([4] * 15, 6), ([50, 3, 3, 4], 6), ([1, 1, 1], 1)]
 )
-def test_the_last_tenth_of_the_records_is_held_out_where_there_is_one_epoch(sizes: list[int], held: int) -> None:
+def test_the_last_tenth_of_the_records_of_a_single_epoch_is_held_out(sizes: list[int], held: int) -> None:
     sample, words = read_sample(numbered(sizes))
     total = sum(sizes)
     assert sample.seen[:, 0].tolist() == list(range(total - held))
@@ -104,7 +104,7 @@ def test_a_large_dump_is_sampled_over_all_its_epochs(monkeypatch: pytest.MonkeyP
     assert float(seen.max()) < 28 <= float((sample.held[:, 0] // 20).min())
 
 
-def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: Path, logits: NDArray[np.float16]) -> None:
+def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logits: NDArray[np.float16]) -> None:
     codec, report = fit(dump, QUICK)
     assert json.loads(json.dumps(report)).keys() == {
         "codec",
@@ -141,12 +141,12 @@ def test_the_report_says_what_was_measured_on_seen_and_on_held_out_labels(dump: 
     assert all(4 < p <= 8 for p in report["perplexity"])
 
 
-def test_the_report_travels_in_the_codec_file(dump: Path, tmp_path: Path) -> None:
+def test_the_report_is_stored_in_the_codec_file(dump: Path, tmp_path: Path) -> None:
     _, report = fit(dump, QUICK, out=tmp_path / "a.codec")
     assert vqlabel.load_codec(tmp_path / "a.codec")[1] == json.loads(json.dumps(report))
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_others(dump: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(dump: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(dump, dataclasses.replace(QUICK, seed=seed), out=tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -230,7 +230,7 @@ def test_an_interruption_while_the_state_is_written_leaves_the_state_before(
     assert out.read_bytes() == uninterrupted
 
 
-def test_there_must_be_something_to_resume(dump: Path, tmp_path: Path) -> None:
+def test_resuming_without_a_state_is_refused(dump: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"--resume: there is no .*a\.codec\.state, so nothing was interrupted; run without --resume"
     ):
@@ -239,7 +239,7 @@ def test_there_must_be_something_to_resume(dump: Path, tmp_path: Path) -> None:
         fit(dump, QUICK, resume=True)
 
 
-def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
+def test_a_state_of_another_configuration_or_dump_is_refused_and_kept(
     dump: Path, tmp_path: Path, logits: NDArray[np.float16]
 ) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
@@ -252,7 +252,7 @@ def test_a_state_of_another_request_or_another_dump_is_refused_and_kept(
             fit(source, config, out=out, resume=True)
     assert state.read_bytes() == before
     state.write_bytes(before[: len(before) // 2])
-    with pytest.raises(UsageError, match=r"no readable state of a fit .*; delete it and run without --resume"):
+    with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
         fit(dump, QUICK, out=out, resume=True)
 
 
@@ -264,9 +264,7 @@ def test_a_new_fit_replaces_an_old_state_and_nothing_else_of_that_name(dump: Pat
     assert out.read_bytes() == uninterrupted
     assert not state.exists()
     state.write_bytes(b"of somebody else")
-    with pytest.raises(
-        TargetExists, match=r"a\.codec\.state: is no state that this vqlabel's fit left.*; delete it, or name another"
-    ):
+    with pytest.raises(TargetExists, match=r"a\.codec\.state: is not the state of a fit.*; delete it, or choose another"):
         fit(dump, QUICK, out=out, overwrite=True)
     assert state.read_bytes() == b"of somebody else"
 
@@ -285,9 +283,9 @@ def test_a_damaged_state_is_refused(lost: str, dump: Path, tmp_path: Path) -> No
         for name in saved["fit"]:
             torch.save({**saved, "fit": {key: value for key, value in saved["fit"].items() if key != name}}, kept := io.BytesIO())
             damaged.append(bytearray(kept.getvalue()))
-    for one in damaged:
-        state.write_bytes(one)
-        with pytest.raises(UsageError, match=r"no readable state of a fit .*; delete it and run without --resume"):
+    for content in damaged:
+        state.write_bytes(content)
+        with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
             fit(dump, QUICK, out=out, resume=True)
 
 
@@ -301,7 +299,7 @@ def test_a_state_that_is_a_link_is_not_written_through(dump: Path, tmp_path: Pat
     assert elsewhere.read_bytes() == before
 
 
-def test_an_existing_codec_is_kept_unless_overwriting_was_asked_for(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
+def test_an_existing_codec_is_kept_without_overwrite(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
     out = tmp_path / "a.codec"
     out.write_bytes(b"precious")
     with pytest.raises(TargetExists, match=r"a\.codec exists; pass --overwrite"):
@@ -345,7 +343,7 @@ def test_a_dump_of_a_few_labels_is_fitted(
         assert torch.equal(again.decode(again.encode(raw)), codec.decode(codec.encode(raw)))
 
 
-def test_a_dump_of_one_label_cannot_be_fitted_and_raw_fits_nothing(logits: NDArray[np.float16], tmp_path: Path) -> None:
+def test_a_dump_of_one_label_is_refused_except_for_the_raw_codec(logits: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", logits[0, :1])
     assert fit(tmp_path / "one.npy", FitConfig(codec="raw"))[1]["held"]["kl_T1"] == 0
     for codec in ("vqae", "topk"):
@@ -354,8 +352,8 @@ def test_a_dump_of_one_label_cannot_be_fitted_and_raw_fits_nothing(logits: NDArr
 
 
 @pytest.mark.parametrize("steps", range(1, 24))
-def test_any_number_of_training_steps_can_be_taken(steps: int) -> None:
-    """torch's one-cycle schedule divides 0 by 0 where its warm-up is one step."""
+def test_the_schedule_allows_any_number_of_training_steps(steps: int) -> None:
+    """Torch's one-cycle schedule divides 0 by 0 if its warm-up has one step."""
     fit(numbered([20]), FitConfig(bits=4, codebook_size=4, epochs=steps))
 
 
@@ -369,7 +367,7 @@ def test_any_number_of_training_steps_can_be_taken(steps: int) -> None:
         ({"bits": 1 << 16}, r"slots is \d+; it must be 0\.\.1024"),
     ],
 )
-def test_requests_that_the_labels_cannot_fill_are_refused(options: dict[str, Any], message: str | None, dump: Path) -> None:
+def test_options_that_exceed_the_labels_are_refused(options: dict[str, Any], message: str | None, dump: Path) -> None:
     if message is None:
         assert fit(dump, FitConfig(**options))[0].config.k == 40
         return
@@ -377,7 +375,7 @@ def test_requests_that_the_labels_cannot_fill_are_refused(options: dict[str, Any
         fit(dump, FitConfig(**options))
 
 
-def test_logits_that_no_half_holds_are_refused_before_they_make_a_codec_that_cannot_be_read(
+def test_logits_outside_the_range_of_float16_are_refused_before_a_codec_is_written(
     logits: NDArray[np.float16], tmp_path: Path
 ) -> None:
     masked = logits.astype(np.float32)
@@ -400,9 +398,7 @@ def test_labels_of_the_other_domain_are_refused(dump: Path, probs: NDArray[np.fl
     assert fit(open_labels(tmp_path / "probs.npy", domain="probs"), QUICK)[0].config.domain == "probs"
 
 
-def test_a_dump_that_was_never_finished_is_refused_by_fit_and_by_pack(
-    logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path
-) -> None:
+def test_an_incomplete_dump_is_refused_by_fit_and_by_pack(logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:
     labels = logits.reshape(-1, logits.shape[2]).copy()
     labels[200:] = 0
     np.save(tmp_path / "a.npy", labels)
@@ -414,7 +410,7 @@ def test_a_dump_that_was_never_finished_is_refused_by_fit_and_by_pack(
     assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
 
 
-def test_a_few_rows_that_were_never_written_are_noted_and_judge_nothing(logits: NDArray[np.float16], tmp_path: Path) -> None:
+def test_a_few_zero_rows_give_a_note_and_are_not_evaluated(logits: NDArray[np.float16], tmp_path: Path) -> None:
     labels = np.tile(logits.reshape(-1, logits.shape[2]), (2, 1))
     labels[[3, 700]] = 0
     labels[710:] = 1
@@ -428,15 +424,15 @@ def test_a_few_rows_that_were_never_written_are_noted_and_judge_nothing(logits: 
     assert vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)["notes"] == report["notes"]
 
 
-def test_a_level_that_varies_is_noted_where_a_fit_leaves_it_out(logits: NDArray[np.float16]) -> None:
+def test_a_varying_mean_over_classes_gives_a_note_if_it_is_not_stored(logits: NDArray[np.float16]) -> None:
     flat = torch.from_numpy(logits.reshape(-1, logits.shape[2])).float()
     flat -= flat.mean(1, keepdim=True)
     level = 3 * torch.randn(len(flat), 1, generator=torch.Generator().manual_seed(0))
-    for labels, found in ((flat, False), (flat + level, True)):
+    for labels, noted in ((flat, False), (flat + level, True)):
         sample = LabelSample(
             seen=labels[:300], held=labels[300:], seen_context=None, held_context=None, domain="logits", dtype="F32"
         )
         report = fit_sample(sample, "some", FitConfig(bits=3, codebook_size=8, epochs=0))[1]
-        assert ("notes" in report) == found
-    assert report["notes"][0].startswith("labels' mean over classes varies (std ")
+        assert ("notes" in report) == noted
+    assert report["notes"][0].startswith("the mean of a label over its classes varies (std ")
     assert "notes" not in fit_sample(sample, "some", FitConfig(codec="raw"))[1]

@@ -1,4 +1,4 @@
-"""A dump through a `.vql` and back: what returns, what is refused, and that a file is whole or not there."""
+"""A dump through a `.vql` and back: the labels, the errors, and that a target is complete or absent."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, Vq
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
 from vqlabel.threads import named_threads
-from vqlabel.vql.columns import ColumnWriter
+from vqlabel.vql.column_writer import ColumnWriter
 from vqlabel.vql.decode import decode_steps, read_codec
 from vqlabel.vql.file import VqlFile
 
@@ -69,8 +69,8 @@ def test_raw_labels_return_bit_for_bit(
     file = VqlFile(tmp_path / "a.vql")
     assert file.label == {"classes": 40, "domain": domain, "dtype": dtype, "shift_preserved": True}
     for name in ("a.safetensors", *(["a.npy"] if dtype != "BF16" else [])):
-        found = vqlabel.unpack(tmp_path / "a.vql", tmp_path / name)
-        assert found == {"path": str(tmp_path / name), "records": 360, "classes": 40, "dtype": dtype.lower()}
+        result = vqlabel.unpack(tmp_path / "a.vql", tmp_path / name)
+        assert result == {"path": str(tmp_path / name), "records": 360, "classes": 40, "dtype": dtype.lower()}
         back = read_labels(tmp_path / name, domain)
         assert back.dtype == TYPES[dtype]
         assert torch.equal(back.view(torch.int16), labels.view(torch.int16))
@@ -88,10 +88,10 @@ def test_a_raw_tree_returns_item_for_item(
 
 
 def check_same_tree(original: Path, back: Path, *, exact: bool) -> None:
-    want, found = read_tree(original), read_tree(back)
-    assert list(want) == list(found)
-    for name, items in want.items():
-        crop, flip, index, lam, box, labels = found[name]
+    expected, actual = read_tree(original), read_tree(back)
+    assert list(expected) == list(actual)
+    for name, items in expected.items():
+        crop, flip, index, lam, box, labels = actual[name]
         assert torch.equal(crop.view(torch.int32), items[0].view(torch.int32))
         assert torch.equal(flip, items[1])
         assert torch.equal(index, items[2])
@@ -108,7 +108,7 @@ def test_a_tree_returns_with_the_items_of_the_original_around_the_decoded_labels
     check_same_tree(tree, tmp_path / "back", exact=False)
 
 
-def test_a_file_a_tensor_and_a_tree_hold_the_same_labels(vql: Path, tree: Path, codec: LabelCodec, tmp_path: Path) -> None:
+def test_a_vql_an_array_and_a_tree_have_the_same_labels(vql: Path, tree: Path, codec: LabelCodec, tmp_path: Path) -> None:
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in open_labels(tree)]))
     with torch.no_grad():
         want = codec.decode(codec.encode(raw))
@@ -139,26 +139,26 @@ def test_an_array_can_become_a_tree_whose_order_is_that_of_its_rows(
 @pytest.mark.parametrize(
     "records", [(None, None), (0, 10), (-5, None), (None, -350), (7, 7), (0, 0), (360, None), (100, 359), (-360, 360)], ids=str
 )
-def test_a_range_of_records_is_a_slice_of_the_whole(
+def test_a_range_of_records_is_a_slice_of_all_labels(
     records: tuple[int | None, int | None], vql: Path, dataset: VqlDataset, tmp_path: Path
 ) -> None:
-    whole = dataset[:].half()
+    labels = dataset[:].half()
     for name in ("a.npy", "a.safetensors"):
-        found = vqlabel.unpack(vql, tmp_path / name, records=records)
+        result = vqlabel.unpack(vql, tmp_path / name, records=records)
         part = read_labels(tmp_path / name)
-        assert part.shape == (found["records"], 40)
-        torch.testing.assert_close(part, whole[slice(*records)], atol=0.01, rtol=2e-3)
+        assert part.shape == (result["records"], 40)
+        torch.testing.assert_close(part, labels[slice(*records)], atol=0.01, rtol=2e-3)
 
 
 @pytest.mark.parametrize("records", [(0, 361), (-361, None), (361, None), (5, 3), (-1, 0)], ids=str)
 def test_a_range_outside_the_file_is_refused(records: tuple[int | None, int | None], vql: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"records {records[0]}:{records[1]} leave 0:360"):
+    with pytest.raises(UsageError, match=rf"records {records[0]}:{records[1]} are out of range; the file has records 0:360"):
         vqlabel.unpack(vql, tmp_path / "a.npy", records=records)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
-def test_labels_are_written_in_the_type_asked_for(dtype: str, vql: Path, dataset: VqlDataset, tmp_path: Path) -> None:
+def test_labels_are_written_in_the_requested_dtype(dtype: str, vql: Path, dataset: VqlDataset, tmp_path: Path) -> None:
     assert vqlabel.unpack(vql, tmp_path / "a.safetensors", dtype=dtype)["dtype"] == dtype
     labels = read_labels(tmp_path / "a.safetensors")
     assert labels.dtype == TYPES[dtype.upper()]
@@ -179,7 +179,7 @@ def test_labels_are_written_in_the_type_asked_for(dtype: str, vql: Path, dataset
         (
             "a",
             {"records": (0, 10)},
-            r"records is '0:10'; it needs a \.npy or \.safetensors target: other layouts have whole batches",
+            r"records is '0:10'; it needs a \.npy or \.safetensors target: other layouts store complete batches",
         ),
         ("no/a.npy", {}, "no: no such folder; make it first"),
     ],
@@ -194,7 +194,7 @@ def test_what_cannot_be_written_is_refused(out: str, options: dict[str, Any], me
 @pytest.mark.parametrize(
     ("dtype", "value", "limit"), [("f16", 65520, "65504"), ("f16", -1e5, "65504"), ("bf16", 3.4e38, r"3\.389531e\+38")]
 )
-def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinite(
+def test_a_value_outside_the_range_of_the_dtype_is_refused_and_not_written_as_infinite(
     dtype: str, value: float, limit: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vqlabel.vql.decode.DECODE_RECORDS", 4)
@@ -207,8 +207,8 @@ def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinit
     out, options = tmp_path / name, {"layout": "lpld" if name == "tree" else None}
     if (dtype, name) == ("bf16", "a.npy"):
         pytest.skip(".npy has no bf16")
-    said = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; {dtype} ends at {limit}: unpack with --dtype f32"
-    with pytest.raises(UsageError, match=said):
+    message = rf"a\.vql: record 6, class 3 decodes to {re.escape(f'{np.float32(value):.7g}')}; the maximum of {dtype} is {limit}: unpack with --dtype f32"
+    with pytest.raises(UsageError, match=message):
         vqlabel.unpack(tmp_path / "a.vql", out, dtype=dtype, **options)
     assert sorted(tmp_path.iterdir()) == before
     vqlabel.unpack(tmp_path / "a.vql", out, dtype="f32", **options)
@@ -219,10 +219,10 @@ def test_a_value_that_the_type_cannot_hold_is_refused_and_not_written_as_infinit
 
 @pytest.mark.parametrize("level", [8000.0, -8000.0])
 @pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree"])
-def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
+def test_logits_without_a_preserved_shift_lose_nothing_when_they_are_narrowed(
     name: str, level: float, tree: Path, codec: LabelCodec, tmp_path: Path
 ) -> None:
-    """Halves have steps of 4 at 8,000, bf16 of 32; softmax does not see where the largest logit lies."""
+    """At 8,000 float16 has steps of 4 and bf16 of 32; softmax does not depend on the level of the logits."""
     assert isinstance(codec, VqaeCodec)
     codec.decoder.bias.data.add_(level).round_()
     codec.decoder.bias.data[7] = -65504  # a masked class, below what halves hold once the others are near 0
@@ -241,7 +241,7 @@ def test_logits_whose_level_is_free_lose_nothing_where_they_are_narrowed(
         assert torch.equal(written.argmax(1), wide.argmax(1))
 
 
-def test_between_two_steps_the_callers_gradients_are_his_own(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_two_decoded_steps_the_callers_gradient_mode_is_unchanged(vql: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqlabel.vql.decode.DECODE_RECORDS", 100)
     file = VqlFile(vql)
     sizes = []
@@ -263,10 +263,10 @@ def test_a_harder_search_gives_better_labels_in_no_more_bytes(
     codec = codec.calibrated()  # their loss is what codes are chosen by; labels for students lie further from their mean
     for effort in ("fast", "normal", "best"):
         out = tmp_path / f"{effort}.vql"
-        found = vqlabel.pack(dump, out, codec=codec, effort=effort)
-        assert found.pop("augmentation_bits") == {}, "an array has no views"
+        result = vqlabel.pack(dump, out, codec=codec, effort=effort)
+        assert result.pop("augmentation_bits") == {}, "an array has no views"
         stored = 8 * VqlFile(out).container.stored("codes") / 360
-        assert found == {
+        assert result == {
             "path": str(out), "records": 360, "classes": 40, "epochs": 6, "bytes": out.stat().st_size, "code_bits": 12,
             "stored_code_bits": round(stored, 4),
         }  # fmt: skip
@@ -282,10 +282,10 @@ def test_a_harder_search_gives_better_labels_in_no_more_bytes(
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_same_dump_and_codec_give_the_same_bytes_whatever_the_machine(
+def test_the_same_dump_and_codec_give_the_same_bytes_with_any_number_of_workers(
     workers: int, tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In small groups on many threads, too."""
+    """Also in small groups on many threads."""
     import vqlabel.workflows.pack
 
     monkeypatch.setattr(vqlabel.workflows.encode, "ENCODE_RECORDS", 2048 if workers == 1 else 60)
@@ -323,9 +323,7 @@ def test_a_file_names_the_labels_it_came_from(
     assert VqlFile(vql).source["labels_sha256"] != VqlFile(tmp_path / "a.vql").source["labels_sha256"], "other records' order"
 
 
-def test_existing_targets_are_kept_unless_overwriting_was_asked_for(
-    dump: Path, vql: Path, codec: LabelCodec, tmp_path: Path
-) -> None:
+def test_existing_targets_are_kept_without_overwrite(dump: Path, vql: Path, codec: LabelCodec, tmp_path: Path) -> None:
     for name in ("a.vql", "a.npy"):
         (tmp_path / name).write_bytes(b"precious")
     (tmp_path / "tree").mkdir()
@@ -354,10 +352,10 @@ def test_a_codec_for_other_labels_is_refused(
     np.save(tmp_path / "f32.npy", logits.astype(np.float32))
     with pytest.raises(UsageError, match=r"wide\.npy has 80 classes, the codec was fitted for 40; fit one on this dump"):
         vqlabel.pack(tmp_path / "wide.npy", tmp_path / "a.vql", codec=codec)
-    with pytest.raises(UsageError, match=r"probs\.npy holds probs, the codec was fitted for logits; fit one on this dump"):
+    with pytest.raises(UsageError, match=r"probs\.npy has probs, the codec was fitted for logits; fit one on this dump"):
         vqlabel.pack(open_labels(tmp_path / "probs.npy", domain="probs"), tmp_path / "a.vql", codec=codec)
     if kind == "raw":
-        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec F16; fit one on this dump"):
+        with pytest.raises(UsageError, match=r"f32\.npy is F32, the raw codec was fitted for F16; fit one on this dump"):
             vqlabel.pack(tmp_path / "f32.npy", tmp_path / "a.vql", codec=codec)
     else:
         vqlabel.pack(tmp_path / "f32.npy", tmp_path / "b.vql", codec=codec)
@@ -365,13 +363,13 @@ def test_a_codec_for_other_labels_is_refused(
     assert not (tmp_path / "a.vql").exists()
 
 
-def test_the_decoder_out_of_a_file_packs_to_the_same_file(tree: Path, vql: Path, dataset: VqlDataset, tmp_path: Path) -> None:
+def test_the_decoder_of_a_vql_packs_to_the_same_file(tree: Path, vql: Path, dataset: VqlDataset, tmp_path: Path) -> None:
     vqlabel.pack(tree, tmp_path / "a.vql", codec=dataset.decoder)
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
 
 
 @pytest.mark.parametrize("ends_well", [True, False])
-def test_a_codec_comes_back_with_the_effort_it_had(
+def test_packing_restores_the_effort_of_a_codec(
     ends_well: bool, dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, encode, interval = [], codec.encode, sys.getswitchinterval()
@@ -393,7 +391,9 @@ def test_a_codec_comes_back_with_the_effort_it_had(
     assert sys.getswitchinterval() == interval, f"workers may go on after {stopped}"
 
 
-def test_a_codec_comes_back_to_its_device(dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_restores_the_device_of_a_codec(
+    dump: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     moves: list[str] = []
     monkeypatch.setattr(codec, "to", lambda device: moves.append(str(device)))
     with pytest.raises(RuntimeError, match="abacus"):  # the labels cannot go there
@@ -401,7 +401,7 @@ def test_a_codec_comes_back_to_its_device(dump: Path, codec: LabelCodec, tmp_pat
     assert moves == ["abacus", "cpu"]
 
 
-def test_bad_labels_midway_leave_nothing(logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:
+def test_bad_labels_in_the_middle_of_a_dump_leave_no_file(logits: NDArray[np.float16], codec: LabelCodec, tmp_path: Path) -> None:
     bad = logits.copy()
     bad[4, 7, 3] = np.nan
     np.save(tmp_path / "dump.npy", bad)
@@ -410,11 +410,11 @@ def test_bad_labels_midway_leave_nothing(logits: NDArray[np.float16], codec: Lab
     assert [path.name for path in tmp_path.iterdir()] == ["dump.npy"]
 
 
-# --- whole or not at all --------------------------------------------------------------------------------------------------------
+# --- complete or absent --------------------------------------------------------------------------------------------------------
 
 
 class Interrupted(LabelSource):
-    """A dump whose reader is interrupted midway."""
+    """A dump whose reader is interrupted in the middle."""
 
     def __init__(self, dump: Path) -> None:
         self._inner = open_labels(dump)
@@ -428,7 +428,7 @@ class Interrupted(LabelSource):
 
 
 @pytest.mark.parametrize("existing", [False, True])
-def test_an_interrupted_pack_leaves_what_was_there(existing: bool, tree: Path, codec: LabelCodec, tmp_path: Path) -> None:
+def test_an_interrupted_pack_keeps_an_existing_target(existing: bool, tree: Path, codec: LabelCodec, tmp_path: Path) -> None:
     out = tmp_path / "a.vql"
     if existing:
         out.write_bytes(b"precious")
@@ -440,7 +440,7 @@ def test_an_interrupted_pack_leaves_what_was_there(existing: bool, tree: Path, c
 
 @pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree"])
 @pytest.mark.parametrize("existing", [False, True])
-def test_an_interrupted_unpack_leaves_what_was_there(name: str, existing: bool, vql: Path, tmp_path: Path) -> None:
+def test_an_interrupted_unpack_keeps_an_existing_target(name: str, existing: bool, vql: Path, tmp_path: Path) -> None:
     out = tmp_path / name
     if existing:
         vqlabel.unpack(vql, out)
@@ -467,7 +467,7 @@ def full(*_: object, **__: object) -> None:
     [(ContainerWriter, "_write_chunk"), (ContainerWriter, "tensor"), (ColumnWriter, "_put"), (os, "fsync"), (os, "replace")],
     ids=lambda w: w[1],
 )
-def test_a_full_disk_leaves_nothing_and_the_message_says_so(
+def test_a_full_disk_leaves_nothing_and_the_message_has_the_cause(
     where: tuple[Any, str], tree: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(*where, full)
@@ -478,7 +478,7 @@ def test_a_full_disk_leaves_nothing_and_the_message_says_so(
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.safetensors", "tree", "a.codec"])
-def test_a_full_disk_leaves_nothing_of_what_is_unpacked_or_saved(
+def test_a_full_disk_leaves_no_unpacked_or_saved_file(
     name: str, vql: Path, codec: LabelCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = vqlabel.save_codec if name == "a.codec" else vqlabel.unpack
@@ -543,7 +543,7 @@ for name in ("replace", "fsync"):
 
 @pytest.fixture(scope="module")
 def killed(codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
-    """A pack killed with SIGKILL at six moments that chance chose and at every step of publishing; what lay at the target after each."""
+    """`pack`, killed with SIGKILL at six random moments and at every step of publishing; the state of the target after each."""
     folder = tmp_path_factory.mktemp("killed")
     np.save(folder / "dump.npy", np.random.default_rng(0).normal(size=(20, 1000, 40)).astype(np.float16))
     arguments = [folder / "dump.npy", codec_file, folder / "a.vql"]
@@ -561,23 +561,23 @@ def killed(codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-def test_a_killed_pack_leaves_a_whole_file_or_none(killed: tuple[Path, list[list[str]]]) -> None:
-    folder, found = killed
-    assert found[0] == ["unharmed", "whole"]
-    assert [what for what, _ in found[1:7]] == ["random"] * 6
-    assert "absent" in [state for _, state in found[1:7]]
-    assert [state for what, state in found if what == "replace"] == ["absent"]
-    at_fsync = [state for what, state in found if what == "fsync"]
-    assert at_fsync == sorted(at_fsync), "absent until it is whole"
+def test_a_killed_pack_leaves_a_complete_file_or_none(killed: tuple[Path, list[list[str]]]) -> None:
+    folder, states = killed
+    assert states[0] == ["unharmed", "whole"]
+    assert [what for what, _ in states[1:7]] == ["random"] * 6
+    assert "absent" in [state for _, state in states[1:7]]
+    assert [state for what, state in states if what == "replace"] == ["absent"]
+    at_fsync = [state for what, state in states if what == "fsync"]
+    assert at_fsync == sorted(at_fsync), "absent until it is complete"
     assert at_fsync.count("absent") >= 2, "labels, then header"
     assert at_fsync[-1] == "whole", "the folder's, after the rename"
     left = [path.name for path in folder.iterdir() if path.name != "dump.npy"]
-    assert len(left) <= 1, "what one killed run left, the next one removed"
+    assert len(left) <= 1, "each run removes what a killed run left"
     assert all(re.fullmatch(r"a\.vql\.[0-9a-f]{8}\.partial", name) for name in left)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
-def test_what_a_killed_pack_left_is_in_nobodys_way(
+def test_files_that_a_killed_pack_left_do_not_block_the_next_run(
     killed: tuple[Path, list[list[str]]], codec: LabelCodec, tmp_path: Path, dump: Path
 ) -> None:
     left = tmp_path / "a.vql.01234567.partial"
@@ -591,7 +591,7 @@ def test_what_a_killed_pack_left_is_in_nobodys_way(
     assert [path.name for path in tmp_path.iterdir()] == ["a.vql"]
 
 
-def test_a_file_cut_anywhere_does_not_open_or_does_not_verify(vql: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_anywhere_does_not_open_or_does_not_verify(vql: Path, tmp_path: Path) -> None:
     data = vql.read_bytes()
     for size in (0, 1, 4096, len(data) // 2, len(data) - 33, len(data) - 1):
         (tmp_path / "cut.vql").write_bytes(data[:size])

@@ -1,4 +1,4 @@
-"""Files whose codec conditions on what the file knows: through pack, unpack and a training loop, forged ones, and labels of no codes."""
+"""Files whose codec has a prior: pack, unpack and a training loop, forged files, and labels without codes."""
 
 import importlib.util
 import json
@@ -42,17 +42,17 @@ def context(batches: list[LabelBatch]) -> Context:
 
 @pytest.fixture
 def decoded(batches: list[LabelBatch], context: Context, prior_codec: LabelCodec) -> Tensor:
-    """[360, 40] the tree's labels through the codec, without a file."""
+    """[360, 40] the labels of the tree, encoded and decoded without a file."""
     raw = torch.from_numpy(np.concatenate([batch.labels for batch in batches]))
     with torch.no_grad():
         return prior_codec.decode(prior_codec.encode(raw, context), context)
 
 
-def same(found: Tensor, want: Tensor) -> None:
-    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_prior_of_a_tree_knows_all_that_a_tree_says(prior_vql: Path) -> None:
+def test_a_prior_of_a_tree_uses_all_columns_of_the_tree(prior_vql: Path) -> None:
     prior = VqlFile(prior_vql).codec["config"]["prior"]
     assert prior["fields"] == list(CONTEXT_FIELDS)
     assert prior["images"] == 60
@@ -72,7 +72,7 @@ def test_decoded_labels_are_those_of_codes_and_context(prior_vql: Path, decoded:
     assert 0 < figures["relative_mse"] < 0.8
 
 
-def test_any_record_is_decoded_as_in_order(prior_vql: Path, decoded: Tensor) -> None:
+def test_records_in_any_order_are_decoded_like_those_in_order(prior_vql: Path, decoded: Tensor) -> None:
     dataset = vqlabel.open(prior_vql)
     at = np.random.default_rng(0).permutation(360)
     same(dataset[at], decoded[at])
@@ -94,24 +94,24 @@ def test_codes_are_decoded_with_their_context_and_not_without(prior_vql: Path, d
         dataset.decoder(dataset.codes(at))
 
 
-def test_the_context_is_worth_its_decoding(prior_vql: Path, decoded: Tensor) -> None:
-    """Other images' context gives other labels: the prior is not just there."""
+def test_another_context_gives_other_labels(prior_vql: Path, decoded: Tensor) -> None:
+    """The context of other images gives other labels, so the prior has an effect."""
     dataset = vqlabel.open(prior_vql)
     with torch.no_grad():
         other = dataset.decoder(dataset.codes(range(360)), dataset.context([*range(180, 360), *range(180)]))
     assert float((other - decoded).square().mean()) > 0.2 * float(decoded.square().mean())
 
 
-def test_the_prior_is_in_the_account(prior_vql: Path) -> None:
-    file, found = VqlFile(prior_vql), vqlabel.stats(prior_vql)
+def test_the_account_has_the_prior(prior_vql: Path) -> None:
+    file, result = VqlFile(prior_vql), vqlabel.stats(prior_vql)
     size = {name: section.stop - section.start for name, section in file.container.sections.items()}
-    assert found["bytes"]["codec"] == sum(bytes for name, bytes in size.items() if name.startswith("codec."))
+    assert result["bytes"]["codec"] == sum(bytes for name, bytes in size.items() if name.startswith("codec."))
     assert size["codec.decoder.prior.images"] == 60 * 4 * 4 // 8  # 60 images of 4 numbers of 4 bits
     assert size["codec.decoder.prior.mixed.weight"] == -(-file.codec["config"]["latent"] * 4 * 6 // 8)
-    assert sum(row["bytes"] for row in found["rows"]) == prior_vql.stat().st_size
+    assert sum(row["bytes"] for row in result["rows"]) == prior_vql.stat().st_size
 
 
-def test_a_dump_that_the_prior_does_not_know_is_refused_before_anything_is_written(
+def test_a_dump_with_images_unknown_to_the_prior_is_refused_before_anything_is_written(
     dump: Path, tree: Path, prior_codec: LabelCodec, tmp_path: Path
 ) -> None:
     with pytest.raises(
@@ -120,7 +120,7 @@ def test_a_dump_that_the_prior_does_not_know_is_refused_before_anything_is_writt
         vqlabel.pack(dump, tmp_path / "a.vql", codec=prior_codec)
     np.save(tmp_path / "more.npy", np.concatenate([np.load(dump)] * 2, 1))
     codec = vqlabel.fit(dump, FitConfig(bits=3, codebook_size=8, prior=True, epochs=1))[0]
-    vqlabel.pack(tree, tmp_path / "tree.vql", codec=codec)  # it says more than is needed
+    vqlabel.pack(tree, tmp_path / "tree.vql", codec=codec)  # the tree has more columns than the prior needs
     with pytest.raises(
         UsageError, match="image 119 is unknown to the codec's prior, which has 60; fit on this dump, or with --no-prior"
     ):
@@ -132,15 +132,15 @@ def test_a_tree_is_fitted_for_the_temperature_of_its_students_and_an_array_for_s
     quick = FitConfig(bits=3, codebook_size=8, prior=False, epochs=0)
     assert vqlabel.fit(tree, quick)[0].config.temperature == (20.0,)
     assert vqlabel.fit(dump, quick)[0].config.temperature == (1.0, 4.0, 20.0)
-    asked = vqlabel.fit(tree, FitConfig(**{**quick.to_dict(), "temperature": (2.0,)}))[1]
-    assert asked["config"]["temperature"] == asked["fit"]["temperature"] == (2.0,)
+    report = vqlabel.fit(tree, FitConfig(**{**quick.to_dict(), "temperature": (2.0,)}))[1]
+    assert report["config"]["temperature"] == report["fit"]["temperature"] == (2.0,)
 
 
 # Forged.
 
 
 def refused(path: Path, message: str) -> None:
-    """By everything that decodes, with exit code 3; the container itself is sound."""
+    """Everything that decodes labels refuses the file, with exit code 3; the container itself is valid."""
     container.verify(path)
     dataset = vqlabel.open(path)
     for read in (lambda: dataset[:], lambda: dataset[359], lambda: list(dataset.batches())):
@@ -152,7 +152,7 @@ def refused(path: Path, message: str) -> None:
     assert not path.with_suffix(".npy").exists()
 
 
-def test_an_image_that_the_prior_has_not_is_refused(prior_vql: Path, tmp_path: Path) -> None:
+def test_an_image_unknown_to_the_prior_is_refused(prior_vql: Path, tmp_path: Path) -> None:
     forge, file = Forge(prior_vql), VqlFile(prior_vql)
     stream = file.container.streams["columns.image"]
     assert (stream.coding.name, stream.bits) == ("fixed", (6,))
@@ -162,7 +162,7 @@ def test_an_image_that_the_prior_has_not_is_refused(prior_vql: Path, tmp_path: P
     refused(forge.write(tmp_path / "forged.vql"), "image 60 is unknown to the codec's prior, which has 60")
 
 
-def test_a_column_that_the_prior_needs_must_be_there(prior_vql: Path, tmp_path: Path) -> None:
+def test_a_missing_column_that_the_prior_needs_is_refused(prior_vql: Path, tmp_path: Path) -> None:
     forge = Forge(prior_vql)
     forge.metadata["vql.columns"]["order"] = "none"
     for name in ("columns.flip", "columns.image"):
@@ -170,7 +170,7 @@ def test_a_column_that_the_prior_needs_must_be_there(prior_vql: Path, tmp_path: 
     refused(forge.write(tmp_path / "forged.vql"), "the codec's prior needs image of every record")
 
 
-def test_a_lambda_that_is_no_number_is_refused(prior_vql: Path, tmp_path: Path) -> None:
+def test_a_lambda_of_nan_is_refused(prior_vql: Path, tmp_path: Path) -> None:
     forge, file = Forge(prior_vql), VqlFile(prior_vql)
     stream, rows = file.container.streams["columns.mix_lam"], file.container.rows("columns.mix_lam").astype(np.uint32)
     rows[-1] = np.array([np.nan]).view("<u4")
@@ -223,15 +223,15 @@ def test_packed_weights_of_another_length_are_refused(prior_vql: Path, tmp_path:
 
 @pytest.fixture(scope="module")
 def alone(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree under a prior alone."""
+    """The tree, packed with a prior and no codes."""
     path = tmp_path_factory.mktemp("alone") / "alone.vql"
     codec = vqlabel.fit(tree, FitConfig(bits=0, image_width=4, hidden=8, epochs=20, gain=1.0))[0]
-    found = vqlabel.pack(tree, path, codec=codec)
-    assert (found["records"], found["code_bits"]) == (360, 0)
+    result = vqlabel.pack(tree, path, codec=codec)
+    assert (result["records"], result["code_bits"]) == (360, 0)
     return path
 
 
-def test_labels_of_no_codes_take_a_bit_and_come_back(alone: Path, tree: Path, tmp_path: Path) -> None:
+def test_labels_without_codes_take_one_bit_and_decode_to_the_prior(alone: Path, tree: Path, tmp_path: Path) -> None:
     assert vqlabel.verify(alone)["bytes"] == alone.stat().st_size
     file = VqlFile(alone)
     assert (file.records, file.code_bits) == (360, ())
@@ -247,26 +247,26 @@ def test_labels_of_no_codes_take_a_bit_and_come_back(alone: Path, tree: Path, tm
     assert vqlabel.stats(alone, against=tree)["distortion"]["relative_mse"] < 0.8
 
 
-def test_the_account_of_labels_of_no_codes_adds_up(alone: Path) -> None:
-    found = vqlabel.stats(alone, teacher_bytes=5000)
-    assert sum(row["bytes"] for row in found["rows"]) == alone.stat().st_size
-    assert found["code_bits"] == 0
-    assert found["perplexity"] == []
-    assert found["bits_per_label"]["codes"] <= 1
+def test_the_account_of_labels_without_codes_adds_up(alone: Path) -> None:
+    result = vqlabel.stats(alone, teacher_bytes=5000)
+    assert sum(row["bytes"] for row in result["rows"]) == alone.stat().st_size
+    assert result["code_bits"] == 0
+    assert result["perplexity"] == []
+    assert result["bits_per_label"]["codes"] <= 1
     for command in ("stats", "info", "verify"):
         result = CliRunner().invoke(app, [command, str(alone)])
         assert result.exit_code == 0, result.output
     assert json.loads(CliRunner().invoke(app, ["stats", str(alone), "--json"]).stdout) == vqlabel.stats(alone)
 
 
-def test_the_bit_of_a_label_of_no_codes_must_be_zero(alone: Path, tmp_path: Path) -> None:
+def test_the_bit_of_a_label_without_codes_must_be_zero(alone: Path, tmp_path: Path) -> None:
     forge = Forge(alone)
     bits = np.zeros((360, 1), np.uint32)
     bits[200] = 1
     forge.metadata["vql.streams"]["codes"]["coding"] = "fixed"
     forge.chunk("codes", pack_fixed(bits, [1]), raw=45)
     path = forge.write(tmp_path / "forged.vql")
-    with pytest.raises(BadContainer, match=r"code 1 leaves 0\.\.0"):
+    with pytest.raises(BadContainer, match=r"code 1 is outside 0\.\.0"):
         vqlabel.open(path)[:]
 
 

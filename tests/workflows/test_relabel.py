@@ -1,4 +1,4 @@
-"""Images and a teacher -> labels: nothing dense but a batch, the same bytes after any interruption, views that a seed draws again."""
+"""Images and a teacher -> labels: one dense batch at a time, the same bytes after any interruption, views that a seed draws again."""
 
 import errno
 import hashlib
@@ -48,7 +48,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of noise, of two sizes."""
+    """Noise images of two sizes."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): no view can be drawn")
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for at in range(IMAGES):
@@ -59,7 +59,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a teacher in it, which is the present one meanwhile."""
+    """A folder with a teacher module, which is the current folder during the test."""
     folder, before = tmp_path_factory.mktemp("work"), Path.cwd()
     (folder / "teachers_of_tests.py").write_text(TEACHER)
     os.chdir(folder)
@@ -83,9 +83,7 @@ def raw(images: Path, out: Path, **how: Any) -> Path:
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
-def test_labels_are_what_the_teacher_says_of_the_views_that_the_file_replays(
-    mix: str, images: Path, work: Path, tmp_path: Path
-) -> None:
+def test_labels_are_the_teachers_for_the_views_that_the_file_replays(mix: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = raw(images, tmp_path / "a.vql", mix=mix)
     file, pictures = VqlFile(path), ImageFolder(images)
     teacher = load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,))
@@ -103,7 +101,7 @@ def test_views_that_are_drawn_again_take_no_bits_per_label(images: Path, work: P
     assert {row["part"]: row["bytes"] for row in rows if row["group"] in ("augmentation", "order")} == {"image_size": 64 + 48}
 
 
-def test_the_teacher_never_sees_more_than_a_batch_and_no_dense_label_is_kept(
+def test_the_teacher_gets_one_batch_at_a_time_and_no_dense_label_is_kept(
     source: TeacherSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
@@ -121,11 +119,11 @@ def test_the_teacher_never_sees_more_than_a_batch_and_no_dense_label_is_kept(
 
 
 class Stop(Exception):
-    """The machine goes down."""
+    """A simulated crash of the machine."""
 
 
 @pytest.mark.parametrize("after", [0, 1, 5, EPOCHS * 3 - 1])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(after: int, images: Path, work: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_to_the_same_bytes(after: int, images: Path, work: Path, tmp_path: Path) -> None:
     want = raw(images, tmp_path / "whole.vql").read_bytes()
 
     def stop(_stage: str, done: int, _total: int, _figures: object) -> None:
@@ -142,7 +140,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(after: int, images: Path, 
     assert not (tmp_path / "a.vql.journal").exists()
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_killed_run_continues_to_the_same_bytes(images: Path, work: Path, tmp_path: Path) -> None:
     want = raw(images, tmp_path / "whole.vql").read_bytes()
     command = [sys.executable, "-m", "vqlabel", "relabel", images, "-o", tmp_path / "a.vql", "--teacher", "slow_teacher:slow"]
     command += ["--mean", "0.5", "--std", "0.5", "--epochs", EPOCHS, "--batch", BATCH, "--view", VIEW, "--seed", 3]
@@ -167,7 +165,9 @@ def labels_of(path: Path) -> list[Any]:
     return vqlabel.open(path)[:].tolist()  # type: ignore[no-any-return]
 
 
-def test_a_journal_of_other_settings_is_refused_and_damage_is_made_again(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_journal_of_other_settings_is_refused_and_a_damaged_batch_is_labelled_again(
+    images: Path, work: Path, tmp_path: Path
+) -> None:
     want = raw(images, tmp_path / "whole.vql").read_bytes()
 
     def stop(_stage: str, done: int, _total: int, _figures: object) -> None:
@@ -197,10 +197,10 @@ def test_a_journal_returns_the_rows_of_every_batch(tmp_path: Path) -> None:
             journal.append(batch)
     with Journal(tmp_path / "j", {"a": 1}, [3, 1], 2, "uint16") as journal:
         assert journal.done == 2
-        assert all(np.array_equal(found, want) for found, want in zip(journal, rows, strict=True))
+        assert all(np.array_equal(codes, expected) for codes, expected in zip(journal, rows, strict=True))
 
 
-def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:
+def test_a_journal_that_another_run_is_writing_is_not_changed(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     row = np.array([[7, 8]], np.uint16)
     with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
@@ -208,16 +208,16 @@ def test_a_journal_that_another_run_is_writing_is_left_alone(tmp_path: Path) -> 
         with pytest.raises(UsageError, match=r"j: another run is writing it; wait until it ends, or stop it"):
             Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16")
         journal.append(row)
-        assert all(np.array_equal(found, row) for found in journal)
+        assert all(np.array_equal(codes, row) for codes in journal)
     with Journal(tmp_path / "j", {"a": 1}, [1, 1], 2, "uint16") as journal:
         assert journal.done == 2
 
 
 @pytest.mark.parametrize(
-    ("batches", "whole"), [((1, 2), 0), ((0, 0, 1, 2), 1), ((1, 0, 2), 0), ((0, 2), 1), ((0, 1, 2, 2), 3)], ids=str
+    ("batches", "done"), [((1, 2), 0), ((0, 0, 1, 2), 1), ((1, 0, 2), 0), ((0, 2), 1), ((0, 1, 2, 2), 3)], ids=str
 )
-def test_a_journal_whose_batches_were_lost_doubled_or_swapped_counts_those_before(
-    batches: tuple[int, ...], whole: int, tmp_path: Path
+def test_a_journal_with_lost_doubled_or_swapped_batches_counts_those_before(
+    batches: tuple[int, ...], done: int, tmp_path: Path
 ) -> None:
     with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
         for number in range(3):
@@ -226,7 +226,7 @@ def test_a_journal_whose_batches_were_lost_doubled_or_swapped_counts_those_befor
     head, stored = data[:HEADER_BYTES], [data[HEADER_BYTES + at * size :][:size] for at in range(3)]
     (tmp_path / "j").write_bytes(head + b"".join(stored[at] for at in batches))
     with Journal(tmp_path / "j", {"a": 1}, [2] * 4, 2, "uint16") as journal:
-        assert journal.done == whole
+        assert journal.done == done
 
 
 def test_a_batch_of_another_journal_does_not_count(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_journal_is_never_written_through_a_link_and_a_full_disk_keeps_its_bat
 
 
 class Full:
-    """A file on a disk that is full."""
+    """A file on a full disk."""
 
     def __init__(self, file: Any, closes: bool = True) -> None:
         self._file, self._closes = file, closes
@@ -281,17 +281,17 @@ class Full:
 @pytest.mark.parametrize("layout", ["lpld", "lpqld", "gvbsm"])
 def test_a_dump_has_the_labels_of_the_file_and_its_recipe_beside_it(layout: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = raw(images, tmp_path / "a.vql")
-    found = relabel(make_source(images), tmp_path / "dump", layout=layout)
-    assert (found["records"], found["layout"]) == (IMAGES * EPOCHS, layout)
+    result = relabel(make_source(images), tmp_path / "dump", layout=layout)
+    assert (result["records"], result["layout"]) == (IMAGES * EPOCHS, layout)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.vql", "dump", "dump.recipe.json"]
     labels = np.concatenate([batch.labels for batch in open_labels(tmp_path / "dump")])
     assert np.array_equal(labels, vqlabel.open(path)[:].numpy())
 
 
-def test_a_tree_of_sre2l_has_the_images_that_its_script_shuffles(images: Path, work: Path, tmp_path: Path) -> None:
-    """The script draws batches from RandomSampler with seed 42, and takes the labels of the batch that begins with the same image."""
-    found = relabel(make_source(images), tmp_path / "dump", layout="sre2l")
-    assert "notes" not in found
+def test_a_tree_of_sre2l_has_the_images_in_the_order_of_its_script(images: Path, work: Path, tmp_path: Path) -> None:
+    """The script draws batches from RandomSampler with seed 42, and reads the labels of the batch whose first image is the same."""
+    result = relabel(make_source(images), tmp_path / "dump", layout="sre2l")
+    assert "notes" not in result
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == [f"epoch_{epoch}" for epoch in range(EPOCHS)]
     sampler = RandomSampler(range(IMAGES), generator=torch.Generator().manual_seed(42))
     pictures, teacher, tree = ImageFolder(images), make_source(images).teacher, open_labels(tmp_path / "dump")
@@ -301,24 +301,29 @@ def test_a_tree_of_sre2l_has_the_images_that_its_script_shuffles(images: Path, w
             assert stored.place == (epoch, number)
             seen = torch.from_numpy(render(pictures, replace(stored, image=np.array(order)), VIEW)).permute(0, 3, 1, 2) / 255
             assert np.array_equal(teacher(seen).half().numpy(), stored.labels)
-    with pytest.raises(UsageError, match=r"the order of SRe2L's script .*, which no recipe draws: pack with --augmentation keep"):
+    with pytest.raises(
+        UsageError, match=r"the order of SRe2L's script .*, which recipes cannot draw: pack with --augmentation keep"
+    ):
         read_recipe(recipe_file(tmp_path / "dump"))
 
 
-def test_views_of_sre2ls_order_are_those_of_the_recipe(images: Path, work: Path) -> None:
-    """Only their order, and so what is mixed, is another."""
+def test_views_in_sre2ls_order_are_those_of_the_recipe(images: Path, work: Path) -> None:
+    """Only the order differs, and with it which views are mixed."""
     plain, shuffled = make_source(images, mix="none"), make_source(images, mix="none")
     shuffled.shuffle_as_sre2l()
     for epoch in range(EPOCHS):
-        one, other = ([source.drawn.batch(3 * epoch + at, np.empty((0, 7))) for at in range(3)] for source in (plain, shuffled))
+        plain_batches, shuffled_batches = (
+            [source.drawn.batch(3 * epoch + at, np.empty((0, 7))) for at in range(3)] for source in (plain, shuffled)
+        )
         crops = [
-            {int(i): tuple(c) for batch in found for i, c in zip(batch.image, batch.crop, strict=True)} for found in (one, other)
+            {int(i): tuple(c) for batch in batches for i, c in zip(batch.image, batch.crop, strict=True)}
+            for batches in (plain_batches, shuffled_batches)
         ]
         assert crops[0] == crops[1] and len(crops[0]) == IMAGES
 
 
 def seeded(images: Path, folder: Path, name: str = "b.vql", **how: Any) -> Path:
-    """A dump, packed with the seed in the place of its views."""
+    """A dump, packed with a seed in place of its views."""
     dump = folder / "dump"
     if not dump.exists():
         relabel(make_source(images), dump, layout="lpld")
@@ -329,29 +334,33 @@ def seeded(images: Path, folder: Path, name: str = "b.vql", **how: Any) -> Path:
     return folder / name
 
 
-def test_a_dump_packs_to_the_same_labels_and_views_kept_or_seeded(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_dump_packs_to_the_same_labels_and_views_with_kept_or_seeded_augmentation(
+    images: Path, work: Path, tmp_path: Path
+) -> None:
     path = seeded(images, tmp_path)
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
-    found = vqlabel.pack(tmp_path / "dump", tmp_path / "kept.vql", codec=codec)
-    one, other = VqlFile(path), VqlFile(tmp_path / "kept.vql")
-    assert one.columns.places == other.columns.places
+    result = vqlabel.pack(tmp_path / "dump", tmp_path / "kept.vql", codec=codec)
+    seeded_file, kept_file = VqlFile(path), VqlFile(tmp_path / "kept.vql")
+    assert seeded_file.columns.places == kept_file.columns.places
     some = np.array([40, 3, 3, 17])
-    for at in range(len(one.columns.places)):
+    for at in range(len(seeded_file.columns.places)):
         empty = np.empty((0, CLASSES), np.float32)
-        check_same(one.columns.batch(at, empty), other.columns.batch(at, empty))
+        check_same(seeded_file.columns.batch(at, empty), kept_file.columns.batch(at, empty))
     for name in ("image", "partner", "mix", "crop", "flip", "partner_crop", "partner_flip", "box"):
-        assert np.array_equal(getattr(one.columns.context(some), name), getattr(other.columns.context(some), name)), name
+        assert np.array_equal(getattr(seeded_file.columns.context(some), name), getattr(kept_file.columns.context(some), name)), (
+            name
+        )
     assert labels_of(path) == labels_of(tmp_path / "kept.vql")
-    assert found["augmentation_bits"]["stored"] > 20 and path.stat().st_size < (tmp_path / "kept.vql").stat().st_size
+    assert result["augmentation_bits"]["stored"] > 20 and path.stat().st_size < (tmp_path / "kept.vql").stat().st_size
 
 
-def check_same(one: LabelBatch, other: LabelBatch) -> None:
+def check_same(first: LabelBatch, second: LabelBatch) -> None:
     for name in ("image", "crop", "flip", "mix_index", "mix_lam", "mix_box"):
-        assert np.array_equal(getattr(one, name), getattr(other, name)), name
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
 
 
 @pytest.mark.parametrize("by", ["epoch", "batch"])
-def test_a_pruned_dump_draws_the_views_of_the_batches_that_are_left(by: str, images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_pruned_dump_draws_the_views_of_the_kept_batches(by: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = seeded(images, tmp_path, keep=0.5, by=by, seed=1)
     kept = Pruned(open_labels(tmp_path / "dump"), 0.5, by, 1)
     file = VqlFile(path)
@@ -364,38 +373,38 @@ def test_a_pruned_dump_draws_the_views_of_the_batches_that_are_left(by: str, ima
     )
 
 
-def test_views_of_another_seed_are_not_taken_for_the_dumps(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_recipe_of_another_seed_is_refused(images: Path, work: Path, tmp_path: Path) -> None:
     seeded(images, tmp_path)
-    said = json.loads(recipe_file(tmp_path / "dump").read_text())
-    said["recipe"]["seed"] += 1
-    recipe_file(tmp_path / "dump").write_text(json.dumps(said))
+    recipe = json.loads(recipe_file(tmp_path / "dump").read_text())
+    recipe["recipe"]["seed"] += 1
+    recipe_file(tmp_path / "dump").write_text(json.dumps(recipe))
     with pytest.raises(
         BadLabels, match=r"image of epoch 0, batch 0 is not what the recipe draws; .* pack with --augmentation keep"
     ):
         seeded(images, tmp_path, "c.vql")
     recipe_file(tmp_path / "dump").write_text('{"recipe": {"seed": 1}, "sizes": [[1, 2]]}')
-    with pytest.raises(BadLabels, match=r"no recipe .*must have the fields"):
+    with pytest.raises(BadLabels, match=r"not a recipe .*must have the fields"):
         seeded(images, tmp_path, "c.vql")
     recipe_file(tmp_path / "dump").unlink()
-    with pytest.raises(UsageError, match="no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it"):
+    with pytest.raises(UsageError, match="no such file; it would record how the views were drawn: `vqlabel relabel` writes it"):
         seeded(images, tmp_path, "c.vql")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"digest": "0" * 64}, "its recipe draws other views here than where the labels were made"),
+        ({"digest": "0" * 64}, "its recipe draws other views here than those that were labelled"),
         ({"recipe": None}, "must have the fields"),
         ({"order": "explicit"}, "vql.requires is .*seeded_views.*; damaged or forged"),
     ],
 )
 def test_a_forged_recipe_is_refused(changes: dict[str, Any], message: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = raw(images, tmp_path / "a.vql")
-    says = VqlFile(path).container.json_object("vql.columns")
+    header_columns = VqlFile(path).container.json_object("vql.columns")
     data = path.read_bytes()
     area = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:area])
-    header["__metadata__"]["vql.columns"] = json.dumps({**says, **changes})
+    header["__metadata__"]["vql.columns"] = json.dumps({**header_columns, **changes})
     front = data[:8] + json.dumps(header).encode().ljust(area - 8)
     path.write_bytes(front + data[area:-32] + hashlib.sha256(front).digest())
     with pytest.raises(BadContainer, match=message):
@@ -412,7 +421,7 @@ def stopped(images: Path, out: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["mean", "images", "dtype"])
-def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: Path, work: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_does_not_continue_with_other_labels(what: str, images: Path, work: Path, tmp_path: Path) -> None:
     stopped(images, tmp_path / "a.vql")
     source = make_source(images)
     if what == "mean":
@@ -431,20 +440,24 @@ def test_an_interrupted_run_does_not_go_on_with_other_labels(what: str, images: 
         relabel(source, tmp_path / "a.vql")
 
 
-def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: TeacherSource, tmp_path: Path) -> None:
+def test_invalid_targets_are_refused_before_anything_is_labelled(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "d.recipe.json").write_text("precious")
     for out, how, message in (
         (
             "a",
             {"layout": "pixie"},
-            r"--layout pixie cannot hold .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
+            r"--layout pixie cannot represent .*; relabel writes -o labels\.vql, or a folder with --layout sre2l, lpld",
         ),
-        ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot hold labels of mixed or cropped views; relabel writes"),
-        ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot hold"),
-        ("a.pt", {"layout": "tensor"}, "--layout tensor cannot hold"),
-        ("a", {"layout": "arrays"}, "--layout arrays cannot hold"),
+        ("a", {"layout": "tinyvit:3"}, "--layout tinyvit:3 cannot represent labels of mixed or cropped views; relabel writes"),
+        ("a", {"layout": "fkd:ms-k5"}, "--layout fkd:ms-k5 cannot represent"),
+        ("a.pt", {"layout": "tensor"}, "--layout tensor cannot represent"),
+        ("a", {"layout": "arrays"}, "--layout arrays cannot represent"),
         ("a", {}, r"a is not a \.vql file; relabel writes -o labels\.vql, or a folder with --layout"),
-        ("a.npy", {}, r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` makes an array"),
+        (
+            "a.npy",
+            {},
+            r"a\.npy is not a \.vql file; .* `vqlabel unpack labels\.vql -o labels\.npy` writes the labels of a \.vql as an array",
+        ),
         ("a.npy", {"layout": "lpld"}, r"layout is 'lpld'; it needs a folder as target"),
         ("a.vql", {"layout": "lpld"}, r"layout is 'lpld'; it is for a dump"),
     ):
@@ -455,9 +468,7 @@ def test_what_a_run_would_refuse_at_its_end_it_refuses_at_its_beginning(source: 
     assert [p.name for p in tmp_path.iterdir()] == ["d.recipe.json"]
 
 
-def test_a_run_that_was_killed_when_its_file_was_there_is_never_taken_for_one_of_another_seed(
-    images: Path, work: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_after_its_file_appeared_is_not_continued_with_another_seed(images: Path, work: Path, tmp_path: Path) -> None:
     kept: list[bytes] = []
     journal = tmp_path / "a.vql.journal"
 
@@ -465,17 +476,17 @@ def test_a_run_that_was_killed_when_its_file_was_there_is_never_taken_for_one_of
         if done == total:
             kept.append(journal.read_bytes())
 
-    found = relabel(make_source(images), tmp_path / "a.vql", progress=look)
-    whole = (tmp_path / "a.vql").read_bytes()
+    result = relabel(make_source(images), tmp_path / "a.vql", progress=look)
+    content = (tmp_path / "a.vql").read_bytes()
     relabel(make_source(images, seed=4), tmp_path / "a.vql", overwrite=True)
     journal.write_bytes(kept[0])
     with pytest.raises(TargetExists):
         relabel(make_source(images), tmp_path / "a.vql")
-    assert relabel(make_source(images), tmp_path / "a.vql", overwrite=True) == found
-    assert (tmp_path / "a.vql").read_bytes() == whole and not journal.exists()
+    assert relabel(make_source(images), tmp_path / "a.vql", overwrite=True) == result
+    assert (tmp_path / "a.vql").read_bytes() == content and not journal.exists()
 
 
-def test_a_run_that_was_stopped_while_its_dump_was_written_goes_on(images: Path, work: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_while_its_dump_was_written_continues(images: Path, work: Path, tmp_path: Path) -> None:
     def stop(stage: str, done: int, _total: int, _figures: object) -> None:
         if (stage, done) == ("writing", 3):
             raise Stop
@@ -514,7 +525,7 @@ def test_a_codec_of_fewer_images_is_refused_before_a_view_is_drawn(images: Path,
 
 
 class Failing(nn.Module):
-    """A network with its own idea of what it is shown."""
+    """A network that raises an error on real views."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -527,24 +538,24 @@ class Failing(nn.Module):
 @pytest.mark.parametrize(
     "error", [AssertionError("Input height (16) doesn't match"), ValueError("no"), KeyError(3), RuntimeError("shape\nx")]
 )
-def test_what_a_teacher_raises_is_said_in_a_line(error: Exception, images: Path, work: Path) -> None:
+def test_an_exception_of_a_teacher_is_reported_in_one_line(error: Exception, images: Path, work: Path) -> None:
     recipe = make_source(images).drawn.recipe
     with pytest.raises(
-        UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must take any number of views"
+        UsageError, match=r"^teacher failing: fails on views \[1, 3, 16, 16\] \([^\n]+\); it must accept any number of views"
     ):
         TeacherSource(ImageFolder(images), Teacher(Failing(error), "failing", (0.5,), (0.5,)), recipe)
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
-def test_a_teacher_is_shown_contiguous_views(mix: str, images: Path, work: Path) -> None:
-    """The ConvNet of dataset distillation flattens with `view`."""
+def test_a_teacher_gets_contiguous_views(mix: str, images: Path, work: Path) -> None:
+    """The ConvNet of dataset distillation flattens with `Tensor.view`."""
     source, shown = make_source(images, mix), list[bool]()
     source.teacher.network.register_forward_pre_hook(lambda _module, given: shown.append(given[0].is_contiguous()))
     source.read(0)
     assert shown == [True]
 
 
-def test_a_file_that_is_no_journal_is_not_written_over(source: TeacherSource, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_journal_is_not_overwritten(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "a.vql.journal").write_text("my lab journal")
     with pytest.raises(UsageError, match="is the journal of an interrupted run with other settings"):
         relabel(source, tmp_path / "a.vql")
@@ -556,26 +567,26 @@ def test_probabilities_are_not_stored_as_logits(images: Path, work: Path, tmp_pa
         "import torch\nfrom teachers_of_tests import small\ndef soft(): return torch.nn.Sequential(*small(), torch.nn.Softmax(1))\n"
     )
     source = TeacherSource(ImageFolder(images), load_teacher("soft:soft"), make_source(images).drawn.recipe)
-    with pytest.raises(UsageError, match="gives probabilities; labels are logits"):
+    with pytest.raises(UsageError, match="returns probabilities; labels must be logits"):
         relabel(source, tmp_path / "a.vql")
 
 
-def test_columns_that_no_recipe_draws_are_not_dropped(
+def test_columns_that_recipes_cannot_draw_are_not_dropped(
     images: Path, work: Path, write_dump: Callable[..., Path], tmp_path: Path
 ) -> None:
     relabel(make_source(images), tmp_path / "dump", layout="edc")
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
     drawn = read_recipe(recipe_file(tmp_path / "dump"))
-    vqlabel.pack(tmp_path / "dump", tmp_path / "idle.vql", codec=codec, augmentation=drawn)  # strips that nobody moved are none
+    vqlabel.pack(tmp_path / "dump", tmp_path / "idle.vql", codec=codec, augmentation=drawn)  # strips in their places need no column
     vqlabel.unpack(tmp_path / "idle.vql", tmp_path / "again", layout="edc")
     moved = [replace(batch, patches=batch.patches[:, :, ::-1]) for batch in open_labels(tmp_path / "again")]
     shutil.rmtree(tmp_path / "dump")
     write_dump(tmp_path / "dump", moved, "edc")
-    with pytest.raises(BadLabels, match="has patches, which no recipe draws; pack with --augmentation keep"):
+    with pytest.raises(BadLabels, match="has patches, which recipes cannot draw; pack with --augmentation keep"):
         vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, augmentation=drawn)
 
 
-def test_crops_that_lpqld_halved_are_still_those_of_the_recipe(images: Path, work: Path, tmp_path: Path) -> None:
+def test_crops_rounded_to_float16_by_lpqld_match_the_recipe(images: Path, work: Path, tmp_path: Path) -> None:
     relabel(make_source(images), tmp_path / "dump", layout="lpqld")
     codec, _ = vqlabel.fit(tmp_path / "dump", vqlabel.FitConfig(codec="raw"))
     vqlabel.pack(tmp_path / "dump", tmp_path / "a.vql", codec=codec, augmentation=read_recipe(recipe_file(tmp_path / "dump")))
@@ -610,13 +621,13 @@ def test_a_network_in_a_file_is_a_teacher(make: Callable[[Path], str], tmp_path:
         ("nothing.pt", "no such file; name module:function, a TorchScript"),
         ("no_such_module:f", "No module named 'no_such_module'"),
         ("teachers_of_tests:large", "has no attribute 'large'"),
-        ("teachers_of_tests:torch", "must give a torch.nn.Module"),
+        ("teachers_of_tests:torch", "must be or return a torch.nn.Module"),
         ("junk.pt", "junk.pt: neither TorchScript nor"),
         (":small", "Empty module name"),
         ("teachers_of_tests:torch.nn", "has no attribute 'torch.nn'"),
     ],
 )
-def test_what_is_no_teacher_is_refused(name: str, message: str, work: Path) -> None:
+def test_an_invalid_teacher_is_refused(name: str, message: str, work: Path) -> None:
     (work / "junk.pt").write_bytes(b"junk")
     with pytest.raises(UsageError, match=message):
         load_teacher(name)
@@ -647,11 +658,11 @@ def test_stdout_is_one_json_object_whatever_a_teachers_children_print(images: Pa
         ("import sys; sys.exit(3)", r"teacher odd_of_tests:Odd: its forward ends the program \(SystemExit 3\)"),
         (
             "y = self.inner(x); y[:, 2] = -torch.inf; return y",
-            r"view 0: the logit of class 2 is -inf; .* give -10000 for a masked class",
+            r"view 0: the logit of class 2 is -inf; .* return -10000 for a masked class",
         ),
     ],
 )
-def test_a_teacher_that_ends_the_program_or_masks_by_infinity_is_told(
+def test_a_teacher_that_ends_the_program_or_returns_infinity_is_reported(
     forward: str, message: str, images: Path, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "odd_of_tests", raising=False)
@@ -672,7 +683,7 @@ def test_a_teacher_that_ends_the_program_or_masks_by_infinity_is_told(
         )
 
 
-def test_relabel_by_a_codec_shows_what_the_codec_keeps(images: Path, work: Path, tmp_path: Path) -> None:
+def test_relabel_with_a_codec_shows_the_size_of_the_codes(images: Path, work: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
@@ -699,7 +710,7 @@ def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work:
     assert run.stderr.splitlines()[:3] == ["imported", "made", "asked"]
 
 
-def test_the_command_line_labels_images_and_says_what_it_made(images: Path, work: Path, tmp_path: Path) -> None:
+def test_the_command_line_labels_images_and_reports_the_result(images: Path, work: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 2, "--batch", 5]

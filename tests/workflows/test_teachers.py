@@ -1,4 +1,4 @@
-"""Teachers of libraries: pixels as their own transforms make them; hubs that cannot be reached, weights and scripts, each named for what it is."""
+"""Teachers of libraries: their preprocessing; and errors on unreachable hubs, weights without a network, and scripts."""
 
 import socket
 import sys
@@ -20,7 +20,7 @@ VIEWS = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Showing(nn.Module):
-    """Gives the pixels that it is shown."""
+    """Returns its input pixels as logits."""
 
     def forward(self, views: torch.Tensor) -> torch.Tensor:
         return views.flatten(1)
@@ -35,7 +35,7 @@ def normalised(mean: tuple[float, ...], deviation: tuple[float, ...], views: tor
 
 
 class Processor:
-    """As transformers has them: attributes, and what is done by them."""
+    """An image processor as in transformers: attributes, and the steps that they describe."""
 
     def __init__(self, **values: Any) -> None:
         usual = {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
@@ -43,29 +43,29 @@ class Processor:
 
     def __call__(self, images: Any, return_tensors: str, do_resize: bool) -> dict[str, Any]:
         assert return_tensors == "np" and not do_resize
-        found = images.astype(np.float32) * (self.rescale_factor if self.do_rescale else 1)
+        pixels = images.astype(np.float32) * (self.rescale_factor if self.do_rescale else 1)
         if self.do_normalize:
-            found = (found - np.array(self.image_mean)) / np.array(self.image_std)
-        found = found[:, :, ::-1] if getattr(self, "do_flip_channel_order", False) else found
-        return {"pixel_values": self.finish(found.transpose(2, 0, 1)[None])}
+            pixels = (pixels - np.array(self.image_mean)) / np.array(self.image_std)
+        pixels = pixels[:, :, ::-1] if getattr(self, "do_flip_channel_order", False) else pixels
+        return {"pixel_values": self.finish(pixels.transpose(2, 0, 1)[None])}
 
-    def finish(self, found: Any) -> Any:
-        return found
+    def finish(self, pixels: Any) -> Any:
+        return pixels
 
 
 class Offset(Processor):
-    def finish(self, found: Any) -> Any:
-        return found - 1
+    def finish(self, pixels: Any) -> Any:
+        return pixels - 1
 
 
 class Grey(Processor):
-    def finish(self, found: Any) -> Any:
-        return found.mean(1, keepdims=True)
+    def finish(self, pixels: Any) -> Any:
+        return pixels.mean(1, keepdims=True)
 
 
 @pytest.fixture
 def transformers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """A library whose models show their pixels, with this processor."""
+    """Install a library whose models return their pixels, with this processor."""
 
     def install(processor: Any) -> None:
         def processed(_name: str) -> Any:
@@ -92,7 +92,7 @@ def transformers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         ({"image_mean": 0.5, "image_std": 0.5}, 2 * VIEWS - 1),
     ],
 )
-def test_pixels_are_what_an_image_processor_makes_of_them(
+def test_pixels_equal_those_of_the_image_processor(
     values: dict[str, Any], want: torch.Tensor, transformers: Callable[[Any], None]
 ) -> None:
     transformers(Processor(**values))
@@ -111,14 +111,14 @@ def test_the_users_mean_and_deviation_replace_the_librarys(transformers: Callabl
     [
         (
             Offset(),
-            "does more to pixels than rescale, normalise and swap channels; wrap model and processor in a function of your own",
+            "does more to pixels than rescale, normalise and reverse channels; write a function that returns a network with this preprocessing",
         ),
         (Grey(), "does more to pixels than rescale"),
         (Processor(do_flip_channel_order=True), "does more to pixels than rescale"),  # normalised before the swap
-        (Processor(do_grayscale=True), "its image processor has do_grayscale, which is not done here"),
+        (Processor(do_grayscale=True), "its image processor has do_grayscale, which is not supported"),
     ],
 )
-def test_a_processor_that_does_something_else_is_refused(processor: Any, message: str, transformers: Callable[[Any], None]) -> None:
+def test_a_processor_with_unsupported_steps_is_refused(processor: Any, message: str, transformers: Callable[[Any], None]) -> None:
     transformers(processor)
     with pytest.raises(UsageError, match=message):
         load_teacher("transformers:some/model")
@@ -148,7 +148,7 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
     return install
 
 
-def test_torchvisions_mean_is_that_of_its_weights(torchvision: Callable[[Any], None]) -> None:
+def test_torchvisions_normalisation_is_that_of_its_weights(torchvision: Callable[[Any], None]) -> None:
     torchvision(SimpleNamespace(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5], crop_size=[480]))
     torch.testing.assert_close(shown("torchvision:efficientnet_v2_l"), 2 * VIEWS - 1)
     torchvision(SimpleNamespace())
@@ -158,7 +158,7 @@ def test_torchvisions_mean_is_that_of_its_weights(torchvision: Callable[[Any], N
 
 
 class LocalEntryNotFoundError(urllib.error.HTTPError):
-    """As huggingface_hub raised it: of the family of answers, though there was none."""
+    """As huggingface_hub raises it without a connection: a subclass of its HTTP error."""
 
     def __init__(self) -> None:
         super().__init__("", 0, "An error happened while trying to locate the file on the Hub", None, None)  # type: ignore[arg-type]
@@ -184,7 +184,7 @@ def from_connection() -> Exception:
     ("kind", "ways"),
     [("timm", "timm:local-dir:FOLDER"), ("torchvision", r"\$TORCH_HOME/hub/checkpoints"), ("transformers", "transformers:FOLDER")],
 )
-def test_a_hub_that_cannot_be_reached_is_said_with_the_ways_out(
+def test_an_unreachable_hub_is_reported_with_the_remedies(
     kind: str, ways: str, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> Any:
@@ -201,7 +201,7 @@ def test_a_hub_that_cannot_be_reached_is_said_with_the_ways_out(
         load_teacher(f"{kind}:resnet18")
 
 
-def test_a_model_that_a_hub_does_not_have_is_no_matter_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_model_is_not_reported_as_a_network_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (urllib.error.HTTPError("", 404, "Not Found", None, None), RuntimeError("Unknown model (resnet19)")):  # type: ignore[arg-type]
 
         def unknown(*_: Any, error: Exception = error, **__: Any) -> Any:
@@ -214,7 +214,7 @@ def test_a_model_that_a_hub_does_not_have_is_no_matter_of_the_network(monkeypatc
             load_teacher("timm:resnet19")
 
 
-def test_a_library_that_is_broken_is_not_one_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_library_is_not_reported_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     for broken in ("raise RuntimeError('operator torchvision::nms does not exist')", "import no_such_dependency"):
         (tmp_path / "torchvision.py").write_text(broken)
@@ -227,7 +227,7 @@ def test_a_library_that_is_broken_is_not_one_that_is_missing(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "checkpoint.pth", "model.safetensors"])
-def test_weights_without_their_network_are_called_so(name: str, tmp_path: Path) -> None:
+def test_weights_without_a_network_are_reported_as_such(name: str, tmp_path: Path) -> None:
     weights = nn.Linear(2, 3).state_dict()
     if name.endswith("safetensors"):
         from safetensors.torch import save_file
@@ -239,15 +239,15 @@ def test_weights_without_their_network_are_called_so(name: str, tmp_path: Path) 
         load_teacher(str(tmp_path / name))
 
 
-def test_a_pickled_network_is_called_so_and_torchscript_loads_by_any_name(tmp_path: Path) -> None:
+def test_a_pickled_network_is_reported_and_torchscript_loads_with_any_suffix(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 3), tmp_path / "pickled.pt")
-    with pytest.raises(UsageError, match=r"pickled.pt: a pickled network, which is code of its own.*--teacher module:function"):
+    with pytest.raises(UsageError, match=r"pickled.pt: a pickled network, which can run any code.*--teacher module:function"):
         load_teacher(str(tmp_path / "pickled.pt"))
     torch.jit.trace(nn.Flatten(), torch.zeros(1, 3, 2, 2)).save(str(tmp_path / "traced.pt2"))
     assert load_teacher(str(tmp_path / "traced.pt2"))(torch.zeros(5, 3, 2, 2)).shape == (5, 12)
 
 
-def test_a_module_that_parses_the_command_line_is_given_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_parses_the_command_line_gets_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["vqlabel", "relabel", "images"])
     (tmp_path / "lenient.py").write_text(

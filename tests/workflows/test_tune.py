@@ -50,19 +50,17 @@ def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Pa
 
 
 @pytest.mark.parametrize(("minutes", "passes"), [(1e-4, 3), (9, 10)])
-def test_the_last_fit_has_fewer_passes_where_one_trial_took_the_time_of_a_whole_one(
-    dump: Path, minutes: float, passes: int
-) -> None:
+def test_the_final_fit_has_fewer_epochs_if_one_trial_took_the_time_budget(dump: Path, minutes: float, passes: int) -> None:
     config = FitConfig(bytes=14_000, slots=2, weight_bits=4, prior=False, epochs=10, codebook_size=8)
     assert tune(dump, config, minutes=minutes)[1]["fit"]["epochs"] == passes
 
 
-def test_no_trial_is_begun_that_leaves_no_time_for_the_last_fit(dump: Path) -> None:
+def test_no_trial_starts_that_leaves_no_time_for_the_final_fit(dump: Path) -> None:
     assert len(tune(dump, FitConfig(bytes=14_000, **QUICK), minutes=1e-4)[1]["trials"]) == 1
 
 
-def test_slots_are_traded_for_bits_a_number(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses that lie in a valley across both: no step along one of them goes down."""
+def test_slots_are_traded_for_bits_per_number(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss has a diagonal valley: changing only slots, or only bits per number, does not lower it."""
 
     def run(self: Search, config: FitConfig) -> Trial:
         shape = resolve(config, self.stats)
@@ -90,7 +88,7 @@ def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path,
     assert size["codes"] + size["codec"] + size["container"] <= budget
 
 
-def test_labels_of_no_code_stay_inside_their_budget_however_many_they_are(tmp_path: Path) -> None:
+def test_any_number_of_labels_without_codes_stays_inside_its_budget(tmp_path: Path) -> None:
     budget, out = 14_000, tmp_path / "a.vql"
     np.save(tmp_path / "dump.npy", np.random.default_rng(0).normal(size=(90, 500, 20)).astype(np.float16))
     config = FitConfig(bytes=budget, slots=0, prior=True, epochs=1)
@@ -99,7 +97,7 @@ def test_labels_of_no_code_stay_inside_their_budget_however_many_they_are(tmp_pa
     assert 0.97 * budget < size["codes"] + size["codec"] + size["container"] <= budget
 
 
-def test_bits_per_label_count_everything(dump: Path) -> None:
+def test_a_budget_in_bits_per_label_counts_all_parts(dump: Path) -> None:
     labels = 4 * 6 * 60
     report = tune(dump, FitConfig(**QUICK), bits=90, minutes=0.05)[1]
     assert report["budget"] == 90 * labels // 8 >= report["bytes"]
@@ -129,7 +127,9 @@ def test_fit_and_pack_reach_a_distortion_as_tune_does(dump: Path, tmp_path: Path
         (["pack", "--codec", "some.codec"], "--kl 1: is for a fit"),
     ],
 )
-def test_a_distortion_that_cannot_be_looked_for_is_refused(dump: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_target_distortion_with_contradicting_options_is_refused(
+    dump: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     command, *options = arguments
     result = CliRunner().invoke(app, [command, str(dump), "-o", str(tmp_path / "out"), "--kl", "1", *options])
     assert result.exit_code == 2
@@ -144,25 +144,25 @@ def test_one_budget_must_be_named(dump: Path, config: dict[str, Any], options: d
 
 
 @pytest.mark.parametrize("given", [{"bits": 0.0}, {"bits": -3}, {"kl": 0.0}, {"kl": float("nan")}, {"bits": 9, "minutes": 0}])
-def test_a_budget_of_nothing_is_refused(dump: Path, given: dict[str, float]) -> None:
+def test_a_budget_that_is_not_positive_is_refused(dump: Path, given: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="it must be above 0"):
         tune(dump, FitConfig(), **given)
 
 
-def test_what_is_there_is_refused_before_any_work(dump: Path, tmp_path: Path) -> None:
+def test_an_existing_target_is_refused_before_any_work(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "c.safetensors").write_bytes(b"precious")
     with pytest.raises(TargetExists, match=r"c\.safetensors exists; pass --overwrite"):
         tune(dump, FitConfig(bytes=14_000), out=tmp_path / "c.safetensors")
 
 
-def test_the_command_tunes_and_pack_takes_fits_flags_and_a_cheaper_rate(dump: Path, tmp_path: Path) -> None:
+def test_the_command_tunes_and_pack_accepts_fit_options_and_a_lower_rate(dump: Path, tmp_path: Path) -> None:
     codec, runner = tmp_path / "c.safetensors", CliRunner()
     quick = ["--epochs", "1", "--codebook-size", "8", "--json"]
-    found = runner.invoke(app, ["tune", str(dump), "-o", str(codec), "--bytes", "14kB", "--minutes", "0.05", *quick])
-    assert found.exit_code == 0, found.stderr
-    report = json.loads(found.stdout)
+    result = runner.invoke(app, ["tune", str(dump), "-o", str(codec), "--bytes", "14kB", "--minutes", "0.05", *quick])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
     assert report["budget"] == 14_000 >= report["bytes"]
-    assert "slots of 8" in found.stderr
+    assert "slots of 8" in result.stderr
     packed = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "a.vql"), "--ratio", "8", *quick])
     assert packed.exit_code == 0, packed.stderr
     cut = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "b.vql"), "--codec", str(codec), "--bits", "3", "--json"])
@@ -183,6 +183,6 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "MB", "5 apples", "five", "1e400"])
-def test_a_size_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="must be a number of bytes"):
         read_size(text)

@@ -1,8 +1,10 @@
 """Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
 
+from vqlabel.labels.batch import Context, LabelBatch, Place, Support
 from vqlabel.labels.layouts.registry import LAYOUTS
 from vqlabel.labels.open import open_labels, writing
-from vqlabel.labels.source import About, Context, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.writer import LabelWriter
 
 __all__ = [
     "LAYOUTS",

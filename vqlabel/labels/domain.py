@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, VqlabelError
-from vqlabel.labels.source import ABSENT, NOWHERE, SUM_TOLERANCE, LabelSource, Support
+from vqlabel.labels.batch import ABSENT, NOWHERE, Support
+from vqlabel.labels.checks import SUM_TOLERANCE
+from vqlabel.labels.source import LabelSource
 
 SAMPLED_BATCHES, SAMPLED_ROWS = 16, 256  # batches in the sample, evenly spread over the dump; rows of each of them
 MAX_ROUNDING = 0.01  # probabilities that arithmetic made negative are above -0.01; lower values are not probabilities

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.class_map import teacher_classes
 from vqlabel.labels.image_set import ImageSet, image_names
 from vqlabel.labels.images import class_folders, list_images
 from vqlabel.labels.layouts.tree import SEED, Indices, Shuffle
 from vqlabel.labels.order_evidence import DRAWS_IN_WORDS, Evidence, refuse_mixed_orders, sample_agreement
-from vqlabel.labels.source import LabelBatch, LabelSource
+from vqlabel.labels.source import LabelSource
 
 MIN_Z = 3.0  # standard deviations above chance by which labels must agree with an order that the dump records
 MAX_EPOCHS = 10_000  # finding epoch E draws the permutations of all epochs before it

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, UsageError, VqlabelError, require
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.domain import settle_domain
 from vqlabel.labels.image_order import with_images
 from vqlabel.labels.image_set import DIGESTS
@@ -24,7 +25,8 @@ from vqlabel.labels.layouts.shards import SUFFIXES
 from vqlabel.labels.layouts.tensor import SUFFIXES as TENSOR_SUFFIXES
 from vqlabel.labels.layouts.tree import ORDER_FILE
 from vqlabel.labels.layouts.webdataset import is_tar
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter
+from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import require_regular
 from vqlabel.storage.formats import NPY, SAFETENSORS, TENSOR, TREE, TargetFormat
 from vqlabel.storage.targets import atomic_target, check_target

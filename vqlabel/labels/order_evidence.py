@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.layouts.tree import Indices
-from vqlabel.labels.source import LabelBatch, LabelSource
+from vqlabel.labels.source import LabelSource
 
 MAX_LABELS, MAX_BATCHES = 5000, 250  # size of the sample
 CLEAR_Z = 6.0  # standard deviations above chance that a guessed order needs

@@ -6,7 +6,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.labels.source import Place
+from vqlabel.labels.batch import Place
 
 _CHUNK = 1 << 16  # places converted to tuples at a time while iterating
 

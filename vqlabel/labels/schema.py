@@ -1,15 +1,16 @@
-"""The one table of columns: what a record may have besides its label, from which batches, readers, writers and checks follow.
+"""The one table of columns: what a record may have besides its label. Batches, readers, writers and checks follow it.
 
 Source: docs/format.md, "Columns" and "Limits".
 """
 
 from dataclasses import dataclass
 
-MAX_STRIPS, MAX_OPS = 256, 64  # strips of an image along a side; operations of RandAugment
+MAX_STRIPS = 256  # strips along a side of an image, so fields of "patches"
+MAX_OPS = 64  # RandAugment operations of a view
 MAX_IMAGES = 1 << 24
-MAX_BATCHES = 1 << 22  # a reader holds their places: 16 bytes each
-MAX_BATCH_RECORDS = 1 << 20  # of one batch, which readers take as a whole: a checkpoint of training is a batch
-MAX_NAME_BYTES = 1 << 28  # of all images' names
+MAX_BATCHES = 1 << 22  # a reader keeps the places of all batches in memory, 16 bytes each
+MAX_BATCH_RECORDS = 1 << 20  # readers load a batch as a whole
+MAX_NAME_BYTES = 1 << 28  # of the names of all images
 SHORT_BITS = 16  # width of a number that is stored as an integer or a half
 RECORD, BATCH = "record", "batch"
 
@@ -19,13 +20,14 @@ class Column:
     """A column of a `.vql`.
 
     Attributes:
-        per: RECORD or BATCH, of which each has a row; or the largest number of rows.
-        fields: numbers of a row; of `repeats` > 1, this many times 1..repeats.
-        bits: largest width of a field.
-        kind: "integer", "float" (float32, stored as halves where that loses nothing), "lambda" (float64), or "table" (of the file).
-        of: "own" (the record's view), "partner" (the view mixed in, where it is no record of the batch), "mix" (how two views are mixed);
+        per: RECORD or BATCH: the column has one row for each; or, for a table of the file, its maximum number of rows.
+        fields: numbers per row; if `repeats` > 1, numbers of one item, of which a row has 1..repeats.
+        bits: maximum width of a field.
+        kind: "integer", "float" (float32, stored as halves if that is exact), "lambda" (float64) or "table" (one per file).
+        of: "own" (the record's view), "partner" (the view mixed in, if it is not a record of the batch), "mix" (how two views are mixed);
             "" for tables.
-        image: the column of the image whose sides a crop's shares refer to; "" for other columns.
+        repeats: maximum number of items of a row.
+        image: the column with the image whose sides a crop is a share of; "" for other columns.
         drawn: whether a recipe can draw it again.
     """
 
@@ -44,9 +46,9 @@ COLUMNS = {
     column.name: column
     for column in (
         Column("batch", MAX_BATCHES, 3, 32, "table"),  # epoch, batch, records
-        Column("drawn", MAX_BATCHES, 1, 22, "table"),  # number of a batch among those that the recipe draws
+        Column("drawn", MAX_BATCHES, 1, 22, "table"),  # indices of the stored batches among those that the recipe draws
         Column("image_size", MAX_IMAGES, 2, 16, "table"),  # height, width
-        Column("names", MAX_NAME_BYTES, 1, 8, "table"),  # of the images, UTF-8, a line each
+        Column("names", MAX_NAME_BYTES, 1, 8, "table"),  # of the images, UTF-8, one line each
         Column("image", RECORD, 1, 24, "integer", "own", drawn=True),
         Column("crop", RECORD, 4, 32, "float", "own", image="image", drawn=True),
         Column("flip", RECORD, 1, 1, "integer", "own", drawn=True),

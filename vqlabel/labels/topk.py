@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.checks import SUM_TOLERANCE
 from vqlabel.labels.layouts.axes import MAX_CLASSES
-from vqlabel.labels.source import SUM_TOLERANCE, About
+from vqlabel.labels.source import About
 
 MAX_DENSE_BYTES = 1 << 28  # of one batch of dense labels: a forged class id in a small file must not exhaust the memory
 _LOW_WORD = np.uint64((1 << 32) - 1)

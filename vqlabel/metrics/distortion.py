@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.labels.source import ABSENT, NOWHERE
+from vqlabel.labels.batch import ABSENT, NOWHERE
 
 MIN_POWER = 1e-6  # squared norm of centred logits, averaged over labels; below it they are rounding errors of uniform labels
 MIN_PROBABILITY = 1e-8  # smaller probabilities are raised to it before a logarithm; the smallest positive fp16 number is 6e-8

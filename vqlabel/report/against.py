@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX
+from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.pruning import Pruned
@@ -18,7 +19,7 @@ from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
 from vqlabel.threads import large_operations
-from vqlabel.vql.decode import DTYPES, decode_steps, narrow, read_codec
+from vqlabel.vql.decode import decode_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
 
 # Figures before and after rounding to the dump's dtype are both reported if one changes by this share, or by 1e-4 if it
@@ -89,7 +90,7 @@ class _Comparison:
     """Running distortion and calibration of a file's labels against raw ones."""
 
     def __init__(self, file: VqlFile, source: LabelSource, codec: LabelCodec) -> None:
-        self.file, self.codec, self.dtype = file, codec, DTYPES[file.label["dtype"]]
+        self.file, self.codec, self.dtype = file, codec, torch_type(file.label["dtype"])
         temperatures: tuple[float, ...] = codec.config.temperatures
         sigmoid = source.domain == "sigmoid"
         sets = codec.config.holds_sets or (source.support is not None and source.support.rest == "zero")

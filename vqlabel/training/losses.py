@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqlabel.config import check_labels
 from vqlabel.errors import UsageError, require
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.type_checks import check_field_types, check_type
 
 HUNDREDTHS = tuple(i / 100 for i in range(1, 101))  # where LPQLD looks for a student's temperature

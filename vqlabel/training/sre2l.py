@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
+from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
 from vqlabel.labels.image_set import image_names
 from vqlabel.labels.images import class_folders, list_images
 from vqlabel.training.dataset import VqlDataset
 from vqlabel.training.views import Whole, held_against, stored_epochs
 from vqlabel.views.image_folder import pillow
-from vqlabel.vql.decode import DTYPES, narrow
+from vqlabel.vql.decode import narrow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -170,7 +171,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         batch, first = self.labels._batch(at), int(self.labels.file.columns.starts[at])
         assert batch.crop is not None and batch.flip is not None
         samples = [self._sample(*each) for each in zip(indices, batch.crop, batch.flip, strict=True)]
-        labels = narrow(batch.labels, DTYPES[self.labels.file.label["dtype"]], self.labels.file, first)
+        labels = narrow(batch.labels, torch_type(self.labels.file.label["dtype"]), self.labels.file, first)
         box = None if batch.mix_box is None else list(batch.mix_box)
         return [Whole([default_collate(samples), batch.mix_index, batch.mix_lam, box, labels])]
 

@@ -1,1 +1,1 @@
-"""What the streams of a `.vql` mean: labels' codes, places, augmentation, seeds."""
+"""Meaning of the streams of a `.vql`: codes of labels, places, augmentation, seeds."""

@@ -1,207 +1,26 @@
-"""Where a record belongs and what was done to its image <-> streams of small integers in the container, bit for bit.
+"""Streams of small integers in the container -> the place and the augmentation of any record, bit for bit.
 
 Source: docs/format.md, "Columns".
 """
 
-import math
-import re
-import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.container import ContainerReader, ContainerWriter
-from vqlabel.errors import BadContainer, BadLabels
+from vqlabel.container import ContainerReader
+from vqlabel.errors import BadContainer
 from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.places import Places
-from vqlabel.labels.schema import (
-    COLUMNS,
-    CROP_COLUMNS,
-    FLOAT_COLUMNS,
-    INTEGER_COLUMNS,
-    MAX_BATCH_RECORDS,
-    MAX_BATCHES,
-    MAX_IMAGES,
-    MAX_NAME_BYTES,
-)
-from vqlabel.views.crops import SizeFinder, to_fractions, to_pixels
+from vqlabel.labels.schema import CROP_COLUMNS, FLOAT_COLUMNS, MAX_BATCH_RECORDS
+from vqlabel.views.crops import to_fractions
 from vqlabel.vql.column_limits import PREFIX, check_streams
-
-_SPOOL_ROWS = 1 << 16
-AUGMENTATION = tuple(name for name, column in COLUMNS.items() if column.of and name != "image")
-ONE_SIZE = np.ones((1, 2), np.int64)
-
-
-class ColumnWriter:
-    """Collects the columns of every batch in temporary files, so memory does not grow with the dump, and writes them as streams.
-
-    Which columns there are is decided by the first batch; later ones must have the same.
-    """
-
-    def __init__(self, folder: Path, order: str) -> None:
-        self._folder, self._order = folder, order
-        self._spools: dict[str, Spool] = {}
-        self._sizes = SizeFinder()
-        self._says: dict[str, str] = {}  # how numbers of a column are stored
-        self._halves: dict[str, bool] = {}  # whether all numbers of a column are halves
-        self._batches = 0
-        self._present: dict[str, bool] | None = None
-
-    def add(self, batch: LabelBatch) -> None:
-        """Take the place and the augmentation of one batch.
-
-        Raises:
-            BadLabels: a column is missing that the first batch had, or the other way round.
-        """
-        present = {name: getattr(batch, name) is not None for name in AUGMENTATION}
-        self._present = self._present or present
-        for name in AUGMENTATION:
-            if present[name] != self._present[name]:
-                have = "has" if present[name] else "lacks"
-                raise BadLabels(
-                    f"epoch {batch.place.epoch}, batch {batch.place.batch} {have} {name}, unlike the first batch: mix no recipes"
-                )
-        self._batches += 1
-        if self._batches > MAX_BATCHES:
-            raise BadLabels(f"the dump has more than {MAX_BATCHES} batches; the format allows no more: use larger batches")
-        if len(batch) > MAX_BATCH_RECORDS:
-            raise BadLabels(
-                f"epoch {batch.place.epoch}, batch {batch.place.batch} has {len(batch)} labels; the format allows {MAX_BATCH_RECORDS} "
-                "in a batch: cut it into smaller ones"
-            )
-        self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
-        for name in INTEGER_COLUMNS:
-            value = getattr(batch, name)
-            if value is not None and (name != "image" or self._order == "explicit"):
-                if name in ("image", "partner_image") and len(batch) and int(value.max()) >= MAX_IMAGES:
-                    raise BadLabels(f"image index {int(value.max())} is above {MAX_IMAGES - 1}; number the images from 0")
-                self._put(name, flat(value).astype(np.int64))
-        for name in FLOAT_COLUMNS:
-            value = getattr(batch, name)
-            if value is not None:
-                self._put_floats(name, flat(value))
-        if batch.crop is not None:
-            self._sizes.add(batch.crop, batch.image if self._order == "explicit" else None)
-        if batch.partner_crop is not None:
-            self._sizes.add(batch.partner_crop, batch.partner_image if self._order == "explicit" else None)
-        if batch.mix_lam is not None:
-            self._put("mix_lam", np.array([batch.mix_lam], "<f8").view("<u4")[None])
-        if batch.mix_box is not None:
-            self._put("mix_box", np.array([batch.mix_box]))
-
-    def _put_floats(self, name: str, values: NDArray[np.floating]) -> None:
-        """As the bits of float32; whether halves would do is seen on the way."""
-        wide = np.ascontiguousarray(values, np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            back = wide.astype(np.float16).astype(np.float32)
-        self._halves[name] = self._halves.get(name, True) and bool((back.view(np.uint32) == wide.view(np.uint32)).all())
-        self._put(name, wide.view(np.uint32))
-
-    def _put(self, name: str, rows: NDArray[Any]) -> None:
-        if name not in self._spools:
-            self._spools[name] = Spool(self._folder, rows.shape[1])
-        spool = self._spools[name]
-        if rows.shape[1] != spool.fields:
-            raise BadLabels(f"{name} has {rows.shape[1]} numbers a record, the dump began with {spool.fields}: mix no recipes")
-        spool.add(rows.astype(np.uint32))
-
-    def write(self, writer: ContainerWriter, names: Sequence[str] | None = None) -> dict[str, str]:
-        """Write every column as a stream, and the names of images. Returns what `vql.columns` says of them."""
-        for name, parts, most in self._streams():
-            writer.begin(PREFIX + name, widths(most))
-            for rows in parts:
-                writer.append(rows)
-            writer.end()
-        if names is not None:
-            text = np.frombuffer(_joined(names), np.uint8)
-            writer.begin(PREFIX + "names", [8])
-            writer.append(text[:, None].astype(np.uint32))
-            writer.end()
-        return {"order": self._order, **self._says}
-
-    def bits(self) -> int:
-        """What the columns take before any coding, chunk tables and names apart."""
-        return sum(sum(widths(most)) * sum(map(len, parts)) for _, parts, most in self._streams())
-
-    def _streams(self) -> Iterator[tuple[str, Iterable[NDArray[np.uint32]], NDArray[Any]]]:
-        """(name, rows, the largest value of every field) of each column."""
-        sizes = self._sizes.sizes() if "crop" in self._spools else None
-        for name in sorted(self._spools):
-            spool = self._spools[name]
-            if name in FLOAT_COLUMNS:
-                self._says[name] = "float16" if self._halves[name] else "float32"
-                if name in CROP_COLUMNS and sizes is not None:
-                    self._says[name] = "integers"
-                    images = self._spools.get(CROP_COLUMNS[name]) if len(sizes) > 1 else None
-                    spool = self._changed(spool, lambda shares, size: to_pixels(shares.view(np.float32), size), images, sizes)
-                    if name == "crop":
-                        yield "image_size", [sizes.astype(np.uint32)], sizes.max(0)
-                elif self._says[name] == "float16":
-                    spool = self._changed(spool, lambda bits, _: bits.view(np.float32).astype(np.float16).view(np.uint16))
-            yield name, spool, spool.most
-
-    def _changed(
-        self,
-        spool: "Spool",
-        change: Callable[..., NDArray[Any]],
-        images: "Spool | None" = None,
-        sizes: NDArray[np.int64] = ONE_SIZE,
-    ) -> "Spool":
-        """Rows as `change` makes them of the bits of float32 and of the size of each row's image."""
-        out = Spool(self._folder, spool.fields)
-        which: Iterator[NDArray[np.uint32]] | None = iter(images) if images is not None else None
-        for rows in spool:
-            image = np.zeros(len(rows), np.int64) if which is None else next(which)[:, 0].astype(np.int64)
-            out.add(change(rows, sizes[image]).astype(np.uint32))
-        return out
-
-
-def _joined(names: Sequence[str]) -> bytes:
-    odd = next((name for name in names if re.search("[\n\ud800-\udfff]", name)), None)
-    if odd is not None:
-        raise BadLabels(f"an image is named {odd!r}; names are one line of UTF-8: rename it")
-    text = "\n".join(names).encode()
-    if len(text) > MAX_NAME_BYTES:
-        raise BadLabels(f"the names of the images are {len(text)} bytes; the format allows {MAX_NAME_BYTES}: use numbers")
-    return text
-
-
-def flat(value: NDArray[Any]) -> NDArray[Any]:
-    """[n, ...] -> [n, numbers of a record], also where n is 0."""
-    return value.reshape(len(value), math.prod(value.shape[1:]))
-
-
-def widths(most: NDArray[Any]) -> list[int]:
-    """Bits of every field of a column, by its largest value."""
-    return [max(1, int(top).bit_length()) for top in most]
 
 
 def as_lambda(words: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
-    """[n, 2] low and high words -> [n] lambdas."""
+    """[n, 2] low and high 32-bit words -> [n] float64 lambdas."""
     return np.ascontiguousarray(words.astype("<u4")).view("<f8")[:, 0]
-
-
-class Spool:
-    """Rows of uint32 in a nameless temporary file, and the largest value of every field."""
-
-    def __init__(self, folder: Path, fields: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with the object)
-        weakref.finalize(self, self._file.close)
-        self.fields, self.most = fields, np.zeros(fields, np.uint32)
-
-    def add(self, rows: NDArray[np.uint32]) -> None:
-        self.most = np.maximum(self.most, rows.max(0, initial=0))
-        self._file.write(np.ascontiguousarray(rows).tobytes())
-
-    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        self._file.seek(0)
-        while data := self._file.read(_SPOOL_ROWS * 4 * self.fields):
-            yield np.frombuffer(data, np.uint32).reshape(-1, self.fields)
 
 
 class ColumnReader:
@@ -210,33 +29,39 @@ class ColumnReader:
     Attributes:
         places: [B] (epoch, batch) of every batch.
         starts: [B + 1] first record of every batch; the last entry is the number of records.
-        order: "explicit", "rows" or "none".
+        order: "explicit", "rows" or "none", see `labels.source.About`.
+        path: of the file.
+
+    Args:
+        header: `vql.columns`.
+        records: n.
+
+    Raises:
+        BadContainer: columns, header and number of records contradict each other, or exceed a limit of the format.
     """
 
-    def __init__(self, reader: ContainerReader, says: dict[str, Any], records: int) -> None:
+    def __init__(self, reader: ContainerReader, header: dict[str, Any], records: int) -> None:
         self._reader, self.path = reader, reader.path
-        self.order, self._floats = str(says.get("order")), {name: says[name] for name in FLOAT_COLUMNS if name in says}
-        where = reader.path
-        kinds = {
+        self.order, self._kinds = str(header.get("order")), {name: header[name] for name in FLOAT_COLUMNS if name in header}
+        allowed = {
             name: ("integers", "float16", "float32") if name in CROP_COLUMNS else ("float16", "float32") for name in FLOAT_COLUMNS
         }
-        if self.order not in ("explicit", "rows", "none") or any(kind not in kinds[name] for name, kind in self._floats.items()):
-            raise BadContainer(f"{where}: vql.columns is {str(says)[:120]}; damaged or from a newer version")
+        if self.order not in ("explicit", "rows", "none") or any(kind not in allowed[name] for name, kind in self._kinds.items()):
+            raise BadContainer(f"{self.path}: vql.columns is {str(header)[:120]}; damaged or from a newer version")
         if PREFIX + "batch" not in reader.streams:
-            raise BadContainer(f"{where}: has no column 'batch'; damaged or forged")
-        check_streams(reader, self._floats, records)
+            raise BadContainer(f"{self.path}: has no column 'batch'; damaged or forged")
+        check_streams(reader, self._kinds, records)
         table = reader.rows(PREFIX + "batch")
-        many = table[:, 2].astype(np.int64)
-        if int(many.sum()) != records:
-            raise BadContainer(f"{where}: its batches hold {int(many.sum())} records, the header says {records}")
-        if int(many.max(initial=0)) > MAX_BATCH_RECORDS:
-            raise BadContainer(f"{where}: a batch of {int(many.max())} records; the format allows {MAX_BATCH_RECORDS}")
+        counts = table[:, 2].astype(np.int64)
+        if int(counts.sum()) != records:
+            raise BadContainer(f"{self.path}: its batches contain {int(counts.sum())} records, the header declares {records}")
+        if int(counts.max(initial=0)) > MAX_BATCH_RECORDS:
+            raise BadContainer(f"{self.path}: a batch of {int(counts.max())} records; the format allows {MAX_BATCH_RECORDS}")
         self.places = Places(table[:, 0], table[:, 1])
-        self.starts = np.append(0, np.cumsum(many))
-        integers = "integers" in self._floats.values()
-        self._sizes = reader.rows(PREFIX + "image_size") if integers else None
+        self.starts = np.append(0, np.cumsum(counts))
+        self._sizes = reader.rows(PREFIX + "image_size") if "integers" in self._kinds.values() else None
         if self._sizes is not None and not (len(self._sizes) and self._sizes.all()):
-            raise BadContainer(f"{where}: its image sizes are none, or hold a zero; damaged or forged")
+            raise BadContainer(f"{self.path}: its table of image sizes is empty, or has a zero; damaged or forged")
 
     @cached_property
     def _epoch_start(self) -> NDArray[np.int64]:
@@ -259,7 +84,7 @@ class ColumnReader:
         lam, box = self._of_batch("mix_lam", at), self._of_batch("mix_box", at)
         index = self.column("mix_index", record)
         if index is not None and len(index) and int(index.max()) >= len(record):
-            raise BadContainer(f"{self._reader.path}: mix_index {int(index.max())} in batch {at} leaves its {len(record)} slots")
+            raise BadContainer(f"{self.path}: mix_index {int(index.max())} in batch {at} is outside its {len(record)} records")
         patches, ops, seed = self.column("patches", record), self.numbers("ops", record), self.column("seed", record)
         return LabelBatch(
             labels=labels,
@@ -280,52 +105,59 @@ class ColumnReader:
         )
 
     def image(self, record: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """[n] image of each record."""
-        return (
-            np.asarray(record - self._epoch_start[self.batch_of(record)])
-            if self.order == "rows"
-            else self._integer("image", record)
-        )
+        """[n] image index of each record; None if unknown."""
+        if self.order == "rows":
+            return np.asarray(record - self._epoch_start[self.batch_of(record)])
+        return self._integer("image", record)
 
     def crop(self, record: NDArray[np.int64], name: str = "crop") -> NDArray[np.float32] | None:
-        """[n, 4] shares, the very floats of the dump: the record's own, or of its "partner_crop"."""
-        if self._floats.get(name) != "integers":
+        """[n, 4] shares of height and width, bit for bit those of the dump; `name`: "crop" or "partner_crop"."""
+        if self._kinds.get(name) != "integers":
             return self.numbers(name, record)
         crop = self.column(name, record)
         if crop is None or self._sizes is None:
             return None
-        at = np.zeros(len(record), np.int64)
-        if len(self._sizes) > 1:
-            image = self.image(record) if name == "crop" else self._integer("partner_image", record)
-            if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
-                raise BadContainer(f"{self._reader.path}: an image has no size; damaged or forged")
-            at = image
-        return to_fractions(crop, self._sizes[at])
+        if len(self._sizes) == 1:
+            return to_fractions(crop, self._sizes[np.zeros(len(record), np.int64)])
+        image = self.image(record) if name == "crop" else self._integer("partner_image", record)
+        if image is None or (len(image) and int(image.max()) >= len(self._sizes)):
+            raise BadContainer(f"{self.path}: an image has no size; damaged or forged")
+        return to_fractions(crop, self._sizes[image])
 
     @property
     def names(self) -> list[str] | None:
-        """The names of the images, by index, where the dump found its images by name."""
+        """The names of the images, by index, if the dump identifies images by name; else None.
+
+        Raises:
+            BadContainer: the names are not UTF-8, or more than the stream has bytes.
+        """
         if PREFIX + "names" not in self._reader.streams:
             return None
         text, payload = self._reader.rows(PREFIX + "names").tobytes(), self._reader.sections[PREFIX + "names"]
-        count, most = text.count(b"\n") + 1, payload.stop - payload.start
-        if count > most:
-            raise BadContainer(f"{self._reader.path}: {count} names of images in {most} bytes; a name takes a byte: forged")
+        count, max_count = text.count(b"\n") + 1, payload.stop - payload.start
+        if count > max_count:  # a few bytes may decompress to many empty names
+            raise BadContainer(
+                f"{self.path}: {count} names of images in {max_count} bytes; the format requires a byte per name: forged"
+            )
         try:
             return text.decode().split("\n")
         except UnicodeDecodeError as error:
-            raise BadContainer(f"{self._reader.path}: the images' names are no UTF-8 ({error}); damaged or forged") from None
+            raise BadContainer(f"{self.path}: the images' names are not UTF-8 ({error}); damaged or forged") from None
 
     def context(self, record: NDArray[np.int64]) -> Context:
-        """What a codec may know of these records: their whole batches are looked at for the partners."""
+        """The side information of these records; their partners are looked up in their batches.
+
+        Raises:
+            BadContainer: a mix_index is outside its batch.
+        """
         batch = self.batch_of(record)
         image = self.image(record)
-        index, lam, box = (self.column(n, r) for n, r in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
+        index, lam, box = (self.column(name, row) for name, row in (("mix_index", record), ("mix_lam", batch), ("mix_box", batch)))
         partner = self._integer("partner_image", record), self.crop(record, "partner_crop"), self._flip("partner_flip", record)
         if index is not None:
             other = self.starts[batch] + index[:, 0].astype(np.int64)
             if len(other) and (other >= self.starts[batch + 1]).any():
-                raise BadContainer(f"{self._reader.path}: a mix_index leaves its batch; damaged or forged")
+                raise BadContainer(f"{self.path}: a mix_index is outside its batch; damaged or forged")
             partner = self.image(other), self.crop(other), self._flip("flip", other)
         return Context(
             image=image,
@@ -347,18 +179,18 @@ class ColumnReader:
         return None if value is None else value.astype(np.int64)[:, 0]
 
     def numbers(self, name: str, record: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """[n, fields] of a column of numbers that are not stored as integers."""
+        """[n, fields] float32 of a column whose numbers are stored as floats; None if the file does not have it."""
         bits = self.column(name, record)
         if bits is None:
             return None
-        if self._floats.get(name, "float32") == "float16":
+        if self._kinds.get(name, "float32") == "float16":
             return bits.astype(np.uint16).view(np.float16).astype(np.float32)
         return bits.astype(np.uint32).view(np.float32)
 
     def column(self, name: str, row: NDArray[np.int64]) -> NDArray[np.unsignedinteger] | None:
-        """[n, fields] of a column as it is stored; None where the file has none."""
+        """[n, fields] of a column as stored; None if the file does not have it."""
         return self._reader.take(PREFIX + name, row) if PREFIX + name in self._reader.streams else None
 
     def _of_batch(self, name: str, at: int) -> NDArray[np.unsignedinteger] | None:
-        found = self.column(name, np.array([at]))
-        return None if found is None else found[0]
+        row = self.column(name, np.array([at]))
+        return None if row is None else row[0]

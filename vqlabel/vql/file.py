@@ -1,4 +1,4 @@
-"""What a `.vql` file says, without decoding a label: records, label type, codec, columns, codes. No torch."""
+"""A `.vql` file as records, label type, codec configuration, columns and codes, without decoding any label. No torch."""
 
 from functools import cached_property
 from itertools import groupby
@@ -12,6 +12,7 @@ from vqlabel.bitstream.codings import ANS
 from vqlabel.codecs.config import CODES, COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
+from vqlabel.dtypes import LABEL_TYPES
 from vqlabel.errors import BadContainer
 from vqlabel.labels import About, Support
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
@@ -21,25 +22,26 @@ from vqlabel.vql.ragged_codes import VARIABLE_SLOTS, RaggedCodes
 from vqlabel.vql.seeded import DrawnPart, read_columns
 
 CODEC = "codec."
-SIGMOID_LABELS = "sigmoid_labels"  # in `vql.requires`: labels are logits of classes that each have a probability of their own
+SIGMOID_LABELS = "sigmoid_labels"  # in `vql.requires`: labels are logits of independent classes
 
 
 class VqlFile:
-    """An opened `.vql`.
+    """An open `.vql`.
 
     Attributes:
         records: n.
-        label: classes, domain, dtype ("F16", "BF16", "F32": the dump's) and shift_preserved.
-        codec: kind and config, as the header has them.
-        config: the same, checked: the widths of codes follow from it.
+        label: `vql.label`: classes, domain, dtype of the dump ("F16", "BF16" or "F32") and shift_preserved.
+        codec: `vql.codec`: kind and config, unchecked.
+        config: the checked configuration, from which the widths of codes follow.
         columns: places and augmentation.
-        container: the checked file below.
+        source: `vql.source`.
+        container: the file as streams, tensors and metadata.
 
     Args:
         seal: see `ContainerReader`.
 
     Raises:
-        UsageError: no such file.
+        UsageError: the file does not exist.
         BadContainer: the file is damaged, forged or from a newer version.
     """
 
@@ -51,54 +53,48 @@ class VqlFile:
             self.config: CodecConfig = codec_config(self.codec["kind"], self.codec["config"])
         except BadContainer as error:
             raise BadContainer(f"{path}: {error}") from None
-        if self.label["dtype"] not in ("F16", "BF16", "F32") or any(
-            getattr(self.config, key) != self.label[key] for key in ("classes", "domain")
-        ):
-            raise BadContainer(
-                f"{path}: vql.label is {str(self.label)[:120]}, the codec's configuration {str(self.codec['config'])[:120]}; "
-                "damaged or forged"
-            )
-        if (self.label["domain"] == "sigmoid") != (SIGMOID_LABELS in self.container.requires):
-            raise BadContainer(
-                f"{path}: vql.requires is {self.container.requires}, the labels' domain {self.label['domain']}; damaged or forged"
-            )
+        self._check_label()
         self._ragged = self._ragged_codes()
         self._check_widths()
         self.records = self.container.streams[COUNTS if self._ragged else CODES].rows
         self.columns = read_columns(self.container, self._json("vql.columns", {}), self.records)
         self.source = self._json("vql.source", {})
 
-    def _json(self, key: str, want: dict[str, type]) -> dict[str, Any]:
+    def _check_label(self) -> None:
+        """Raises BadContainer if `vql.label` contradicts the codec's configuration or `vql.requires`."""
+        agree = all(getattr(self.config, key) == self.label[key] for key in ("classes", "domain"))
+        if self.label["dtype"] not in LABEL_TYPES or not agree:
+            raise BadContainer(
+                f"{self.container.path}: vql.label is {str(self.label)[:120]}, the codec's configuration "
+                f"{str(self.codec['config'])[:120]}; damaged or forged"
+            )
+        if (self.label["domain"] == "sigmoid") != (SIGMOID_LABELS in self.container.requires):
+            raise BadContainer(
+                f"{self.container.path}: vql.requires is {self.container.requires}, the labels' domain {self.label['domain']}; damaged or forged"
+            )
+
+    def _json(self, key: str, types: dict[str, type]) -> dict[str, Any]:
         value = self.container.json_object(key)
-        if any(type(value.get(name)) is not kind for name, kind in want.items()):
+        if any(type(value.get(name)) is not kind for name, kind in types.items()):
             raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
         return value
 
     @cached_property
     def about(self) -> About:
-        """What the file says of the dump as a whole."""
-        support, layout, details = self.label.get("support"), str(self.source.get("layout")), self.source.get("details", {})
+        """Properties of the dump as a whole, as the file records them.
+
+        Raises:
+            BadContainer: a property is invalid.
+        """
+        support, details = self.label.get("support"), self.source.get("details", {})
         temperature = self.source.get("temperature")
-        good = (
-            isinstance(details, dict)
-            and type(temperature) in (type(None), int, float)
-            and (
-                support is None
-                or (
-                    isinstance(support, dict)
-                    and set(support) == {"k", "rest"}
-                    and type(support["k"]) is int
-                    and 1 <= support["k"] <= self.label["classes"]
-                    and support["rest"] in ("zero", "uniform")
-                )
-            )
-        )
-        if not good:
+        good = isinstance(details, dict) and type(temperature) in (type(None), int, float)
+        if not (good and (support is None or _is_support(support, self.classes))):
             raise BadContainer(
                 f"{self.container.path}: vql.source is {str(self.source)[:200]}, the label's support {support!r}; damaged or forged"
             )
         return About(
-            layout=layout,
+            layout=str(self.source.get("layout")),
             classes=self.classes,
             domain=self.label["domain"],
             dtype=self.label["dtype"],
@@ -113,42 +109,51 @@ class VqlFile:
 
     @property
     def pruned(self) -> dict[str, Any] | None:
-        """What was kept of a dump, as `Pruned` records it: keep, by and seed; None: all, or it is not recorded so."""
+        """The keep, by and seed of a pruned dump, as `Pruned` records them; None: not pruned, or the record is invalid."""
         details = self.source.get("details")
-        found = details.get("pruned") if isinstance(details, dict) else None
-        kinds = {"keep": (int, float), "by": (str,), "seed": (int,)}
-        if not isinstance(found, dict) or any(type(found.get(name)) not in kind for name, kind in kinds.items()):
+        pruned = details.get("pruned") if isinstance(details, dict) else None
+        types = {"keep": (int, float), "by": (str,), "seed": (int,)}
+        if not isinstance(pruned, dict) or any(type(pruned.get(name)) not in allowed for name, allowed in types.items()):
             return None
-        return found if 0 < found["keep"] <= 1 else None
+        return pruned if 0 < pruned["keep"] <= 1 else None
 
     @property
     def recipe(self) -> Recipe | None:
-        """By which the views are drawn; None: they are stored."""
+        """The recipe that draws the views; None: views are stored."""
         return self.columns.recipe if isinstance(self.columns, DrawnColumns | DrawnPart) else None
 
     @cached_property
     def images(self) -> ImageSet | None:
-        """Which images the labels are of: as the header records it; else as many as the recipe or the first epoch implies. None: unknown."""
+        """Which images the labels are of, as the header records them; else a set of as many images as the recipe, the names or the first epoch
+        imply. None: unknown.
+
+        Raises:
+            BadContainer: header and recipe differ in the number of images.
+        """
         drawn = self.recipe.images if self.recipe else None
         if "vql.images" in self.container.metadata:
-            found = ImageSet.from_dict(self.container.json_object("vql.images"), self.container.path)
-            if drawn not in (None, found.count):
+            images = ImageSet.from_dict(self.container.json_object("vql.images"), self.container.path)
+            if drawn not in (None, images.count):
                 raise BadContainer(
-                    f"{self.container.path}: its recipe draws from {drawn} images, vql.images has {found.count}; damaged or forged"
+                    f"{self.container.path}: its recipe draws from {drawn} images, vql.images has {images.count}; damaged or forged"
                 )
-            return found
-        if drawn is None and (names := self.columns.names) is not None:
-            drawn = len(names)
-        if drawn is None and self.columns.has("image") and self.columns.places:
-            epoch, starts, whole = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
-            others = np.flatnonzero(self.columns.places.epoch != epoch)
-            last = int(others[0]) if len(others) else len(starts) - 1
-            if starts[last] - starts[0] <= MAX_IMAGES:  # more are no whole epoch
-                image = self.columns.image(np.arange(starts[0], starts[last]))
-                assert image is not None  # `has` said so
-                whole.add(epoch, image)
-            drawn = whole.images()
-        return None if drawn is None else ImageSet(count=drawn)
+            return images
+        names = self.columns.names
+        count = drawn if drawn is not None else self._count_of_first_epoch() if names is None else len(names)
+        return None if count is None else ImageSet(count=count)
+
+    def _count_of_first_epoch(self) -> int | None:
+        """Number of images, if the first epoch shows every image once; else None."""
+        if not (self.columns.has("image") and self.columns.places):
+            return None
+        epoch, starts, shown = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
+        later = np.flatnonzero(self.columns.places.epoch != epoch)
+        end = starts[int(later[0]) if len(later) else len(starts) - 1]
+        if end - starts[0] <= MAX_IMAGES:  # a longer epoch shows an image twice
+            image = self.columns.image(np.arange(starts[0], end))
+            assert image is not None  # the columns have "image"
+            shown.add(epoch, image)
+        return shown.images()
 
     @property
     def classes(self) -> int:
@@ -157,17 +162,17 @@ class VqlFile:
 
     @property
     def counted(self) -> bool:
-        """Whether labels have numbers of codes of their own, and a count in front of them."""
+        """Whether the rate is variable: each label has its own number of codes, and a count before them."""
         return self._ragged is not None
 
     @property
     def code_bits(self) -> tuple[int, ...]:
-        """[m] stored width of each code; [1 + m] where the first is the count of variable labels."""
+        """[m] stored width of each code in bits; [1 + m] at a variable rate, the count first."""
         return tuple(self.config.widths)
 
     @property
     def label_bits(self) -> float:
-        """Code bits of a label: the widths of its codes; where codes are entropy-coded, and of variable labels, what the mean label takes."""
+        """Code bits per label: the sum of the widths; at a variable rate or if codes are entropy-coded, the stored bits of the mean label."""
         codes = self.container.streams[CODES]
         if self._ragged:
             stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
@@ -178,39 +183,43 @@ class VqlFile:
         return round(stored / max(1, self.records), 4)
 
     def codes(self, start: int, stop: int) -> NDArray[np.unsignedinteger]:
-        """[stop - start, m] of uint8, uint16 or uint32, checked against the codebook's size; writable.
+        """Codes of records start:stop.
 
-        Of variable labels [stop - start, 1 + m]: the count of a label, its codes, 0 beyond them.
+        Returns:
+            [stop - start, m] uint8, uint16 or uint32, writable; at a variable rate [stop - start, 1 + m]: count, codes, zeros.
+
+        Raises:
+            BadContainer: a code is not below the size of its codebook.
         """
         return self._checked(self._ragged.rows(start, stop) if self._ragged else self.container.rows(CODES, start, stop))
 
     def take_codes(self, index: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
-        """[n, m] codes, or [n, 1 + m], of the records at `index`, each in [0, records)."""
+        """Codes of the records at `index` [n], each in [0, records): as those of `codes`."""
         return self._checked(self._ragged.take(index) if self._ragged else self.container.take(CODES, index))
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        """An index outside its codebook poisons a GPU process, so none leaves this place."""
-        tables = self.config.indices if self.config.widths else [(slice(None), 1)]  # of labels without a code the bit is 0
+        """Every read passes this check: on a GPU, an index outside its codebook makes all later calls of the process fail."""
+        tables = self.config.indices if self.config.widths else [(slice(None), 1)]  # labels without codes store one zero bit
         for slots, size in tables:
-            most = int(codes[:, slots].max(initial=0))
-            if most >= size:
+            largest = int(codes[:, slots].max(initial=0))
+            if largest >= size:
                 raise BadContainer(
-                    f"{self.container.path}: code {most} leaves 0..{size - 1} ({str(self.codec['config'])[:200]}); damaged or forged"
+                    f"{self.container.path}: code {largest} is outside 0..{size - 1} ({str(self.codec['config'])[:200]}); damaged or forged"
                 )
         return codes[:, : len(self.code_bits)]
 
     def _ragged_codes(self) -> RaggedCodes | None:
-        """How codes are read where labels have different numbers of them; header and configuration must agree on that."""
-        most = self.config.max_codes
-        if (most is not None) != (VARIABLE_SLOTS in self.container.requires):
+        """The reader of codes at a variable rate; None at a fixed rate. Header and configuration must agree on which it is."""
+        slots = self.config.max_codes
+        if (slots is not None) != (VARIABLE_SLOTS in self.container.requires):
             raise BadContainer(
                 f"{self.container.path}: vql.requires is {self.container.requires}, the codec's slots are "
-                f"{'fixed' if most is None else 'variable'}; damaged or forged"
+                f"{'fixed' if slots is None else 'variable'}; damaged or forged"
             )
-        return None if most is None else RaggedCodes(self.container, most)
+        return None if slots is None else RaggedCodes(self.container, slots)
 
     def _check_widths(self) -> None:
-        """Before a code is read: refuse streams whose fields are not the codec's."""
+        """Raises BadContainer if a stream of codes is missing or has other fields than the codec declares."""
         for expected in reversed(self.config.streams):
             stream = self.container.streams.get(expected.name)
             if stream is None:
@@ -222,7 +231,18 @@ class VqlFile:
                 )
 
 
+def _is_support(values: object, classes: int) -> bool:
+    """Whether JSON is a `Support` of labels with this number of classes."""
+    return (
+        isinstance(values, dict)
+        and set(values) == {"k", "rest"}
+        and type(values["k"]) is int
+        and 1 <= values["k"] <= classes
+        and values["rest"] in ("zero", "uniform")
+    )
+
+
 def _runs(bits: tuple[int, ...]) -> str:
-    """(5, 5, 16) -> "2 x 5, 1 x 16"; the first runs where there are many."""
+    """(5, 5, 16) -> "2 x 5, 1 x 16"; the first four runs."""
     runs = [f"{len(list(run))} x {width}" for width, run in groupby(bits)]
     return ", ".join(runs[:4]) + ", ..." * (len(runs) > 4)

@@ -1,4 +1,4 @@
-"""Where the codes of a label lie whose number differs from label to label: a stream of counts, and one of all codes. No torch."""
+"""A stream of counts and a stream of codes -> the codes of any labels, at a variable rate. No torch."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,21 +8,21 @@ from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer
 
-VARIABLE_SLOTS = "variable_slots"  # in `vql.requires` of such a file
+VARIABLE_SLOTS = "variable_slots"  # in `vql.requires`: each label has its own number of codes
 
 Codes = NDArray[np.unsignedinteger]
 
 
 class RaggedCodes:
-    """Codes of any labels, as [n, 1 + m]: a label's count, its codes, and 0 beyond them.
+    """Reads codes as [n, 1 + m]: the count of a label, its codes, and zeros.
 
-    The first code of every chunk of counts is found by one pass when a code is first read; a number a chunk is kept.
+    The first read makes one pass over all counts, to find the first code of every chunk of counts; memory holds one number per chunk.
 
     Args:
-        slots: m, the most codes that a label may have.
+        slots: m, the maximum number of codes of a label.
 
     Raises:
-        BadContainer: when codes are read: a count above m, or counts that do not add up to the codes.
+        BadContainer: when codes are read: a count is above m, or the counts do not add up to the number of codes.
     """
 
     def __init__(self, container: ContainerReader, slots: int) -> None:
@@ -38,10 +38,10 @@ class RaggedCodes:
     def take(self, index: NDArray[np.int64]) -> Codes:
         """[n, 1 + m] of the labels at `index`, each in [0, records)."""
         counts = self._checked(self._container.take(COUNTS, index))
-        many = counts[:, 0].astype(np.int64)
-        before = np.repeat(np.cumsum(many) - many, many)
-        run = np.repeat(self._firsts_of(index), many) + np.arange(many.sum()) - before
-        return join_ragged(counts, self._container.take(CODES, run), self._slots)
+        lengths = counts[:, 0].astype(np.int64)
+        before = np.repeat(np.cumsum(lengths) - lengths, lengths)  # codes of the labels before, in the result
+        rows = np.repeat(self._firsts_of(index), lengths) + np.arange(lengths.sum()) - before
+        return join_ragged(counts, self._container.take(CODES, rows), self._slots)
 
     def _first_of(self, record: int) -> int:
         """Row of the first code of `record`, 0..records."""
@@ -50,13 +50,13 @@ class RaggedCodes:
         return int(self._starts()[chunk]) + int(self._container.rows(COUNTS, chunk * size, record).sum())
 
     def _firsts_of(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[n] rows of their first codes."""
+        """[n] row of the first code of each label at `index`."""
         stream, starts, out = self._container.streams[COUNTS], self._starts(), np.empty(len(index), np.int64)
         chunk = index // stream.chunk_rows
         for i in np.unique(chunk).tolist():
-            here, at = chunk == i, i * stream.chunk_rows
-            counts = self._container.rows(COUNTS, at, min(at + stream.chunk_rows, stream.rows))[:, 0].astype(np.int64)
-            out[here] = starts[i] + (np.cumsum(counts) - counts)[index[here] - at]
+            in_chunk, first = chunk == i, i * stream.chunk_rows
+            counts = self._container.rows(COUNTS, first, min(first + stream.chunk_rows, stream.rows))[:, 0].astype(np.int64)
+            out[in_chunk] = starts[i] + (np.cumsum(counts) - counts)[index[in_chunk] - first]
         return out
 
     def _starts(self) -> NDArray[np.int64]:
@@ -73,9 +73,9 @@ class RaggedCodes:
         return self._first
 
     def _checked(self, counts: Codes) -> Codes:
-        most = int(counts.max(initial=0))
-        if most > self._slots:
+        largest = int(counts.max(initial=0))
+        if largest > self._slots:
             raise BadContainer(
-                f"{self._container.path}: a label has {most} codes, the codec {self._slots} slots; damaged or forged"
+                f"{self._container.path}: a label has {largest} codes, the codec {self._slots} slots; damaged or forged"
             )
         return counts

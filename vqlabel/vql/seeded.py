@@ -1,4 +1,4 @@
-"""A recipe and its seed <-> the columns of a `.vql`: places and augmentation that are drawn again instead of stored.
+"""A recipe and its seed <-> the columns of a `.vql`: places and augmentation are drawn again instead of stored.
 
 Source: docs/format.md, "Seeded columns".
 """
@@ -15,24 +15,30 @@ from numpy.typing import NDArray
 from vqlabel.container import ContainerReader, ContainerWriter
 from vqlabel.errors import BadContainer, BadLabels, NoSuchFile, UsageError, VqlabelError
 from vqlabel.labels import Context, LabelBatch, LabelSource, Place
+from vqlabel.labels.batch import in_order
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.schema import DRAWN_COLUMNS, NEVER_DRAWN
-from vqlabel.labels.source import in_order
 from vqlabel.storage.filetypes import read_text
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target
 from vqlabel.views.recipe import DrawnColumns, Recipe, ReorderedColumns
 from vqlabel.vql.column_limits import PREFIX, check_streams
-from vqlabel.vql.columns import ColumnReader, widths
+from vqlabel.vql.column_writer import widths
+from vqlabel.vql.columns import ColumnReader
 
-SEEDED_VIEWS, VIEW_COLUMNS = "seeded_views", "view_columns"  # in `vql.requires`: views are drawn; they need columns that came later
-RECIPE = ".recipe.json"  # beside a dump: how its views were drawn
-MIN_KEPT_RECORDS = 10_000  # a pruned file has one record of so many or more, so that a small one cannot ask for long work
-IMAGES_A_BYTE = 256  # of a file, at most: an epoch's order is drawn of all images, 0.3 us and 40 bytes each
+SEEDED_VIEWS = "seeded_views"  # in `vql.requires`: views are drawn from a recipe
+VIEW_COLUMNS = "view_columns"  # in `vql.requires`: views have a column that the first version of the format lacks
+RECIPE = ".recipe.json"  # suffix of the file beside a dump that records how its views were drawn
+MAX_DRAWN_PER_RECORD = 10_000  # records of a complete recipe per record of its pruned file; bounds the work of opening it
+IMAGES_A_BYTE = 256  # maximum images of a recipe per byte of its file: drawing an epoch's order costs 0.3 us and 40 bytes per image
 
 
 class DrawnPart:
-    """Some batches of what a recipe draws, with the records of a file that has no others; like `ColumnReader`."""
+    """Some of the batches that a recipe draws, with the records numbered within them; interface as of `ColumnReader`.
+
+    Args:
+        at: indices of the batches, ascending.
+    """
 
     order, names = "explicit", None
 
@@ -60,16 +66,16 @@ class DrawnPart:
         return self.drawn.batch(int(self._at[at]), labels)
 
     def image(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.drawn.image(self._of_all(record))
+        return self.drawn.image(self._drawn_index(record))
 
     def crop(self, record: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self.drawn.crop(self._of_all(record))
+        return self.drawn.crop(self._drawn_index(record))
 
     def context(self, record: NDArray[np.int64]) -> Context:
-        return self.drawn.context(self._of_all(record))
+        return self.drawn.context(self._drawn_index(record))
 
-    def _of_all(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers among all records that the recipe draws."""
+    def _drawn_index(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] indices of these records among all that the recipe draws."""
         batch = self.batch_of(record)
         return np.asarray(self._first[batch] + record - self.starts[batch])
 
@@ -78,20 +84,24 @@ Columns = ColumnReader | DrawnColumns | DrawnPart
 
 
 def write_drawn(writer: ContainerWriter, drawn: DrawnColumns, places: Sequence[Place]) -> dict[str, Any]:
-    """Write the sizes of the images, and which batches there are where some are missing. Returns what `vql.columns` says."""
+    """Write the sizes of the images and, for a pruned dump, the indices of its batches. Returns the content of `vql.columns`.
+
+    Raises:
+        UsageError: the batches are in another order than the recipe draws them.
+    """
     sizes = drawn.sizes.astype(np.uint32)
     _write(writer, "image_size", sizes)
     if list(places) != drawn.places:
-        at = {place: i for i, place in enumerate(drawn.places)}
-        numbers = np.array([[at[place]] for place in places], np.uint32)
-        if (np.diff(numbers[:, 0].astype(np.int64)) <= 0).any():
+        index = {place: i for i, place in enumerate(drawn.places)}
+        batches = np.array([[index[place]] for place in places], np.uint32)
+        if (np.diff(batches[:, 0].astype(np.int64)) <= 0).any():
             raise UsageError("the batches are not in the order in which their recipe draws them; pack with --augmentation keep")
-        _write(writer, "drawn", numbers)
+        _write(writer, "drawn", batches)
     return {"order": "seeded", "recipe": drawn.recipe.to_dict(), "digest": digest(drawn)}
 
 
 def drawn_bits(drawn: DrawnColumns) -> int:
-    """What `write_drawn` stores of a whole dump besides the header."""
+    """Size in bits of what `write_drawn` stores for a complete dump, without the header."""
     return sum(widths(drawn.sizes.max(0))) * len(drawn.sizes)
 
 
@@ -101,50 +111,60 @@ def _write(writer: ContainerWriter, name: str, rows: NDArray[np.uint32]) -> None
     writer.end()
 
 
-def read_columns(reader: ContainerReader, says: dict[str, Any], records: int) -> Columns:
+def read_columns(reader: ContainerReader, header: dict[str, Any], records: int) -> Columns:
     """The places and the augmentation of a `.vql`, stored or drawn.
 
+    Args:
+        header: `vql.columns`.
+        records: n, from the streams of codes.
+
     Raises:
-        BadContainer: they contradict each other, or this program draws other views than those that the labels are of.
+        BadContainer: header, streams and number of records contradict each other, or this program draws other views than those that were
+            labelled.
     """
-    if (says.get("order") == "seeded") != (SEEDED_VIEWS in reader.requires):
-        raise BadContainer(f"{reader.path}: vql.requires is {reader.requires}, vql.columns {str(says)[:120]}; damaged or forged")
-    if says.get("order") != "seeded":
-        return ColumnReader(reader, says, records)
+    if (header.get("order") == "seeded") != (SEEDED_VIEWS in reader.requires):
+        raise BadContainer(f"{reader.path}: vql.requires is {reader.requires}, vql.columns {str(header)[:120]}; damaged or forged")
+    if header.get("order") != "seeded":
+        return ColumnReader(reader, header, records)
     check_streams(reader, {}, records)
+    drawn = _read_drawn(reader, header, records)
+    columns: DrawnColumns | DrawnPart = drawn
+    if PREFIX + "drawn" in reader.streams:
+        batches = reader.rows(PREFIX + "drawn")[:, 0].astype(np.int64)
+        if (batches >= len(drawn.places)).any() or (np.diff(batches) <= 0).any():
+            raise BadContainer(f"{reader.path}: has batches that its recipe does not draw; damaged or forged")
+        columns = DrawnPart(drawn, batches)
+    if int(columns.starts[-1]) != records:
+        raise BadContainer(f"{reader.path}: its recipe draws {int(columns.starts[-1])} records, the header declares {records}")
+    if digest(drawn) != header.get("digest"):
+        raise BadContainer(
+            f"{reader.path}: its recipe draws other views here than those that were labelled (the digests differ); please report this as a bug"
+        )
+    return columns
+
+
+def _read_drawn(reader: ContainerReader, header: dict[str, Any], records: int) -> DrawnColumns:
+    """All that the recipe of a file draws; limits are checked before anything is drawn."""
     try:
-        recipe = Recipe.from_dict(says.get("recipe"))
-        whole = recipe.images * recipe.epochs
-        if whole != records and (PREFIX + "drawn" not in reader.streams or whole > MIN_KEPT_RECORDS * max(1, records)):
-            raise BadContainer(f"{reader.path}: its recipe draws {whole} records, the file has {records}; damaged or forged")
+        recipe = Recipe.from_dict(header.get("recipe"))
+        total = recipe.images * recipe.epochs
+        if total != records and (PREFIX + "drawn" not in reader.streams or total > MAX_DRAWN_PER_RECORD * max(1, records)):
+            raise BadContainer(f"{reader.path}: its recipe draws {total} records, the file has {records}; damaged or forged")
         if recipe.images > IMAGES_A_BYTE * reader.size:
             raise BadContainer(
                 f"{reader.path}: its recipe draws from {recipe.images} images; the format allows {IMAGES_A_BYTE * reader.size} in a file "
                 f"of {reader.size} bytes"
             )
-        drawn = DrawnColumns(recipe, reader.rows(PREFIX + "image_size"))
+        return DrawnColumns(recipe, reader.rows(PREFIX + "image_size"))
     except UsageError as error:
         raise BadContainer(f"{reader.path}: {error}; damaged, forged or from a newer version") from None
-    columns: DrawnColumns | DrawnPart = drawn
-    if PREFIX + "drawn" in reader.streams:
-        at = reader.rows(PREFIX + "drawn")[:, 0].astype(np.int64)
-        if (at >= len(drawn.places)).any() or (np.diff(at) <= 0).any():
-            raise BadContainer(f"{reader.path}: names batches that its recipe does not draw; damaged or forged")
-        columns = DrawnPart(drawn, at)
-    if int(columns.starts[-1]) != records:
-        raise BadContainer(f"{reader.path}: its recipe draws {int(columns.starts[-1])} records, the header says {records}")
-    if digest(drawn) != says.get("digest"):
-        raise BadContainer(
-            f"{reader.path}: its recipe draws other views here than where the labels were made; report this, it must not be"
-        )
-    return columns
 
 
 def digest(drawn: DrawnColumns) -> str:
-    """sha256 of the first and the last batch's columns, so that views that are drawn again are known to be the same."""
+    """sha256 of the columns of the first and the last batch, which shows whether views that are drawn again are the same."""
     total = hashlib.sha256()
-    for at in (0, len(drawn.places) - 1):
-        batch = drawn.batch(at, np.empty((0, 0), np.float32))
+    for index in (0, len(drawn.places) - 1):
+        batch = drawn.batch(index, np.empty((0, 0), np.float32))
         for name in DRAWN_COLUMNS:
             value = getattr(batch, name)
             if value is not None:
@@ -153,26 +173,37 @@ def digest(drawn: DrawnColumns) -> str:
 
 
 def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) -> None:
-    """Raises BadLabels where a batch of a dump is not the one that the recipe draws."""
+    """Raises BadLabels if the place or the augmentation of a batch differs from batch `at` of the recipe.
+
+    Args:
+        where: path of the dump, for messages.
+    """
     for name in NEVER_DRAWN:
         if getattr(batch, name) is not None and not (name == "patches" and in_order(batch.patches)):
-            raise BadLabels(f"{where}: has {name}, which no recipe draws; pack with --augmentation keep")
-    want = drawn.batch(at, batch.labels)
+            raise BadLabels(f"{where}: has {name}, which recipes cannot draw; pack with --augmentation keep")
+    expected = drawn.batch(at, batch.labels)
     for name in DRAWN_COLUMNS:
-        found, wanted = getattr(batch, name), getattr(want, name)
-        same = found is None and wanted is None
-        if name == "crop" and found is not None and wanted is not None:  # LPQLD writes halves
-            same = np.array_equal(found, wanted.astype(np.float16).astype(np.float32))
-        if not same and (found is None or wanted is None or not np.array_equal(found, wanted)):
+        if not _same_column(name, getattr(batch, name), getattr(expected, name)):
             raise BadLabels(
                 f"{where}: {name} of epoch {batch.place.epoch}, batch {batch.place.batch} is not what the recipe draws; the labels are of "
                 "other views: pack with --augmentation keep"
             )
 
 
+def _same_column(name: str, stored: Any, drawn: Any) -> bool:
+    """Whether a column of a dump equals the drawn one; crops may be rounded to float16, as in LPQLD's dumps."""
+    if stored is None or drawn is None:
+        return stored is drawn
+    rounded = name == "crop" and np.array_equal(stored, drawn.astype(np.float16).astype(np.float32))
+    return rounded or np.array_equal(stored, drawn)
+
+
 def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
-    """Which images the labels of a source are of, and the pixels along their views: as it knows them itself, or by the recipe that lies
-    beside its dump. None: unknown."""
+    """Which images the labels of a source are of, and the pixels along their views: from the source, else from the recipe beside its dump.
+
+    Returns:
+        Each None if unknown.
+    """
     try:
         drawn, _ = _read_recipe(recipe_file(source.path))
     except (VqlabelError, OSError):
@@ -182,47 +213,47 @@ def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
 
 
 def recipe_file(dump: Path) -> Path:
-    """Where the recipe of a dump lies: beside it, for readers take anything in its folder for labels."""
-    whole = dump.resolve()  # of ".", too
-    return whole.with_name(whole.name + RECIPE)
+    """Path of the recipe of a dump: beside it, since readers treat every file in its folder as labels."""
+    path = dump.resolve()  # "." has no name
+    return path.with_name(path.name + RECIPE)
 
 
 def write_recipe(file: Path, drawn: DrawnColumns, *, overwrite: bool = False) -> None:
-    """Recipe, image sizes and, where it is known, which images these are; as JSON."""
-    said: dict[str, Any] = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
+    """Write recipe, image sizes and, if known, which images these are, as JSON."""
+    values: dict[str, Any] = {"recipe": drawn.recipe.to_dict(), "sizes": drawn.sizes.tolist()}
     if isinstance(drawn, ReorderedColumns):
-        said["order"] = drawn.order_name
+        values["order"] = drawn.order_name
     if drawn.images is not None:
-        said["images"] = drawn.images.to_dict()
+        values["images"] = drawn.images.to_dict()
     with atomic_target(file, INTERNAL, overwrite=overwrite) as partial:
-        partial.write_text(json.dumps(said) + "\n")
+        partial.write_text(json.dumps(values) + "\n")
 
 
 def read_recipe(file: Path) -> DrawnColumns:
     """Inverse of `write_recipe`.
 
     Raises:
-        UsageError: there is no such file, or the batches are in another order than the recipe draws.
-        BadLabels: it is malformed.
+        UsageError: the file does not exist, or the batches are in another order than the recipe draws them.
+        BadLabels: the file is malformed.
     """
     drawn, order = _read_recipe(file)
     if order is not None:
         raise UsageError(
-            f"{file}: the images of the dump are in the order of {order}, which no recipe draws: pack with --augmentation keep"
+            f"{file}: the images of the dump are in the order of {order}, which recipes cannot draw: pack with --augmentation keep"
         )
     return drawn
 
 
 def _read_recipe(file: Path) -> tuple[DrawnColumns, str | None]:
-    """And the name of the order of images, where it is not the recipe's."""
+    """The columns, and the name of the order of images if it is not that of the recipe."""
     try:
-        said = json.loads(read_text(file))
-        images = ImageSet.from_dict(said["images"], file) if "images" in said else None
-        order = None if said.get("order") is None else str(said["order"])[:80]
-        return DrawnColumns(Recipe.from_dict(said["recipe"]), np.array(said["sizes"], np.int64), images), order
+        values = json.loads(read_text(file))
+        images = ImageSet.from_dict(values["images"], file) if "images" in values else None
+        order = None if values.get("order") is None else str(values["order"])[:80]
+        return DrawnColumns(Recipe.from_dict(values["recipe"]), np.array(values["sizes"], np.int64), images), order
     except FileNotFoundError:
         raise NoSuchFile(
-            f"{file}: no such file, so nobody knows how these views were drawn; `vqlabel relabel` writes it beside its dumps"
+            f"{file}: no such file; it would record how the views were drawn: `vqlabel relabel` writes it beside its dumps"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, VqlabelError) as error:
-        raise BadLabels(f"{file}: no recipe ({error}); it has a recipe and the sizes of the images") from None
+        raise BadLabels(f"{file}: not a recipe ({error}); it must have a recipe and the sizes of the images") from None

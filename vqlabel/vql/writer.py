@@ -1,4 +1,4 @@
-"""The writing half of a `.vql`: codes and columns as they come, then the decoder's tensors and the header."""
+"""Codes and columns -> a `.vql`: appended batch by batch, then the decoder's tensors and the header."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -12,31 +12,31 @@ from numpy.typing import NDArray
 from vqlabel.bitstream import split_ragged
 from vqlabel.codecs.config import CodecConfig, CodeStream
 from vqlabel.container import ContainerWriter, canonical
+from vqlabel.dtypes import stored_type
 from vqlabel.labels import LabelBatch, LabelSource
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.schema import NEVER_DRAWN
 from vqlabel.version import __version__
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
-from vqlabel.vql.columns import ColumnWriter, Spool
+from vqlabel.vql.column_writer import ColumnWriter, Spool
 from vqlabel.vql.file import CODEC, SIGMOID_LABELS
 from vqlabel.vql.ragged_codes import VARIABLE_SLOTS
 from vqlabel.vql.seeded import SEEDED_VIEWS, VIEW_COLUMNS, write_drawn
 
 Codes = NDArray[np.unsignedinteger]  # [n, m]
-DTYPE_NAMES = {"int8": "I8", "uint8": "U8", "float16": "F16", "float32": "F32"}
 
 
 class VqlWriter:
-    """Writes a `.vql`; as a context, the file appears whole when `finish` was called, or not at all.
+    """Writes a `.vql`, as a context manager: the complete file appears if `finish` was called, otherwise no file.
 
     Args:
         out: the file.
-        config: of the codec, whose streams the codes go into.
+        config: of the codec; it declares the streams of codes.
         order: of the dump: "explicit", "rows" or "none", see `labels.source.About`.
 
     Raises:
-        TargetExists: `out` is there and `overwrite` is false.
+        TargetExists: `out` exists and `overwrite` is false.
     """
 
     def __init__(self, out: str | PathLike[str], config: CodecConfig, order: str, *, overwrite: bool = False) -> None:
@@ -47,7 +47,6 @@ class VqlWriter:
         ragged = self._config.max_codes is not None
         self._codes = (_RaggedCodes if ragged else _FixedCodes)(self._container, self._config.streams)
         self._columns = ColumnWriter(self._container.path.parent, self._order)
-        self._records: int | None = None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -55,15 +54,15 @@ class VqlWriter:
 
     @property
     def path(self) -> Path:
-        """The file that will appear."""
+        """The file to be written."""
         return self._container.path
 
     def add_codes(self, codes: Codes) -> None:
-        """Append the codes of the next records, [n, m]; [n, 1 + m] with a count first where labels have different numbers of codes."""
+        """Append the codes of the next records, [n, m]; [n, 1 + m] with the count first at a variable rate."""
         self._codes.append(codes)
 
     def add_columns(self, batch: LabelBatch) -> None:
-        """Append place and augmentation of the next batch.
+        """Append the place and the augmentation of the next batch.
 
         Raises:
             BadLabels: see `ColumnWriter.add`.
@@ -75,7 +74,7 @@ class VqlWriter:
         return self._codes.end()
 
     def column_bits(self) -> int:
-        """What the columns take before any coding, chunk tables and names apart."""
+        """Size of the columns in bits before any coding, without chunk tables and names."""
         return self._columns.bits()
 
     def finish(
@@ -90,16 +89,16 @@ class VqlWriter:
         """Write columns, tensors and header, after the codes. Returns the size of the file in bytes.
 
         Args:
-            source: the dump, for what the header has of it.
-            tensors: of the decoder, by name, as they are stored.
-            made_by: for `vql.source`, besides what the dump itself records.
-            drawn: the recipe that draws the columns again; None: they are stored as they were added.
-            images: which images the labels are of, where that is known.
+            source: the dump, whose properties the header records.
+            tensors: of the decoder, by name, in their stored dtypes.
+            made_by: further fields of `vql.source`.
+            drawn: columns that the file stores as a recipe and its seed; None: the columns that were added are stored.
+            images: which images the labels are of; None if unknown.
         """
         container = self._container
         header = self._columns.write(container, source.names) if drawn is None else write_drawn(container, drawn, source.places)
         for name, tensor in tensors.items():
-            container.tensor(CODEC + name, DTYPE_NAMES[tensor.dtype.name], tensor)
+            container.tensor(CODEC + name, stored_type(tensor.dtype), tensor)
         return container.finish(
             {
                 "vql.label": canonical(_label_of(self._config, source)),
@@ -117,20 +116,20 @@ class VqlWriter:
 
 
 def _label_of(config: CodecConfig, source: LabelSource) -> dict[str, Any]:
-    """What `vql.label` holds. Squared error sees the level of a logit, softmax does not: `shift_preserved` tells whether it was kept."""
-    kept = config.keeps_level or source.domain == "sigmoid"
-    label = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": kept}
+    """The content of `vql.label`. `shift_preserved`: whether a label's mean over classes is kept; squared error needs it, softmax does not."""
+    preserved = config.keeps_level or source.domain == "sigmoid"
+    label = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": preserved}
     return label if source.support is None else {**label, "support": {"k": source.support.k, "rest": source.support.rest}}
 
 
 def _source_of(source: LabelSource) -> dict[str, Any]:
-    """What `vql.source` holds besides a fingerprint."""
+    """The properties of the dump that `vql.source` records."""
     values = {"layout": source.layout, "temperature": source.temperature, "details": dict(source.details)}
     return {name: value for name, value in values.items() if value}
 
 
 class _FixedCodes:
-    """Codes of labels that all have as many -> their stream."""
+    """Codes at a fixed rate -> their stream."""
 
     def __init__(self, container: ContainerWriter, streams: Sequence[CodeStream]) -> None:
         (stream,) = streams
@@ -138,7 +137,7 @@ class _FixedCodes:
         _begin(container, stream)
 
     def append(self, codes: Codes) -> None:
-        """[n, m], or [n, 0] of labels without codes, which are stored as one zero."""
+        """Append [n, m]. Codes [n, 0] are stored as one zero per label, since a stream has at least one field."""
         self._container.append(codes if codes.shape[1] else np.zeros((len(codes), self._fields), np.uint32))
 
     def end(self) -> int:
@@ -146,7 +145,7 @@ class _FixedCodes:
 
 
 class _RaggedCodes:
-    """Codes of labels that have different numbers of them -> their stream; the stream of counts waits in a temporary file meanwhile."""
+    """Codes at a variable rate -> their stream, then the stream of counts, which a temporary file buffers."""
 
     def __init__(self, container: ContainerWriter, streams: Sequence[CodeStream]) -> None:
         codes, self._counts_stream = streams
@@ -155,10 +154,10 @@ class _RaggedCodes:
         _begin(container, codes)
 
     def append(self, codes: Codes) -> None:
-        """[n, 1 + m]: count and codes."""
-        counts, run = split_ragged(codes)
+        """Append [n, 1 + m]: count and codes."""
+        counts, used = split_ragged(codes)
         self._counts.add(counts)
-        self._container.append(run)
+        self._container.append(used)
 
     def end(self) -> int:
         self._container.end()

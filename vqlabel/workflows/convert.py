@@ -23,15 +23,21 @@ def open_any(
     array: str | None = None,
     axes: str | None = None,
 ) -> LabelSource:
-    """A dump, see `open_labels`, or the labels of a `.vql`."""
+    """Open a dump (see `open_labels`) or the labels of a `.vql`.
+
+    Args:
+        dtype: of the labels of a `.vql`: "f16", "bf16" or "f32"; None: that of its dump. Other arguments: see `open_labels`.
+
+    Raises:
+        UsageError: `dtype` for a dump, or another argument for a `.vql`, which records these properties itself.
+        BadInput: the dump or the `.vql` is malformed.
+    """
     if Path(path).suffix != ".vql":
         if dtype is not None:
-            raise UsageError(
-                f"dtype {dtype!r}: labels of a dump are written as they are; only those of a .vql are decoded to a type"
-            )
+            raise UsageError(f"dtype {dtype!r}: labels of a dump keep their dtype; only labels of a .vql can be decoded to another")
         return open_labels(path, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
     if layout or domain or images or classes or class_map or array or axes:
-        raise UsageError(f"{path}: a .vql file records its layout, domain, classes, images and axes itself; name none")
+        raise UsageError(f"{path}: a .vql file records its layout, domain, classes, images and axes; leave these options out")
     from vqlabel.vql.source import VqlSource
 
     return VqlSource(path, dtype=dtype)
@@ -46,16 +52,20 @@ def convert(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Write a dump's labels, places and augmentation in another layout; it appears whole or not at all.
+    """Write the labels, places and augmentation of a dump in another layout; the complete dump appears, or nothing.
 
     Args:
-        source: what `open_any` gives, or a path for it.
-        layout: "sre2l", "lpqld:10", ...: one of `vqlabel.labels.LAYOUTS`, its form after a colon; None: as the name of `out` ends.
+        source: a result of `open_any`, or a path for it.
+        layout: one of `vqlabel.labels.LAYOUTS`, with its form after a colon, such as "sre2l" or "lpqld:10"; None: by the suffix of `out`.
+
+    Returns:
+        path, layout, records, classes, dtype; notes, if there are any.
 
     Raises:
-        UsageError: the layout cannot hold what the dump has, and why; or `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses the target.
+        UsageError: the layout cannot represent the dump (the message has the reason); or `storage.targets.AtomicTarget` or
+            `storage.apart.check_apart` refuses the target.
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
-        TargetExists: `out` is there and `overwrite` is false.
+        TargetExists: `out` exists and `overwrite` is false.
     """
     layout = output_layout(Path(out), layout)
     check_dump_target(out, layout, overwrite=overwrite)
@@ -63,12 +73,12 @@ def convert(
     check_apart(out, *source.inputs)
     records = 0
     with writing(out, source.about, layout, overwrite=overwrite) as writer:
-        for at, batch in enumerate(source):
+        for index, batch in enumerate(source):
             writer.add(batch)
             records += len(batch)
-            progress("converting", at + 1, len(source), {})
+            progress("converting", index + 1, len(source), {})
         source.check_unchanged()
         if not records:
             raise UsageError(f"{source.path}: has no labels, so there is nothing to write")
-    found = {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}
-    return {**found, **noted(writer.notes)}
+    result = {"path": str(out), "layout": layout, "records": records, "classes": source.classes, "dtype": source.dtype.lower()}
+    return {**result, **noted(writer.notes)}

@@ -1,4 +1,4 @@
-"""Labels -> codes, on every core or on a device, and whether a codec may code the labels of a dump."""
+"""Labels -> codes, on all cores or on a device; and checks that a codec fits the labels of a dump."""
 
 import itertools
 import sys
@@ -20,66 +20,69 @@ from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.threads import worker_count
 from vqlabel.vql.seeded import known_views
 
-ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded together, at most: records, and bytes as float32
-SWITCH_SECONDS = 1e-4  # unpickling holds the interpreter; at Python's 5 ms every operation of the encoders would wait for it
+ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded together, at most: records, and bytes of float32
+SWITCH_SECONDS = 1e-4  # unpickling holds Python's lock; at the default of 5 ms every operation of an encoder would wait for it
 Codes = NDArray[np.unsignedinteger]  # [n, m]
 
 
 @contextmanager
 def codec_on(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
-    """The codec on `device`, with `effort`, for the time of a context; afterwards it is as its owner left it."""
-    before, weight = codec.effort, next(itertools.chain(codec.parameters(), codec.buffers()), None)
+    """Move the codec to `device` and set its effort within a context; restore both at its end."""
+    effort_before, weight = codec.effort, next(itertools.chain(codec.parameters(), codec.buffers()), None)
     home = "cpu" if weight is None else weight.device
     try:
         codec.set_effort(effort)
         codec.to(device)
         yield
     finally:
-        codec.set_effort(before)
+        codec.set_effort(effort_before)
         if weight is not None:
             codec.to(home)
 
 
 def check_codec(codec: LabelCodec, source: LabelSource) -> None:
-    """Raises UsageError unless `codec` was fitted for labels such as `source` has."""
+    """Raises UsageError unless `codec` was fitted for the classes, the domain and, if it is exact, the dtype of `source`."""
     config = codec.config
     if config.classes != source.classes:
         raise UsageError(
             f"{source.path} has {source.classes} classes, the codec was fitted for {config.classes}; fit one on this dump"
         )
     if config.domain != source.domain:
-        raise UsageError(f"{source.path} holds {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
+        raise UsageError(f"{source.path} has {source.domain}, the codec was fitted for {config.domain}; fit one on this dump")
     dtype = config.exact_dtype
     if dtype not in (None, source.dtype):
         raise UsageError(
-            f"{source.path} is {source.dtype}, the {codec.kind} codec {dtype}; fit one on this dump (it takes no time)"
+            f"{source.path} is {source.dtype}, the {codec.kind} codec was fitted for {dtype}; fit one on this dump (this codec trains nothing)"
         )
 
 
 def describe_fit(source: LabelSource) -> FittedOn:
-    """What is known of a dump's labels, by which other labels are told from them."""
+    """Images, view size and digest of a dump's labels; a codec keeps them to recognise labels it was not fitted to."""
     images, view = known_views(source)
     return FittedOn(images=images, view=view, first_sha256=digest_of(source.read(0)) if len(source) else None)
 
 
 def check_fitted_on(codec: LabelCodec, labels: FittedOn, where: Path) -> list[str]:
-    """Refuse a codec whose prior was fitted on other images, or views of another size, than the labels are of.
+    """Check that a codec's prior was fitted to the images and the view size of these labels.
+
+    Args:
+        where: path of the labels, for messages.
 
     Returns:
-        Sentences on what cannot be told.
+        Notes on properties that are unknown and so were not compared.
 
     Raises:
-        UsageError: it was; names both sides.
+        UsageError: images or view size differ; the message has both.
     """
     prior = codec.config.image_prior
     return [] if prior is None else codec.fitted_on.refuse_others(labels, prior, where)
 
 
 def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tuple[int, list[LabelBatch], Codes], None, None]:
-    """(batches read so far, the next batches of about ENCODE_RECORDS records, their codes), in order.
+    """Yield (batches read so far, the next group of batches, their codes), in order; a group has about ENCODE_RECORDS records.
 
-    On a CPU every worker encodes a group of its own with one thread: threads that share an operation wait for each other at its end,
-    and for the reader too. So does the reader, whose second thread would spin on a worker's core.
+    On a CPU each worker encodes its own group with one thread, since threads that share an operation wait for each other at its end.
+    Reading takes one thread, too: a second one would spin on the core of a worker.
     """
     workers = worker_count() if device == "cpu" else 1
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
@@ -104,27 +107,27 @@ def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tu
 
 
 def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
-    most = max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
+    max_records = max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
     group: list[LabelBatch] = []
-    for number, batch in enumerate(source):
+    for index, batch in enumerate(source):
         group.append(batch)
-        if sum(map(len, group)) >= most or number + 1 == len(source):
-            yield number + 1, group
+        if sum(map(len, group)) >= max_records or index + 1 == len(source):
+            yield index + 1, group
             group = []
 
 
 def encode(codec: LabelCodec, batches: list[LabelBatch], device: str, views: torch.Tensor | None = None) -> Codes:
-    """[n, m] uint32 codes of the records of some batches.
+    """Encode the records of some batches to [n, m] uint32 codes.
 
     Args:
         views: [n, 3, h, w] float32 in 0..1, the pixels that the teacher saw, for codecs that need them.
 
     Raises:
-        UsageError: the codec needs the views, and there are none.
+        UsageError: the codec needs the views, but `views` is None.
     """
     if "views" in codec.needs and views is None:
         raise UsageError(
-            f"codec {codec.kind} needs the pixels of the views, which a dump does not have: label images by `vqlabel relabel`"
+            f"codec {codec.kind} needs the pixels of the views, which a dump does not have: label images with `vqlabel relabel`"
         )
     labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
     side = replace(Context.join([batch.context() for batch in batches]), views=views) if codec.needs else None

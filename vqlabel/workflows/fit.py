@@ -31,24 +31,24 @@ def fit(
     resume: bool = False,
     progress: Progress = silent,
 ) -> tuple[LabelCodec, dict[str, Any]]:
-    """Fit a codec to a dump, keeping the last epochs (or the last tenth of the records) out.
+    """Fit a codec to a dump; the last epochs, or the last tenth of the records, are held out.
 
     Args:
         dump: a path for `open_labels`, or a source.
-        out: where to write the codec file; the state of an unfinished fit lies beside it as `<out>.state`.
-        resume: continue from that state; the result is the same, byte for byte, as without the interruption, with the same number of
-            threads on the same machine.
+        out: the codec file to write; the state of an unfinished fit is stored beside it as `<out>.state`.
+        resume: continue from that state. With the same number of threads on the same machine, the result equals that of an uninterrupted fit,
+            byte for byte.
 
     Returns:
-        The codec, and a report: the resolved configuration, what was held out, and distortion `seen` and `held`; where labels are
-        unbiased rather than calibrated, their `gain`, `bias_slope` and `calibrated`, the distortion held out that gain 1 would have;
-        `gain_limited`, true where codes say too little of a label for unbiased ones, so that they are calibrated; `mean_label`, KL held
-        out of one label for all; `rates`, code bits -> distortion held out of the cheaper labels that the codec can make.
+        The codec, and a report: the resolved configuration; what was held out; distortion on the labels `seen` and `held`. If labels are
+        unbiased rather than calibrated: their `gain`, `bias_slope`, and `calibrated`, the held-out distortion at gain 1. `gain_limited` is true
+        if the codes represent too little of a label for unbiased labels, so that labels are calibrated. `mean_label`: held-out KL of one mean
+        label for all. `rates`: code bits -> held-out distortion at each of the codec's lower rates.
 
     Raises:
         BadLabels: the dump is malformed, has fewer than 2 labels, or changed while it was read.
-        TargetExists: `out` is there and `overwrite` is false; or something else has the name of the state.
-        UsageError: `resume` without a state, or the state is of another dump or configuration; or `out` is no place for a codec file.
+        TargetExists: `out` exists and `overwrite` is false; or another file has the name of the state.
+        UsageError: `resume` without a state, or with a state of another dump or configuration; or `out` is not a valid path of a codec file.
     """
     check_target(out, CODEC, overwrite=overwrite)
     if config is not None and config.codec is not None:
@@ -60,12 +60,12 @@ def fit(
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:
         refuse_other_state(state_of(out))
-    sample, held_out = read_sample(source, progress, least=1 if config.codec == "raw" else 2)
+    sample, held_out = read_sample(source, progress, min_labels=1 if config.codec == "raw" else 2)
     return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
-    """Where the user named no temperature: what the students of this layout train at, or a mix; 1 for those of sigmoids."""
+    """Fill in a missing temperature: 1 for sigmoids, else that of the layout's training scripts, else MIX."""
     if config.temperature is not None:
         return config
     if source.domain == "sigmoid":
@@ -85,7 +85,11 @@ def fit_sample(
     resume: bool = False,
     progress: Progress = silent,
 ) -> tuple[LabelCodec, dict[str, Any]]:
-    """`fit` for a sample that was read before."""
+    """As `fit`, for a sample that is already in memory.
+
+    Args:
+        held_out: what was held out, in words, for the report.
+    """
     config = with_codec(config, sample)
     hooks = FitHooks(progress=progress)
     if out is not None:

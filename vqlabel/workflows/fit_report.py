@@ -1,4 +1,4 @@
-"""What the report of a fit holds: distortion on the labels seen and held out, code bits, and notes for the user."""
+"""A fitted codec and its sample -> the report: distortion on the labels seen and held out, code bits, notes for the user."""
 
 import itertools
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temper
     if sample.domain != "sigmoid":
         temperatures = tuple(sorted({*MIX, *temperatures}))
 
-    def on_held(one: LabelCodec) -> dict[str, float]:
-        return measure(one, sample, "held", temperatures)
+    def on_held(variant: LabelCodec) -> dict[str, float]:
+        return measure(variant, sample, "held", temperatures)
 
     report: dict[str, Any] = {
         "code_bits": code_bits(codec, sample),
@@ -49,7 +49,7 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temper
 
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
-    """Distortion at these temperatures of the `part` ("seen" or "held") of a sample, through encode and decode."""
+    """Distortion of encoded and decoded labels at these temperatures; `part`: the split of the sample, "seen" or "held"."""
     figures = likelihood_of(sample.domain).distortion(
         temperatures=temperatures,
         domain=sample.domain,
@@ -63,7 +63,7 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
 
 @torch.inference_mode()
 def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
-    """KL held out of one label for all, at each temperature the best that there is: the mean of the distributions that the fit sees."""
+    """Held-out KL if one label stands for all: at each temperature the mean distribution of the training split, which minimises that KL."""
     likelihood = likelihood_of(sample.domain)
     totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
     for labels, _ in sample.steps("seen", CHUNK):
@@ -71,48 +71,45 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
         for total, t in zip(totals, temperatures, strict=True):
             total += likelihood.probabilities(logits / t).sum(0, dtype=torch.float64)
     means = [t * likelihood.inverse(total / len(sample.seen)).float() for total, t in zip(totals, temperatures, strict=True)]
-    found = [0.0] * len(temperatures)
+    sums = [0.0] * len(temperatures)
     for labels, _ in sample.steps("held", CHUNK):
         logits = as_logits(labels, sample.domain)
-        for at, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
-            found[at] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
+        for i, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
+            sums[i] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
     count = max(1, len(sample.held))
-    return {f"{likelihood.figure}{t:g}": round(total / count, 6) for t, total in zip(temperatures, found, strict=True)}
+    return {f"{likelihood.figure}{t:g}": round(kl_sum / count, 6) for t, kl_sum in zip(temperatures, sums, strict=True)}
 
 
 @torch.inference_mode()
 def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
-    """Slope of decoded on raw probabilities about their means, held out, at each of the codec's temperatures: 1 where labels are unbiased."""
-    found, probabilities = {}, likelihood_of(sample.domain).probabilities
+    """Held-out slope of the regression of decoded on raw probabilities, at each of the codec's temperatures; 1 if labels are unbiased."""
+    slopes, probabilities = {}, likelihood_of(sample.domain).probabilities
     for t in codec.config.temperatures:
-        sums, means, count = (
-            torch.zeros(2, dtype=torch.float64),
-            torch.zeros(2, sample.classes, dtype=torch.float64),
-            len(sample.held),
-        )
+        sums, count = torch.zeros(2, dtype=torch.float64), len(sample.held)
+        means = torch.zeros(2, sample.classes, dtype=torch.float64)
         for labels, context in sample.steps("held", CHUNK):
             decoded = codec.decode(codec.encode(labels, context), context)
-            raw, own = (probabilities(as_logits(x, sample.domain) / t).double() for x in (labels, decoded))
-            sums += torch.stack([(raw * own).sum(), raw.square().sum()])
-            means += torch.stack([raw.sum(0), own.sum(0)]) / count
+            raw, coded = (probabilities(as_logits(x, sample.domain) / t).double() for x in (labels, decoded))
+            sums += torch.stack([(raw * coded).sum(), raw.square().sum()])
+            means += torch.stack([raw.sum(0), coded.sum(0)]) / count
         product, power = sums - count * torch.stack([means[0] @ means[1], means[0] @ means[0]])
-        found[f"T{t:g}"] = round(float(product / power.clamp_min(1e-30)), 4)
-    return found
+        slopes[f"T{t:g}"] = round(float(product / power.clamp_min(1e-30)), 4)
+    return slopes
 
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
-    """Code bits of a label: of the mean label of these parts, its count included, where they differ."""
+    """Code bits per label; at a variable rate or with entropy coding the mean over these splits, code counts included."""
     if codec.config.max_codes is None and ANS not in codec.config.codings:
         return sum(codec.code_bits)
-    before, bits, count = codec.effort, 0.0, 0
-    codec.set_effort("fast")  # how many codes a label has does not depend on it
+    effort_before, bits, count = codec.effort, 0.0, 0
+    codec.set_effort("fast")  # the number of codes of a label does not depend on the effort
     try:
         with torch.inference_mode():
             for part in parts:
                 for labels, context in sample.steps(part, COUNT_ROWS):
                     bits, count = bits + codec.stored_bits(codec.encode(labels, context)), count + len(labels)
     finally:
-        codec.set_effort(before)
+        codec.set_effort(effort_before)
     return round(bits / max(1, count), 4)
 
 
@@ -127,26 +124,26 @@ def _perplexity(codec: LabelCodec, sample: LabelSample, slots: int, codebook_siz
 
 
 def _over_sets(codec: LabelCodec, sample: LabelSample) -> bool:
-    """Whether figures are over the classes that labels hold."""
+    """Whether labels are sets of k classes, so that distortion is computed over the stored classes only."""
     return codec.config.holds_sets or (sample.support is not None and sample.support.rest == "zero")
 
 
 def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
-    """Of what students that do not take a softmax would miss."""
+    """A note if labels lose a varying mean over classes, which matters to students that use no softmax."""
     if codec.config.keeps_level or codec.config.kept_classes is not None or sample.domain != "logits":
         return []
-    level, usual = level_spread(sample.seen, sample.domain)
-    if level < MAX_LEVEL_SPREAD * usual:
+    level, spread = level_spread(sample.seen, sample.domain)
+    if level < MAX_LEVEL_SPREAD * spread:
         return []
     sentence = (
-        f"labels' mean over classes varies (std {level:.2g}, that of a class about it {usual:.2g}) and is left out: students of a softmax never "
-        "see it; for students of sigmoids or of squared error use --domain sigmoid, or --codec raw"
+        f"the mean of a label over its classes varies (std {level:.2g}; std of a class about it {spread:.2g}) and is not stored: softmax does "
+        "not depend on it; for students with sigmoids or squared error use --domain sigmoid, or --codec raw"
     )
     return [sentence]
 
 
 def _dropped_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
-    """Where a codec stores fewer classes of a label than are known."""
+    """A note if a codec stores fewer classes of a label than the dump."""
     kept = codec.config.kept_classes
     if sample.support is None or kept is None or kept >= sample.support.k:
         return []

@@ -1,4 +1,4 @@
-"""The state of an unfinished fit, beside its codec file: an interrupted fit goes on from it to the same bytes."""
+"""The state of an unfinished fit, beside its codec file: a fit resumed from it gives the same bytes as an uninterrupted one."""
 
 import hashlib
 import io
@@ -16,23 +16,24 @@ from vqlabel.errors import TargetExists, UsageError, VqlabelError, VqlabelWarnin
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target
 
-STATE = 3  # version of the state; raised where the same options make other steps, or sizes
-SUM = 32  # bytes of a state's sha256, which stands at its end
+STATE = 3  # version of the state; increased when the same options lead to other training steps or other sizes
+SUM = 32  # bytes of the sha256 at the end of a state file
 
 
 def state_of(out: str | PathLike[str]) -> Path:
+    """Path of the state of a fit whose codec file is `out`."""
     return Path(out).with_name(Path(out).name + ".state")
 
 
 def state_mark(config: FitConfig, sample: LabelSample) -> str:
-    """By which a state is known to be of this configuration and these labels."""
+    """sha256 of the configuration and the training split; a state with another mark is of another fit."""
     mark = hashlib.sha256(f"{STATE} {config.to_json()}".encode())
     mark.update(np.ascontiguousarray(sample.seen.numpy()).data)
     return mark.hexdigest()
 
 
 class StateKeeper:
-    """Saves the state of a fit. Where that fails, as on a full disk, the fit goes on without: a state is a convenience."""
+    """Saves the state of a fit. If that fails, as on a full disk, it warns once and the fit continues without."""
 
     def __init__(self, path: Path, mark: str) -> None:
         self._path, self._mark, self._failed = path, mark, False
@@ -42,29 +43,36 @@ class StateKeeper:
             _save_state(self._path, {"mark": self._mark, "fit": values})
         except VqlabelError as error:
             if not self._failed:
-                warnings.warn(f"{error}; the fit goes on, and cannot be resumed from here", VqlabelWarning, stacklevel=2)
+                warnings.warn(f"{error}; the fit continues, and cannot be resumed from here", VqlabelWarning, stacklevel=2)
             self._failed = True
 
 
 def _save_state(path: Path, state: dict[str, Any]) -> None:
-    """torch.save, and the sha256 of that behind it."""
+    """Write the bytes of torch.save, then their sha256."""
     torch.save(state, data := io.BytesIO())
-    if path.is_symlink():  # the target's owner may link it elsewhere; a state is ours, and goes nowhere else
+    if path.is_symlink():  # replace the link: a state is never written through it to another place
         path.unlink()
     with atomic_target(path, INTERNAL, overwrite=True) as partial:
         partial.write_bytes(data.getvalue() + hashlib.sha256(data.getvalue()).digest())
 
 
 def _read_state(path: Path) -> bytes | None:
-    """What `_save_state` saved; None where a file is something else, or damaged."""
+    """The bytes that `_save_state` got from torch.save; None if the sha256 does not match."""
     data = path.read_bytes()
     return data[:-SUM] if hashlib.sha256(data[:-SUM]).digest() == data[-SUM:] else None
 
 
 def load_state(path: Path, mark: str) -> dict[str, Any]:
+    """The values that `StateKeeper` saved.
+
+    Raises:
+        UsageError: the file is not a state, is damaged, or has another mark.
+    """
     data = _read_state(path)
     if data is None:
-        raise UsageError(f"{path}: no readable state of a fit (its sha256 does not fit); delete it and run without --resume")
+        raise UsageError(
+            f"{path}: is not a readable state of a fit (its sha256 does not match); delete it and run without --resume"
+        )
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if state["mark"] != mark:
         raise UsageError(f"{path}: is of another dump or another configuration; give the same flags, or run without --resume")
@@ -72,8 +80,8 @@ def load_state(path: Path, mark: str) -> dict[str, Any]:
 
 
 def refuse_other_state(path: Path) -> None:
-    """Raises TargetExists where a fit would replace something that no fit left."""
+    """Raises TargetExists if a fit would replace a file that is not the state of a fit."""
     if path.exists() and (path.is_dir() or _read_state(path) is None):
         raise TargetExists(
-            f"{path}: is no state that this vqlabel's fit left, and a fit keeps its own there; delete it, or name another codec file"
+            f"{path}: is not the state of a fit, and a fit stores its state under this name; delete it, or choose another codec file"
         )

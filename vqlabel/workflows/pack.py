@@ -1,4 +1,4 @@
-"""A dump -> a `.vql`: fit a codec where none is given, encode in one pass, memory bounded by a batch."""
+"""A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch, not with the dump."""
 
 import hashlib
 from contextlib import closing
@@ -45,30 +45,33 @@ def pack(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Encode a dump into a `.vql` file, fitting a codec first where none is given: what `vqlabel pack` does.
+    """Encode a dump into a `.vql` file; fit a codec first unless one is given. This is `vqlabel pack`.
 
     Args:
         dump: a path for `open_labels`, or a source.
-        config: of the codec to fit, or the rate at which a fitted one is used; its seed chooses what `keep` keeps.
-        codec: a fitted codec (`fit`, `load_codec`), or the path of its file; None: one is fitted.
-        effort: "fast", "normal" or "best": how hard the search for the best codes of a label is (`vqae.choose.SWEEPS`, `BEAM`).
-        augmentation: "keep": as the dump has it; "seeded": by the recipe beside the dump, or by a recipe in memory, whose seed is stored
-            in the place of the augmentation, after every batch was compared with what the recipe draws.
-        keep: share of the dump to keep, 0 < keep <= 1: label pruning; None: all, and the file records no pruning.
-        by: what is kept or dropped as a whole: "epoch", "batch" or "view".
+        config: of the codec to fit, or the rate at which a fitted codec is used; its seed chooses what `keep` keeps.
+        codec: a fitted codec (`fit`, `load_codec`) or the path of its file; None: fit one.
+        effort: of the search for the best codes of a label: "fast", "normal" or "best" (`vqae.choose.SWEEPS`, `BEAM`).
+        augmentation: "keep": store it as the dump has it. "seeded": store the seed of the recipe beside the dump, or of a recipe given in
+            memory, in place of the augmentation; every batch is compared with what the recipe draws.
+        keep: label pruning: share of the dump to keep, 0 < keep <= 1; None: no pruning, and the file records none.
+        by: unit that pruning keeps or drops: "epoch", "batch" or "view".
 
     Returns:
-        records, classes, epochs, bytes, and code_bits per label before any coding: where their number differs, of the mean label, its count
-        as it is stored included; stored_code_bits, what they take in the file; augmentation_bits per label of augmentation and order:
-        `stored`, what they take in the file, with a recipe about what they would take `if_kept`, without one what they would take
-        `if_seeded` where a recipe lies beside the dump; empty where the dump has neither; `fit`, see `quality.fit_quality`; `notes`,
-        sentences on what a user might not expect.
+        records, classes, epochs, bytes.
+        code_bits: per label before any coding; at a variable rate those of the mean label with its stored count.
+        stored_code_bits: per label, as stored in the file.
+        augmentation_bits: per label, of augmentation and order; empty if the dump has neither. `stored`: in the file. With a recipe also
+            `if_kept`, about what they would take without it; without one `if_seeded`, what they would take as a seed, if a recipe lies
+            beside the dump.
+        fit: see `quality.fit_quality`.
+        notes: sentences on what may surprise the user.
 
     Raises:
-        UsageError: the codec is for another number of classes, domain or type, or its prior for other images or views; or `out` is no
-            place for a .vql file (`targets.check_target`, `targets.check_apart`).
+        UsageError: the codec is for another number of classes, domain or dtype, or its prior for other images or views; or `out` is not a
+            valid path of a .vql file (`storage.targets.check_target`, `storage.apart.check_apart`).
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
-        TargetExists: `out` is there and `overwrite` is false.
+        TargetExists: `out` exists and `overwrite` is false.
     """
     require(
         isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded"),
@@ -89,21 +92,21 @@ def pack(
     if drawn is not None:
         check_recipe(source, drawn)
     fitted, report, notes = _fitted_codec(source, config, codec, progress)
-    found = encode_dump(
+    result = encode_dump(
         source, out, fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
     )
-    if drawn is None and found["augmentation_bits"] and recipe_file(source.path).exists():
-        notes += _add_seeded_price(found, recipe_file(source.path))
-    notes += _size_notes(found, source, fitted)
+    if drawn is None and result["augmentation_bits"] and recipe_file(source.path).exists():
+        notes += _add_seeded_bits(result, recipe_file(source.path))
+    notes += _size_notes(result, source, fitted)
     if report:
-        found["fit"] = fit_quality(report, sum(fitted.code_bits), None if codec_file is None else str(codec_file))
-    return {**found, **noted(list(dict.fromkeys([*found.get("notes", ()), *notes])))}
+        result["fit"] = fit_quality(report, sum(fitted.code_bits), None if codec_file is None else str(codec_file))
+    return {**result, **noted(list(dict.fromkeys([*result.get("notes", ()), *notes])))}
 
 
 def _fitted_codec(
     source: LabelSource, config: FitConfig, codec: LabelCodec | str | PathLike[str] | None, progress: Progress
 ) -> tuple[LabelCodec, dict[str, Any], list[str]]:
-    """The codec at the rate that `config` names, the report of its fit where there is one, and notes for the user."""
+    """The codec at the rate of `config`, the report of its fit (empty if unknown), and notes for the user."""
     if codec is None:
         fitted, report = fit(source, config, progress=progress)
         return fitted, report, list(report.get("notes", ()))
@@ -116,26 +119,27 @@ def _fitted_codec(
     notes = []
     if config.bits not in (None, sum(fitted.code_bits)) and fitted.config.max_codes is None:
         notes.append(
-            f"--bits {config.bits}: {codec} has codes of {max(fitted.code_bits)} bits, so {sum(fitted.code_bits)} bits of codes are "
-            "stored a label"
+            f"--bits {config.bits}: {codec} has codes of {max(fitted.code_bits)} bits, so each label stores {sum(fitted.code_bits)} bits "
+            "of codes"
         )
     return fitted, report, notes
 
 
-def _size_notes(found: dict[str, Any], source: LabelSource, codec: LabelCodec) -> list[str]:
-    dense = found["records"] * source.classes * (4 if source.dtype == "F32" else 2)
-    if found["bytes"] <= dense or not codec.decoder_tensors():
+def _size_notes(result: dict[str, Any], source: LabelSource, codec: LabelCodec) -> list[str]:
+    """A note if the file is larger than the labels it stores."""
+    dense = result["records"] * source.classes * (4 if source.dtype == "F32" else 2)
+    if result["bytes"] <= dense or not codec.decoder_tensors():
         return []
-    return [f"{found['bytes']:,} bytes for labels that take {dense:,} as they are: so few of them are best kept with --codec raw"]
+    return [f"the file has {result['bytes']:,} bytes, the uncompressed labels {dense:,}: for so few labels use --codec raw"]
 
 
-def _add_seeded_price(found: dict[str, Any], recipe: Path) -> list[str]:
-    """Adds what the augmentation would take as a seed; returns a note where that cannot be told."""
+def _add_seeded_bits(result: dict[str, Any], recipe: Path) -> list[str]:
+    """Add the bits per label that the augmentation would take as a seed; returns a note if they are unknown."""
     try:
         bits = drawn_bits(read_recipe(recipe))
     except VqlabelError as error:
-        return [f"what seeded views would take is not known: {error}"]
-    found["augmentation_bits"]["if_seeded"] = round(bits / max(1, found["records"]), 3)
+        return [f"the size of seeded views is unknown: {error}"]
+    result["augmentation_bits"]["if_seeded"] = round(bits / max(1, result["records"]), 3)
     return []
 
 
@@ -150,7 +154,7 @@ def encode_dump(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Encode a dump by a fitted codec. Returns what `pack` does, without `fit`; raises what it does."""
+    """Encode a dump with a fitted codec. Returns and raises the same as `pack`; the result has no `fit`."""
     check_codec(codec, source)
     about = describe_fit(source)
     notes = check_fitted_on(codec, about, source.path)
@@ -158,7 +162,7 @@ def encode_dump(
         source, codec, drawn, unknown_view=about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
     )
     with codec_on(codec, effort, device), VqlWriter(out, codec.config, source.order, overwrite=overwrite) as writer:
-        with closing(encoded(source, codec, device)) as groups:  # its workers are done before the codec goes back
+        with closing(encoded(source, codec, device)) as groups:  # ends its workers before `codec_on` moves the codec back
             for done, batches, codes in groups:
                 for batch in batches:
                     writer.add_columns(batch)
@@ -169,22 +173,26 @@ def encode_dump(
         checks.finish()
         kept_bits = 0 if drawn is None else writer.column_bits()
         tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
-        images = _images_of(source, about.images, checks.whole.images() if drawn is None else drawn.recipe.images)
+        images = _images_of(source, about.images, checks.shown.images() if drawn is None else drawn.recipe.images)
         made_by = {"labels_sha256": checks.fingerprint.hexdigest()}
         size = writer.finish(source, tensors, made_by, drawn=drawn, images=images)
-    found = {"path": str(writer.path), "records": records, "classes": source.classes}
-    found |= {"epochs": len({place.epoch for place in source.places}), "bytes": size}
-    return {**found, **_stored_bits(VqlFile(writer.path), None if drawn is None else kept_bits), **noted([*notes, *checks.notes()])}
+    result = {"path": str(writer.path), "records": records, "classes": source.classes}
+    result |= {"epochs": len({place.epoch for place in source.places}), "bytes": size}
+    return {
+        **result,
+        **_stored_bits(VqlFile(writer.path), None if drawn is None else kept_bits),
+        **noted([*notes, *checks.notes()]),
+    }
 
 
 def _stored_bits(file: VqlFile, kept_bits: int | None) -> dict[str, Any]:
-    """Bits per label of codes, and of augmentation and order."""
+    """Bits per label of codes, and of augmentation and order; `kept_bits`: of the columns that a recipe replaced; None: none did."""
     container, count = file.container, max(1, file.records)
     columns = {name for name in container.streams if name.startswith(PREFIX)}
-    stored = 8 * sum(one.stop - one.start for name, one in container.sections.items() if name.startswith(PREFIX))
+    stored = 8 * sum(section.stop - section.start for name, section in container.sections.items() if name.startswith(PREFIX))
     augmentation: dict[str, float] = {"stored": stored} if kept_bits is None else {"stored": stored, "if_kept": kept_bits}
     if columns == {PREFIX + "batch"}:
-        augmentation = {}  # the dump has neither
+        augmentation = {}  # the dump has neither augmentation nor order
     codes = sum(container.stored(name) for name in (CODES, COUNTS) if name in container.streams)
     return {
         "code_bits": file.label_bits,
@@ -194,76 +202,84 @@ def _stored_bits(file: VqlFile, kept_bits: int | None) -> dict[str, Any]:
 
 
 class _PassChecks:
-    """What is learned and checked of a dump while its batches go by.
+    """Statistics and checks of a dump that need one pass over its batches.
 
     Attributes:
-        fingerprint: sha256 of all labels, one after the other.
-        whole: which images the epochs show.
+        fingerprint: sha256 of the bytes of all labels in order.
+        shown: the images that complete epochs show.
     """
 
     def __init__(self, source: LabelSource, codec: LabelCodec, drawn: DrawnColumns | None, *, unknown_view: bool) -> None:
         self._source, self._codec, self._drawn = source, codec, drawn
         self._prior = codec.config.image_prior if unknown_view else None
-        self._edges, self._flat = list[int](), ConstantRows(path=source.path)
-        self.fingerprint, self.whole = hashlib.sha256(), WholeEpochs()
+        self._box_ends, self._constant = list[int](), ConstantRows(path=source.path)
+        self.fingerprint, self.shown = hashlib.sha256(), WholeEpochs()
 
     def add(self, batch: LabelBatch) -> None:
-        """Raises BadLabels where the batch is not the one that the recipe draws."""
-        self._flat.add(batch.labels)
+        """Raises BadLabels if the batch is not the one that the recipe draws."""
+        self._constant.add(batch.labels)
         if batch.image is not None:
-            self.whole.add(batch.place.epoch, batch.image)
+            self.shown.add(batch.place.epoch, batch.image)
         if self._prior is not None and batch.mix_box is not None:
-            self._edges.append(max(batch.mix_box))
+            self._box_ends.append(max(batch.mix_box))
         if self._drawn is not None:
-            check_drawn(batch, self._drawn, _number_in_recipe(batch, self._drawn, self._source), self._source.path)
+            check_drawn(batch, self._drawn, _index_in_recipe(batch, self._drawn, self._source), self._source.path)
         self.fingerprint.update(batch.label_bytes())
 
     def finish(self) -> None:
-        """Raises BadLabels or UsageError where the whole dump is not what the codec, or a file, can hold."""
+        """Raises BadLabels or UsageError if the dump as a whole is invalid, or its views are larger than those of the codec's prior."""
         self._source.check_unchanged()
-        self._flat.check()
-        if self._prior is not None and self._edges:
-            self._codec.fitted_on.refuse_edge(max(self._edges), len(self._edges), self._prior, self._source.path)
+        self._constant.check()
+        if self._prior is not None and self._box_ends:
+            self._codec.fitted_on.refuse_edge(max(self._box_ends), len(self._box_ends), self._prior, self._source.path)
 
     def notes(self) -> list[str]:
-        """On rows that are no labels."""
-        return list(self._flat.notes())
+        """Notes on rows that have one value for all classes."""
+        return list(self._constant.notes())
 
 
 def _images_of(source: LabelSource, known: ImageSet | None, implied: int | None) -> ImageSet | None:
-    """Which images the labels are of, by what is known of them and by the number that whole epochs imply.
+    """Which images the labels are of.
+
+    Args:
+        known: from the source or its recipe; None if unknown.
+        implied: number of images that complete epochs show; None if unknown.
 
     Raises:
         UsageError: these contradict each other.
     """
     if known is not None and implied not in (None, known.count):
         raise UsageError(
-            f"{source.path}: every epoch shows {implied} images, and those that were named are {known.count}: name the images that were labelled"
+            f"{source.path}: every epoch shows {implied} images, but {known.count} images were given: give the images that were labelled"
         )
     return ImageSet(count=implied) if known is None and implied is not None else known
 
 
 def check_recipe(source: LabelSource, drawn: DrawnColumns) -> None:
-    """Refuse a recipe that is not this dump's before anything is fitted to it, as far as its first batch tells.
+    """Check the first batch of a dump against its recipe, before a codec is fitted.
 
     Raises:
-        UsageError: single views were pruned out of batches, which a recipe draws as a whole.
-        BadLabels: the dump's views are not those of the recipe.
+        UsageError: the dump is pruned by view; a recipe draws complete batches.
+        BadLabels: the views of the dump are not those of the recipe.
     """
     if source.details.get("pruned", {}).get("by") == "view":
         raise UsageError(
-            f"{source.path}: single views were dropped, and a recipe draws whole batches; use --by batch, or --augmentation keep"
+            f"{source.path}: the dump is pruned by view, and a recipe draws complete batches; use --by batch, or --augmentation keep"
         )
     if len(source):
         batch = source.read(0)
-        check_drawn(batch, drawn, _number_in_recipe(batch, drawn, source), source.path)
+        check_drawn(batch, drawn, _index_in_recipe(batch, drawn, source), source.path)
 
 
-def _number_in_recipe(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
-    """Number of a batch among those that a recipe draws."""
-    number = batch.place.epoch * drawn.recipe.batches + batch.place.batch
-    if not (0 <= number < len(drawn.places) and drawn.places[number] == batch.place):
+def _index_in_recipe(batch: LabelBatch, drawn: DrawnColumns, source: LabelSource) -> int:
+    """Index of a batch among those that a recipe draws.
+
+    Raises:
+        UsageError: the recipe does not draw this batch.
+    """
+    index = batch.place.epoch * drawn.recipe.batches + batch.place.batch
+    if not (0 <= index < len(drawn.places) and drawn.places[index] == batch.place):
         raise UsageError(
-            f"{source.path}: batch {batch.place.batch} of epoch {batch.place.epoch} is none of its recipe's; pack with --augmentation keep"
+            f"{source.path}: batch {batch.place.batch} of epoch {batch.place.epoch} is not one that its recipe draws; pack with --augmentation keep"
         )
-    return number
+    return index

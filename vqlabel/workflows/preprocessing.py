@@ -1,4 +1,4 @@
-"""A library's own transform of images -> what it does to the pixels of a view, or a refusal. Its resizing and cropping are the recipe's here."""
+"""A library's image transform -> its normalisation of pixels, or an error. Resizing and cropping are those of the recipe."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,23 +7,18 @@ import numpy as np
 
 from vqlabel.errors import UsageError
 
-IMAGENET = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # mean and deviation that torchvision's and most of timm's teachers expect
-GEOMETRY = (
-    "do_resize",
-    "do_center_crop",
-    "do_pad",
-)  # steps of a processor that decide which pixels there are, not what they become
+# Mean and standard deviation of ImageNet's channels, which torchvision's and most of timm's networks expect.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Steps of a processor in transformers: those that choose pixels, those that change their values, and those without effect on RGB images.
+GEOMETRY = ("do_resize", "do_center_crop", "do_pad")
 PIXELS = ("do_rescale", "do_normalize", "do_flip_channel_order")
-HARMLESS = ("do_convert_rgb", "do_convert_annotations", "do_reduce_labels")  # nothing that changes an RGB image
-TOLERANCE = 1e-3  # of numbers of about unit size; processors compute in other orders
+HARMLESS = ("do_convert_rgb", "do_convert_annotations", "do_reduce_labels")
+TOLERANCE = 1e-3  # of normalised pixels, which are near unit size; processors round in another order of operations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """(scale * view - mean) / deviation, of views in 0..1, channel by channel; `bgr`: the channels are swapped first."""
+    """(scale * view - mean) / deviation for each channel of a view in 0..1; with `bgr` the channels are reversed first."""
 
     mean: tuple[float, ...] = IMAGENET[0]
     deviation: tuple[float, ...] = IMAGENET[1]
@@ -32,10 +27,13 @@ class Preprocessing:
 
 
 def of_transform(transform: Any, name: str, given: bool) -> Preprocessing:
-    """Of the transform of torchvision's weights; `given`: the user names mean and deviation.
+    """The normalisation of the transform of torchvision's weights.
+
+    Args:
+        given: whether the user gives mean and deviation.
 
     Raises:
-        UsageError: it has no mean and deviation, and the user names none.
+        UsageError: neither the transform nor the user has them.
     """
     mean, deviation = getattr(transform, "mean", None), getattr(transform, "std", None)
     if mean is None or deviation is None:
@@ -46,45 +44,49 @@ def of_transform(transform: Any, name: str, given: bool) -> Preprocessing:
 
 
 def of_processor(processor: Any, name: str) -> Preprocessing:
-    """Of an image processor of transformers.
+    """The normalisation of an image processor of transformers.
 
     Raises:
-        UsageError: it does something else to pixels than rescale, normalise and swap their channels.
+        UsageError: the processor does more to pixels than rescale, normalise and reverse channels.
     """
     steps = {step for step in dir(processor) if step.startswith("do_") and getattr(processor, step, None) is True}
-    odd = sorted(steps - {*GEOMETRY, *PIXELS, *HARMLESS})
-    if odd:
-        raise UsageError(f"{name}: its image processor has {', '.join(odd)}, which is not done here; {_INSTEAD}")
+    unsupported = sorted(steps - {*GEOMETRY, *PIXELS, *HARMLESS})
+    if unsupported:
+        raise UsageError(f"{name}: its image processor has {', '.join(unsupported)}, which is not supported; {_INSTEAD}")
     normalised, rescaled = (getattr(processor, step, True) is True for step in ("do_normalize", "do_rescale"))
     factor = (getattr(processor, "rescale_factor", None) or 1 / 255) if rescaled else 1.0
-    found = Preprocessing(
+    preprocessing = Preprocessing(
         mean=_numbers(processor.image_mean) if normalised else (0.0,) * 3,
         deviation=_numbers(processor.image_std) if normalised else (1.0,) * 3,
         scale=1.0 if factor == 1 / 255 else 255 * factor,
         bgr=getattr(processor, "do_flip_channel_order", None) is True,
     )
     if callable(processor):
-        _hold_against(processor, found, name)
-    return found
+        _check_against(processor, preprocessing, name)
+    return preprocessing
 
 
-_INSTEAD = "wrap model and processor in a function of your own, and name it: --teacher module:function"
+_INSTEAD = "write a function that returns a network with this preprocessing, and pass --teacher module:function"
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
-    found = tuple(float(value) for value in np.atleast_1d(values))
-    return found * 3 if len(found) == 1 else found
+    """One number for all channels, or one for each -> three."""
+    numbers = tuple(float(value) for value in np.atleast_1d(values))
+    return numbers * 3 if len(numbers) == 1 else numbers
 
 
-def _hold_against(processor: Any, found: Preprocessing, name: str) -> None:
-    """Raises UsageError where the processor makes something else of an image of noise."""
+def _check_against(processor: Any, preprocessing: Preprocessing, name: str) -> None:
+    """Raises UsageError if processor and preprocessing give different results for an image of noise."""
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    still = {step: False for step in GEOMETRY if getattr(processor, step, None) is True}
+    disabled = {step: False for step in GEOMETRY if getattr(processor, step, None) is True}
     try:
-        theirs = np.asarray(processor(images=pixels, return_tensors="np", **still)["pixel_values"], np.float64)
-    except Exception as error:  # it is the library's code, which raises what it likes
+        processed = np.asarray(processor(images=pixels, return_tensors="np", **disabled)["pixel_values"], np.float64)
+    except Exception as error:  # code of another library may raise anything
         raise UsageError(f"{name}: its image processor fails on an image of 32 x 32 ({str(error)[:200]}); {_INSTEAD}") from None
-    view = pixels[:, :, ::-1] if found.bgr else pixels
-    ours = ((found.scale * (view / 255) - np.array(found.mean)) / np.array(found.deviation)).transpose(2, 0, 1)[None]
-    if theirs.shape != ours.shape or not np.allclose(theirs, ours, rtol=TOLERANCE, atol=TOLERANCE):
-        raise UsageError(f"{name}: its image processor does more to pixels than rescale, normalise and swap channels; {_INSTEAD}")
+    view = pixels[:, :, ::-1] if preprocessing.bgr else pixels
+    mean, deviation = np.array(preprocessing.mean), np.array(preprocessing.deviation)
+    expected = ((preprocessing.scale * (view / 255) - mean) / deviation).transpose(2, 0, 1)[None]
+    if processed.shape != expected.shape or not np.allclose(processed, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        raise UsageError(
+            f"{name}: its image processor does more to pixels than rescale, normalise and reverse channels; {_INSTEAD}"
+        )

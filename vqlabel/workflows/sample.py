@@ -1,4 +1,4 @@
-"""A dump -> the labels that a fit works on, and those held out."""
+"""A dump -> the labels that a codec is fitted to, and those held out."""
 
 from collections.abc import Callable
 
@@ -13,49 +13,54 @@ from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.progress import Progress, silent
 from vqlabel.workflows.encode import describe_fit
 
-SAMPLE_LABELS, SAMPLE_BYTES = 131_072, 512 << 20  # what a fit looks at, at most; a larger dump is sampled by batches
-HELD_LABELS = 8192
+SAMPLE_LABELS, SAMPLE_BYTES = (
+    131_072,
+    512 << 20,
+)  # maximum of the training split, as labels and as float32; larger dumps are sampled by batch
+HELD_LABELS = 8192  # maximum of the held-out split
 
 
-def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2) -> tuple[LabelSample, str]:
-    """The labels that a fit sees and those it is judged by, and what was held out, in words.
+def read_sample(source: LabelSource, progress: Progress = silent, min_labels: int = 2) -> tuple[LabelSample, str]:
+    """Read a training split and a held-out split of a dump.
 
-    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Rows that are the same for all
-    classes are left out of both.
+    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Both splits leave out labels with one
+    value for all classes.
 
     Args:
-        least: labels that are needed: 2, or 1 for a codec that fits nothing, which then sees the label that it is judged by.
+        min_labels: minimum number of labels: 2, or 1 for a codec that is not trained; one label is then in both splits.
+
+    Returns:
+        The sample, and what was held out, in words.
 
     Raises:
-        BadLabels: the dump is malformed, was never finished, or has fewer labels.
+        BadLabels: the dump is malformed, incomplete, or has fewer labels.
     """
     epochs = sorted({place.epoch for place in source.places})
     last = set(epochs[-max(1, len(epochs) // 8) :]) if len(epochs) > 1 else set()
     seen_at = [i for i, place in enumerate(source.places) if place.epoch not in last]
     held_at = [i for i, place in enumerate(source.places) if place.epoch in last]
-    most = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
-    seen = _read_some(source, seen_at, most, lambda done, total: progress("reading", done, total, {}))
-    held = _read_some(source, held_at, min(HELD_LABELS, most), lambda *_: None)
+    max_labels = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
+    seen = _read_some(source, seen_at, max_labels, lambda done, total: progress("reading", done, total, {}))
+    held = _read_some(source, held_at, min(HELD_LABELS, max_labels), lambda *_: None)
     source.check_unchanged()
-    total = sum(round(sum(map(len, part)) * len(at) / len(part)) for part, at in ((seen, seen_at), (held, held_at)) if part)
-    flat = ConstantRows(path=source.path)
-    seen, held = ([_telling(batch, flat) for batch in part] for part in (seen, held))
-    flat.check()
+    total = _estimated_labels(seen, seen_at) + _estimated_labels(held, held_at)
+    constant = ConstantRows(path=source.path)
+    seen, held = ([_without_constant_rows(batch, constant) for batch in split] for split in (seen, held))
+    constant.check()
     if last:
-        first, many = min(last), len(last)
-        words = f"the last epoch ({first})" if many == 1 else f"the last {many} epochs (from {first})"
+        words = f"the last epoch ({min(last)})" if len(last) == 1 else f"the last {len(last)} epochs (from {min(last)})"
     else:
         seen, held = _split_last_tenth(seen)
         words = "the last tenth of the records"
-    if not sum(map(len, seen)) and least == 1:
+    if not sum(map(len, seen)) and min_labels == 1:
         seen = held
-    count = [sum(map(len, part)) for part in (seen, held)]
-    if flat.rows < 2 and not all(count):
-        raise BadLabels(f"{source.path}: {flat.rows} labels; a fit needs at least 2")
-    if not all(count):
+    counts = [sum(map(len, split)) for split in (seen, held)]
+    if constant.rows < 2 and not all(counts):
+        raise BadLabels(f"{source.path}: {constant.rows} labels; a fit needs at least 2")
+    if not all(counts):
         raise BadLabels(
-            f"{source.path}: {count[0]} labels to fit to, {count[1]} held out ({words}), rows of one number for all classes left out; a fit "
-            "needs at least one of each"
+            f"{source.path}: {counts[0]} labels to fit to, {counts[1]} held out ({words}), without rows that have one value for all classes; a "
+            "fit needs at least one of each"
         )
     return LabelSample(
         seen=_stack(seen),
@@ -65,46 +70,52 @@ def read_sample(source: LabelSource, progress: Progress = silent, least: int = 2
         domain=source.domain,
         dtype=source.dtype,
         support=source.support,
-        notes=tuple(flat.notes()),
+        notes=tuple(constant.notes()),
         total=total,
         fitted_on=describe_fit(source),
     ), words
 
 
-def _read_some(source: LabelSource, places: list[int], most: int, progress: Callable[[int, int], None]) -> list[LabelBatch]:
-    """All batches at `places`, or as many, evenly spread, as hold about `most` labels."""
-    if not places:
+def _read_some(source: LabelSource, indices: list[int], max_labels: int, progress: Callable[[int, int], None]) -> list[LabelBatch]:
+    """The batches at `indices`, or evenly spread ones with about `max_labels` labels."""
+    if not indices:
         return []
-    first = source.read(places[0])
-    keep = max(1, min(len(places), most // len(first)))
-    chosen = [places[i * len(places) // keep] for i in range(keep)]
+    first = source.read(indices[0])
+    count = max(1, min(len(indices), max_labels // len(first)))
+    chosen = [indices[i * len(indices) // count] for i in range(count)]
     batches = []
-    for done, at in enumerate(chosen):
-        batches.append(first if at == places[0] else source.read(at))
-        progress(done + 1, keep)
+    for done, index in enumerate(chosen):
+        batches.append(first if index == indices[0] else source.read(index))
+        progress(done + 1, count)
     return batches
 
 
-def _telling(batch: LabelBatch, flat: ConstantRows) -> LabelBatch:
-    """A batch without its flat rows."""
-    telling = flat.add(batch.labels)
-    return batch if telling.all() else batch.rows(np.flatnonzero(telling))
+def _estimated_labels(batches: list[LabelBatch], indices: list[int]) -> int:
+    """Labels of the batches at `indices`, extrapolated from those that were read."""
+    return round(sum(map(len, batches)) * len(indices) / len(batches)) if batches else 0
+
+
+def _without_constant_rows(batch: LabelBatch, constant: ConstantRows) -> LabelBatch:
+    """A batch without labels that have one value for all classes; they are counted in `constant`."""
+    kept = constant.add(batch.labels)
+    return batch if kept.all() else batch.rows(np.flatnonzero(kept))
 
 
 def _split_last_tenth(batches: list[LabelBatch]) -> tuple[list[LabelBatch], list[LabelBatch]]:
+    """(seen, held): the last tenth of the records, at least one, is held out."""
     total = sum(map(len, batches))
-    rest = total - max(1, total // 10)
+    remaining = total - max(1, total // 10)  # records that still go to the training split
     seen, held = [], []
     for batch in batches:
-        cut = max(0, min(len(batch), rest))
-        rest -= cut
-        seen += [_plain(batch, 0, cut)] if cut else []
-        held += [_plain(batch, cut, len(batch))] if cut < len(batch) else []
+        cut = max(0, min(len(batch), remaining))
+        remaining -= cut
+        seen += [_rows_without_partners(batch, 0, cut)] if cut else []
+        held += [_rows_without_partners(batch, cut, len(batch))] if cut < len(batch) else []
     return seen, held
 
 
-def _plain(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
-    """Records start:stop of a batch. Mixing partners may lie outside, so a part of a batch is a record without them."""
+def _rows_without_partners(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
+    """Records start:stop of a batch. Of a part of a batch only labels and images are kept: its mixing partners may be in the other part."""
     if (start, stop) == (0, len(batch)):
         return batch
     image = None if batch.image is None else batch.image[start:stop]

@@ -1,4 +1,4 @@
-"""A name or a file -> a teacher: a module that makes labels [n, C] of views [n, 3, size, size] in 0..1."""
+"""A name or a file -> a teacher: a module that maps views [n, 3, size, size] in 0..1 to logits [n, C]."""
 
 import importlib
 import os
@@ -17,13 +17,12 @@ from vqlabel.errors import MissingExtra, UsageError, VqlabelError, require
 from vqlabel.workflows.preprocessing import IMAGENET, Preprocessing, of_processor, of_transform
 
 FORMS = "module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME"
-OFFLINE = {  # what works without the hub
-    "timm": "timm:local-dir:FOLDER, with config.json and weights in it, or a model that is in the cache ($HF_HOME) already",
+OFFLINE = {  # how to load a model without a network
+    "timm": "timm:local-dir:FOLDER, with config.json and weights in it, or a model in the cache ($HF_HOME)",
     "torchvision": "put the weights in $TORCH_HOME/hub/checkpoints, by default ~/.cache/torch/hub/checkpoints",
-    "transformers": "transformers:FOLDER, with config.json, weights and preprocessor_config.json in it, or a model that is in the cache ($HF_HOME) "
-    "already",
+    "transformers": "transformers:FOLDER, with config.json, weights and preprocessor_config.json in it, or a model in the cache ($HF_HOME)",
 }
-# Names of exception types of huggingface_hub; and of urllib, requests and httpx.
+# Names of exception types of huggingface_hub, and of urllib, requests and httpx, which are not imported here.
 NOT_CACHED = {"LocalEntryNotFoundError", "OfflineModeIsEnabled"}
 UNREACHABLE = {
     "URLError", "ConnectionError", "ConnectError", "Timeout", "TimeoutError", "TimeoutException", "ProxyError", "gaierror", "MaxRetryError",
@@ -39,7 +38,7 @@ UNREACHABLE_WORDS = (
 
 
 class TeacherFailed(UsageError):
-    """A network fails on the views that it is shown."""
+    """A network raises an exception on its input views."""
 
 
 class Teacher(nn.Module):
@@ -47,6 +46,7 @@ class Teacher(nn.Module):
 
     Attributes:
         name: as the user gave it.
+        scale, bgr, mean, deviation: see `Preprocessing`.
     """
 
     def __init__(
@@ -64,27 +64,29 @@ class Teacher(nn.Module):
         """[n, 3, size, size] float32 -> [n, C] float32 logits.
 
         Raises:
-            TeacherFailed: the network fails.
-            UsageError: it gives something else than logits.
+            TeacherFailed: the network raises an exception.
+            UsageError: it returns something other than logits [n, C].
         """
         try:
-            found = self.network(self.preprocess(views))
+            output = self.network(self.preprocess(views))
         except (VqlabelError, MemoryError, torch.OutOfMemoryError):
             raise
         except SystemExit as error:
             raise UsageError(
                 f"teacher {self.name}: its forward ends the program (SystemExit {error.code}); raise an error instead"
             ) from error
-        except Exception as error:  # it is the user's code, which raises what it likes
+        except Exception as error:  # the user's code may raise anything
             raise TeacherFailed(f"teacher {self.name}: fails on views {list(views.shape)} ({_reason(error)})") from error
-        found = getattr(found, "logits", found)
-        if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != len(views):
-            shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise UsageError(f"teacher {self.name}: gives {shape} for {len(views)} views; it must give logits [{len(views)}, C]")
-        return found.float()
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(views):
+            shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UsageError(
+                f"teacher {self.name}: returns {shape} for {len(views)} views; it must return logits [{len(views)}, C]"
+            )
+        return logits.float()
 
     def preprocess(self, views: Tensor) -> Tensor:
-        """What the network is given of views [n, 3, size, size] in 0..1."""
+        """Views [n, 3, size, size] in 0..1 -> the input of the network."""
         views = views.flip(1) if self.bgr else views
         return ((views if self.scale == 1 else views * self.scale) - self.mean) / self.deviation
 
@@ -92,16 +94,16 @@ class Teacher(nn.Module):
 def load_teacher(
     name: str, *, mean: tuple[float, ...] | None = None, deviation: tuple[float, ...] | None = None, device: str = "cpu"
 ) -> Teacher:
-    """A teacher by its name.
+    """Load a teacher. Load only what you trust: modules and networks in files can run any code.
 
     Args:
-        name: "module:function", which returns a torch.nn.Module (or is one); the folder that vqlabel runs in is looked in too. A file made by
-            torch.jit.save or torch.export.save. "timm:NAME", "torchvision:NAME" or "transformers:NAME" where these are installed.
-            Only load what you trust: a module is code, and so is a network in a file.
-        mean, deviation: three numbers each, or one; by which views in 0..1 are normalised. None: those of the model's library, else ImageNet's.
+        name: "module:function", a function that returns a torch.nn.Module, or a module object; modules are also searched in the current
+            folder. Or the path of a file that torch.jit.save or torch.export.save wrote. Or "timm:NAME", "torchvision:NAME" or
+            "transformers:NAME", if that library is installed.
+        mean, deviation: normalisation of views in 0..1, three numbers each, or one. None: those of the model's library, else ImageNet's.
 
     Raises:
-        UsageError: there is no such teacher, its hub cannot be reached, or its preprocessing is another than can be done here.
+        UsageError: there is no such teacher, its hub cannot be reached, or its preprocessing is not supported.
         MissingExtra: its library is not installed.
     """
     kind, _, what = name.partition(":")
@@ -114,9 +116,8 @@ def load_teacher(
         network = _from_module(kind, what)
     else:
         raise UsageError(f"--teacher {name}: no such file; name {FORMS}")
-    if hasattr(network, "eval") and not isinstance(
-        network, torch.fx.GraphModule
-    ):  # an exported graph is in eval mode, and cannot change
+    exported = isinstance(network, torch.fx.GraphModule)  # such a graph is in eval mode, and raises if that is set
+    if hasattr(network, "eval") and not exported:
         network.eval()
     mean, deviation = _three("mean", mean or own.mean), _three("deviation", deviation or own.deviation)
     require(all(v > 0 for v in deviation), "std", deviation, "must be above 0")
@@ -128,13 +129,15 @@ def _from_file(path: Path, device: str) -> Any:
         if path.suffix == ".pt2" and not _is_torchscript(path):
             return torch.export.load(path).module()
         return torch.jit.load(str(path), map_location=device)
-    except Exception as error:  # torch raises nearly anything on foreign bytes
+    except Exception as error:  # torch may raise anything on bytes of other formats
         _refuse_weights(path)
-        raise UsageError(f"--teacher {path}: neither TorchScript nor, by .pt2, a torch.export file ({_reason(error)})") from None
+        raise UsageError(
+            f"--teacher {path}: neither TorchScript nor, with suffix .pt2, a torch.export file ({_reason(error)})"
+        ) from None
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Whether a file has what torch.jit.save writes, whatever its name."""
+    """Whether torch.jit.save wrote the file, by its members; the suffix does not decide."""
     try:
         with zipfile.ZipFile(path) as members:
             return any(name.endswith("/constants.pkl") for name in members.namelist())
@@ -143,60 +146,60 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _refuse_weights(path: Path) -> None:
-    """Raises UsageError where a file has weights without their network."""
+    """Raises UsageError if a file has weights without a network, or a pickled network."""
     try:
-        found = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # as above
+        content = None if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # as in `_from_file`
         if isinstance(error, UnpicklingError) and not _is_torchscript(path):
             raise UsageError(
-                f"--teacher {path}: a pickled network, which is code of its own, or a damaged file; write a function that loads it "
-                "(torch.load(..., weights_only=False), of a file that you trust), and name it: --teacher module:function"
+                f"--teacher {path}: a pickled network, which can run any code, or a damaged file; if you trust it, write a function that loads it "
+                "(torch.load(..., weights_only=False)), and pass --teacher module:function"
             ) from None
         return
-    if path.suffix == ".safetensors" or isinstance(found, dict):
+    if path.suffix == ".safetensors" or isinstance(content, dict):
         raise UsageError(
             f"--teacher {path}: a state dict, which has weights and no network; write a function that builds the network and loads them "
-            "(network.load_state_dict(torch.load(...))), and name it: --teacher module:function"
+            "(network.load_state_dict(torch.load(...))), and pass --teacher module:function"
         )
 
 
 def _from_module(module: str, function: str) -> Any:
-    """What `module:function` returns, with the present folder among those that modules are looked for in."""
+    """The network that `module:function` returns or is; modules are also searched in the current folder."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         with _without_arguments():
-            made = getattr(importlib.import_module(module), function)
-            network = made() if callable(made) and not isinstance(made, nn.Module) else made
+            target = getattr(importlib.import_module(module), function)
+            network = target() if callable(target) and not isinstance(target, nn.Module) else target
     except SystemExit as error:
         raise UsageError(
-            f"--teacher {module}:{function}: ends the program (SystemExit {error.code}) when it is imported or called, as a script does that "
-            "reads a command line; import what it needs where nothing runs, or set sys.argv for it first"
+            f"--teacher {module}:{function}: ends the program (SystemExit {error.code}) when it is imported or called, like a script that parses "
+            "its command line; move the function to a module without a script, or set sys.argv in it"
         ) from error
-    except Exception as error:  # it is the user's code, which raises what it likes
+    except Exception as error:  # the user's code may raise anything
         raise UsageError(f"--teacher {module}:{function}: {type(error).__name__}: {str(error)[:300]}; name {FORMS}") from error
     require(
         isinstance(network, nn.Module),
         "teacher",
         f"{module}:{function}",
-        f"must give a torch.nn.Module, not {type(network).__name__}",
+        f"must be or return a torch.nn.Module, not {type(network).__name__}",
     )
     return network
 
 
 @contextmanager
 def _without_arguments() -> Iterator[None]:
-    """For modules that parse the command line when they are imported: ours is none of theirs."""
-    before = sys.argv
-    sys.argv = before[:1]
+    """Hide the arguments of vqlabel from modules that parse the command line when they are imported."""
+    argv = sys.argv
+    sys.argv = argv[:1]
     try:
         yield
     finally:
-        sys.argv = before
+        sys.argv = argv
 
 
 def _from_library(kind: str, what: str, given: bool) -> tuple[nn.Module, Preprocessing]:
-    """A library's model, and how its own transform prepares views; `given`: mean and deviation are the user's."""
+    """A library's model and its preprocessing; `given`: the user gives mean and deviation."""
     name = f"--teacher {kind}:{what}"
     try:
         importlib.import_module(kind)
@@ -204,15 +207,15 @@ def _from_library(kind: str, what: str, given: bool) -> tuple[nn.Module, Preproc
         if (error.name or "").partition(".")[0] == kind:
             raise MissingExtra(kind, extra="teachers") from None
         raise UsageError(f"{name}: {kind} is installed, but cannot be imported ({_reason(error)})") from None
-    except Exception as error:  # a library for another version of torch
+    except Exception as error:  # such as a library that was built for another version of torch
         raise UsageError(
-            f"{name}: {kind} is installed, but cannot be imported ({_reason(error)}); install the one that goes with torch {torch.__version__}"
+            f"{name}: {kind} is installed, but cannot be imported ({_reason(error)}); install a version that supports torch {torch.__version__}"
         ) from None
     try:
         return _LIBRARIES[kind](what, given)
     except VqlabelError:
         raise
-    except Exception as error:  # what hubs and their clients raise
+    except Exception as error:  # hubs and their clients may raise anything
         _refuse(kind, name, error)
 
 
@@ -226,9 +229,9 @@ def _refuse(kind: str, name: str, error: Exception) -> NoReturn:
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
-    """Whether a connection failed, by an exception or those that it was raised from; an answer such as 404 is none."""
+    """Whether an exception or one of its causes is a failed connection; an HTTP response such as 404 is not."""
     while error is not None:
-        types = {one.__name__ for one in type(error).__mro__}
+        types = {base.__name__ for base in type(error).__mro__}
         if types & NOT_CACHED:
             return True
         if types & {"HTTPError", "HTTPStatusError"}:
@@ -243,8 +246,8 @@ def _timm(name: str, _given: bool) -> tuple[nn.Module, Preprocessing]:
     import timm  # type: ignore[import-not-found, unused-ignore]
 
     model = timm.create_model(name, pretrained=True)
-    found = model.pretrained_cfg
-    return model, Preprocessing(mean=found.get("mean") or IMAGENET[0], deviation=found.get("std") or IMAGENET[1])
+    config = model.pretrained_cfg
+    return model, Preprocessing(mean=config.get("mean") or IMAGENET[0], deviation=config.get("std") or IMAGENET[1])
 
 
 def _torchvision(name: str, given: bool) -> tuple[nn.Module, Preprocessing]:
@@ -267,7 +270,7 @@ def _transformers(name: str, given: bool) -> tuple[nn.Module, Preprocessing]:
                 given,
                 "preprocessor_config.json",
                 None,
-                f"must be in {folder}, to say how views are normalised; or pass --mean and --std",
+                f"must be in {folder}, for the normalisation of views; or pass --mean and --std",
             )
             return AutoModelForImageClassification.from_pretrained(name), Preprocessing()
     own = of_processor(AutoImageProcessor.from_pretrained(name), f"transformers:{name}")
@@ -278,12 +281,13 @@ _LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "transformers": _trans
 
 
 def _reason(error: BaseException) -> str:
-    """An exception in a line, cut between words."""
+    """The message of an exception as one line of at most 300 characters, cut between words."""
     words = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
     return words if len(words) <= 300 else words[:300].rpartition(" ")[0] + " ..."
 
 
 def _three(field: str, values: Any) -> tuple[float, ...]:
-    found = tuple(float(v) for v in values)
-    require(len(found) in (1, 3), field, found, "must be one number, or three: red, green, blue")
-    return found * 3 if len(found) == 1 else found
+    """One number for all channels, or one for each -> three."""
+    numbers = tuple(float(v) for v in values)
+    require(len(numbers) in (1, 3), field, numbers, "must be one number, or three: red, green, blue")
+    return numbers * 3 if len(numbers) == 1 else numbers

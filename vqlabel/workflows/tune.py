@@ -1,4 +1,4 @@
-"""A budget -> the codec that makes the best labels inside it: quick fits of several shapes, then a whole fit of the winner."""
+"""A budget -> the best codec inside it: trial fits of several shapes, then a complete fit of the best one."""
 
 import math
 import time
@@ -10,13 +10,13 @@ from typing import Any
 from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
 from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
-from vqlabel.codecs.vqae.fit.budget import DEFAULT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from vqlabel.codecs.vqae.fit.budget import DEFAULT_BITS as DEFAULT_WEIGHT_BITS
+from vqlabel.codecs.vqae.fit.budget import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.vqae.fit.train import default_epochs
 from vqlabel.codecs.vqae.sizes import file_bytes
-from vqlabel.config import DEFAULT_BITS as USUAL_LABEL_BITS
-from vqlabel.config import FitConfig
+from vqlabel.config import DEFAULT_BITS, FitConfig
 from vqlabel.container.overhead import FILE_BYTES
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelSource, open_labels
@@ -31,26 +31,28 @@ from vqlabel.workflows.fit import fit_sample, with_temperature
 from vqlabel.workflows.fit_report import measure
 from vqlabel.workflows.sample import read_sample
 
-QUICK = 0.3  # of a whole fit's passes: enough to rank shapes, if not to judge them
-SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # of a budget that codes may take, besides the rule's
-WEIGHT_BITS = (3, 5, 6, 8)  # of a stored number, besides the rule's
-SMALL, LARGE, FEW_BITS = 16, 256, 32  # codebooks that are tried, and up to which rate
-REACH_TRIALS, NEAR = 8, 0.04  # of `reach`: fits, and how near in KL or in bytes is near enough
+QUICK = 0.3  # share of a complete fit's epochs in a trial: enough to rank shapes, too few to predict their final KL
+SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # shares of the budget for codes that are tried, besides the default
+WEIGHT_BITS = (3, 5, 6, 8)  # bits per stored number that are tried, besides the default
+SMALL, LARGE = 16, 256  # codebook sizes that are tried
+FEW_BITS = 32  # code bits per label up to which both are tried; at higher rates one slot is a small step already
+REACH_TRIALS = 8  # maximum number of trials of `Search.reach`
+NEAR = 0.04  # tolerance of `Search.reach`, in the logarithms of KL and of bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One shape that was tried: its bytes in a file of the whole dump, and its held-out loss after a quick fit."""
+    """A trial fit of one shape: its bytes in a file of the complete dump, and its held-out loss."""
 
     config: FitConfig
     resolved: VqaeConfig
     bytes: int
-    loss: float  # weighted sum of the KLs below: `mixed_kl_divergence`
-    kl: dict[str, float]  # at each temperature, nats times T^2
+    loss: float  # weighted sum of `kl`: `mixed_kl_divergence`
+    kl: dict[str, float]  # at each temperature, lowest first; nats times T^2
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """JSON-compatible values; `config` is the resolved one."""
         return {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
 
 
@@ -67,31 +69,31 @@ def tune(
     progress: Progress = silent,
     tried: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[LabelCodec, dict[str, Any]]:
-    """Find and fit the best codec inside a budget; a budget is all of a file but augmentation and order.
+    """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
     Args:
-        config: carries the budget as `bytes` or `ratio`; sizes that it names are kept, the others are searched. Trials are judged by
-            calibrated labels, gain 1, which hold what codes say; the winner has the gain that `config` asks for.
-        bits: the budget in bits per label, everything counted.
-        kl: instead of a budget, the held-out KL (nats, times T^2) to reach with the fewest bytes, at the lowest temperature; who counts
-            in KL gets the labels of the least, gain 1, unless `config` names another.
-        minutes: for all; the last whole fit is begun in time to end within it, as far as its quick fit tells, and has fewer passes where
-            one trial alone took too long for that.
+        config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. Trials are compared as calibrated
+            labels (gain 1), whose KL depends on the codes only; the result has the gain that `config` asks for.
+        bits: the budget in bits per label, all parts counted.
+        kl: instead of a budget, the held-out KL (nats, times T^2) at the first temperature to reach with the fewest bytes. The gain is then 1,
+            which gives the lowest KL, unless `config` has another.
+        minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs if one trial took too
+            long.
         tried: called after every trial.
 
     Returns:
-        The codec, and `fit`'s report with `budget`, `bytes` and `trials` added.
+        The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `trials` and `seconds` added.
 
     Raises:
-        UsageError: none or several budgets, or one that nothing fits into: the nearest is named.
+        UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
     for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
         require(value is None or 0 < value < math.inf, name, value, "must be above 0")
-    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could choose; vqae has")
-    require(config.code_width is None, "code_width", config.code_width, "cuts code bits that you name: give no budget")
+    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could determine; use vqae")
+    require(config.code_width is None, "code_width", config.code_width, "must be given with bits, not with a budget")
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
@@ -101,7 +103,7 @@ def tune(
     sample, held_out = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
-    search = Search(sample, config, began + 60 * minutes, tried)
+    search = Search(sample, config, start + 60 * minutes, tried)
     budget = budget_of(config, search.stats.labels, search.stats.classes)
     if budget is None:
         assert kl is not None
@@ -113,7 +115,7 @@ def tune(
     size = file_bytes(codec.config, search.stats.labels)
     report |= {
         "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.stats.labels * sample.classes / size, 1),
-        "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - began, 1),
+        "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
@@ -121,12 +123,22 @@ def tune(
 
 
 def _slots(config: VqaeConfig) -> int:
-    """Of the mean label."""
+    """Slots per label; at a variable rate of the mean label."""
     return round(config.rate / config.code_bits) if config.variable else config.slots
 
 
+def _first_kl(trial: Trial) -> float:
+    """KL at the first temperature."""
+    return next(iter(trial.kl.values()))
+
+
 class Search:
-    """Trials on one sample, the same shape never twice."""
+    """Trial fits of different shapes on one sample.
+
+    Args:
+        until: end of the time budget, on the clock of `time.monotonic`.
+        tried: called after every trial.
+    """
 
     def __init__(self, sample: LabelSample, config: FitConfig, until: float, tried: Callable[[Trial], None]) -> None:
         self.sample, self.config, self.until, self.tried = sample, config, until, tried
@@ -134,10 +146,14 @@ class Search:
         self.trials: list[Trial] = []
 
     def within(self, budget: int) -> Trial:
-        """The best of the shapes that fill `budget`: how much of it goes into codes, far apart; then neighbours of the best while one is
-        better.
+        """The best of the shapes that fill `budget`, in bytes.
+
+        Tries different shares of the budget for codes, then neighbours of the best shape until none is better.
+
+        Raises:
+            UsageError: the budget is too small for any shape.
         """
-        best = self.run(replace(self.config, bytes=budget, ratio=None))  # refuses a budget that is too small
+        best = self.run(replace(self.config, bytes=budget, ratio=None))
         moves = [*self._shares(best, budget), *self._neighbours(best)]
         while moves:
             before = best
@@ -148,130 +164,144 @@ class Search:
             moves = [] if best is before else self._neighbours(best)
         return best
 
-    def _shares(self, rule: Trial, budget: int) -> list[dict[str, Any]]:
-        """Numbers of slots, the nearest to the rule's first."""
+    def _shares(self, default: Trial, budget: int) -> list[dict[str, Any]]:
+        """Other numbers of slots than those of the default shape, the nearest first."""
         if self.config.slots is not None or self.config.bits is not None:
             return []
-        each, at = 8 * budget / self.stats.labels, _slots(rule.resolved)
-        slots = [at + 1, at - 1, *(round(share * each / rule.resolved.code_bits) for share in SHARES)]
-        found: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(slots) if count >= 0]
-        if self.config.codebook_size is None and at * rule.resolved.code_bits <= FEW_BITS:
-            width = (SMALL - 1).bit_length()
-            slots = [max(1, at * rule.resolved.code_bits // width), *(round(share * each / width) for share in SHARES)]
-            found += [{"slots": count, "codebook_size": SMALL} for count in dict.fromkeys(slots) if count > 0]
-        return found
+        bits, slots, width = 8 * budget / self.stats.labels, _slots(default.resolved), default.resolved.code_bits
+        counts = [slots + 1, slots - 1, *(round(share * bits / width) for share in SHARES)]
+        moves: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(counts) if count >= 0]
+        if self.config.codebook_size is None and slots * width <= FEW_BITS:
+            small_width = (SMALL - 1).bit_length()
+            counts = [max(1, slots * width // small_width), *(round(share * bits / small_width) for share in SHARES)]
+            moves += [{"slots": count, "codebook_size": SMALL} for count in dict.fromkeys(counts) if count > 0]
+        return moves
 
     def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
-        """One thing changed, of those that the user left open; or slots and bits a number against each other, which share the budget."""
-        given, at = self.config, best.resolved
+        """Changes of one size that the user left open; or of slots against bits per stored number, which share the budget."""
+        given, shape = self.config, best.resolved
+        slots, free_slots = _slots(shape), given.slots is None and given.bits is None
         moves: list[dict[str, Any]] = []
         if given.weight_bits is None:
-            moves += [{"weight_bits": bits} for bits in (DEFAULT_BITS, *WEIGHT_BITS)]
-        if given.slots is None and given.bits is None:
-            moves += [{"slots": slots} for slots in (_slots(at) + 1, _slots(at) - 1) if slots >= 0]
-        if given.slots is None and given.bits is None and given.weight_bits is None:
-            traded = [(_slots(at) - 1, at.weight_bits + 1), (_slots(at) + 1, at.weight_bits - 1)]
+            moves += [{"weight_bits": bits} for bits in (DEFAULT_WEIGHT_BITS, *WEIGHT_BITS)]
+        if free_slots:
+            moves += [{"slots": count} for count in (slots + 1, slots - 1) if count >= 0]
+        if free_slots and given.weight_bits is None:
+            trades = [(slots - 1, shape.weight_bits + 1), (slots + 1, shape.weight_bits - 1)]
             moves += [
-                {"slots": slots, "weight_bits": bits}
-                for slots, bits in traded
-                if slots >= 0 and MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS
+                {"slots": count, "weight_bits": bits}
+                for count, bits in trades
+                if count >= 0 and MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS
             ]
-        if given.codebook_size is None and _slots(at) * at.code_bits <= FEW_BITS:  # of many, steps are small enough
-            moves += [{"codebook_size": SMALL if at.codebook_size != SMALL else LARGE}]
-        if given.prior is None and at.prior is not None:
+        if given.codebook_size is None and slots * shape.code_bits <= FEW_BITS:
+            moves += [{"codebook_size": SMALL if shape.codebook_size != SMALL else LARGE}]
+        if given.prior is None and shape.prior is not None:
             moves += [{"prior": False}]
         return moves
 
     def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
-        """The better of `best` and what `options` make of it."""
+        """The better of `best` and `best` with `options` changed."""
         try:
-            start = best.config
-            if self.config.variable_rate:
-                start = replace(start, codebook_size=best.resolved.codebook_size)
-                options = self._on_average(options, start)
-            elif start.slots is None and start.bits is None:  # the rule's own, which it would choose anew beside anything else
-                start = replace(start, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)
-            config = replace(start, **options)
-            if not self.config.variable_rate and (
-                "codebook_size" in options and "slots" not in options and best.resolved.slots
-            ):  # as many bits in more, smaller steps, or the other way round
-                width = resolve(config, self.stats).code_bits
-                config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
-            trial = self.run(config)
-        except UsageError:  # this shape has no room in the budget
+            trial = self.run(self._changed(best, options))
+        except UsageError:  # this shape does not fit into the budget
             return best
         return trial if trial.loss < best.loss else best
 
-    def _on_average(self, options: dict[str, Any], near: FitConfig) -> dict[str, Any]:
-        """A number of slots as the bits of the mean label, which is what names a rate where slots are variable."""
+    def _changed(self, best: Trial, options: dict[str, Any]) -> FitConfig:
+        """The configuration of `best` with `options` changed.
+
+        Raises:
+            UsageError: the options contradict each other.
+        """
+        config = best.config
+        if self.config.variable_rate:
+            config = replace(config, codebook_size=best.resolved.codebook_size)
+            return replace(config, **self._as_mean_bits(options, config))
+        if config.slots is None and config.bits is None:  # fix the default sizes, which would be resolved anew for other options
+            config = replace(config, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)
+        config = replace(config, **options)
+        if "codebook_size" in options and "slots" not in options and best.resolved.slots:  # keep the code bits per label
+            width = resolve(config, self.stats).code_bits
+            config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
+        return config
+
+    def _as_mean_bits(self, options: dict[str, Any], config: FitConfig) -> dict[str, Any]:
+        """`options` with a number of slots as bits of the mean label, which set the rate if it is variable."""
         others = {name: value for name, value in options.items() if name != "slots"}
         if "slots" not in options:
             return others
-        width = resolve(replace(near, bytes=None, ratio=None, **{"bits": USUAL_LABEL_BITS, **others}), self.stats).code_bits
+        width = resolve(replace(config, bytes=None, ratio=None, **{"bits": DEFAULT_BITS, **others}), self.stats).code_bits
         return {**others, "bits": options["slots"] * width}
 
     def reach(self, kl: float) -> Trial:
-        """The rule's codec at the least bytes whose quick fit reaches `kl`, by the secant in the logarithms of both."""
+        """The default shape with the fewest bytes whose trial has at most this KL, by the secant method on the logarithms of both.
+
+        Raises:
+            UsageError: no trial reached it; the message has the nearest.
+        """
         labels, classes = self.stats.labels, self.stats.classes
-        low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # too few bytes; more than anybody needs, 1/4 of fp16
-        at, good, before = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
+        low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # bytes: too few; 1/4 of fp16, more than any KL needs
+        size, good, before = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
         for _ in range(REACH_TRIALS):
             try:
-                trial = self.run(replace(self.config, bytes=int(math.exp(at)), ratio=None))
-            except UsageError:  # nothing is that small
-                low, at = at, (at + high) / 2 if good is None else (at + math.log(good.bytes)) / 2
+                trial = self.run(replace(self.config, bytes=int(math.exp(size)), ratio=None))
+            except UsageError:  # no codec is so small
+                low, size = size, (size + high) / 2 if good is None else (size + math.log(good.bytes)) / 2
                 continue
-            off = math.log(max(next(iter(trial.kl.values())), 1e-9) / (0.99 * kl))
-            slope = -0.5 if before is None or abs(at - before[0]) < 1e-3 else min(-0.2, (off - before[1]) / (at - before[0]))
-            before = at, off
+            off = math.log(max(_first_kl(trial), 1e-9) / (0.99 * kl))
+            slope = -0.5 if before is None or abs(size - before[0]) < 1e-3 else min(-0.2, (off - before[1]) / (size - before[0]))
+            before = size, off
             if off <= 0:
-                high, good = at, trial
+                high, good = size, trial
             else:
-                low = at
+                low = size
             if high - low < NEAR or -NEAR < off <= 0 or not self._time_for_more():
                 break
-            wanted = at - off / slope
-            at = wanted if low < wanted < high else (low + high) / 2
+            secant = size - off / slope
+            size = secant if low < secant < high else (low + high) / 2
         if good is None:
-            nearest = min(self.trials, key=lambda trial: next(iter(trial.kl.values())))
+            nearest = min(self.trials, key=_first_kl)
             raise UsageError(
-                f"--kl {kl:g} was not reached in the time; the nearest is {next(iter(nearest.kl.values())):.3f} with {nearest.bytes} bytes "
+                f"--kl {kl:g} was not reached in the time; the nearest is {_first_kl(nearest):.3f} with {nearest.bytes} bytes "
                 "(--minutes gives more time)"
             )
         return good
 
     def run(self, config: FitConfig) -> Trial:
-        """Fit quickly and judge held out; a shape that was tried before costs nothing."""
+        """A trial fit, measured on held-out labels; if the shape was tried before, that trial.
+
+        Raises:
+            UsageError: the configuration has no shape inside its budget.
+        """
         quick = replace(config, gain=1.0)
         resolved = resolve(quick, self.stats)
         for trial in self.trials:
             if replace(trial.resolved, price=0.0) == resolved:
                 return trial
-        began = time.monotonic()
-        passes = self._quick_passes()
-        codec = fit_codec(self.sample, replace(quick, epochs=passes))
+        start = time.monotonic()
+        codec = fit_codec(self.sample, replace(quick, epochs=self._quick_epochs()))
         assert isinstance(codec.config, VqaeConfig)
-        found = measure(codec, self.sample, "held", codec.config.temperature)
-        kl = {name: value for name, value in found.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
+        figures = measure(codec, self.sample, "held", codec.config.temperature)
+        kl = {name: value for name, value in figures.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
         trial = Trial(
             config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.stats.labels), loss=round(loss, 6), kl=kl,
-            seconds=round(time.monotonic() - began, 1),
+            seconds=round(time.monotonic() - start, 1),
         )  # fmt: skip
         self.trials.append(trial)
         self.tried(trial)
         return trial
 
     def in_time(self, best: Trial) -> FitConfig:
-        """The winner's configuration; where even the first trial left too little time for a whole fit, with as many passes as fit in."""
-        whole = self.config.epochs or default_epochs(self.sample)
-        passes = int(whole * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
-        return best.config if passes >= whole else replace(best.config, epochs=max(self._quick_passes(), passes))
+        """The configuration of the best trial, with fewer epochs if the time left is too short for a complete fit."""
+        complete = self.config.epochs or default_epochs(self.sample)
+        affordable = int(complete * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
+        return best.config if affordable >= complete else replace(best.config, epochs=max(self._quick_epochs(), affordable))
 
-    def _quick_passes(self) -> int:
+    def _quick_epochs(self) -> int:
         return max(1, round(QUICK * (self.config.epochs or default_epochs(self.sample))))
 
     def _time_for_more(self) -> bool:
-        """Whether another trial leaves time for the whole fit."""
+        """Whether another trial leaves time for a complete fit."""
         longest = max(trial.seconds for trial in self.trials)
         return time.monotonic() + longest * (1 + 1 / QUICK) < self.until

@@ -1,4 +1,4 @@
-"""`.vql` -> checked through: every byte, every code, every label and every number that training would use."""
+"""Checks of a complete `.vql`: every byte, every code, every label and every number that training uses."""
 
 from os import PathLike
 
@@ -12,44 +12,46 @@ from vqlabel.vql.columns import ColumnReader
 from vqlabel.vql.decode import decode_steps, read_codec
 from vqlabel.vql.file import VqlFile
 
-CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # read at a time; a code takes 4 bytes at most
+CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # codes read at a time, as records and as bytes of uint32
 
 
 @check_argument_types
 def verify(path: str | PathLike[str]) -> dict[str, int]:
-    """Read and check every byte of a `.vql` file, every code against its codebook, every context against the prior, that decoded labels
-    are finite, and that columns hold what training can use. Memory does not grow with the file; time is that of decoding all labels.
+    """Check every byte of a `.vql`, every code against its codebook, every context against the prior, that decoded labels are finite, and that
+    training can use the columns. Memory does not grow with the file; the time is that of decoding all labels.
 
-    `container.verify` stops at the bytes.
+    `container.verify` checks the bytes only.
 
     Returns:
-        bytes, tensors, streams and chunks that were checked.
+        Numbers of the checked bytes, tensors, streams and chunks.
 
     Raises:
-        UsageError: no such file.
-        BadContainer: anything in it is damaged, forged or from a newer version.
+        UsageError: the file does not exist.
+        BadContainer: a part of it is damaged, forged or from a newer version.
     """
-    found = verify_bytes(path)
+    counts = verify_bytes(path)
     file = VqlFile(path)
     codec = read_codec(file)
     _check_class_ids(file)
-    if isinstance(file.columns, ColumnReader):  # others are drawn
+    if isinstance(file.columns, ColumnReader):  # drawn columns are valid by construction
         check_columns(file.columns)
-    at = 0
+    first = 0
     for labels in decode_steps(file, codec, 0, file.records):
         bad = ~labels.isfinite().all(1)
         if bad.any():
-            raise BadContainer(f"{path}: label {at + int(bad.int().argmax())} decodes to NaN or Inf; damaged or forged")
-        at += len(labels)
-    return found
+            raise BadContainer(f"{path}: label {first + int(bad.int().argmax())} decodes to NaN or Inf; damaged or forged")
+        first += len(labels)
+    return counts
 
 
 def _check_class_ids(file: VqlFile) -> None:
-    """Raises BadContainer where a label names a class twice."""
-    ids = file.config.class_ids
+    """Raises BadContainer if a label has a class twice."""
+    slots = file.config.class_ids
+    if slots.stop <= (slots.start or 0):
+        return
     step = max(1, min(CODES_RECORDS, CODES_BYTES // (4 * max(1, len(file.code_bits)))))
-    for at in range(0, file.records if ids.stop > (ids.start or 0) else 0, step):
-        named = np.sort(file.codes(at, min(at + step, file.records))[:, ids], axis=1)
-        twice = (named[:, 1:] == named[:, :-1]).any(1)
+    for first in range(0, file.records, step):
+        ids = np.sort(file.codes(first, min(first + step, file.records))[:, slots], axis=1)
+        twice = (ids[:, 1:] == ids[:, :-1]).any(1)
         if twice.any():
-            raise BadContainer(f"{file.container.path}: label {at + int(twice.argmax())} names a class twice; damaged or forged")
+            raise BadContainer(f"{file.container.path}: label {first + int(twice.argmax())} has a class twice; damaged or forged")

@@ -97,5 +97,5 @@ def test_a_file_whose_head_names_a_class_that_is_not_there_is_refused(
         codec, "encode", lambda *given: encode(*given).index_fill_(1, torch.tensor([codec.config.slots]), 40)
     )  # of 6 bits
     vqlabel.pack(tmp_path / "dump.npy", tmp_path / "bad.vql", codec=codec)
-    with pytest.raises(BadContainer, match=r"code 40 leaves 0\.\.39"):
+    with pytest.raises(BadContainer, match=r"code 40 is outside 0\.\.39"):
         vqlabel.open(tmp_path / "bad.vql")[:]

@@ -286,7 +286,7 @@ FORGERIES = {
     "a count more": (one_more, r"its counts add up to \d+ codes, the file has \d+; damaged or forged"),
     "a code less": (lambda counts, codes: (counts, codes[:-1]), "its counts add up to"),
     "a code more": (lambda counts, codes: (counts, np.pad(codes, ((0, 1), (0, 0)))), "its counts add up to"),
-    "a label more": (lambda counts, codes: (np.pad(counts, ((0, 1), (0, 0))), codes), "hold 3000 records, the header says 3001"),
+    "a label more": (lambda counts, codes: (np.pad(counts, ((0, 1), (0, 0))), codes), "contain 3000 records, the header declares 3001"),
     "no records but codes": (lambda counts, codes: (counts[:0], codes), "hold 3000 records"),
     "two fields of counts": (lambda counts, codes: (np.repeat(counts, 2, 1), codes), "counts of 2 x 4 bits, the codec's are 1 x 4"),
     "two fields of codes": (lambda counts, codes: (counts, np.repeat(codes, 2, 1)), "codes of 2 x 4 bits, the codec's are 1 x 4"),
@@ -353,7 +353,7 @@ def test_a_code_beyond_its_codebook_is_refused(tmp_path: Path) -> None:
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec.requires_grad_(False))
     vqlabel.verify(tmp_path / "a.vql")
     path = forged(tmp_path / "a.vql", tmp_path / "b.vql", lambda counts, codes: codes.__setitem__(-1, 7))
-    with pytest.raises(BadContainer, match=r"code 7 leaves 0\.\.4"):
+    with pytest.raises(BadContainer, match=r"code 7 is outside 0\.\.4"):
         vqlabel.verify(path)
 
 

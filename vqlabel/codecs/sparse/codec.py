@@ -20,7 +20,7 @@ from vqlabel.codecs.sparse.neighbours import to_ids, to_ranks
 from vqlabel.codecs.weights import take
 from vqlabel.errors import BadContainer
 from vqlabel.labels import Context
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import topk
 
 TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest

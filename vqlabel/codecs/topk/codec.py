@@ -12,7 +12,7 @@ from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context
-from vqlabel.labels.source import NOWHERE
+from vqlabel.labels.batch import NOWHERE
 
 MAX_HALF = 65504.0  # the largest half
 

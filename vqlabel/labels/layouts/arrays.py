@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, require
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.layouts.dtypes import BF16, NUMPY_TYPES
 from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
 from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
-from vqlabel.labels.source import About, LabelBatch, LabelWriter
+from vqlabel.labels.source import About
+from vqlabel.labels.writer import LabelWriter
 
 FORMS = ("npy", "safetensors")  # the forms that are written
 HEADER_BYTES = 256  # of a written file: the labels are streamed behind it before their number is known

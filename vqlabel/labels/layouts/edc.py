@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.gvbsm import SEVEN_ITEMS, GvbsmSource, GvbsmWriter, parse_seven
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.schema import MAX_STRIPS
-from vqlabel.labels.source import LabelBatch, Place
 
 PARTS = 2  # strips along a side of EDC's views
 

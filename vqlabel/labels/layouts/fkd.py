@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.labels.batch import LabelBatch, Place, Support
 from vqlabel.labels.layouts.dtypes import torch_code
 from vqlabel.labels.layouts.layout import ANY_TAR, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.layouts.torch_items import array_item, describe, label_dtype, list_length, read_items, to_tensor, write_items
 from vqlabel.labels.layouts.webdataset import is_tar
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.source import About, LabelSource
 from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
+from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import is_sidecar
 
 MIN_AMBIGUOUS_CLASS = 2048  # from here on fp16 rounds two classes to one number

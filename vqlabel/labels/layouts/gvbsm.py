@@ -15,7 +15,6 @@ from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import ITEMS, TreeWriter, parse_six
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
 from vqlabel.labels.layouts.tree import TreeSource
-from vqlabel.labels.source import LabelBatch, Place
 
 SEVEN_ITEMS = f"{ITEMS}, index"
 

@@ -23,7 +23,8 @@ from vqlabel.labels.layouts.sre2l import ITEMS, parse_six, refuse_columns, refus
 from vqlabel.labels.layouts.torch_items import describe, label_dtype, to_plain, to_tensor, write_items
 from vqlabel.labels.layouts.tree import Indices, check_indices, missing_batches
 from vqlabel.labels.layouts.unpickle import unpickle
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place
+from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.writer import LabelWriter
 
 ORDER_FILE = "sampler_indices_dict.pt"
 EPOCH_FILE = r"epoch_(\d{1,9})\.tar"

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vqlabel.labels.source import LabelSource, LabelWriter
+from vqlabel.labels.source import LabelSource
+from vqlabel.labels.writer import LabelWriter
 
 # How sure `detect` is: a folder is shown to all layouts of one step before those of the next.
 OWN_NAMES, SHARED_NAMES, ANY_TAR = range(3)

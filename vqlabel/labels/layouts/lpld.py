@@ -7,11 +7,11 @@ sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in o
 from pathlib import Path
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import Sre2lSource, TreeWriter
 from vqlabel.labels.layouts.tree import ORDER_FILE, SEED, EpochOrder, find_batches, matching_draws, read_order, write_order
-from vqlabel.labels.source import LabelBatch
 
 
 class LpldSource(Sre2lSource):

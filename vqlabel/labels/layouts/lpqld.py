@@ -20,14 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import NOWHERE, LabelBatch, Place, Support
 from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.lpqld_items import LpqldFile, Recipe, box_as_uint8, describe_place, ops_item, read_file
 from vqlabel.labels.layouts.sre2l import refuse_columns, require_images, require_logits
 from vqlabel.labels.layouts.torch_items import to_tensor, write_items
 from vqlabel.labels.layouts.tree import Indices, read_order, write_order
 from vqlabel.labels.layouts.webdataset import is_tar
-from vqlabel.labels.source import NOWHERE, About, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.source import About, LabelSource
 from vqlabel.labels.topk import scatter, topk
+from vqlabel.labels.writer import LabelWriter
 
 BATCH_ORDER_FILE = "sampler_indices_batch.json"
 MAX_VALUES = 1 << 26  # of one dense batch: a forged class id in a small file must not exhaust the memory

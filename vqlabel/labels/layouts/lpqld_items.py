@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import NOWHERE, LabelBatch, Place
 from vqlabel.labels.layouts.torch_items import array_item, box_item, describe, index_item, lam_item, read_items, to_plain, to_tensor
 from vqlabel.labels.schema import MAX_OPS
-from vqlabel.labels.source import NOWHERE, LabelBatch, Place
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, top logits, their classes"
 MAX_WHOLE = 2048  # float16 represents all whole numbers up to here

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
 from vqlabel.labels.layouts.dtypes import NARROWED, numpy_code
-from vqlabel.labels.source import LabelBatch, LabelSource, Place
+from vqlabel.labels.source import LabelSource
 
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20  # a batch of labels in float32 reaches neither limit by more than one image
 MAX_DEFLATE_RATIO = 1032  # bytes that one byte of a deflated file can expand to

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import UsageError
+from vqlabel.labels.batch import LabelBatch, Place, in_order
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.torch_items import (
     array_item,
@@ -27,7 +28,8 @@ from vqlabel.labels.layouts.torch_items import (
     write_items,
 )
 from vqlabel.labels.layouts.tree import DRAWS, ORDER_FILE, SEED, Indices, TreeSource, batch_file, detect_tree, matching_draws
-from vqlabel.labels.source import About, LabelBatch, LabelWriter, Place, in_order
+from vqlabel.labels.source import About
+from vqlabel.labels.writer import LabelWriter
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
 ALTERNATIVES = (

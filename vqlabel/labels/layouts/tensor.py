@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.layouts.dtypes import BF16
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
@@ -27,7 +28,8 @@ from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, is_array_n
 from vqlabel.labels.layouts.sre2l import refuse_form
 from vqlabel.labels.layouts.torch_items import describe, save, to_plain, to_tensor
 from vqlabel.labels.layouts.unpickle import unpickle
-from vqlabel.labels.source import About, LabelBatch, LabelWriter
+from vqlabel.labels.source import About
+from vqlabel.labels.writer import LabelWriter
 
 SUFFIXES = (".pt", ".pth")
 MAX_NESTING = 3  # dicts within dicts that are searched for arrays

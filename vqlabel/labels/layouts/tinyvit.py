@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
-from vqlabel.labels.source import About, LabelBatch, LabelSource, LabelWriter, Place, Support
+from vqlabel.labels.source import About, LabelSource
 from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
+from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import read_text
 
 BATCH_RECORDS, BATCH_BYTES = 4096, 64 << 20  # a batch of dense fp16 labels exceeds neither

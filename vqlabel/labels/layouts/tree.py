@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, require
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.layouts.torch_items import label_dtype, list_length
-from vqlabel.labels.source import LabelBatch, LabelSource, Place
+from vqlabel.labels.source import LabelSource
 from vqlabel.storage.filetypes import foreign_file_message, read_text
 
 MAX_SHOWN = 4  # missing batches that a note lists
