@@ -14,7 +14,7 @@ from vqlabel import FitConfig
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products
 from vqlabel.labels import open_labels
-from vqlabel.training.losses import StudentTemperature, kl, mse_gt, targets, top_k
+from vqlabel.training import StudentTemperature, kl, mse_gt, targets, top_k
 from vqlabel.workflows.encode import codec_on, encode
 
 FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options

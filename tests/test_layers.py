@@ -180,7 +180,7 @@ def test_the_package_itself_loads_nothing_but_the_standard_library() -> None:
 def test_every_public_name_is_where_the_package_says() -> None:
     import vqlabel
 
-    assert sorted(vqlabel.__all__) == dir(vqlabel) == sorted(vqlabel._HOME)
+    assert sorted(vqlabel.__all__) == dir(vqlabel) == sorted(vqlabel._MODULES)
     for name in vqlabel.__all__:
         assert getattr(vqlabel, name) is not None
     with pytest.raises(AttributeError, match="module 'vqlabel' has no attribute 'pixie'"):

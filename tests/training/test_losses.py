@@ -17,7 +17,7 @@ from vqlabel.codecs.topk.codec import TopkCodec
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.source import NOWHERE
-from vqlabel.training.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
+from vqlabel.training import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
 from vqlabel.vql.decode import decode_steps
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
