@@ -39,7 +39,7 @@ def stats(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Report the use of every byte of a .vql file and, with --against, the distortion of its labels."""
+    """Report the bytes of each part of a .vql file and, with --against, the distortion of its labels."""
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
