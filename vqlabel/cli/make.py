@@ -59,7 +59,7 @@ def fit(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Fit a codec to a dump of labels; the last epochs are held out for the reported distortion."""
+    """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
@@ -112,7 +112,8 @@ def tune(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Search for the best codec within a budget: --ratio, --bytes, --kl, or --bits per label, which here count everything except augmentation."""
+    """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all bits per label except
+    those of the augmentation."""
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
@@ -166,7 +167,7 @@ def pack(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Encode a dump into a .vql file; fit a codec first unless a codec file is given."""
+    """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
     from vqlabel.codecs import CODECS
     from vqlabel.labels import open_labels
     from vqlabel.labels.pruning import Pruned
@@ -264,7 +265,7 @@ def relabel(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Label seeded views of images with a teacher; after an interruption, the same command resumes."""
+    """Label views of images with a teacher. After an interruption, the same command resumes."""
     from vqlabel.codecs import load_codec
     from vqlabel.storage.apart import check_apart
     from vqlabel.views.image_folder import ImageFolder

@@ -39,7 +39,7 @@ def stats(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Report the bytes of each part of a .vql file and, with --against, the distortion of its labels."""
+    """Report the bytes of each part of a .vql file. With --against, report the distortion of its labels too."""
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
@@ -114,7 +114,7 @@ def compare(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Compare the rate-distortion curves of vqae and the baselines on one dump; takes minutes per rate."""
+    """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
     rates, temperatures = _rates(bits), read_temperature(temperature)
     if teacher is not None and teacher_bytes is not None:
         raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
@@ -184,7 +184,8 @@ def demo(
     seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
     json: Json = False,
 ) -> None:
-    """Run all steps on 1,000 rendered characters: teacher, labels, codec, .vql file and two students. Takes minutes, without downloads."""
+    """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and trains two students, in
+    minutes and without downloads."""
     from vqlabel.demo import run_demo
 
     with terminal.progress_bar() as progress:

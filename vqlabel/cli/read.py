@@ -72,7 +72,7 @@ def convert(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a dump in another layout; fail if that layout cannot store all of its columns."""
+    """Write a dump in another layout. Fails if that layout cannot store all columns of the dump."""
     from vqlabel.labels.open import check_dump_target, output_layout
     from vqlabel.storage.apart import check_apart
     from vqlabel.workflows.convert import convert as run
@@ -96,7 +96,7 @@ def convert(
 @app.command()
 @terminal.exit_with_errors
 def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")], json: Json = False) -> None:
-    """Show a .vql file's header without decoding any label, or a codec file's configuration and fit report."""
+    """Show the header of a .vql file or codec file. No label is decoded; a codec file's report of its fit is included."""
     from vqlabel.container import is_codec_file
 
     if is_codec_file(path):
@@ -145,7 +145,7 @@ def _codec_info(path: Path, json: bool) -> None:
 @app.command()
 @terminal.exit_with_errors
 def verify(path: Vql, json: Json = False) -> None:
-    """Verify a .vql file: every byte, every code and column, and that its decoder loads."""
+    """Check a .vql file for damage. Reads every byte, checks every code and column, and loads the decoder."""
     from vqlabel.workflows.verify import verify as run
 
     terminal.emit(

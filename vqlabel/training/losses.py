@@ -338,7 +338,7 @@ def _check_rows(labels: Tensor) -> None:
 
 
 def _check_distribution(domain: str) -> None:
-    limit = "must be logits or probs, one distribution per label; use losses.bce for sigmoid labels"
+    limit = "must be logits or probs, one distribution per label; use bce for sigmoid labels"
     require(domain != "sigmoid", "domain", domain, limit)
 
 
