@@ -27,7 +27,7 @@ from torch import nn
 import vqlabel
 from vqlabel.labels import open_labels
 from vqlabel.labels.pruning import Pruned
-from vqlabel.training.losses import StepSchedule, StudentTemperature, kl
+from vqlabel.training import StepSchedule, StudentTemperature, kl
 from vqlabel.views import ImageFolder, Recipe
 from vqlabel.vql.seeded import read_recipe, recipe_file
 from vqlabel.workflows.relabel import TeacherSource

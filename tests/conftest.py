@@ -1,4 +1,4 @@
-"""A small teacher in its usual dresses: the same labels as arrays and as SRe2L's tree, a codec fitted to them, a `.vql` of them."""
+"""Shared fixtures: labels of a small teacher as an array and as a dump of batches, a codec fitted to them, and a `.vql` of them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ from vqlabel.labels import About, Place, writing
 from vqlabel.threads import named_threads
 
 EPOCHS, IMAGES, CLASSES, BATCH = 6, 60, 40, 16
-HEIGHT, WIDTH = 48, 64  # pixels of every image: crops are whole in them
+HEIGHT, WIDTH = 48, 64  # pixels of every image; crops have integer coordinates
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Matrices this small only wait for a second thread."""
+    """Use one thread: synchronisation costs more than it gains for matrices this small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with named_threads(1):
@@ -33,19 +33,19 @@ def _one_thread() -> Iterator[None]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--bf16", action="store_true", help="fits multiply in bf16, native or emulated, where a test names no precision"
+        "--bf16", action="store_true", help="run fits with bf16 products, native or emulated, unless a test sets the precision"
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_precision(pytestconfig: pytest.Config) -> Iterator[None]:
-    """The machine must not decide what is tested."""
+    """Fix the precision of products, which otherwise depends on the machine."""
     with bf16_products(bool(pytestconfig.getoption("--bf16"))):
         yield
 
 
 def draw_logits(epochs: int, images: int, classes: int, *, rank: int = 6, seed: int = 0) -> NDArray[np.float16]:
-    """[epochs, images, classes]: a vector an image, another view of it every epoch, a map of rank `rank`, a little noise on all."""
+    """[epochs, images, classes]: one vector per image, perturbed every epoch, mapped by a matrix of rank `rank`, plus noise."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(images, rank))
     view = image + 0.3 * rng.normal(size=(epochs, images, rank))
@@ -55,8 +55,8 @@ def draw_logits(epochs: int, images: int, classes: int, *, rank: int = 6, seed: 
 
 def to_probs(logits: NDArray[np.floating]) -> NDArray[np.float16]:
     """Softmax over the last axis."""
-    raised = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return (raised / raised.sum(-1, keepdims=True)).astype(np.float16)
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return (exponentials / exponentials.sum(-1, keepdims=True)).astype(np.float16)
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +73,7 @@ def probs(logits: NDArray[np.float16]) -> NDArray[np.float16]:
 
 @pytest.fixture(scope="session")
 def dump(logits: NDArray[np.float16], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The labels as one array: record i of every epoch is image i."""
+    """The labels as one array [6, 60, 40]: row i of every epoch belongs to image i."""
     path = tmp_path_factory.mktemp("dump") / "logits.npy"
     np.save(path, logits)
     return path
@@ -81,8 +81,8 @@ def dump(logits: NDArray[np.float16], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def batches(logits: NDArray[np.float16]) -> list[LabelBatch]:
-    """The labels in SRe2L's batches of 16: shuffled images, crops, flips and CutMix boxes."""
-    rng, found = np.random.default_rng(1), []
+    """The labels in batches of 16 with shuffled images, crops, flips and CutMix boxes, as in SRe2L's dumps."""
+    rng, batches = np.random.default_rng(1), []
     for epoch in range(EPOCHS):
         order = rng.permutation(IMAGES)
         for number, image in enumerate(np.split(order, range(BATCH, IMAGES, BATCH))):
@@ -91,7 +91,7 @@ def batches(logits: NDArray[np.float16]) -> list[LabelBatch]:
             top, left = rng.integers(0, HEIGHT + 1 - height), rng.integers(0, WIDTH + 1 - width)
             pixels = np.stack([top, left, height, width], 1)
             row, column = (int(v) for v in rng.integers(0, 100, 2))
-            found.append(
+            batches.append(
                 LabelBatch(
                     labels=logits[epoch, image],
                     place=Place(epoch, number),
@@ -103,7 +103,7 @@ def batches(logits: NDArray[np.float16]) -> list[LabelBatch]:
                     mix_box=(row, column, row + 50, column + 70),
                 )
             )
-    return found
+    return batches
 
 
 WriteDump = Callable[..., Path]
@@ -111,12 +111,12 @@ WriteDump = Callable[..., Path]
 
 @pytest.fixture(scope="session")
 def write_dump() -> WriteDump:
-    """Write batches in any layout; name in `about` what differs from fp16 logits of known images."""
+    """Write batches in any layout; `about` overrides the defaults, fp16 logits of known images."""
 
     def write(folder: Path, batches: Iterable[LabelBatch], layout: str = "lpld", **about: Any) -> Path:
         batches = list(batches)
-        usual = {"classes": batches[0].labels.shape[1], "domain": "logits", "dtype": "F16", "order": "explicit"}
-        with writing(folder, About(layout=layout, **{**usual, **about}), layout) as writer:
+        defaults = {"classes": batches[0].labels.shape[1], "domain": "logits", "dtype": "F16", "order": "explicit"}
+        with writing(folder, About(layout=layout, **{**defaults, **about}), layout) as writer:
             for batch in batches:
                 writer.add(batch)
         return folder
@@ -126,13 +126,13 @@ def write_dump() -> WriteDump:
 
 @pytest.fixture(scope="session")
 def tree(batches: list[LabelBatch], write_dump: WriteDump, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The batches on disk, as LPLD has them."""
+    """The batches as a dump in LPLD's layout."""
     return write_dump(tmp_path_factory.mktemp("tree") / "dump", batches)
 
 
 @pytest.fixture(scope="session")
 def config() -> FitConfig:
-    """Four slots of 8 codes, no prior; two passes are enough for a codec that works."""
+    """Four slots of 8 codes, no prior; two epochs are enough for a useful codec."""
     return FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
 
 
@@ -146,13 +146,13 @@ def codec_file(dump: Path, config: FitConfig, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def codec(codec_file: Path) -> LabelCodec:
-    """A codec of one's own, to change as one likes."""
+    """A new instance of the codec, which a test may modify."""
     return vqlabel.load_codec(codec_file)[0]
 
 
 @pytest.fixture(scope="session")
 def vql(tree: Path, codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree, packed with that codec."""
+    """The dump `tree`, packed with that codec."""
     path = tmp_path_factory.mktemp("vql") / "small.vql"
     vqlabel.pack(tree, path, codec=vqlabel.load_codec(codec_file)[0])
     return path
@@ -160,7 +160,7 @@ def vql(tree: Path, codec_file: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def prior_codec_file(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A codec with a prior, fitted to the tree: it conditions on all that a tree knows."""
+    """A codec with a prior, fitted to `tree`; the prior uses all columns of the dump."""
     path = tmp_path_factory.mktemp("prior") / "prior.codec"
     config = FitConfig(bits=6, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=4, temperature=MIX, epochs=2)
     vqlabel.fit(tree, config, out=path)
@@ -174,7 +174,7 @@ def prior_codec(prior_codec_file: Path) -> LabelCodec:
 
 @pytest.fixture(scope="session")
 def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree, packed with the codec that has a prior."""
+    """The dump `tree`, packed with the codec that has a prior."""
     path = tmp_path_factory.mktemp("prior_vql") / "prior.vql"
     vqlabel.pack(tree, path, codec=vqlabel.load_codec(prior_codec_file)[0])
     return path
@@ -182,19 +182,19 @@ def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def dataset(vql: Path) -> VqlDataset:
-    """The packed labels, opened."""
+    """The `.vql`, opened for training."""
     return vqlabel.open(vql)
 
 
 @pytest.fixture(scope="session")
 def draw_images() -> Callable[..., Path]:
-    """Images of noise, image i in the folder that `folder_of(i)` names, as PNG: nothing is lost."""
+    """Write images of noise as PNG, which is lossless; image i goes into the folder `folder_of(i)`."""
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): there are no images")
 
     def draw(root: Path, count: int, height: int, width: int, folder_of: Callable[[int], str]) -> Path:
         rng = np.random.default_rng(0)
-        for at in range(count):
-            file = root / folder_of(at) / f"{at:02}.png"
+        for index in range(count):
+            file = root / folder_of(index) / f"{index:02}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(file)
         return root

@@ -1,4 +1,4 @@
-"""Where tests find the project's files, and real dumps where a checkout stands beside some."""
+"""Paths of the project's files, and of a real dump beside the checkout, if there is one."""
 
 from pathlib import Path
 
@@ -6,4 +6,4 @@ TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 GOLDEN = TESTS / "golden"
 SHARED = ROOT.parent / "shared"
-DUMP = SHARED / "data" / "in1k-ipc1" / "dump"  # SRe2L's tree: 1,000 images x 32 epochs
+DUMP = SHARED / "data" / "in1k-ipc1" / "dump"  # SRe2L's layout: 1,000 images x 32 epochs

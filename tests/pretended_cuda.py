@@ -1,7 +1,7 @@
-"""CUDA tensors that compute on the CPU, so that mixed devices are found where there is no GPU.
+"""CUDA tensors that compute on the CPU, to detect mixed devices on machines without a GPU.
 
-Values are real, so code that looks at them runs too, which `FakeTensorMode` cannot do. Like CUDA, it refuses an operation that mixes
-devices (a CPU tensor of no dimension may join), a CPU generator, and `.numpy()`.
+Unlike with torch's `FakeTensorMode`, tensors have values, so code that depends on values runs too. Like CUDA, operations refuse mixed
+devices (except CPU tensors with 0 dimensions), CPU generators and `.numpy()`.
 """
 
 from collections.abc import Iterator
@@ -16,21 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
-COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # between devices
+COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default}  # operations that may mix devices
 
 
 class OnCuda(Tensor):
-    """A CPU tensor that says it is on CUDA."""
+    """A CPU tensor that reports a CUDA device."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> "OnCuda":
-        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype, device="meta"
-        )  # which autograd takes without a GPU
-        made.inner = inner
-        return made  # type: ignore[no-any-return]
+        )  # autograd accepts "meta" without a GPU
+        wrapper.inner = inner
+        return wrapper  # type: ignore[no-any-return]
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +49,7 @@ class OnCuda(Tensor):
 
 
 class _Factories(TorchDispatchMode):
-    """Operations that name a device and have no tensor on it."""
+    """Factory operations, which have a device argument and no tensor arguments."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _run(func, args, kwargs or {})
@@ -86,7 +86,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _Calls(TorchFunctionMode):
-    """What a build without CUDA refuses before it dispatches, such as a device without an index."""
+    """Function calls that a build without CUDA refuses before dispatch, such as a device without an index."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         def whole(leaf: Any) -> Any:
@@ -109,10 +109,10 @@ class _Calls(TorchFunctionMode):
 
 @contextmanager
 def pretended_cuda() -> Iterator[None]:
-    """Inside, `device="cuda"` is there."""
-    torch._C._ensureCUDADeviceGuardSet()  # one that does nothing, where there is no CUDA
-    there = dict.fromkeys(("_lazy_init", "get_rng_state", "set_rng_state"), DEFAULT)
-    # Tensors that wrap others cannot be made in inference mode.
+    """A context in which `device="cuda"` is available."""
+    torch._C._ensureCUDADeviceGuardSet()  # a guard without effect on builds without CUDA
+    replaced = dict.fromkeys(("_lazy_init", "get_rng_state", "set_rng_state"), DEFAULT)
+    # Wrapper tensors cannot be created in inference mode.
     without_gradients = patch("torch.inference_mode", lambda mode=True: torch.no_grad() if mode else nullcontext())
-    with patch.multiple("torch.cuda", **there), without_gradients, _Factories(), _Calls():
+    with patch.multiple("torch.cuda", **replaced), without_gradients, _Factories(), _Calls():
         yield

@@ -1,4 +1,4 @@
-"""Benchmarks whose results must be right wherever they run: at toy size, on the CPU."""
+"""Benchmarks that check results, at toy size on the CPU."""
 
 import importlib.util
 import subprocess
@@ -21,37 +21,37 @@ def load(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
+    sys.modules[spec.name] = module  # dataclasses look the module up
     spec.loader.exec_module(module)
     return module
 
 
-def test_what_a_device_computes_is_held_against_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_benchmark_compares_a_device_with_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = load("gpu")
     rows = gpu.measure(torch.device("cpu"), tmp_path, gpu.TOY)
     judged = {row.name: row.passed for row in rows if row.passed is not None}
     assert all(judged.values())
     assert {name.partition(",")[0] for name in judged} >= {"fit", "pack", "decode", "training"}
     assert gpu.table(rows, torch.device("cpu")).count("\n") == len(rows)
-    right = VqaeCodec._decode
-    wrong = iter(range(1000))
-    monkeypatch.setattr(VqaeCodec, "_decode", lambda *given: right(*given) + 0.01 * next(wrong))
+    decode = VqaeCodec._decode
+    errors = iter(range(1000))
+    monkeypatch.setattr(VqaeCodec, "_decode", lambda *arguments: decode(*arguments) + 0.01 * next(errors))
     assert not any(row.passed for row in gpu.compare_labels(tmp_path / "cpu.vql", torch.device("cpu"), gpu.TOY)[:2])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_script_names_the_way_out() -> None:
+def test_the_gpu_benchmark_without_a_gpu_names_the_remedy() -> None:
     run = subprocess.run([sys.executable, FOLDER / "gpu.py", "--toy"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stderr) == (1, "no CUDA device found; pass --device cpu to compare the CPU with itself\n")
 
 
-def test_the_benchmark_of_threads_runs_every_command_alone_and_beside_a_neighbour(
+def test_the_benchmark_of_threads_runs_every_command_alone_and_beside_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads, ran = load("threads"), []
 
     def run(words: list[str]) -> dict[str, float]:
-        """In this process, which has torch already."""
+        """Run a command in this process, which has imported torch already."""
         result = CliRunner().invoke(app, words)
         assert result.exit_code == 0, result.output
         ran.append((words[0], words[-2:] == ["--threads", "2"]))

@@ -1,4 +1,4 @@
-"""No operation mixes devices, in fits, files and losses; laws of codecs on CUDA are in tests/codecs/test_laws.py."""
+"""Fits, files and losses do not mix devices; the laws of codecs on CUDA are in tests/codecs/test_laws.py."""
 
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,18 @@ from vqlabel import FitConfig
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products
 from vqlabel.labels import open_labels
-from vqlabel.training.losses import StudentTemperature, kl, mse_gt, targets, top_k
+from vqlabel.training import StudentTemperature, kl, mse_gt, targets, top_k
 from vqlabel.workflows.encode import codec_on, encode
 
 FITS: dict[str, tuple[bool, dict[str, Any]]] = {  # products in bf16, options
     "grouped": (False, {"slots": 2, "code_width": 3, "temperature": (20.0,)}),
-    "prior and a cheaper rate, in bf16": (True, {"slots": 2, "prior": True, "image_width": 4, "hidden": 6, "weight_bits": 5}),
+    "prior and nested rates, in bf16": (True, {"slots": 2, "prior": True, "image_width": 4, "hidden": 6, "weight_bits": 5}),
     "variable": (False, {"bits": 3, "variable_rate": True, "prior": False}),
-    "head": (False, {"slots": 1, "exact_classes": 2, "prior": False, "temperature": (1.0,)}),
+    "exact classes": (False, {"slots": 1, "exact_classes": 2, "prior": False, "temperature": (1.0,)}),
 }
 
 
-def test_pretended_cuda_refuses_what_cuda_does() -> None:
+def test_pretended_cuda_raises_the_errors_of_cuda() -> None:
     with pretended_cuda():
         x = torch.ones(3, device="cuda")
         for mixed in (
@@ -43,21 +43,21 @@ def test_pretended_cuda_refuses_what_cuda_does() -> None:
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_a_fit_on_cuda_makes_the_codec_of_one_on_the_cpu(name: str, dump: Path) -> None:
-    (bf16, named), drawn = FITS[name], torch.get_rng_state()
-    options = {"codec": "vqae", "codebook_size": 8, "epochs": 1, **named}
+def test_a_fit_on_cuda_gives_the_same_codec_as_on_the_cpu(name: str, dump: Path) -> None:
+    (bf16, fit_options), rng_state = FITS[name], torch.get_rng_state()
+    options = {"codec": "vqae", "codebook_size": 8, "epochs": 1, **fit_options}
     with bf16_products(bf16):
-        wanted, report = vqlabel.fit(dump, FitConfig(**options))
+        codec, report = vqlabel.fit(dump, FitConfig(**options))
         with pretended_cuda():
-            found, on_cuda = vqlabel.fit(dump, FitConfig(**options, device="cuda"))
-    assert torch.equal(torch.get_rng_state(), drawn)
-    assert on_cuda["held"] == report["held"]
-    assert all(weight.device.type == "cpu" for weight in found.state_dict().values())
-    for (key, weight), (same, other) in zip(wanted.state_dict().items(), found.state_dict().items(), strict=True):
-        assert key == same and torch.equal(weight, other)
+            cuda_codec, cuda_report = vqlabel.fit(dump, FitConfig(**options, device="cuda"))
+    assert torch.equal(torch.get_rng_state(), rng_state)
+    assert cuda_report["held"] == report["held"]
+    assert all(weight.device.type == "cpu" for weight in cuda_codec.state_dict().values())
+    for (name, weight), (cuda_name, cuda_weight) in zip(codec.state_dict().items(), cuda_codec.state_dict().items(), strict=True):
+        assert name == cuda_name and torch.equal(weight, cuda_weight)
 
 
-def test_another_default_device_changes_no_fit_no_file_and_no_figure(
+def test_fits_files_and_figures_do_not_depend_on_the_default_device(
     dump: Path, tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path
 ) -> None:
     config = FitConfig(codec="vqae", codebook_size=8, epochs=1, bits=6, prior=True, image_width=4)
@@ -71,13 +71,13 @@ def test_another_default_device_changes_no_fit_no_file_and_no_figure(
         figures = vqlabel.stats(vql, against=dump)
         return (
             [*map(float, next(iter(weights.values())).flatten())],
-            [one.read_bytes() for one in sorted(folder.rglob("*")) if one.is_file()],
+            [file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()],
             figures,
         )
 
-    wanted = make(tmp_path / "cpu")
+    expected = make(tmp_path / "cpu")
     with torch.device("meta"):
-        assert make(tmp_path / "meta") == wanted
+        assert make(tmp_path / "meta") == expected
 
 
 def test_files_are_encoded_opened_compared_and_unpacked_on_cuda(tree: Path, vql: Path, codec: LabelCodec, tmp_path: Path) -> None:
@@ -99,39 +99,39 @@ def test_files_are_encoded_opened_compared_and_unpacked_on_cuda(tree: Path, vql:
 
 
 def losses_of(student: Tensor, labels: Tensor) -> list[Tensor]:
-    found = [kl(student, labels), kl(student, labels, 4.0, student_temperature=0.5), kl(student, top_k(labels, 3))]
-    found += [mse_gt(student, labels, labels.argmax(1)), targets(labels).sum()]
-    held = StudentTemperature()
-    held.update(student, labels)
-    return [*found, torch.tensor(held.step())]
+    losses = [kl(student, labels), kl(student, labels, 4.0, student_temperature=0.5), kl(student, top_k(labels, 3))]
+    losses += [mse_gt(student, labels, labels.argmax(1)), targets(labels).sum()]
+    search = StudentTemperature()
+    search.update(student, labels)
+    return [*losses, torch.tensor(search.step())]
 
 
-def test_losses_on_cuda_are_those_on_the_cpu() -> None:
+def test_losses_on_cuda_equal_those_on_the_cpu() -> None:
     generator = torch.Generator().manual_seed(0)
     student, labels = (3 * torch.randn(8, 6, generator=generator) for _ in range(2))
     with pretended_cuda():
-        leaf = student.to("cuda").requires_grad_()
-        found = losses_of(leaf, labels.to("cuda"))
-        sum(found[:4]).backward()
-        assert leaf.grad is not None and leaf.grad.device.type == "cuda"
-    own = student.clone().requires_grad_()
-    wanted = losses_of(own, labels)
-    sum(wanted[:4]).backward()
-    assert [float(a.detach().cpu()) for a in found] == [float(b.detach()) for b in wanted]
-    assert own.grad is not None and torch.equal(leaf.grad.cpu(), own.grad)
+        cuda_student = student.to("cuda").requires_grad_()
+        cuda_losses = losses_of(cuda_student, labels.to("cuda"))
+        sum(cuda_losses[:4]).backward()
+        assert cuda_student.grad is not None and cuda_student.grad.device.type == "cuda"
+    cpu_student = student.clone().requires_grad_()
+    losses = losses_of(cpu_student, labels)
+    sum(losses[:4]).backward()
+    assert [float(a.detach().cpu()) for a in cuda_losses] == [float(b.detach()) for b in losses]
+    assert cpu_student.grad is not None and torch.equal(cuda_student.grad.cpu(), cpu_student.grad)
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_losses_and_labels_depend_on_no_defaults(device: str, vql: Path) -> None:
+def test_losses_and_labels_do_not_depend_on_the_default_device_or_dtype(device: str, vql: Path) -> None:
     student, labels = torch.ones(2, 6), torch.arange(12.0).view(2, 6)
-    wanted, stored = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
+    expected, stored = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float16)
     try:
         with torch.device(device):
-            found, opened = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
+            losses, opened = losses_of(student, labels), vqlabel.open(vql)[[5, 3]]
     finally:
         torch.set_default_dtype(before)
     assert opened.dtype == torch.float32 and torch.equal(opened, stored)
-    assert all(a.dtype == torch.float32 for a in found[:5])
-    assert [float(a) for a in found[:5]] == [float(b) for b in wanted[:5]]
+    assert all(a.dtype == torch.float32 for a in losses[:5])
+    assert [float(a) for a in losses[:5]] == [float(b) for b in expected[:5]]

@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/*.md: every python and console block runs, and what pages name exists.
+"""README.md, CONTRIBUTING.md and docs/*.md: python and console blocks run; options, scripts and links exist.
 
 The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of a
 page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
@@ -42,7 +42,7 @@ LANGUAGES = ("python", "console", "diff", "json", "text")
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>\S[^\n]*) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
-SMALLER = {  # settings of the pages, for a dump of 360 labels and a test of seconds
+SMALLER = {  # setting on a page -> setting for a dump of 360 labels, so that a test takes seconds
     "--bits 64": "--bits 16",
     "bits=64": "bits=16, epochs=1",
     "--ratio 200": "--ratio 2",
@@ -65,14 +65,14 @@ def function():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 40))
 """
-FOREIGN_OPTIONS = {  # of other programs that pages write about
+FOREIGN_OPTIONS = {  # options of other programs that pages mention
     "--fkd-path", "--mix-type", "--batch-size", "--granularity", "--softlabel_path", "--soft_label_type",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `line` is that of its first line in the page, `reason` why it cannot run."""
+    """A fenced block; `line` is the number of its first line in the page, `reason` explains why it cannot run."""
 
     line: int
     language: str
@@ -80,7 +80,7 @@ class Block:
     reason: str | None
 
     def commands(self) -> list[str]:
-        """The command lines, continued ones joined: those that begin with "$ ", or all lines if none does."""
+        """The command lines, with continuations joined: those that begin with "$ ", or all lines if none does."""
         lines = [line for line in self.text.replace("\\\n", " ").splitlines() if line.strip()]
         prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         return prompted or lines
@@ -96,7 +96,7 @@ def blocks_of(page: str) -> list[Block]:
 
 
 def runs(block: Block) -> bool:
-    """Whether the block is run by a test."""
+    """Whether a test runs the block."""
     return block.language in ("python", "console") and block.reason is None
 
 
@@ -153,7 +153,7 @@ def inputs(
 
 
 def class_of(image: int) -> int:
-    """Of 60 images in 40 classes."""
+    """The class of an image, for 60 images in 40 classes."""
     return image * 40 // 60
 
 
@@ -183,7 +183,7 @@ def workspace(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def names_of_the_reader() -> dict[str, Any]:
-    """What python blocks take from the reader's own program."""
+    """Names that python blocks take from the reader's own program."""
     return {
         "student": nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 40)),
         "images": torch.zeros(60, 3, 32, 32),
@@ -194,7 +194,7 @@ def names_of_the_reader() -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:.*any folder passes", "ignore:.*cannot be told", "ignore:.*pin_memory")
+@pytest.mark.filterwarnings("ignore:.*any folder passes", "ignore:.*cannot be checked", "ignore:.*pin_memory")
 @pytest.mark.parametrize("page", RUNNING)
 def test_the_blocks_of_a_page_run(page: str, workspace: Path) -> None:
     names = names_of_the_reader()
@@ -270,7 +270,7 @@ def test_prose_names_options_that_exist(page: str) -> None:
     assert named <= known
 
 
-def test_the_layout_of_the_contributing_page_reads_what_it_writes(
+def test_the_layout_on_the_contributing_page_reads_its_own_files(
     dump: Path, tree: Path, logits: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: dict[str, Any] = {}
@@ -292,11 +292,11 @@ def anchors_of(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_to_files_and_headings_of_the_repository(page: str) -> None:
+def test_links_lead_to_existing_files_and_headings(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)", FENCE.sub("", PAGES[page]))
     for target, anchor in links:
         file = (ROOT / page).parent / target if target else ROOT / page
-        assert file.exists(), f"{page} links to {target}, which is not there"
+        assert file.exists(), f"{page} links to {target}, which does not exist"
         assert not anchor or anchor in anchors_of(file.read_text()), (
             f"{page} links to {target}#{anchor}: {file.name} has no such heading"
         )

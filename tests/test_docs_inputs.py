@@ -1,4 +1,4 @@
-"""docs/inputs.md: every row of its tables names a test, and that test is there."""
+"""docs/inputs.md: every row of its tables names an existing test."""
 
 import ast
 import re
@@ -12,22 +12,22 @@ ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not re.m
 def test_every_row_names_a_test_that_exists() -> None:
     assert len(ROWS) > 60
     for row in ROWS:
-        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.split(" | ")[-1])
-        assert named, f"no test in the row: {row}"
-        for file, name in named:
+        tests = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.split(" | ")[-1])
+        assert tests, f"no test in the row: {row}"
+        for file, name in tests:
             functions = [node.name for node in ast.parse((ROOT / file).read_text()).body if isinstance(node, ast.FunctionDef)]
             assert name in functions, f"{file} has no {name}"
 
 
-def test_every_suffix_that_is_read_stands_on_the_page() -> None:
+def test_the_page_lists_every_suffix_that_is_read() -> None:
     from vqlabel.labels.layouts.shards import READERS
 
-    wanted = {".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet", ".arrow", ".h5", ".tar"}
-    assert wanted <= READERS.keys()
-    assert [suffix for suffix in wanted if suffix not in PAGE] == []
+    suffixes = {".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet", ".arrow", ".h5", ".tar"}
+    assert suffixes <= READERS.keys()
+    assert [suffix for suffix in suffixes if suffix not in PAGE] == []
 
 
-def test_every_layout_stands_on_the_page() -> None:
+def test_the_page_lists_every_layout() -> None:
     from vqlabel.labels import LAYOUTS
 
     titles = {"sre2l": "SRe2L", "lpld": "LPLD", "lpqld": "LPQLD", "gvbsm": "G-VBSM", "edc": "EDC", "hald": "HALD", "fkd": "FKD"}

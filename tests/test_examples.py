@@ -1,4 +1,4 @@
-"""The examples run as they stand."""
+"""The scripts in examples/ run unchanged."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from PIL import Image
 
 
 def run(script: str, *arguments: object, folder: Path = ROOT) -> list[str]:
-    """The lines that an example prints."""
+    """Run an example; return the lines of its stdout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
-    assert ran.returncode == 0, ran.stderr
-    return ran.stdout.splitlines()
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
 
 
 def test_the_round_trip_example_prints_its_four_lines() -> None:
@@ -30,12 +30,12 @@ def test_the_round_trip_example_prints_its_four_lines() -> None:
     ]
 
 
-def test_the_example_with_students_has_a_row_for_every_kind_of_labels(tree: Path, tmp_path: Path) -> None:
+def test_the_example_with_students_prints_a_row_for_each_kind_of_labels(tree: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for folder, images in (("images/all", 60), ("val/ant", 3), ("val/bee", 3)):
         (tmp_path / folder).mkdir(parents=True)
-        for at in range(images):
-            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / folder / f"{at:03}.png")
+        for index in range(images):
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / folder / f"{index:03}.png")
     np.save(tmp_path / "val.npy", rng.normal(size=(6, 40)).astype(np.float32))
     np.save(tmp_path / "other.npy", rng.normal(size=(360, 40)).astype(np.float16))
     (tmp_path / "classes.json").write_text(json.dumps({"ant": 3, "bee": 39}))
@@ -61,14 +61,16 @@ def small():
 """
 
 
-def test_the_example_from_images_to_students_makes_files_within_their_budgets(tmp_path: Path) -> None:
+def test_the_example_that_trains_a_student_keeps_files_within_the_budget(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)
-    for part in ("train", "val"):
+    for split in ("train", "val"):
         for folder in ("ant", "bee"):
-            (tmp_path / part / folder).mkdir(parents=True)
-            for at in range(20):
-                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(tmp_path / part / folder / f"{at:02}.png")
+            (tmp_path / split / folder).mkdir(parents=True)
+            for index in range(20):
+                Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(
+                    tmp_path / split / folder / f"{index:02}.png"
+                )
     (tmp_path / "teachers.py").write_text(TEACHER)
     lines = run(
         "train_a_student.py", "train", "--teacher", "teachers:small", "--val", "val", "--work", "work", "--view", 32, "--epochs", 12,
@@ -78,19 +80,19 @@ def test_the_example_from_images_to_students_makes_files_within_their_budgets(tm
     assert [row[0] for row in rows] == [
         "raw", "raw, 1/10 of the batches", "top-10", "vqlabel, 1/3", "vqlabel, 1/3, 1/10 of the batches"
     ]  # fmt: skip
-    whole = 40 * 12 * (2 * 40 + 25)
+    raw_bytes = 40 * 12 * (2 * 40 + 25)
     sizes = {row[0]: int(row[1].replace(",", "")) for row in rows}
-    assert 0.8 * whole / 3 < sizes["vqlabel, 1/3"] <= whole / 3
+    assert 0.8 * raw_bytes / 3 < sizes["vqlabel, 1/3"] <= raw_bytes / 3
     assert all(len(row) == 7 and float(row[3].split()[0]) > 0 for row in rows)
 
 
 @pytest.mark.slow
-def test_the_demo_teaches_both_students(tmp_path: Path) -> None:
+def test_the_demo_trains_both_students(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from vqlabel.demo import run_demo
 
-    found = run_demo(tmp_path, notify=lambda _: None)
-    assert found["top1"]["teacher"] > 0.6
-    assert found["top1"]["student_raw"] > 0.5
-    assert found["top1"]["student_vql"] > 0.9 * found["top1"]["student_raw"]
-    assert found["bytes"]["total"] < found["raw_dump_bytes"] / 50
+    result = run_demo(tmp_path, notify=lambda _: None)
+    assert result["top1"]["teacher"] > 0.6
+    assert result["top1"]["student_raw"] > 0.5
+    assert result["top1"]["student_vql"] > 0.9 * result["top1"]["student_raw"]
+    assert result["bytes"]["total"] < result["raw_dump_bytes"] / 50

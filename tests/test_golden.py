@@ -1,4 +1,4 @@
-"""Files of every published layout are read as they were on the day that they were made (tests/golden/make.py, never run by a test)."""
+"""Golden files of every published layout decode to their recorded labels. tests/golden/make.py wrote them; no test runs it."""
 
 import math
 import re
@@ -45,7 +45,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
+def test_a_golden_file_is_valid_and_has_the_expected_coding(name: str) -> None:
     vqlabel.verify(GOLDEN / f"{name}.vql")
     file = VqlFile(GOLDEN / f"{name}.vql")
     assert file.container.metadata["vql.version"] == "1.0"
@@ -54,7 +54,7 @@ def test_its_bytes_are_sound_and_it_covers_what_it_should(name: str) -> None:
     assert file.container.requires == REQUIRES.get(name, [])
 
 
-def test_a_codec_file_of_before_they_had_a_sum_is_read() -> None:
+def test_a_codec_file_without_a_checksum_is_read() -> None:
     codec, report = vqlabel.load_codec(GOLDEN / "unsummed.codec")
     assert (codec.kind, report) == ("vqae", {"held": {"labels": 1, "kl_T1": 0.5}})
     codes = torch.arange(40, dtype=torch.uint8).reshape(8, 5) % 20
@@ -62,7 +62,7 @@ def test_a_codec_file_of_before_they_had_a_sum_is_read() -> None:
         np.testing.assert_allclose(codec.decode(codes).numpy(), np.load(GOLDEN / "unsummed.labels.npy"), atol=1e-4)
 
 
-def test_its_labels_are_those_of_the_day(name: str) -> None:
+def test_a_golden_file_decodes_to_its_recorded_labels(name: str) -> None:
     labels, want = vqlabel.open(GOLDEN / f"{name}.vql")[:].numpy(), np.load(GOLDEN / f"{name}.labels.npy")
     if VqlFile(GOLDEN / f"{name}.vql").codec["kind"] in (
         "vqae",
@@ -73,12 +73,12 @@ def test_its_labels_are_those_of_the_day(name: str) -> None:
         np.testing.assert_array_equal(labels, want)
 
 
-def test_its_images_have_the_names_of_the_day() -> None:
-    assert list(VqlFile(GOLDEN / "outside.vql").columns.names or ()) == [f"n{at % 3}/{at} é.JPEG" for at in range(10)]
+def test_a_golden_file_has_its_recorded_image_names() -> None:
+    assert list(VqlFile(GOLDEN / "outside.vql").columns.names or ()) == [f"n{i % 3}/{i} é.JPEG" for i in range(10)]
 
 
 def matrix(tensors: dict[str, NDArray[Any]], name: str, shape: tuple[int, int], bits: int) -> NDArray[np.float32]:
-    """As docs/format.md has it, with nothing of vqlabel."""
+    """A stored matrix, dequantized by docs/format.md without vqlabel."""
     whole, scale = tensors[f"codec.decoder.{name}"], tensors[f"codec.decoder.{name}.scale"].astype(np.float32)
     if bits < 8:
         fields = np.unpackbits(whole, count=shape[0] * shape[1] * bits, bitorder="little").reshape(-1, bits) @ (
@@ -93,8 +93,8 @@ def crop_features(crop: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return [*(np.clip(crop, -2, 2) - 0.5).T, 0.5 * np.log(area) + 0.5]
 
 
-def test_a_prior_alone_is_the_formula_of_the_format() -> None:
-    """Every number of a label without a code, by docs/format.md."""
+def test_a_prior_without_codes_matches_the_formula_in_the_format() -> None:
+    """Labels without codes, computed by docs/format.md."""
     file = VqlFile(GOLDEN / "alone.vql")
     config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "alone.vql")
     prior, rows = config["prior"], np.load(GOLDEN / "alone.records.npy")
@@ -122,7 +122,7 @@ def test_a_prior_alone_is_the_formula_of_the_format() -> None:
 
 
 @pytest.mark.parametrize("name", ["sparse", "shared", "ranked"])
-def test_sparse_labels_are_the_formula_of_the_format(name: str) -> None:
+def test_sparse_labels_match_the_formula_in_the_format(name: str) -> None:
     file = VqlFile(GOLDEN / f"{name}.vql")
     config, codes = file.codec["config"], file.codes(0, file.records).astype(np.int64)
     k, ids, steps = config["k"], codes[:, : config["k"]], codes[:, config["k"] :].astype(np.float64)
@@ -130,7 +130,7 @@ def test_sparse_labels_are_the_formula_of_the_format(name: str) -> None:
     if length := config["neighbours"]:
         packed = safetensors.numpy.load_file(GOLDEN / f"{name}.vql")["codec.neighbours"]
         near = np.unpackbits(packed, count=12 * length * 4, bitorder="little").reshape(12, length, 4) @ (1 << np.arange(4))
-        order = [[*row, *sorted(set(range(12)) - set(row))] for row in near.tolist()]  # of the classes, for each first one
+        order = [[*row, *sorted(set(range(12)) - set(row))] for row in near.tolist()]  # rank -> class, for each first class
         ids = np.array([[first, *(order[first][rank] for rank in ranks)] for first, *ranks in ids.tolist()])
     steps[:, 0] = np.maximum(steps[:, 0], 1 / 8)
     if name == "shared":
@@ -144,16 +144,16 @@ def test_sparse_labels_are_the_formula_of_the_format(name: str) -> None:
     np.testing.assert_allclose(want, np.load(GOLDEN / f"{name}.labels.npy"), rtol=1e-6)
 
 
-def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:
+def test_exact_classes_and_gain_match_the_formulas_in_the_format() -> None:
     file = VqlFile(GOLDEN / "head.vql")
     config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "head.vql")
     slots, head, d, n = config["slots"], config["head"], config["latent"], file.records
     assert min(config["temperature"]) == 1
     codes = file.codes(0, n).astype(np.int64)
     books, scale = tensors["codec.decoder.codebook"].astype(np.float32), tensors["codec.decoder.codebook.scale"].astype(np.float32)
-    books = books * scale[:, None]  # k > d_h: lines run along the codes
+    books = books * scale[:, None]  # k > d_h: one scale per latent dimension
     z = books[np.arange(slots), codes[:, :slots]].sum(1)
-    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "gain"))
+    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
     logits = (center + gain[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), 8) + tensors[
         "codec.decoder.bias"
     ]
@@ -161,14 +161,14 @@ def test_a_head_and_a_contrast_are_the_formulas_of_the_format() -> None:
     rows, inside = np.arange(n)[:, None], np.zeros(logits.shape, bool)
     inside[rows, ids] = True
     others = np.log(np.exp(np.where(inside, -np.inf, logits)).sum(1, keepdims=True))
-    at = others + (levels / 2 - 5) - 0.05 * np.arange(head)
-    logits = np.minimum(logits, at.min(1, keepdims=True) - 0.05)
-    logits[rows, ids] = at
+    exact = others + (levels / 2 - 5) - 0.05 * np.arange(head)
+    logits = np.minimum(logits, exact.min(1, keepdims=True) - 0.05)
+    logits[rows, ids] = exact
     np.testing.assert_allclose(logits, np.load(GOLDEN / "head.labels.npy"), rtol=0, atol=1e-3)
 
 
-def test_a_variable_label_is_the_formula_of_the_format() -> None:
-    """Both streams by hand: counts in front, as many codes for every label."""
+def test_variable_rate_labels_match_the_formula_in_the_format() -> None:
+    """Both streams, decoded without vqlabel: the code counts, and the codes of all labels in one run."""
     file = VqlFile(GOLDEN / "variable.vql")
     config, tensors = file.codec["config"], safetensors.numpy.load_file(GOLDEN / "variable.vql")
     slots, k, d, n = config["slots"], config["codebook_size"], config["latent"], file.records
@@ -180,27 +180,27 @@ def test_a_variable_label_is_the_formula_of_the_format() -> None:
     )
     assert (streams["counts"].rows, counts.sum()) == (n, len(codes)) and set(counts) == set(range(slots + 1))
     books = _books(tensors, (slots, k, d), config["weight_bits"])
-    z, at = np.zeros((n, d), np.float32), 0
+    z, first = np.zeros((n, d), np.float32), 0
     for row, count in enumerate(counts):
-        z[row] = sum(books[slot, code] for slot, code in enumerate(codes[at : at + count]))
-        at += count
-    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "gain"))
+        z[row] = sum(books[slot, code] for slot, code in enumerate(codes[first : first + count]))
+        first += count
+    center, gain = (tensors[f"codec.decoder.{name}"].astype(np.float32) for name in ("center", "contrast"))
     logits = (center + gain[slots] * (z - center)) @ matrix(tensors, "out", (d, config["classes"]), config["weight_bits"])
     np.testing.assert_allclose(logits + tensors["codec.decoder.bias"], np.load(GOLDEN / "variable.labels.npy"), rtol=0, atol=1e-3)
 
 
 def _books(tensors: dict[str, NDArray[Any]], shape: tuple[int, int, int], bits: int) -> NDArray[np.float32]:
-    """[m, k, d_h], k > d_h: lines run along the codes."""
+    """[m, k, d_h] code vectors; k > d_h, so there is one scale per latent dimension."""
     whole = np.unpackbits(tensors["codec.decoder.codebook"], count=math.prod(shape) * bits, bitorder="little").reshape(-1, bits)
     numbers = (whole @ (1 << np.arange(bits))).reshape(shape) - (2 ** (bits - 1) - 1)
     return numbers.astype(np.float32) * tensors["codec.decoder.codebook.scale"].astype(np.float32)[:, None]
 
 
-def test_its_records_stand_where_they_stood(name: str) -> None:
-    want, file, found = np.load(GOLDEN / f"{name}.records.npy"), VqlFile(GOLDEN / f"{name}.vql"), 0
-    for at, place in enumerate(file.columns.places):
-        batch = file.columns.batch(at, np.empty((0, 0), np.float32))
-        rows = want[file.columns.starts[at] : file.columns.starts[at + 1]]
+def test_a_golden_file_has_its_recorded_places_and_columns(name: str) -> None:
+    want, file, checked = np.load(GOLDEN / f"{name}.records.npy"), VqlFile(GOLDEN / f"{name}.vql"), 0
+    for number, place in enumerate(file.columns.places):
+        batch = file.columns.batch(number, np.empty((0, 0), np.float32))
+        rows = want[file.columns.starts[number] : file.columns.starts[number + 1]]
         assert (rows["epoch"] == place.epoch).all() and (rows["batch"] == place.batch).all()
         for column in rows.dtype.names[2:]:
             value = getattr(batch, column)
@@ -208,11 +208,11 @@ def test_its_records_stand_where_they_stood(name: str) -> None:
                 np.testing.assert_array_equal(np.broadcast_to(value, rows[column].shape), rows[column], err_msg=column)
             else:
                 assert value is None
-        found += len(rows)
-    assert found == len(want) == file.records
+        checked += len(rows)
+    assert checked == len(want) == file.records
 
 
-def test_the_bytes_in_the_docs_are_those_of_their_command(tmp_path: Path) -> None:
+def test_the_hex_dump_in_the_docs_matches_the_file_of_its_command(tmp_path: Path) -> None:
     page = FORMAT.read_text()
     array, slots = re.search(r"np\.array\((\[\[.*\]\])", page), re.search(r"--codec topk --slots (\d)", page)
     assert array and slots
@@ -222,13 +222,13 @@ def test_the_bytes_in_the_docs_are_those_of_their_command(tmp_path: Path) -> Non
     data, file = (tmp_path / "tiny.vql").read_bytes(), VqlFile(tmp_path / "tiny.vql")
     dumped = re.findall(r"^([0-9a-f]{8}): ((?:[0-9a-f]{2} )+)", page, re.MULTILINE)
     assert len(dumped) == 7
-    for at, line in dumped:
-        assert data[int(at, 16) :][:16] == bytes.fromhex(line)
+    for offset, line in dumped:
+        assert data[int(offset, 16) :][:16] == bytes.fromhex(line)
     assert file.container.metadata["vql.streams"] in page.replace("\n ", "")
     keys = set(re.findall(r"^\| `((?:vql\.)?\w+)` \| (?!U8|U64|n |B )", page, re.MULTILINE))
-    assert set(file.container.metadata) == keys - {"vql.images"}, "an array without epochs knows no images"
+    assert set(file.container.metadata) == keys - {"vql.images"}, "the image set of an array without epochs is unknown"
 
 
-def test_every_limit_in_the_docs_is_one_in_the_code() -> None:
+def test_every_limit_in_the_docs_is_a_constant_in_the_code() -> None:
     named = set(re.findall(r"`([A-Z_]{4,})`", FORMAT.read_text()))
     assert named == {name for name in vars(layout) if name.startswith("MAX_")} | {"NAME", "ITEM_BYTES"}

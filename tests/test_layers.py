@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vqlabel"
-FLOORS = (  # from the ground up; docs/architecture.md has a line for each
+LAYERS = (  # from the lowest up; docs/architecture.md has a line for each package
     ("errors", "philox", "progress", "threads", "version"),
     ("dtypes", "storage", "type_checks"),
     ("config", "bitstream"),
@@ -29,8 +29,8 @@ FLOORS = (  # from the ground up; docs/architecture.md has a line for each
     ("cli",),
     ("__main__",),
 )
-FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-NO_TORCH = (  # what describes dumps and files loads no torch when it is imported
+LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
+NO_TORCH = (  # modules that describe dumps and files; importing them does not import torch
     "labels",
     "bitstream",
     "container",
@@ -62,7 +62,7 @@ MODULES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Modules of the package that the imports anywhere below `tree` name."""
+    """Modules of the package that are imported anywhere in `tree`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -76,33 +76,34 @@ def imported(tree: ast.AST) -> Iterator[str]:
                 yield name if name in MODULES else name.rpartition(".")[0]
 
 
-def room_of(module: str) -> str:
-    room = module.split(".")[1]
-    assert room in FLOOR, f"vqlabel/{room} has no floor; give it one here and in docs/architecture.md"
-    return room
+def package_of(module: str) -> str:
+    """The folder or file directly in vqlabel/ that a module belongs to."""
+    package = module.split(".")[1]
+    assert package in LAYER, f"vqlabel/{package} is in no layer; add it to LAYERS and to docs/architecture.md"
+    return package
 
 
-def climbing(module: str, source: str) -> list[str]:
-    """Modules that `source`, the text of `module`, imports from its own floor or above, except from its own room."""
-    room = room_of(module)
-    others = (other for other in imported(ast.parse(source)) if other == "vqlabel" or room_of(other) != room)
-    return [other for other in others if other == "vqlabel" or FLOOR[room_of(other)] >= FLOOR[room]]
+def upward_imports(module: str, source: str) -> list[str]:
+    """Modules that `source`, the text of `module`, imports from its own layer or a higher one, except from its own package."""
+    package = package_of(module)
+    others = (other for other in imported(ast.parse(source)) if other == "vqlabel" or package_of(other) != package)
+    return [other for other in others if other == "vqlabel" or LAYER[package_of(other)] >= LAYER[package]]
 
 
-def test_every_room_has_a_floor_and_every_floor_its_rooms() -> None:
-    rooms = {name.split(".")[1] for name in MODULES if "." in name}
-    assert rooms == set(FLOOR)
+def test_every_package_is_in_a_layer_and_every_layer_names_existing_packages() -> None:
+    packages = {name.split(".")[1] for name in MODULES if "." in name}
+    assert packages == set(LAYER)
 
 
-def test_the_architecture_has_one_line_for_each_room() -> None:
+def test_the_architecture_page_has_one_line_for_each_package() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     rows = re.findall(r"(?m)^\| `([\w.]+)/?` \|", page)
-    assert sorted(row.removesuffix(".py") for row in rows) == sorted(room for room in FLOOR if room != "__main__")
+    assert sorted(row.removesuffix(".py") for row in rows) == sorted(package for package in LAYER if package != "__main__")
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "vqlabel"])
 def test_imports_point_down(module: str) -> None:
-    assert climbing(module, MODULES[module].read_text()) == []
+    assert upward_imports(module, MODULES[module].read_text()) == []
 
 
 @pytest.mark.parametrize(
@@ -114,17 +115,17 @@ def test_imports_point_down(module: str) -> None:
         "import vqlabel",
     ],
 )
-def test_an_import_that_climbs_is_found_wherever_it_stands(line: str) -> None:
-    assert len(climbing("vqlabel.codecs.base", f"from vqlabel.errors import require\n{line}\n")) == 1
+def test_upward_imports_are_detected_everywhere_in_a_file(line: str) -> None:
+    assert len(upward_imports("vqlabel.codecs.base", f"from vqlabel.errors import require\n{line}\n")) == 1
 
 
-def test_what_progress_looks_like_is_said_once() -> None:
+def test_the_type_of_progress_callbacks_is_defined_once() -> None:
     for module, file in MODULES.items():
-        said = "Callable[[str, int, int, dict[str, float]], None]" in file.read_text()
-        assert said == (module == "vqlabel.progress"), f"{module} says it again; import Progress"
+        defines_it = "Callable[[str, int, int, dict[str, float]], None]" in file.read_text()
+        assert defines_it == (module == "vqlabel.progress"), f"{module} repeats the type; import Progress"
 
 
-def test_modules_do_not_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     graph = {
         module: {other for other in imported(ast.parse(file.read_text())) if other not in ("vqlabel", module)}
         for module, file in MODULES.items()
@@ -136,7 +137,7 @@ def test_modules_do_not_import_each_other_in_a_circle() -> None:
 
 
 def at_module_level(tree: ast.Module) -> ast.Module:
-    """Without functions, and without what only type checkers read."""
+    """The module without functions and type-only imports."""
     body = [node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))]
     kept = ast.Module(body=body, type_ignores=[])
 
@@ -148,40 +149,40 @@ def at_module_level(tree: ast.Module) -> ast.Module:
     return stripped
 
 
-@pytest.mark.parametrize("part", NO_TORCH)
-def test_what_describes_files_names_torch_inside_functions_only(part: str) -> None:
-    modules = [name for name in MODULES if name == f"vqlabel.{part}" or name.startswith(f"vqlabel.{part}.")]
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_modules_that_describe_files_import_torch_only_inside_functions(name: str) -> None:
+    modules = [module for module in MODULES if module == f"vqlabel.{name}" or module.startswith(f"vqlabel.{name}.")]
     assert modules
     for module in modules:
         for node in ast.walk(at_module_level(ast.parse(MODULES[module].read_text()))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.split(".")[0] == "torch"], f"{module}, line {node.lineno}"
+            imports = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            imports += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [other for other in imports if other.split(".")[0] == "torch"], f"{module}, line {node.lineno}"
 
 
 def loaded_by(code: str) -> set[str]:
-    """Top-level modules in memory after `code` ran in a fresh interpreter."""
-    shown = "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
-    run = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, cwd=ROOT, check=False)
+    """Top-level modules that are loaded after `code` ran in a new interpreter."""
+    report = "\nimport sys; print(*{name.split('.')[0] for name in sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, cwd=ROOT, check=False)
     assert run.returncode == 0, run.stderr
     return set(run.stdout.splitlines()[-1].split())
 
 
-def test_files_labels_report_and_command_line_load_no_torch() -> None:
+def test_container_labels_report_and_cli_do_not_import_torch() -> None:
     loaded = loaded_by("import vqlabel, vqlabel.container, vqlabel.labels, vqlabel.cli, vqlabel.report")
     assert "vqlabel" in loaded
     assert "torch" not in loaded
     assert "torch" in loaded_by("import vqlabel; vqlabel.fit") or importlib.util.find_spec("torch") is None
 
 
-def test_the_package_itself_loads_nothing_but_the_standard_library() -> None:
+def test_importing_the_package_loads_only_the_standard_library() -> None:
     assert not {"torch", "numpy", "typer", "zstandard", "safetensors"} & loaded_by("import vqlabel")
 
 
-def test_every_public_name_is_where_the_package_says() -> None:
+def test_every_public_name_can_be_imported() -> None:
     import vqlabel
 
-    assert sorted(vqlabel.__all__) == dir(vqlabel) == sorted(vqlabel._HOME)
+    assert sorted(vqlabel.__all__) == dir(vqlabel) == sorted(vqlabel._MODULES)
     for name in vqlabel.__all__:
         assert getattr(vqlabel, name) is not None
     with pytest.raises(AttributeError, match="module 'vqlabel' has no attribute 'pixie'"):

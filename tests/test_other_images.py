@@ -1,4 +1,4 @@
-"""A label stands beside its own image or not at all: files, codecs and interrupted runs know their images, and refuse others."""
+"""Labels are used only with their own images: files and codecs record the images of their labels, and refuse others."""
 
 import pickle
 import shutil
@@ -34,12 +34,12 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five images in each of four classes; each of one grey, and wider than it is high by its number."""
+    """Five images in each of four classes; image i is a uniform grey of 20 x (20 + i) pixels."""
     root = tmp_path_factory.mktemp("images")
-    for at in range(IMAGES):
-        file = root / f"n{at // 5}" / f"{at % 5}.png"
+    for index in range(IMAGES):
+        file = root / f"n{index // 5}" / f"{index % 5}.png"
         file.parent.mkdir(exist_ok=True)
-        Image.new("RGB", (20 + at, 20), (10 * at,) * 3).save(file)
+        Image.new("RGB", (20 + index, 20), (10 * index,) * 3).save(file)
     return root
 
 
@@ -65,9 +65,9 @@ def renamed_file(root: Path) -> None:
 
 
 def flattened(root: Path) -> None:
-    """No class folders: the ordinary case of images that were labelled in one order and are trained on in another."""
-    for at, file in enumerate(sorted(root.rglob("*.png"))):
-        shutil.move(file, root / f"{at % 7}_{at}.png")
+    """Remove class folders: a common case in which images are labelled in one order and trained on in another."""
+    for index, file in enumerate(sorted(root.rglob("*.png"))):
+        shutil.move(file, root / f"{index % 7}_{index}.png")
     for number in range(4):
         (root / f"n{number}").rmdir()
 
@@ -83,16 +83,16 @@ def changed(folder: Path, tmp_path: Path, change: Change) -> Path:
 
 
 def batches(seed: int = 0) -> list[LabelBatch]:
-    """Labels of which the largest is their image's class, in shuffled batches."""
-    rng, found = np.random.default_rng(seed), []
+    """Labels whose largest class is their image's class, in shuffled batches."""
+    rng, labelled_batches = np.random.default_rng(seed), []
     for epoch in range(EPOCHS):
         for number, image in enumerate(np.split(rng.permutation(IMAGES), [8, 16])):
             labels = rng.normal(size=(len(image), CLASSES)).astype(np.float16)
             labels[np.arange(len(image)), image // 5] += 9
             crop = np.tile(np.array([0, 0, 1, 1], np.float32), (len(image), 1))
             flip = np.zeros(len(image), bool)
-            found.append(LabelBatch(labels=labels, place=Place(epoch, number), image=image, crop=crop, flip=flip))
-    return found
+            labelled_batches.append(LabelBatch(labels=labels, place=Place(epoch, number), image=image, crop=crop, flip=flip))
+    return labelled_batches
 
 
 @pytest.fixture(scope="module")
@@ -118,14 +118,15 @@ def source_of(folder: Path, *, view: int = SIZE, mix: str = "cutmix", **how: Any
     return TeacherSource(images, teacher(), recipe, **how)
 
 
-def view(path: Path, images: Any) -> VqlViews:
-    """Without a warning."""
+def open_views(path: Path, images: Any) -> VqlViews:
+    """Open views; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return VqlViews(path, images, SIZE)
 
 
-def drop_in(path: Path, images: Path) -> ImageFolder_FKD_MIX:
+def open_drop_in(path: Path, images: Path) -> ImageFolder_FKD_MIX:
+    """Open SRe2L's drop-in; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return ImageFolder_FKD_MIX(path, "fkd_load", root=images)
@@ -133,20 +134,20 @@ def drop_in(path: Path, images: Path) -> ImageFolder_FKD_MIX:
 
 @pytest.fixture(scope="module")
 def labelled(folder: Path, dump: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files that were made where images were at hand, and one that was not."""
+    """Files made with their images, by `pack` and `relabel`, and one packed without images."""
     root = tmp_path_factory.mktemp("labelled")
     relabel(source_of(folder), root / "relabel.vql")
     return {
         "images": pack(dump, root / "images.vql", images=folder),
         "relabel": root / "relabel.vql",
-        "nothing": pack(dump, root / "nothing.vql"),
+        "no_images": pack(dump, root / "no_images.vql"),
     }
 
 
 @pytest.mark.parametrize("made", ["images", "relabel"])
-@pytest.mark.parametrize("read", [view, drop_in])
+@pytest.mark.parametrize("read", [open_views, open_drop_in])
 @pytest.mark.parametrize("change", [*OTHER_COUNTS, *OTHER_NAMES])
-def test_a_file_that_was_made_beside_its_images_refuses_others(
+def test_a_file_that_records_its_images_refuses_others(
     made: str, read: Callable[..., Any], change: Change, folder: Path, labelled: dict[str, Path], tmp_path: Path
 ) -> None:
     assert read(labelled[made], folder)
@@ -154,19 +155,19 @@ def test_a_file_that_was_made_beside_its_images_refuses_others(
         read(labelled[made], changed(folder, tmp_path, change))
 
 
-def test_flat_images_are_others_than_those_in_class_folders(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+def test_images_without_class_folders_differ_from_those_with(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="these images differ from those of the labels, or are in another order"):
-        view(labelled["relabel"], changed(folder, tmp_path, flattened))
+        open_views(labelled["relabel"], changed(folder, tmp_path, flattened))
 
 
 @pytest.mark.parametrize("read", [VqlViews, ImageFolder_FKD_MIX])
-def test_a_file_without_names_refuses_another_number_and_warns_that_it_knows_no_more(
+def test_a_file_without_image_names_refuses_another_number_and_warns_otherwise(
     read: Callable[..., Any], folder: Path, labelled: dict[str, Path], tmp_path: Path
 ) -> None:
-    path = labelled["nothing"]
+    path = labelled["no_images"]
     how: Any = {"size": SIZE, "images": folder} if read is VqlViews else {"mode": "fkd_load", "root": folder}
     with pytest.warns(
-        UserWarning, match=r"nothing\.vql: .* cannot be checked, because their names are not recorded; a file that is packed"
+        UserWarning, match=r"no_images\.vql: .* cannot be checked, because their names are not recorded; files packed with --images"
     ):
         read(path, **how)
     how = {name: tmp_path / "changed" if value is folder else value for name, value in how.items()}
@@ -174,36 +175,38 @@ def test_a_file_without_names_refuses_another_number_and_warns_that_it_knows_no_
         changed(folder, tmp_path, stray) and read(path, **how)
 
 
-def test_a_file_that_was_made_before_numbers_were_recorded_refuses_another_number_all_the_same(
+def test_the_number_of_images_is_inferred_if_the_file_does_not_record_it(
     folder: Path, labelled: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = VqlFile(labelled["nothing"])
+    file = VqlFile(labelled["no_images"])
     assert file.images is not None and file.images.to_dict() == {"count": IMAGES}
     monkeypatch.delitem(file.container.metadata, "vql.images")
     monkeypatch.delitem(file.__dict__, "images")
     assert file.images is not None and file.images.to_dict() == {"count": IMAGES}
 
 
-def test_a_pruned_dump_without_a_whole_epoch_says_that_any_folder_passes(
+def test_a_dump_without_a_complete_epoch_warns_that_any_folder_passes(
     write_dump: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:
     path = pack(write_dump(tmp_path / "part", batches()[:2]), tmp_path / "part.vql")
     assert VqlFile(path).images is None
-    with pytest.warns(UserWarning, match="neither the number nor the names of the images .* are recorded, so any folder passes"):
+    with pytest.warns(
+        UserWarning, match="neither the number nor the names of the labelled images are recorded, so any folder passes"
+    ):
         VqlViews(path, folder, SIZE)
 
 
-def test_images_of_another_format_are_the_same_images(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+def test_images_in_another_file_format_are_accepted(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
     def converted(root: Path) -> None:
         for file in root.rglob("*.png"):
             Image.open(file).save(file.with_suffix(".bmp"))
             file.unlink()
 
-    found = view(labelled["relabel"], changed(folder, tmp_path, converted))
-    assert torch.equal(found[0].views, view(labelled["relabel"], folder)[0].views)
+    dataset = open_views(labelled["relabel"], changed(folder, tmp_path, converted))
+    assert torch.equal(dataset[0].views, open_views(labelled["relabel"], folder)[0].views)
 
 
-def test_a_digest_of_bytes_tells_images_of_the_same_names_apart(folder: Path, dump: Path, tmp_path: Path) -> None:
+def test_a_digest_of_bytes_distinguishes_images_with_equal_names(folder: Path, dump: Path, tmp_path: Path) -> None:
     def repainted(root: Path) -> None:
         Image.new("RGB", (20, 20), "red").save(root / "n0" / "0.png")
 
@@ -211,13 +214,13 @@ def test_a_digest_of_bytes_tells_images_of_the_same_names_apart(folder: Path, du
     pack(dump, tmp_path / "pack.vql", images=folder, image_digest="bytes")
     other = changed(folder, tmp_path, repainted)
     for path in (tmp_path / "relabel.vql", tmp_path / "pack.vql"):
-        for read in (view, drop_in):
+        for read in (open_views, open_drop_in):
             assert read(path, folder)
             with pytest.raises(UsageError, match=r"these files have the names of the images of .*, but other bytes"):
                 read(path, other)
 
 
-def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(folder: Path, labelled: dict[str, Path]) -> None:
+def test_number_and_aspect_ratios_of_a_list_of_images_are_checked(folder: Path, labelled: dict[str, Path]) -> None:
     images = list(ImageFolder(folder))
     halves = [image.resize((image.width // 2, image.height // 2)) for image in images]
     for fitting in (images, halves):
@@ -225,31 +228,31 @@ def test_a_list_of_images_is_held_against_their_number_and_their_aspect_ratios(f
             VqlViews(labelled["relabel"], fitting, SIZE)
     with (
         pytest.warns(UserWarning, match="cannot be checked"),
-        pytest.raises(UsageError, match=r"image 0 has 20 x 39 pixels, the labels are of one of 20 x 20"),
+        pytest.raises(UsageError, match=r"image 0 has 20 x 39 pixels, the labelled image had 20 x 20"),
     ):
         VqlViews(labelled["relabel"], images[::-1], SIZE)
     with pytest.raises(UsageError, match="the list of images has 19 images, but the labels belong to 20"):
         VqlViews(labelled["relabel"], images[1:], SIZE)
 
 
-def test_a_folder_of_the_same_names_with_other_pictures_is_refused(folder: Path, labelled: dict[str, Path], tmp_path: Path) -> None:
+def test_images_with_equal_names_and_other_aspect_ratios_are_refused(
+    folder: Path, labelled: dict[str, Path], tmp_path: Path
+) -> None:
     other = shutil.copytree(folder, tmp_path / "other")
     Image.open(folder / "n1" / "0.png").save(other / "n0" / "0.png")
-    with pytest.raises(
-        UsageError, match=r"image 0 has 20 x 25 pixels, the labels are of one of 20 x 20: give the images that were"
-    ):
+    with pytest.raises(UsageError, match=r"image 0 has 20 x 25 pixels, the labelled image had 20 x 20; pass the images that were"):
         VqlViews(labelled["relabel"], other, SIZE)
 
 
-def test_workers_do_not_warn_again(folder: Path, labelled: dict[str, Path]) -> None:
+def test_unpickling_in_workers_does_not_warn_again(folder: Path, labelled: dict[str, Path]) -> None:
     with pytest.warns(UserWarning, match="cannot be checked"):
-        data = pickle.dumps(VqlViews(labelled["nothing"], folder, SIZE))
+        data = pickle.dumps(VqlViews(labelled["no_images"], folder, SIZE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pickle.loads(data)
 
 
-def test_images_that_the_epochs_contradict_are_refused_when_a_dump_is_packed(folder: Path, dump: Path, tmp_path: Path) -> None:
+def test_pack_refuses_more_images_than_the_epochs_contain(folder: Path, dump: Path, tmp_path: Path) -> None:
     def one_at_the_end(root: Path) -> None:
         Image.new("RGB", (9, 9)).save(root / "n3" / "z.png")
 
@@ -263,7 +266,7 @@ def test_images_that_the_epochs_contradict_are_refused_when_a_dump_is_packed(fol
 
 @pytest.fixture(scope="module")
 def fitted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A sample of labels of the images, and a codec with a prior that was fitted to it."""
+    """A dump of labels of the images, and a codec with a prior fitted to it."""
     root = tmp_path_factory.mktemp("fitted")
     relabel(source_of(folder), root / "sample", layout="lpld")
     vqlabel.fit(
@@ -278,14 +281,16 @@ def codec_of(fitted: tuple[Path, Path]) -> LabelCodec:
     return vqlabel.load_codec(fitted[1])[0]
 
 
-def test_a_codec_file_knows_the_images_and_the_view_of_its_fit(folder: Path, fitted: tuple[Path, Path]) -> None:
+def test_a_codec_file_records_the_images_and_the_view_of_its_fit(folder: Path, fitted: tuple[Path, Path]) -> None:
     known = codec_of(fitted).fitted_on
     assert known.images == ImageFolder(folder).image_set() and known.view == SIZE and known.first_sha256 is not None
     assert at_config(codec_of(fitted), vqlabel.FitConfig(slots=1)).fitted_on == known
 
 
 @pytest.mark.parametrize("change", [renamed_class, renamed_file, flattened])
-def test_relabel_refuses_a_codec_of_other_images(change: Change, folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_relabel_refuses_a_codec_fitted_to_other_images(
+    change: Change, folder: Path, fitted: tuple[Path, Path], tmp_path: Path
+) -> None:
     assert "notes" not in relabel(source_of(folder), tmp_path / "a.vql", codec=codec_of(fitted))
     with pytest.raises(
         UsageError,
@@ -296,12 +301,14 @@ def test_relabel_refuses_a_codec_of_other_images(change: Change, folder: Path, f
 
 
 @pytest.mark.parametrize("size", [8, 32])
-def test_relabel_refuses_a_codec_of_another_view(size: int, folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_relabel_refuses_a_codec_fitted_to_another_view_size(
+    size: int, folder: Path, fitted: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=f"views of {size} pixels; the codec's prior was fitted on views of 16: fit a codec"):
         relabel(source_of(folder, view=size), tmp_path / "b.vql", codec=codec_of(fitted))
 
 
-def test_pack_refuses_a_codec_of_other_images_and_notes_where_it_cannot_tell(
+def test_pack_refuses_a_codec_fitted_to_other_images_or_notes_that_it_cannot_check(
     folder: Path, fitted: tuple[Path, Path], write_dump: Callable[..., Path], tmp_path: Path
 ) -> None:
     sample, _ = fitted
@@ -317,14 +324,14 @@ def test_pack_refuses_a_codec_of_other_images_and_notes_where_it_cannot_tell(
     assert run.exit_code == 0 and "cannot be checked" in run.stderr
 
 
-def test_pack_refuses_a_codec_of_smaller_views_by_the_boxes(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_pack_refuses_boxes_outside_the_views_of_the_codecs_fit(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
     relabel(source_of(folder, view=32), tmp_path / "large", layout="lpld")
     shutil.move(tmp_path / "large", tmp_path / "moved")
     with pytest.raises(UsageError, match="boxes end at 32 pixels of a view; the codec's prior was fitted on views of 16"):
         vqlabel.pack(tmp_path / "moved", tmp_path / "a.vql", codec=codec_of(fitted))
 
 
-def test_a_codec_without_a_prior_serves_any_images(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_codec_without_a_prior_accepts_any_images(folder: Path, fitted: tuple[Path, Path], tmp_path: Path) -> None:
     codec, _ = vqlabel.fit(fitted[0], vqlabel.FitConfig(bits=4, prior=False, epochs=1, codebook_size=4))
     found = relabel(source_of(changed(folder, tmp_path, renamed_class), view=32), tmp_path / "a.vql", codec=codec)
     assert "notes" not in found

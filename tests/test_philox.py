@@ -30,13 +30,13 @@ def test_an_address_is_draw_item_epoch_and_purpose_from_the_lowest_word_up() -> 
     assert (int(first), int(second)) == (b << 32 | a, d << 32 | c)
 
 
-def test_every_address_has_its_own_bits_whatever_it_is_drawn_with() -> None:
+def test_the_bits_of_an_address_do_not_depend_on_the_shape_of_the_call() -> None:
     epoch, item, draw = np.array([[0], [5], [1 << 31]]), np.arange(40), np.arange(3)[:, None, None]
     first, second = bits(9, 2, epoch, item, draw)
     assert first.shape == second.shape == (3, 3, 40) and len(np.unique([first, second])) == 2 * first.size
-    for at in np.ndindex(first.shape):
-        alone = bits(9, 2, int(epoch[at[1], 0]), int(item[at[2]]), int(draw[at[0], 0, 0]))
-        assert (alone[0], alone[1]) == (first[at], second[at])
+    for index in np.ndindex(first.shape):
+        alone = bits(9, 2, int(epoch[index[1], 0]), int(item[index[2]]), int(draw[index[0], 0, 0]))
+        assert (alone[0], alone[1]) == (first[index], second[index])
     other_seed, other_purpose = bits(9 + (1 << 32), 2, epoch, item, draw), bits(9, 3, epoch, item, draw)
     assert not (np.isin(first, other_seed) | np.isin(first, other_purpose)).any()
 
@@ -47,16 +47,16 @@ def test_uniform_is_the_upper_53_bits() -> None:
 
 
 def test_integers_are_uniform_and_below_their_limit() -> None:
-    most = np.concatenate([np.arange(1, 70_000), 2 ** np.arange(33), 2 ** np.arange(2, 33) - 1])
-    assert (below(np.full(len(most), (1 << 64) - 1, np.uint64), most) == most - 1).all()
+    limits = np.concatenate([np.arange(1, 70_000), 2 ** np.arange(33), 2 ** np.arange(2, 33) - 1])
+    assert (below(np.full(len(limits), (1 << 64) - 1, np.uint64), limits) == limits - 1).all()
     number = bits(0, 1, 0, np.arange(70_000), 0)[0]
     assert (below(number, 1) == 0).all()
     counts = np.bincount(below(number, 7), minlength=7)
-    assert ((counts - 10_000) ** 2 / 10_000).sum() < 24  # chi squared of 6 degrees: above it once in 2,000 seeds
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 24  # chi-squared with 6 degrees of freedom: exceeded with probability 1/2,000
 
 
 def test_bits_of_neighbouring_addresses_are_independent() -> None:
     first, second = bits(3, 1, 0, np.arange(4000), 0)
-    for one, other in ((first[:-1], first[1:]), (first, second), (first, bits(3, 1, 1, np.arange(4000), 0)[0])):
-        flips = np.unpackbits((one ^ other).view(np.uint8).reshape(-1, 8), axis=1).mean(0)  # of each of the 64 bits
+    for left, right in ((first[:-1], first[1:]), (first, second), (first, bits(3, 1, 1, np.arange(4000), 0)[0])):
+        flips = np.unpackbits((left ^ right).view(np.uint8).reshape(-1, 8), axis=1).mean(0)  # of each of the 64 bits
         assert abs(flips - 0.5).max() < 0.04

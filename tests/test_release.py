@@ -1,4 +1,4 @@
-"""What a release is made of agrees on the version, and the package that is built holds it."""
+"""Files of a release: equal versions, and pinned dependencies in CI."""
 
 import re
 import tomllib
@@ -17,9 +17,9 @@ def test_package_citation_and_changelog_have_the_same_version() -> None:
     assert vqlabel.__version__ == __version__ == cited[1] == newest[1]
 
 
-def test_ci_pins_every_package_that_its_environments_install_by_name() -> None:
+def test_ci_pins_every_required_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["baselines"] + extras["demo"] + extras["docs"] + extras["plot"] + extras["test"]
+    required = project["dependencies"] + extras["baselines"] + extras["demo"] + extras["docs"] + extras["plot"] + extras["test"]
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / ".ci" / "constraints.txt").read_text(), re.MULTILINE))
-    assert {re.split(r"[\[>=<]", requirement)[0] for requirement in wanted} <= pinned
+    assert {re.split(r"[\[>=<]", requirement)[0] for requirement in required} <= pinned

@@ -1,4 +1,4 @@
-"""The reader of docs/second-reader.md, which knows nothing of vqlabel, reads what vqlabel writes."""
+"""The reader in docs/second-reader.md, which does not import vqlabel, reads files that vqlabel writes."""
 
 import re
 from collections.abc import Callable
@@ -21,8 +21,8 @@ CLASSES, RECORDS = 20, 300
 
 @pytest.fixture(scope="module")
 def block() -> str:
-    (found,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    return str(found)
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    return str(code)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def read_vql(block: str) -> Callable[[Path], NDArray[np.float32]]:
     return names["read_vql"]
 
 
-def test_it_is_short_and_does_not_lean_on_vqlabel(block: str) -> None:
+def test_the_reader_is_short_and_does_not_import_vqlabel(block: str) -> None:
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 27
     imported = {re.split(r"[ .]", line)[1] for line in lines if line.startswith(("import ", "from "))}
@@ -48,11 +48,11 @@ def test_it_is_short_and_does_not_lean_on_vqlabel(block: str) -> None:
         (300, 7, {}),
         (16, 3, {"code_width": 3, "latent": None}),
         (8, 4, {"latent": 8}),  # a square codebook
-        (16, 5, {"temperature": (1.0,)}),  # a lift
-        (4, 6, {"latent": 19}),  # lines of the codebook and of the output map run differently
+        (16, 5, {"temperature": (1.0,)}),  # a tail gain
+        (4, 6, {"latent": 19}),  # scales of the codebook and of the output map run along different axes
     ],
 )
-def test_it_agrees_with_vqlabel_in_both_codings(
+def test_the_reader_agrees_with_vqlabel_for_both_codings(
     read_vql: Callable[[Path], NDArray[np.float32]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -73,13 +73,15 @@ def test_it_agrees_with_vqlabel_in_both_codings(
 
 
 @pytest.mark.parametrize("name", ["vqae", "grouped", "lifted"])
-def test_it_reads_the_golden_files(read_vql: Callable[[Path], NDArray[np.float32]], name: str) -> None:
+def test_the_reader_reads_the_golden_files(read_vql: Callable[[Path], NDArray[np.float32]], name: str) -> None:
     np.testing.assert_allclose(read_vql(GOLDEN / f"{name}.vql"), np.load(GOLDEN / f"{name}.labels.npy"), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "feature"), [("variable", "variable_slots"), ("prior", "prior"), ("head", "head"), ("topk", "set()"), ("raw", "set()")]
 )
-def test_it_refuses_by_name_what_it_cannot_read(read_vql: Callable[[Path], NDArray[np.float32]], name: str, feature: str) -> None:
+def test_the_reader_names_the_feature_that_it_does_not_support(
+    read_vql: Callable[[Path], NDArray[np.float32]], name: str, feature: str
+) -> None:
     with pytest.raises(AssertionError, match=rf"{name}\.vql: this reader knows no .*{re.escape(feature)}"):
         read_vql(GOLDEN / f"{name}.vql")

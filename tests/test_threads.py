@@ -1,4 +1,4 @@
-"""Number of threads: at most the available processors, one for small operations, or what the user named."""
+"""Number of threads: the available processors, one for small operations, or the number that the user sets."""
 
 import os
 from contextvars import ContextVar
@@ -15,8 +15,8 @@ from vqlabel.threads import available_processors, cgroup_quota, large_operations
 
 
 @pytest.fixture(autouse=True)
-def _none_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo the number of threads that the test suite names."""
+def _no_number_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo the number of threads that the test suite sets."""
     monkeypatch.setattr("vqlabel.threads._named", ContextVar("_named", default=None))
 
 
@@ -71,11 +71,11 @@ def test_the_bytes_of_a_fit_do_not_depend_on_the_number_of_threads(dump: Path, t
 
 
 @pytest.mark.parametrize("command", ["fit", "tune", "pack", "unpack", "relabel", "stats", "compare"])
-def test_every_command_that_computes_takes_a_number_of_threads(command: str) -> None:
+def test_every_command_that_computes_has_the_option_threads(command: str) -> None:
     assert "--threads" in CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
 
 
-def test_small_operations_use_one_thread_and_large_ones_all_unless_the_user_names_a_number(
+def test_small_operations_use_one_thread_and_large_ones_all_unless_the_user_sets_a_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("vqlabel.threads.available_processors", lambda: 3)

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type: every public callable refuses them by name, with vqlabel's errors, before it does anything."""
+"""Arguments of the wrong type: every public callable raises an error of vqlabel that names the argument, before any work."""
 
 import inspect
 from collections.abc import Callable
@@ -96,11 +96,11 @@ CALLS: dict[str, Call] = {
     "unpack_fixed": (bitstream.unpack_fixed, {"data": bytes(6), "rows": 2, "bits": BITS}),
     "unpack_planes": (bitstream.unpack_planes, {"data": bytes(6), "rows": 2, "bits": BITS}),
 }  # fmt: skip
-NEAR = {int: (1.5, "3"), float: ("1",), str: (3,), bool: (1, "no"), tuple: (1.0,), list: (3, "ab")}
+SIMILAR = {int: (1.5, "3"), float: ("1",), str: (3,), bool: (1, "no"), tuple: (1.0,), list: (3, "ab")}
 
 
 def every(call: Callable[..., Any], right: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call: those in `right`, else the defaults."""
+    """All arguments of a call: those in `right`, otherwise the defaults."""
     return {name: right.get(name, parameter.default) for name, parameter in inspect.signature(call).parameters.items()}
 
 
@@ -108,16 +108,16 @@ WRONG = [
     (name, argument, wrong)
     for name, (call, right) in CALLS.items()
     for argument, value in every(call, right).items()
-    for wrong in (object(), *NEAR.get(type(value), ()))
+    for wrong in (object(), *SIMILAR.get(type(value), ()))
     if not (argument == "bits" and wrong == "ab")
 ]
 
 
 @pytest.mark.parametrize(("name", "argument", "wrong"), WRONG, ids=[f"{n}({a}={w!r:.12})" for n, a, w in WRONG])
-def test_an_argument_of_another_type_is_refused_by_name(name: str, argument: str, wrong: object) -> None:
+def test_an_argument_of_another_type_is_refused_with_its_name(name: str, argument: str, wrong: object) -> None:
     call, right = CALLS[name]
-    said = "widths are" if argument in ("bits", "width") and name != "FitConfig" else rf"^{argument} (is|are) "
-    with pytest.raises(VqlabelError, match=said) as refused:
+    message = "widths are" if argument in ("bits", "width") and name != "FitConfig" else rf"^{argument} (is|are) "
+    with pytest.raises(VqlabelError, match=message) as refused:
         call(**{**every(call, right), argument: wrong})
     assert len(str(refused.value)) < 400
 
@@ -140,7 +140,7 @@ def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda: vqlabel.FitConfig(temperature=1.0), r"temperature is 1\.0 \(float\); it must be a list of .* such as \(1\.0,\)"),
         (lambda: vqlabel.FitConfig(bits=1.5), r"bits is 1\.5 \(float\); it must be a whole number or None"),
@@ -156,13 +156,13 @@ def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
         ),
     ],
 )
-def test_likely_mistakes_are_refused_with_a_remedy(call: Callable[[], Any], said: str) -> None:
-    with pytest.raises(WrongType, match=said) as refused:
+def test_likely_mistakes_are_refused_with_a_remedy(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises(WrongType, match=message) as refused:
         call()
     assert isinstance(refused.value, TypeError | UsageError)
 
 
-def test_a_codec_may_be_passed_as_the_path_of_its_file(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_pack_accepts_a_codec_or_the_path_of_its_file(dump: Path, codec_file: Path, tmp_path: Path) -> None:
     for name, codec in (("a", codec_file), ("b", str(codec_file)), ("c", vqlabel.load_codec(codec_file)[0])):
         vqlabel.pack(dump, tmp_path / name, codec=codec)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
@@ -171,13 +171,13 @@ def test_a_codec_may_be_passed_as_the_path_of_its_file(dump: Path, codec_file: P
 @pytest.mark.parametrize(
     "call", [vqlabel.open, vqlabel.verify, vqlabel.stats, vqlabel.load_codec, vqlabel.open_labels, vqlabel.fit]
 )
-def test_a_missing_file_is_also_a_filenotfounderror(call: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_a_missing_file_raises_an_error_that_is_also_a_filenotfounderror(call: Callable[[Path], Any], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^\S*gone: no such file"):
         call(tmp_path / "gone")
     assert NoSuchFile("a").exit_code == 2
 
 
-def test_a_negative_integer_is_not_packed() -> None:
+def test_negative_and_fractional_numbers_are_not_packed() -> None:
     for pack in (bitstream.pack_fixed, bitstream.pack_planes):
         for kind in (np.int8, np.int64):
             with pytest.raises(VqlabelError, match="value -1 at row 1, field 0 is below 0"):
@@ -190,7 +190,7 @@ def test_a_negative_integer_is_not_packed() -> None:
         bitstream.split_ragged(np.array([[-1, 0, 0]]))  # type: ignore[arg-type]
 
 
-def test_dictionaries_text_and_matrices_are_not_lists_and_true_is_not_a_number() -> None:
+def test_dictionaries_strings_and_matrices_are_not_lists_and_true_is_not_a_number() -> None:
     for value in ({0: 1.0}, "1", np.ones((1, 1)), [True], [None], [[1.0]]):
         with pytest.raises(WrongType):
             check_type("x", value, tuple[float, ...])

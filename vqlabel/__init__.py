@@ -1,7 +1,6 @@
-"""vqlabel: teacher labels in a few bits each.
+"""vqlabel: compress a teacher's soft labels to a few bits per label.
 
-The public names are resolved when they are first used (PEP 562), so that importing the package, or asking the command line for
-help, loads neither torch nor numpy.
+Public names are imported at first use (PEP 562), so that `import vqlabel` and `vqlabel --help` load neither torch nor numpy.
 """
 
 from importlib import import_module
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vqlabel.version import __version__ as __version__
 
-_HOME = {
+_MODULES = {  # public name -> module that defines it
     "VqlabelError": "vqlabel.errors",
     "open_labels": "vqlabel.labels",
     "LabelBatch": "vqlabel.labels",
@@ -22,8 +21,8 @@ _HOME = {
     "open": "vqlabel.training.dataset",
     "VqlDataset": "vqlabel.training.dataset",
     "VqlViews": "vqlabel.training.views",
-    "StoredBatches": "vqlabel.training.views",
-    "PooledBatches": "vqlabel.training.views",
+    "StoredBatches": "vqlabel.training.samplers",
+    "PooledBatches": "vqlabel.training.samplers",
     "convert": "vqlabel.workflows.convert",
     "relabel": "vqlabel.workflows.relabel",
     "verify": "vqlabel.workflows.verify",
@@ -58,7 +57,8 @@ if TYPE_CHECKING:
     from vqlabel.labels import LabelBatch, open_labels
     from vqlabel.report import stats
     from vqlabel.training.dataset import VqlDataset, open
-    from vqlabel.training.views import PooledBatches, StoredBatches, VqlViews
+    from vqlabel.training.samplers import PooledBatches, StoredBatches
+    from vqlabel.training.views import VqlViews
     from vqlabel.workflows.convert import convert
     from vqlabel.workflows.fit import fit
     from vqlabel.workflows.pack import pack
@@ -68,9 +68,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vqlabel' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -26,7 +26,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.precision import bf16_products, multiplies_bf16
-from vqlabel.training.losses import kl
+from vqlabel.training import kl
 
 MAX_LABEL_ERROR = 1e-4  # share of the largest logit by which labels of the same codes may differ
 MAX_KL_CHANGE = 0.02  # share of a KL by which that of another fit, or of other codes, may be higher

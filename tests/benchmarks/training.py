@@ -22,7 +22,7 @@ from torch import Tensor
 import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.report.student_network import student_network
-from vqlabel.training.views import StoredBatches
+from vqlabel.training import StoredBatches
 
 MAX_SHARE = 2  # percent of a step
 WARMUP = 2  # steps that are not counted

@@ -1,4 +1,4 @@
-"""The command line: what goes to stdout and to stderr, exit codes, and what an impatient user may do to it."""
+"""The command line: results on stdout, notes on stderr, exit codes, interruption and closed pipes."""
 
 import json
 import os
@@ -21,20 +21,21 @@ from typer.testing import CliRunner, Result
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app, show
+from vqlabel.cli.options import LAYOUTS as LAYOUT_NAMES
 from vqlabel.cli.options import read_temperature
-from vqlabel.labels import open_labels
+from vqlabel.labels import LAYOUTS, open_labels
 
 COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
 
 
 def run(*arguments: object) -> Result:
-    """In this process: fast, and what a command raises is seen."""
+    """Run a command in this process: fast, and exceptions are visible."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="vqlabel")
 
 
 def start(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """In a process of its own, as a shell does."""
+    """Start a command in its own process, as a shell does."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "vqlabel", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
@@ -46,20 +47,20 @@ def in_a_shell(*arguments: object) -> tuple[int, str, str]:
     return process.returncode, out, error
 
 
-def said(stderr: str) -> str:
-    """stderr without the line on how an array of epochs is read."""
+def notes_of(stderr: str) -> str:
+    """stderr without the note on how an array of epochs is read."""
     return re.sub(r"vqlabel: .*: read as 6 epochs of 60 images; .*\n", "", stderr)
 
 
 def ok(*arguments: object) -> str:
-    """stdout of a command that succeeds and says nothing on stderr."""
+    """stdout of a command that succeeds and prints nothing on stderr."""
     result = run(*arguments)
-    assert (result.exit_code, said(result.stderr)) == (0, ""), result.stderr
+    assert (result.exit_code, notes_of(result.stderr)) == (0, ""), result.stderr
     return result.stdout
 
 
 def ok_json(*arguments: object) -> dict[str, Any]:
-    """The one JSON object that stdout holds."""
+    """The single JSON object on stdout."""
     out = ok(*arguments, "--json")
     assert out.count("\n") == 1
     found = json.loads(out)
@@ -68,30 +69,30 @@ def ok_json(*arguments: object) -> dict[str, Any]:
 
 
 def refused(code: int, message: str, *arguments: object) -> None:
-    """`message` after "vqlabel: " on stderr in one line, nothing on stdout, no traceback."""
-    for more in ((), ("--json",)):
-        result = run(*arguments, *more)
+    """Check for one line "vqlabel: ... message ..." on stderr, an empty stdout and no traceback."""
+    for options in ((), ("--json",)):
+        result = run(*arguments, *options)
         assert isinstance(result.exception, SystemExit), result.exception
         assert result.exit_code == code, result.stderr
         assert result.stdout == ""
         assert result.stderr.startswith("vqlabel: ")
-        assert said(result.stderr).count("\n") == 1
+        assert notes_of(result.stderr).count("\n") == 1
         assert message in result.stderr
 
 
-# --- the way through ------------------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------------------------
 
 
-def test_fit_reports_what_it_held_out(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_fit_reports_the_held_out_distortion(dump: Path, codec_file: Path, tmp_path: Path) -> None:
     found = ok_json("fit", dump, "-o", tmp_path / "a.codec", *QUICK)
     assert found["path"] == str(tmp_path / "a.codec")
     assert found["held_out"] == "the last epoch (5)"
     assert (found["held"]["labels"], found["seen"]["labels"], found["code_bits"]) == (60, 300, 12)
-    assert (tmp_path / "a.codec").read_bytes() == codec_file.read_bytes(), "the same as from Python"
+    assert (tmp_path / "a.codec").read_bytes() == codec_file.read_bytes(), "the same bytes as from Python"
     out = ok("fit", dump, "-o", tmp_path / "b.codec", *QUICK)
     assert "vqae, 12 code bits per label, 40 classes of logits" in out
     assert "held out: the last epoch (5)" in out
-    assert "seen by the fit" in out
+    assert "training labels" in out
     assert "perplexity per slot" in out
     assert f"{found['held']['kl_T20']:.4f}" in out
 
@@ -122,17 +123,17 @@ def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Pat
     assert found["config"]["quantizer"] == "grouped"
 
 
-def test_a_schedule_stands_for_four_temperatures() -> None:
+def test_a_schedule_is_parsed_to_four_temperatures() -> None:
     assert read_temperature("20:2") == pytest.approx((20, 9.2832, 4.3089, 2))
     assert read_temperature("2:20") == pytest.approx((2, 4.3089, 9.2832, 20))
     assert read_temperature("4") == (4,)
 
 
-def test_squared_error_of_logits_is_a_high_temperature() -> None:
+def test_mse_is_parsed_to_a_high_temperature() -> None:
     assert read_temperature("mse") == (100,)
 
 
-def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
+def test_pack_accepts_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert found.pop("augmentation_bits")["stored"] > 30
     fit = found.pop("fit")
@@ -144,20 +145,18 @@ def test_pack_takes_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_pa
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
     assert "360 labels of 40 classes, 6 epochs, in" in out
     assert "12 code bits each\naugmentation and order: " in out
-    assert f"from {codec_file}, on the dump that it was fitted to: held out (the last epoch (5), 60 labels)" in out
+    assert f"{codec_file}, on the dump that it was fitted to: held out (the last epoch (5), 60 labels)" in out
 
 
-def test_pack_ends_with_what_its_labels_are_worth(dump: Path, tmp_path: Path) -> None:
+def test_pack_prints_the_distortion_of_its_labels_last(dump: Path, tmp_path: Path) -> None:
     options = ("--bits", 12, "--codebook-size", 8, "--epochs", 1, "--temperature", 20)
     result = run("pack", dump, "-o", tmp_path / "a.vql", *options)
     assert result.exit_code == 0
     held, unbiased, mean = result.stdout.splitlines()[-3:]
     figure = r"\d\.\d{3} at T = 20"
-    assert re.fullmatch(
-        rf"held out \(the last epoch \(5\), 60 labels\): largest class as the teacher's in [\d.]+ %, KL {figure}", held
-    )
-    assert re.fullmatch(rf".* by a gain of [\d.]+: .* KL with --gain 1: {figure}", unbiased)
-    assert re.fullmatch(rf"for comparison, KL of one mean label for all: {figure}", mean)
+    assert re.fullmatch(rf"held out \(the last epoch \(5\), 60 labels\): top-1 agreement [\d.]+ %, KL {figure}", held)
+    assert re.fullmatch(rf"labels are rescaled to be unbiased, by a gain of [\d.]+: .* KL with --gain 1: {figure}", unbiased)
+    assert re.fullmatch(rf"for comparison, KL if every label is replaced by the mean label: {figure}", mean)
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(300, 30)).astype(np.float16))
     result = run("pack", tmp_path / "noise.npy", "-o", tmp_path / "b.vql", "--bits", 1, "--epochs", 0, "--json")
     warnings = json.loads(result.stdout)["fit"]["warnings"]
@@ -167,37 +166,37 @@ def test_pack_ends_with_what_its_labels_are_worth(dump: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("codec", "bits"), [("vqae", 12), ("topk", 44), ("raw", 640)])
-def test_pack_fits_a_codec_where_only_its_kind_is_named(codec: str, bits: int, dump: Path, tmp_path: Path) -> None:
+def test_pack_fits_a_codec_if_only_its_kind_is_given(codec: str, bits: int, dump: Path, tmp_path: Path) -> None:
     result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec, "--epochs", 1, "--bits", min(bits, 64), "--json")
     assert (result.exit_code, json.loads(result.stdout)["code_bits"]) == (0, bits)
     large = f"the file has {(tmp_path / 'a.vql').stat().st_size:,} bytes, the uncompressed labels 28,800: for so few labels use --codec raw"
     notes = {
         "vqae": [large],
-        "topk": ["--epochs 1 has no effect: --codec topk takes --slots and --bits", "the stored classes have only 7"],
-        "raw": [f"--{option} has no effect: --codec raw stores labels as they are" for option in ("bits 64", "epochs 1")],
+        "topk": ["--epochs 1 has no effect: --codec topk uses only --slots and --bits", "the stored classes have only 7"],
+        "raw": [f"--{option} has no effect: --codec raw stores labels unchanged" for option in ("bits 64", "epochs 1")],
     }[codec]
-    lines = said(result.stderr).splitlines()
+    lines = notes_of(result.stderr).splitlines()
     assert len(lines) == len(notes) and all(line.startswith(f"vqlabel: {note}") for line, note in zip(lines, notes, strict=True))
     assert ok_json("info", tmp_path / "a.vql")["codec"]["kind"] == codec
 
 
-def test_pack_tells_how_much_of_a_label_topk_drops(dump: Path, tmp_path: Path) -> None:
+def test_pack_reports_the_probability_of_the_classes_that_topk_stores(dump: Path, tmp_path: Path) -> None:
     result = run("pack", dump, "-o", tmp_path / "a.vql", "--codec", "topk", "--slots", 3)
     share = 100 * ok_json("stats", tmp_path / "a.vql", "--against", dump)["distortion"]["mass_kept"]
-    assert f"KL is over the stored classes, which have {share:.0f}"[:-1] in result.stdout
+    assert f"KL is computed over the stored classes, which have {share:.0f}"[:-1] in result.stdout
     assert "the KL is over these classes alone; more --slots or --bits keep more" in result.stderr
     result = run("pack", dump, "-o", tmp_path / "b.vql", "--codec", "topk", "--slots", 39)
-    assert "which have 100.0 %" in result.stdout and said(result.stderr) == ""
+    assert "which have 100.0 %" in result.stdout and notes_of(result.stderr) == ""
 
 
-def test_pack_says_what_it_read_and_no_price_of_views_that_there_are_not(dump: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_pack_reports_no_augmentation_bits_for_a_dump_without_augmentation(dump: Path, codec_file: Path, tmp_path: Path) -> None:
     out = ok("pack", dump, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert "360 labels of 40 classes, 6 epochs, in" in out
     assert "augmentation" not in out
     assert ok_json("pack", dump, "-o", tmp_path / "b.vql", "--codec", codec_file)["augmentation_bits"] == {}
 
 
-def test_pack_says_what_raw_labels_weigh_in_the_file(tree: Path, tmp_path: Path) -> None:
+def test_pack_reports_the_compressed_size_of_raw_labels(tree: Path, tmp_path: Path) -> None:
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", "raw")
     codes = next(row["bytes"] for row in ok_json("stats", tmp_path / "a.vql")["rows"] if row["part"] == "codes")
     assert (
@@ -206,10 +205,10 @@ def test_pack_says_what_raw_labels_weigh_in_the_file(tree: Path, tmp_path: Path)
         and found["stored_code_bits"] < 600
     )
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", "raw")
-    assert f"640 code bits each, {found['stored_code_bits']:.1f} as they are compressed" in out
+    assert f"640 code bits each, compressed to {found['stored_code_bits']:.1f}" in out
 
 
-def test_a_rate_that_a_codec_has_not_is_refused_with_those_that_it_has(tree: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_a_rate_outside_the_codecs_range_is_refused(tree: Path, codec_file: Path, tmp_path: Path) -> None:
     for bits in (100, 2, 0):
         result = run("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file, "--bits", bits)
         assert (result.exit_code, result.stdout) == (2, "")
@@ -229,22 +228,22 @@ def test_info_of_a_codec_file_shows_the_report_of_its_fit(codec_file: Path) -> N
         assert (result.exit_code, "not a .vql file but a codec file; `vqlabel info` shows it" in result.stderr) == (3, True)
 
 
-def test_info_of_a_seeded_file_names_what_it_holds_and_what_is_drawn_again() -> None:
+def test_info_of_a_seeded_file_lists_stored_and_generated_columns() -> None:
     found = ok_json("info", GOLDEN / "seeded.vql")
     assert (found["order"], found["columns"], found["epochs"], found["batch_size"]) == ("seeded", ["image_size"], 4, 4)
     assert found["drawn"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box"]
 
 
 @pytest.mark.parametrize(
-    ("slopes", "asked", "said"),
+    ("slopes", "gain", "message"),
     [
-        ({"T20": 1.003}, None, r"gain 1\.200: labels are unbiased, .* held out: 1\.00 at T = 20"),
-        ({"T20": 0.81}, None, r"gain 1\.200: labels are nearer to unbiased ones .* held out: 0\.81 at T = 20"),
-        ({"T20": 0.81}, 1.2, r"gain 1\.200: as asked for; .* held out: 0\.81 at T = 20"),
+        ({"T20": 1.003}, None, r"gain 1\.200: labels are rescaled to be unbiased: .* held out: 1\.00 at T = 20"),
+        ({"T20": 0.81}, None, r"gain 1\.200: labels are less biased than calibrated ones, .* held out: 0\.81 at T = 20"),
+        ({"T20": 0.81}, 1.2, r"gain 1\.200: set by --gain; .* held out: 0\.81 at T = 20"),
     ],
 )
-def test_labels_are_called_unbiased_where_they_are(
-    slopes: dict[str, float], asked: float | None, said: str, capsys: pytest.CaptureFixture[str]
+def test_labels_are_called_unbiased_only_if_the_slope_is_near_1(
+    slopes: dict[str, float], gain: float | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     part = {"labels": 1, "kl_T1": 0.5}
     report = {
@@ -255,11 +254,11 @@ def test_labels_are_called_unbiased_where_they_are(
         "held": part,
         "seen": part,
     }
-    show.show_fit({**report, "gain": 1.2, "bias_slope": slopes, "fit": {"gain": asked}})
-    assert re.search(said, capsys.readouterr().out)
+    show.show_fit({**report, "gain": 1.2, "bias_slope": slopes, "fit": {"gain": gain}})
+    assert re.search(message, capsys.readouterr().out)
 
 
-def test_unpack_writes_a_file_or_a_tree(vql: Path, tmp_path: Path) -> None:
+def test_unpack_writes_a_file_or_a_folder(vql: Path, tmp_path: Path) -> None:
     found = ok_json("unpack", vql, "-o", tmp_path / "a.npy", "--records", "10:-5", "--dtype", "f32")
     assert found == {"path": str(tmp_path / "a.npy"), "records": 345, "classes": 40, "dtype": "f32"}
     assert np.load(tmp_path / "a.npy").shape == (345, 40)
@@ -267,7 +266,7 @@ def test_unpack_writes_a_file_or_a_tree(vql: Path, tmp_path: Path) -> None:
     assert len(open_labels(tmp_path / "tree").places) == 24
 
 
-def test_stats_account_for_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None:
+def test_stats_reports_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None:
     found = ok_json("stats", vql, "--against", tree, "--teacher-bytes", 5000)
     assert {"records", "classes", "bytes", "bits_per_label"} <= set(found)
     assert found["bytes"]["total"] == vql.stat().st_size
@@ -289,7 +288,7 @@ def test_stats_account_for_every_byte(vql: Path, tree: Path, tmp_path: Path) -> 
         assert any(line.startswith(row["part"]) and f"{row['bytes']:,}" in line for line in out.splitlines())
 
 
-def test_stats_of_probabilities_need_no_more_flags(probs: NDArray[np.float16], tmp_path: Path) -> None:
+def test_stats_reads_a_dump_of_probabilities_in_the_files_domain(probs: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "probs.npy", probs)
     ok("pack", tmp_path / "probs.npy", "-o", tmp_path / "a.vql", "--domain", "probs", *QUICK)
     assert ok_json("stats", tmp_path / "a.vql", "--against", tmp_path / "probs.npy")["distortion"]["kl_T1"] > 0
@@ -315,15 +314,15 @@ def test_stats_draws_calibration(vql: Path, tree: Path, tmp_path: Path) -> None:
     ok("stats", vql, "--against", tree, "--plot-calibration", out, "--overwrite")
 
 
-def test_a_calibration_plot_that_cannot_be_written_is_refused_before_any_work(
+def test_a_calibration_plot_that_cannot_be_written_is_refused_before_measuring(
     vql: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra `plot` is not installed")
 
-    def worked(*_: object, **__: object) -> None:
-        raise AssertionError("too late")
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("refused too late")
 
-    monkeypatch.setattr("vqlabel.report.stats", worked)
+    monkeypatch.setattr("vqlabel.report.stats", measure)
     (tmp_path / "a.png").write_bytes(b"precious")
     for code, message, out in (
         (4, "a.png exists; pass --overwrite", tmp_path / "a.png"),
@@ -334,26 +333,26 @@ def test_a_calibration_plot_that_cannot_be_written_is_refused_before_any_work(
         refused(code, message, "stats", vql, "--against", tree, "--plot-calibration", out)
     refused(2, "c.png: needs --against, the dump to compare with", "stats", vql, "--plot-calibration", tmp_path / "c.png")
     for flag, value in (("--layout", "sre2l"), ("--array", "a"), ("--axes", "images,views,classes")):
-        refused(2, f"{flag} {value}: tells how to read a dump; needs --against", "stats", vql, flag, value)
+        refused(2, f"{flag} {value}: needs --against, the dump that it applies to", "stats", vql, flag, value)
     both = ("--plot", tmp_path / "c.png", "--plot-calibration", tmp_path / "c.png")
     refused(2, "name two files", "stats", vql, "--against", tree, *both)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"precious")]
 
 
-def test_stats_say_where_the_labels_are_not_those_that_were_packed(
+def test_stats_reports_labels_that_are_not_those_of_the_file(
     vql: Path, tree: Path, logits: NDArray[np.float16], tmp_path: Path
 ) -> None:
-    np.save(tmp_path / "other.npy", logits)  # in the order of the images, not of the tree
+    np.save(tmp_path / "other.npy", logits)  # in the order of the images, not of the dump's batches
     result = run("stats", vql, "--against", tmp_path / "other.npy", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["same_dump"] is False
-    want = f"vqlabel: {tmp_path / 'other.npy'}: its labels are not those that {vql} was packed from (their sha256 differs); compared all the same\n"
+    want = f"vqlabel: {tmp_path / 'other.npy'}: its labels differ from those that {vql} was packed from (by sha256); the comparison continues\n"
     assert result.stderr == want
-    assert ok_json("stats", vql, "--against", tree)["same_dump"] is True  # and stderr is empty
+    assert ok_json("stats", vql, "--against", tree)["same_dump"] is True  # `ok` checks that stderr is empty
     assert "another teacher's labels" in " ".join(ok("stats", "--help").split())
 
 
-def test_info_says_what_the_header_holds(vql: Path) -> None:
+def test_info_prints_the_header(vql: Path) -> None:
     found = ok_json("info", vql)
     assert (found["records"], found["batches"], found["order"]) == (360, 24, "explicit")
     assert found["label"] == {"classes": 40, "domain": "logits", "dtype": "F16", "shift_preserved": False}
@@ -366,7 +365,7 @@ def test_info_says_what_the_header_holds(vql: Path) -> None:
 def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
     found = ok_json("verify", vql)
     assert found == {"path": str(vql), **vqlabel.verify(vql)}
-    assert "all sound" in ok("verify", vql)
+    assert "all valid" in ok("verify", vql)
     data = bytearray(vql.read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "bad.vql").write_bytes(data)
@@ -376,20 +375,18 @@ def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
 # --- exit codes -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_request_that_contradicts_itself_or_its_input_exits_with_2(
-    dump: Path, vql: Path, codec_file: Path, tmp_path: Path
-) -> None:
+def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "a"
     for message, arguments in (
         ("bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
         ("0 slots leave nothing but a prior", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
         ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
         ("codec is 'zip'; it must be one of vqae, sparse, topk, raw", ("fit", dump, "-o", out, "--codec", "zip")),
-        ("--temperature '20:x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "20:x")),
-        ("--temperature '0:2': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "0:2")),
+        ("--temperature '20:x': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "20:x")),
+        ("--temperature '0:2': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "0:2")),
         ("temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),
         ("--exact-classes 'two': must be a number of classes, or auto", ("fit", dump, "-o", out, "--exact-classes", "two")),
-        ("--temperature '1,x': must be numbers with commas between them", ("fit", dump, "-o", out, "--temperature", "1,x")),
+        ("--temperature '1,x': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "1,x")),
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
         ("no: no such folder; make it first", ("fit", dump, "-o", tmp_path / "no" / "a")),
         ("no: no such folder; make it first", ("pack", dump, "-o", tmp_path / "no" / "a.vql")),
@@ -436,7 +433,7 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
     assert not (tmp_path / "a").exists()
 
 
-def test_what_is_there_is_not_replaced_and_exits_with_4(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_an_existing_target_is_not_replaced_and_exits_with_4(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
     for name in ("a.codec", "a.vql", "a.npy", "a.png"):
         (tmp_path / name).write_bytes(b"precious")
     commands: dict[str, tuple[object, ...]] = {
@@ -451,7 +448,7 @@ def test_what_is_there_is_not_replaced_and_exits_with_4(dump: Path, vql: Path, c
         assert (tmp_path / name).read_bytes() != b"precious"
 
 
-def test_a_machine_without_the_device_exits_with_1(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
+def test_a_missing_device_exits_with_1(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
     refused(2, "check --device", "fit", dump, "-o", tmp_path / "a.codec", "--device", "abacus", *QUICK)
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -470,7 +467,7 @@ def test_an_unknown_option_or_a_missing_argument_exits_with_2() -> None:
         assert "Traceback" not in result.stderr
 
 
-def test_exit_codes_and_streams_as_a_shell_sees_them(vql: Path, dump: Path, tmp_path: Path) -> None:
+def test_exit_codes_and_streams_in_a_shell(vql: Path, dump: Path, tmp_path: Path) -> None:
     code, out, error = in_a_shell("info", vql, "--json")
     assert (code, error) == (0, "")
     assert json.loads(out)["records"] == 360
@@ -490,7 +487,7 @@ def test_exit_codes_and_streams_as_a_shell_sees_them(vql: Path, dump: Path, tmp_
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_and_each_of_its_options(command: str) -> None:
+def test_help_of_every_command_has_its_description_and_options(command: str) -> None:
     out = ok(command, "--help")
     assert f"vqlabel {command}" in out
     (registered,) = [c for c in app.registered_commands if c.callback is not None and c.callback.__name__ == command]
@@ -502,7 +499,7 @@ def test_every_command_explains_itself_and_each_of_its_options(command: str) -> 
     assert "--help" in out
 
 
-def test_help_names_every_command() -> None:
+def test_help_lists_every_command() -> None:
     out = ok("--help")
     assert sorted(c.callback.__name__ for c in app.registered_commands if c.callback is not None) == sorted(COMMANDS)
     assert all(command in out for command in COMMANDS)
@@ -511,7 +508,7 @@ def test_help_names_every_command() -> None:
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["fit", "--help"], ["info", "{vql}"], ["stats", "{vql}", "--json"]], ids=lambda a: a[0]
 )
-def test_help_and_what_reads_a_header_load_no_torch(arguments: list[str], vql: Path) -> None:
+def test_help_and_commands_that_read_headers_do_not_import_torch(arguments: list[str], vql: Path) -> None:
     code = (
         "import sys; from vqlabel.cli import main\n"
         "try: main()\n"
@@ -527,24 +524,24 @@ def test_help_and_what_reads_a_header_load_no_torch(arguments: list[str], vql: P
     assert "--help" not in arguments or "numpy" not in loaded
 
 
-def test_the_array_is_named_by_an_option_or_behind_the_path_in_every_command_that_reads_a_dump(tmp_path: Path) -> None:
+def test_every_command_that_reads_a_dump_accepts_array_and_dump_colon_name(tmp_path: Path) -> None:
     z = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float16)
     np.savez(tmp_path / "a.npz", train=z, val=-z)
     refused(3, "a.npz: several of its arrays may be the labels: 'train'", "pack", tmp_path / "a.npz", "-o", tmp_path / "a.vql")
-    for at, named in enumerate(((f"{tmp_path / 'a.npz'}:val",), (tmp_path / "a.npz", "--array", "val"))):
-        assert run("pack", *named, "-o", tmp_path / f"{at}.vql", "--codec", "raw").exit_code == 0
-        assert run("convert", *named, tmp_path / f"{at}.npy").exit_code == 0
-        assert (np.load(tmp_path / f"{at}.npy") == -z).all()
-        against = ("--against", *named)
-        assert json.loads(run("stats", tmp_path / f"{at}.vql", *against, "--json").stdout)["same_dump"] is True
+    for form, dump in enumerate(((f"{tmp_path / 'a.npz'}:val",), (tmp_path / "a.npz", "--array", "val"))):
+        assert run("pack", *dump, "-o", tmp_path / f"{form}.vql", "--codec", "raw").exit_code == 0
+        assert run("convert", *dump, tmp_path / f"{form}.npy").exit_code == 0
+        assert (np.load(tmp_path / f"{form}.npy") == -z).all()
+        against = ("--against", *dump)
+        assert json.loads(run("stats", tmp_path / f"{form}.vql", *against, "--json").stdout)["same_dump"] is True
     refused(2, "a dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes")
 
 
-# --- an impatient user ----------------------------------------------------------------------------------------------------------
+# --- interruption and closed pipes --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
-def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tmp_path: Path) -> None:
+def test_an_interrupted_fit_resumes_to_the_same_bytes(dump: Path, tmp_path: Path) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     command = ("fit", dump, "-o", out, "--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "20")
     process = start(*command)
@@ -553,8 +550,8 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     process.send_signal(signal.SIGINT)
     shown, error = process.communicate(timeout=60)
     assert (process.returncode, shown) == (130, ""), error
-    end = "nothing half-written was left; the same command with --resume goes on where it was"
-    assert said(error) == f"vqlabel: interrupted; {end}\n"
+    end = "no partial output was left; run the same command with --resume to continue"
+    assert notes_of(error) == f"vqlabel: interrupted; {end}\n"
     assert list(tmp_path.iterdir()) == [state]
     refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
     ok(*command, "--resume")
@@ -563,48 +560,54 @@ def test_an_interrupted_fit_says_so_and_resumes_to_the_same_bytes(dump: Path, tm
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()
 
 
-STOP = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-IN_THE_MAKING_OF_A_CLASS = "class Stop:\n  def __set_name__(self, *_): exec(stop)\nclass Made:\n  field = Stop()"
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+INTERRUPT_IN_CLASS_CREATION = "class Stop:\n  def __set_name__(self, *_): exec(stop)\nclass Made:\n  field = Stop()"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")
-@pytest.mark.parametrize("where", [STOP, IN_THE_MAKING_OF_A_CLASS], ids=["in an exec", "in the making of a class"])
-def test_an_interrupt_is_one_wherever_it_strikes(where: str, dump: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code_of_fit", [INTERRUPT, INTERRUPT_IN_CLASS_CREATION], ids=["in an exec", "in class creation"])
+def test_an_interrupt_inside_an_exec_exits_with_130(code_of_fit: str, dump: Path, tmp_path: Path) -> None:
     code = (
         "import sys, vqlabel.workflows.fit, vqlabel.cli\n"
-        f"vqlabel.workflows.fit.read_sample = lambda *_, **__: exec({where!r}, {{'stop': {STOP!r}}})\n"
+        f"vqlabel.workflows.fit.read_sample = lambda *_, **__: exec({code_of_fit!r}, {{'stop': {INTERRUPT!r}}})\n"
         "vqlabel.cli.main()"
     )
-    (tmp_path / "stopped.py").write_text(code)  # with `-m`: only so does Python kill itself for an interrupt that was caught
+    (tmp_path / "stopped.py").write_text(code)  # with `-m`: otherwise Python does not kill itself for a caught interrupt
     command = [sys.executable, "-m", "stopped", "fit", str(dump), "-o", str(tmp_path / "a.codec")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert (done.returncode, done.stdout) == (130, "")
-    assert said(done.stderr) == "vqlabel: interrupted; nothing half-written was left\n", "there is no state to resume from"
+    assert notes_of(done.stderr) == "vqlabel: interrupted; no partial output was left\n", "there is no state to resume from"
     assert list(tmp_path.iterdir()) == [tmp_path / "stopped.py"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX pipe")
 @pytest.mark.parametrize("arguments", [("stats", "{vql}"), ("info", "{vql}", "--json"), ("--help",)], ids=lambda a: a[0])
-def test_a_reader_that_goes_away_is_no_error(arguments: tuple[str, ...], vql: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(arguments: tuple[str, ...], vql: Path) -> None:
     process = start(*(argument.format(vql=vql) for argument in arguments))
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(timeout=60) in (0, 1)  # 1: where it is typer that notices
+    assert process.wait(timeout=60) in (0, 1)  # 1 if Typer detects the closed pipe
     process.stderr.close()
 
 
-def test_pack_says_what_its_user_would_miss_later(batches: list[Any], write_dump: Any, codec_file: Path, tmp_path: Path) -> None:
+def test_pack_notes_a_missing_image_order_and_an_unreadable_recipe(
+    batches: list[Any], write_dump: Any, codec_file: Path, tmp_path: Path
+) -> None:
     few = write_dump(tmp_path / "few", [replace(batches[0], image=None)], "sre2l")
     result = run("pack", few, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert result.exit_code == 0
     unknown, *_ = result.stderr.splitlines()
     assert unknown.endswith(
-        "few: does not say which image a label is of, so no student can see its view; --images FOLDER finds it out"
+        "few: does not record the image of each label, so its views cannot be rendered; --images FOLDER infers it"
     )
     (tmp_path / "few.recipe.json").write_text("{")
     result = run("pack", few, "-o", tmp_path / "b.vql", "--codec", "raw")
-    assert result.exit_code == 0, "the other price is no reason to fail"
+    assert result.exit_code == 0, "an unreadable recipe is only a note"
     assert "the size of seeded views is unknown" in result.stderr
+
+
+def test_help_lists_every_layout() -> None:
+    assert set(re.split(", | or ", LAYOUT_NAMES)) == LAYOUTS.keys()

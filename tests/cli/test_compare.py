@@ -17,7 +17,7 @@ def run(*arguments: object) -> Result:
 
 
 def rates(*arguments: object) -> list[int]:
-    """The rates that --bits is parsed to."""
+    """The rates to which --bits is parsed."""
     result = run(*arguments, *QUICK, "--axes", "epochs,images,classes", "--json")
     assert (result.exit_code, result.stderr) == (0, ""), result.stderr
     assert result.stdout.count("\n") == 1
@@ -33,7 +33,7 @@ def refused(code: int, message: str, *arguments: object) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_bits_are_taken_in_every_form(dump: Path) -> None:
+def test_bits_are_accepted_in_every_form(dump: Path) -> None:
     assert rates(dump, "--bits", "24", "48", "96") == [24, 48, 96]
     assert rates("--bits", "24", "48", dump) == [24, 48]
     assert rates(dump, "--bits", "24,48", "96") == [24, 48, 96]
@@ -49,15 +49,18 @@ def test_numbers_after_other_options_are_not_bits(dump: Path) -> None:
     refused(2, "unexpected extra argument", dump, "--bits", "24", "--seed", "3", "4", *QUICK)
 
 
-def test_tables_have_a_heading_for_each_part_and_the_size_of_the_teacher(dump: Path, tmp_path: Path) -> None:
+def test_each_table_has_a_heading_and_the_teachers_size_is_printed(dump: Path, tmp_path: Path) -> None:
     (tmp_path / "teacher.bin").write_bytes(bytes(4500))
     result = run(dump, "--bits", "44", *QUICK, "--teacher", tmp_path / "teacher.bin", "--temperature", "1,4")
-    assert result.exit_code == 0 and result.stderr.count("\n") == 1, "one line, on how the array is read"
+    assert result.exit_code == 0 and result.stderr.count("\n") == 1, "one note, on how the array is read"
     out = result.stdout
     assert "360 labels of 40 classes of logits; fitted for T = 1, 4" in out
-    assert "held out: the last epoch (5), 60 labels that no method was fitted to; fixed parts are not counted" in out
-    assert "all-in: fixed parts are divided by this dump's labels; measured on 360 of them, training and held out" in out
-    assert "the teacher itself: 4.50 kB, 100.0 bits per label of this dump" in out
+    assert "held out: the last epoch (5), 60 labels, not used by any fit; fixed parts are not counted" in out
+    assert (
+        "all-in: fixed parts are divided by the number of labels in this dump; measured on 360 of them, training and held out"
+        in out
+    )
+    assert "teacher: 4.50 kB, 100.0 bits per label of this dump" in out
     assert out.count("top-k (MR-k, flat tail)") == out.count("hard label") == 2
     assert out.count("all-in bits") == 1
 
@@ -91,13 +94,13 @@ def test_a_plot_is_drawn_and_an_existing_file_is_kept_without_overwrite(
 
 
 def test_invalid_options_are_refused(dump: Path, tmp_path: Path) -> None:
-    refused(2, "--bits '8 x': must be whole numbers, such as 8 16 32 or 8,16,32", dump, "--bits", "8 x")
-    refused(2, "--bits '-8': must be whole numbers", dump, "--bits=-8")
+    refused(2, "--bits '8 x': must be integers, such as 8 16 32 or 8,16,32", dump, "--bits", "8 x")
+    refused(2, "--bits '-8': must be integers", dump, "--bits=-8")
     refused(2, "bits is 0; it must be 1..65536", dump, "--bits", "0")
     refused(2, "methods is 'zip'; it must be one of vqae", dump, "--methods", "zip")
     refused(2, "--teacher and --teacher-bytes both give the size of the teacher", dump, "--teacher", dump, "--teacher-bytes", 5)
     refused(2, "nothing: no such file; name the teacher's weights", dump, "--teacher", tmp_path / "nothing")
-    refused(2, "--temperature '1,x': must be numbers", dump, "--temperature", "1,x")
+    refused(2, "--temperature '1,x': must be comma-separated numbers", dump, "--temperature", "1,x")
     refused(2, "nothing.npy: no such file or directory", tmp_path / "nothing.npy")
     refused(2, "layout is 'fkd2'", dump, "--layout", "fkd2")
     (tmp_path / "a.npy").write_bytes(b"no array")

@@ -215,14 +215,15 @@ def test_an_error_message_quotes_little_of_a_long_header(tmp_path: Path) -> None
 
 
 def test_views_that_exceed_the_memory_limit_are_refused() -> None:
-    from vqlabel.training.views import _check_memory
+    from vqlabel.training.image_checks import check_view_memory
 
-    _check_memory(4096, 224)
+    check_view_memory(4096, 224)
     for side in (60_000, 4097):
-        with pytest.raises(UsageError, match=rf"side of a view is {side}; it must be 4096 pixels at most"):
-            _check_memory(1, side)
+        with pytest.raises(UsageError, match=rf"side of a view is {side}; it must be at most 4096 pixels"):
+            check_view_memory(1, side)
     with pytest.raises(
-        UsageError, match=r"200000; it at 224 pixels a side take 120.4 GB; at most 8.6 GB are made at a time: ask for fewer"
+        UsageError,
+        match=r"200000; it must be at most 14266 at 224 pixels a side \(120\.4 GB requested, limit 8\.6 GB\); request fewer records",
     ):
-        _check_memory(200_000, 224)
+        check_view_memory(200_000, 224)
     assert VqlViews

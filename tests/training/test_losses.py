@@ -1,4 +1,4 @@
-"""What students train with, against closed forms and torch's own losses."""
+"""Losses of students, temperature schedules and the temperature search, against closed forms and torch's own losses."""
 
 import io
 import math
@@ -17,7 +17,7 @@ from vqlabel.codecs.topk.codec import TopkCodec
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.batch import NOWHERE
-from vqlabel.training.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
+from vqlabel.training import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
 from vqlabel.vql.decode import decode_steps
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
@@ -38,20 +38,20 @@ def labels() -> Tensor:
 
 @pytest.fixture
 def student() -> Tensor:
-    """[64, 20] the logits of a student that is often wrong; a leaf."""
+    """[64, 20] logits of a student that is often wrong; a leaf tensor."""
     return normal(64, 20, seed=1).requires_grad_(True)
 
 
 def gradient(loss: Tensor, of: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(loss, of)
-    return found
+    (grad,) = torch.autograd.grad(loss, of)
+    return grad
 
 
 # --- KL ---------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_kl_of_known_distributions(temperature: float) -> None:
+def test_kl_matches_the_closed_form(temperature: float) -> None:
     teacher, student = temperature * P.log() + 3, temperature * Q.log() - 5
     assert kl(student, teacher, temperature).item() == pytest.approx(KL_PQ, rel=1e-5)
     assert kl(student, teacher, temperature, squared=True).item() == pytest.approx(temperature**2 * KL_PQ, rel=1e-5)
@@ -59,45 +59,45 @@ def test_kl_of_known_distributions(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_kl_is_the_loss_of_the_recipes(temperature: float, labels: Tensor, student: Tensor) -> None:
-    theirs = nn.KLDivLoss(reduction="batchmean")
+def test_kl_equals_torchs_kldivloss(temperature: float, labels: Tensor, student: Tensor) -> None:
+    reference = nn.KLDivLoss(reduction="batchmean")
     assert torch.equal(
-        kl(student, labels, temperature), theirs((student / temperature).log_softmax(1), (labels / temperature).softmax(1))
+        kl(student, labels, temperature), reference((student / temperature).log_softmax(1), (labels / temperature).softmax(1))
     )
-    own = kl(student, labels, temperature, student_temperature=0.3)
-    assert torch.equal(own, theirs((student / 0.3).log_softmax(1), (labels / temperature).softmax(1)))
+    cooler = kl(student, labels, temperature, student_temperature=0.3)
+    assert torch.equal(cooler, reference((student / 0.3).log_softmax(1), (labels / temperature).softmax(1)))
     assert torch.equal(kl(student, labels), kl(student, labels, 20.0))
 
 
 @pytest.mark.parametrize("squared", [False, True])
-@pytest.mark.parametrize("own", [None, 0.4])
+@pytest.mark.parametrize("tau", [None, 0.4])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_the_gradient_of_kl_is_the_difference_of_the_distributions(
-    temperature: float, own: float | None, squared: bool, labels: Tensor, student: Tensor
+    temperature: float, tau: float | None, squared: bool, labels: Tensor, student: Tensor
 ) -> None:
-    found = gradient(kl(student, labels, temperature, student_temperature=own, squared=squared), student)
-    at = own or temperature
-    want = (F.softmax(student / at, 1) - F.softmax(labels / temperature, 1)) / at / len(labels)
-    torch.testing.assert_close(found, want * temperature**2 if squared else want, rtol=1e-4, atol=1e-7)
+    grad = gradient(kl(student, labels, temperature, student_temperature=tau, squared=squared), student)
+    t = tau or temperature
+    want = (F.softmax(student / t, 1) - F.softmax(labels / temperature, 1)) / t / len(labels)
+    torch.testing.assert_close(grad, want * temperature**2 if squared else want, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("own", [None, 0.4])
-def test_a_student_that_agrees_with_its_teacher_has_no_loss(own: float | None, labels: Tensor) -> None:
+@pytest.mark.parametrize("tau", [None, 0.4])
+def test_kl_is_zero_for_equal_distributions(tau: float | None, labels: Tensor) -> None:
     for temperature in TEMPERATURES:
-        perfect = labels * (own or temperature) / temperature - 30
-        assert kl(perfect, labels, temperature, student_temperature=own).item() == pytest.approx(0, abs=1e-6)
+        perfect = labels * (tau or temperature) / temperature - 30
+        assert kl(perfect, labels, temperature, student_temperature=tau).item() == pytest.approx(0, abs=1e-6)
     probs = F.softmax(labels, 1)
     assert kl(labels, probs, 1, domain="probs").item() == pytest.approx(0, abs=1e-6)
 
 
-def test_probabilities_train_as_the_logits_they_came_from(labels: Tensor, student: Tensor) -> None:
+def test_kl_of_probabilities_equals_kl_of_their_logits(labels: Tensor, student: Tensor) -> None:
     probs = F.softmax(labels, 1)
-    for own in (None, 0.4):
-        found = kl(student, probs, 1, student_temperature=own, domain="probs")
-        torch.testing.assert_close(found, kl(student, labels, 1, student_temperature=own))
-    stored = 0.9 * probs  # what a file of the k largest keeps of a sum
+    for tau in (None, 0.4):
+        loss = kl(student, probs, 1, student_temperature=tau, domain="probs")
+        torch.testing.assert_close(loss, kl(student, labels, 1, student_temperature=tau))
+    stored = 0.9 * probs  # stored probabilities need not sum to 1
     torch.testing.assert_close(kl(student, stored, 1, domain="probs"), kl(student, labels, 1))
-    sharp = torch.eye(20)[:10]  # p log p of 0 is 0
+    sharp = torch.eye(20)[:10]  # p log p is 0 at p = 0
     assert kl(student[:10], sharp, 1, domain="probs").item() == pytest.approx(
         F.cross_entropy(student[:10], torch.arange(10)).item()
     )
@@ -106,12 +106,12 @@ def test_probabilities_train_as_the_logits_they_came_from(labels: Tensor, studen
 # --- the k largest ----------------------------------------------------------------------------------------------------------------
 
 
-def test_mr_k_by_hand() -> None:
+def test_mr_k_matches_the_closed_form() -> None:
     labels, student = torch.tensor([[1.0, 3.0, 2.0, 0.0]]), torch.tensor([[0.5, -1.0, 0.25, 2.0]])
     found = top_k(labels, 2)
     assert found.tolist() == [[NOWHERE, 3.0, 2.0, NOWHERE]]
     for temperature in TEMPERATURES:
-        q = 1 / (1 + math.exp(-1 / temperature))  # of the larger; 1 - q of the other
+        q = 1 / (1 + math.exp(-1 / temperature))  # probability of the larger; the other has 1 - q
         log_s = [
             z / temperature - math.log(sum(math.exp(z / temperature) for z in student[0].tolist())) for z in student[0].tolist()
         ]
@@ -120,21 +120,21 @@ def test_mr_k_by_hand() -> None:
         assert targets(found, temperature).tolist() == [pytest.approx([0, q, 1 - q, 0])]
 
 
-def test_the_k_largest_probabilities_are_made_to_add_up_to_1() -> None:
+def test_the_k_largest_probabilities_are_normalised() -> None:
     probs = torch.tensor([[0.4, 0.1, 0.2, 0.3]], dtype=torch.float16)
     assert top_k(probs, 3, "probs").tolist() == [pytest.approx([4 / 9, 0, 2 / 9, 3 / 9], abs=1e-3)]
     assert top_k(probs, 1, "probs").tolist() == [[1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_labels_of_which_a_file_holds_the_k_largest_need_only_kl(temperature: float, labels: Tensor, student: Tensor) -> None:
+def test_kl_of_topk_labels_equals_lpqlds_loss(temperature: float, labels: Tensor, student: Tensor) -> None:
     labels = labels.half()
     codec = TopkCodec(TopkConfig(classes=20, domain="logits", k=5))
     stored = codec.decode(codec.encode(labels))
     assert int((stored == NOWHERE).sum()) == 64 * 15
-    value, index = labels.float().topk(5, 1)  # as LPQLD's trainer has it: a softmax over the k, scattered
-    theirs = torch.zeros(64, 20).scatter(1, index, F.softmax(value / temperature, 1))
-    want = F.kl_div(F.log_softmax(student / temperature, 1), theirs, reduction="batchmean")
+    values, classes = labels.float().topk(5, 1)  # as in LPQLD's trainer: a softmax over the k largest, scattered
+    reference = torch.zeros(64, 20).scatter(1, classes, F.softmax(values / temperature, 1))
+    want = F.kl_div(F.log_softmax(student / temperature, 1), reference, reduction="batchmean")
     for k_largest in (stored, top_k(labels, 5), top_k(stored, 5)):
         torch.testing.assert_close(kl(student, k_largest, temperature), want, rtol=1e-6, atol=0)
     assert kl(student, labels, temperature).item() != pytest.approx(want.item(), rel=0.01)
@@ -142,15 +142,15 @@ def test_labels_of_which_a_file_holds_the_k_largest_need_only_kl(temperature: fl
     torch.testing.assert_close(kl(student, top_k(probs, 5, "probs"), 1, domain="probs"), kl(student, stored, 1))
 
 
-def test_all_classes_are_the_c_largest(labels: Tensor) -> None:
+def test_top_k_of_all_classes_is_the_identity(labels: Tensor) -> None:
     assert torch.equal(top_k(labels, 20), labels)
     torch.testing.assert_close(top_k(F.softmax(labels, 1), 20, "probs"), F.softmax(labels, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
-def test_classes_that_were_not_stored_give_numbers_at_every_temperature(dtype: torch.dtype, labels: Tensor) -> None:
+def test_loss_and_gradient_of_unknown_classes_are_finite_at_every_temperature(dtype: torch.dtype, labels: Tensor) -> None:
     stored = top_k(labels, 3).to(dtype)
-    for scale in (0.0, 3.0, 1e4):  # a new student, a usual one, one that is about to diverge
+    for scale in (0.0, 3.0, 1e4):  # an untrained student, a trained one, one about to diverge
         student = normal(64, 20, seed=2, scale=scale).requires_grad_(True)
         for temperature in range(1, 21):
             loss = kl(student, stored, temperature)
@@ -166,7 +166,7 @@ def test_classes_that_were_not_stored_give_numbers_at_every_temperature(dtype: t
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.025])
-def test_mse_gt_is_squared_error_and_a_share_of_cross_entropy(weight: float, labels: Tensor, student: Tensor) -> None:
+def test_mse_gt_is_squared_error_plus_weighted_cross_entropy(weight: float, labels: Tensor, student: Tensor) -> None:
     target = torch.arange(64) % 20
     loss = mse_gt(student, labels, target, weight)
     want = F.mse_loss(student, labels) + weight * F.cross_entropy(student, target)
@@ -177,7 +177,7 @@ def test_mse_gt_is_squared_error_and_a_share_of_cross_entropy(weight: float, lab
     assert torch.equal(mse_gt(student, labels, target), mse_gt(student, labels, target, 0.1))
 
 
-def test_squared_error_sees_a_labels_level_and_kl_does_not(labels: Tensor) -> None:
+def test_squared_error_depends_on_the_mean_logit_and_kl_does_not(labels: Tensor) -> None:
     target = labels.argmax(1)
     hard = 0.1 * F.cross_entropy(labels, target).item()
     assert mse_gt(labels, labels, target).item() == pytest.approx(hard)
@@ -199,7 +199,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("label_type", [torch.float32, *HALVES])
 @pytest.mark.parametrize("student_type", HALVES)
-def test_halves_are_computed_with_in_single_precision(
+def test_half_precision_inputs_are_computed_in_float32(
     student_type: torch.dtype, label_type: torch.dtype, name: str, labels: Tensor, student: Tensor
 ) -> None:
     low, stored = student.detach().to(student_type).requires_grad_(True), labels.to(label_type)
@@ -210,8 +210,8 @@ def test_halves_are_computed_with_in_single_precision(
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_labels_of_a_file_are_targets_as_they_come(name: str, vql: Path) -> None:
-    """Even those made under inference_mode, which the backward pass refuses to keep."""
+def test_labels_of_a_file_can_be_targets(name: str, vql: Path) -> None:
+    """Inference tensors, which the backward pass cannot save, work too."""
     dataset = vqlabel.open(vql)
     (unpacked,) = decode_steps(dataset.file, dataset.decoder, 0, 10)
     assert unpacked.is_inference()
@@ -228,7 +228,7 @@ def test_labels_of_a_file_are_targets_as_they_come(name: str, vql: Path) -> None
 # --- the teacher's temperature ----------------------------------------------------------------------------------------------------
 
 
-def test_a_step_schedule_is_lpqlds() -> None:
+def test_the_default_step_schedule_is_lpqlds() -> None:
     schedule = StepSchedule()
     assert [schedule.temperature(e) for e in (0, 1, 29, 30, 59, 60)] == pytest.approx([20, 20, 20, 14, 14, 9.8])
     want = [20, 14, 9.8, 6.86, 4.802, 3.3614, 2.35298, 2, 2, 2, 2]
@@ -237,7 +237,7 @@ def test_a_step_schedule_is_lpqlds() -> None:
     assert {StepSchedule(start=4, end=4).temperature(e) for e in range(300)} == {4}
 
 
-def test_a_cosine_schedule_goes_from_start_to_end() -> None:
+def test_a_cosine_schedule_runs_from_start_to_end() -> None:
     schedule = CosineSchedule(start=20, end=2, epochs=300)
     assert [schedule.temperature(e) for e in (0, 100, 150, 200, 300)] == pytest.approx([20, 15.5, 11, 6.5, 2])
     falls = [schedule.temperature(e) for e in range(1, 301)]
@@ -258,59 +258,61 @@ def fitted(student: Tensor, labels: Tensor, temperature: float = 1, *, grid: Any
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("tau", [0.01, 0.07, 0.37, 1.0])
-def test_a_planted_temperature_is_found(tau: float, temperature: float, labels: Tensor) -> None:
-    labels = temperature * labels  # so that its distribution is as sharp at every temperature
+def test_the_search_recovers_a_known_temperature(tau: float, temperature: float, labels: Tensor) -> None:
+    labels = temperature * labels  # so that the distribution is equally sharp at every temperature
     student = tau * F.log_softmax(labels / temperature, 1) + 5
     assert fitted(student, labels, temperature) == tau
 
 
-def test_a_wider_grid_finds_what_is_outside_the_usual_one(labels: Tensor) -> None:
+def test_a_wider_grid_finds_a_temperature_outside_the_default_one(labels: Tensor) -> None:
     student = 3.0 * labels
-    assert fitted(student, labels) == 1.0, "the end of the grid that is nearest"
+    assert fitted(student, labels) == 1.0, "the nearest end of the grid"
     assert fitted(student, labels, grid=[0.5, 1, 2, 3, 4]) == 3
     assert fitted(student, labels, grid=np.geomspace(0.1, 10, 201)) == pytest.approx(3, rel=0.03)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_the_temperature_is_that_of_the_least_kl_on_all_labels(temperature: float, labels: Tensor) -> None:
+def test_the_search_minimises_kl_over_all_labels(temperature: float, labels: Tensor) -> None:
     student = 0.2 * labels + normal(64, 20, seed=3, scale=0.2)
     grid = StudentTemperature().grid
-    apart = [kl(student, labels, temperature, student_temperature=t).item() for t in grid]
-    best = grid[int(np.argmin(apart))]
+    losses = [kl(student, labels, temperature, student_temperature=t).item() for t in grid]
+    best = grid[int(np.argmin(losses))]
     assert 0.02 < best <= 1
     assert fitted(student, labels, temperature) == best
-    assert fitted(student, labels, temperature, batch=7) == best, "in batches as at once"
+    assert fitted(student, labels, temperature, batch=7) == best, "independent of the batch size"
 
 
-def test_early_batches_count_as_much_as_the_last(labels: Tensor) -> None:
-    scale = torch.cat([torch.full((56, 1), 0.2), torch.full((8, 1), 0.8)])  # the last 8 are what the student learnt a moment ago
+def test_all_batches_have_equal_weight(labels: Tensor) -> None:
+    scale = torch.cat([torch.full((56, 1), 0.2), torch.full((8, 1), 0.8)])  # the last 8 stand for the last training mini-batch
     student = scale * labels
     assert fitted(student[56:], labels[56:], batch=8) == 0.8
     found = fitted(student, labels, batch=8)
     assert 0.2 <= found < 0.5
     assert fitted(student.flip(0), labels.flip(0), batch=8) == found
-    assert fitted(student, labels, batch=56) == found, "labels count alike, not batches: 56 and 8"
+    assert fitted(student, labels, batch=56) == found, "labels have equal weight, not batches of 56 and 8"
 
 
-def test_every_step_forgets_the_labels_before(labels: Tensor) -> None:
+def test_every_step_clears_the_labels(labels: Tensor) -> None:
     search = StudentTemperature()
     assert search.tau == 1.0
     for tau in (0.2, 0.7):
         search.update(tau * labels, labels, 1)
         assert search.step() == search.tau == tau
-    with pytest.raises(UsageError, match=r"held-out labels since the last step is 0; it must be 1 or more: update with some first"):
+    with pytest.raises(
+        UsageError, match=r"number of held-out labels since the last step is 0; it must be 1 or more: call update first"
+    ):
         search.step()
     assert search.tau == 0.7
 
 
-def test_what_a_search_keeps_does_not_grow_with_the_labels(labels: Tensor) -> None:
+def test_the_state_of_a_search_does_not_grow_with_the_labels(labels: Tensor) -> None:
     search = StudentTemperature(grid=[0.1, 1])
     for _ in range(3):
         search.update(labels.requires_grad_(True), labels, 1)
         assert search._sums.shape == (2,) and not search._sums.requires_grad
 
 
-def test_the_temperature_is_found_for_halves_probabilities_and_the_k_largest(labels: Tensor) -> None:
+def test_the_search_works_for_half_precision_probabilities_and_topk_labels(labels: Tensor) -> None:
     labels = labels.half()
     student = labels / 2
     assert fitted(student, labels) == 0.5
@@ -325,7 +327,7 @@ def test_the_temperature_is_found_for_halves_probabilities_and_the_k_largest(lab
     assert fitted(stored / 2, stored) == 0.5
 
 
-def test_a_search_goes_on_from_a_checkpoint(labels: Tensor) -> None:
+def test_a_search_resumes_from_a_checkpoint(labels: Tensor) -> None:
     student = torch.cat([torch.full((32, 1), 0.2), torch.full((32, 1), 0.5)]) * labels
     grid = np.linspace(0.05, 0.8, 16)
     search = StudentTemperature(0.9, grid)
@@ -333,46 +335,46 @@ def test_a_search_goes_on_from_a_checkpoint(labels: Tensor) -> None:
     file = io.BytesIO()
     torch.save(search.state_dict(), file)
     at_once, later = StudentTemperature(), StudentTemperature()
-    for one in (at_once, later):
+    for restored in (at_once, later):
         file.seek(0)
-        one.load_state_dict(torch.load(file, weights_only=True))
-        assert one.tau == 0.9
+        restored.load_state_dict(torch.load(file, weights_only=True))
+        assert restored.tau == 0.9
     assert at_once.step() == pytest.approx(0.2)
     later.update(student[32:], labels[32:], 1)
     assert later.step() == fitted(student, labels, grid=grid)
     assert 0.2 < later.tau < 0.5
 
 
-def test_a_student_that_diverged_is_given_no_temperature(labels: Tensor) -> None:
+def test_a_diverged_student_is_refused(labels: Tensor) -> None:
     search = StudentTemperature()
     search.update(torch.full((64, 20), math.nan), labels)
     with pytest.raises(UsageError, match=r"KL on held-out labels is nan; it must be finite: the student's logits are not"):
         search.step()
-    search.update(labels * 0.2, labels, 1)  # and what it gave is forgotten
+    search.update(labels * 0.2, labels, 1)  # the diverged logits are cleared
     assert search.step() == pytest.approx(0.2)
 
 
-def test_labels_that_are_no_rows_are_refused(labels: Tensor) -> None:
-    for look in (targets, lambda one: top_k(one, 2)):
-        with pytest.raises(UsageError, match=r"shape of labels is \[20\]; it must be \[n, C\], a row a label"):
-            look(labels[0])
+def test_labels_of_another_shape_are_refused(labels: Tensor) -> None:
+    for call in (targets, lambda label: top_k(label, 2)):
+        with pytest.raises(UsageError, match=r"shape of labels is \[20\]; it must be \[n, C\], one row per label"):
+            call(labels[0])
 
 
 # --- a loop -----------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_student_learns_with_both_temperatures_in_motion(vql: Path) -> None:
+def test_a_student_learns_while_both_temperatures_change(vql: Path) -> None:
     dataset = vqlabel.open(vql)
     held = list(dataset.batches(5))
-    student = nn.Embedding(60, 40)  # a row of logits an image
+    student = nn.Embedding(60, 40)  # one row of logits per image
     nn.init.zeros_(student.weight)
     optimizer = torch.optim.Adam(student.parameters(), 0.3)
     teacher, search = StepSchedule(start=8, every=2), StudentTemperature(grid=np.geomspace(0.1, 10, 101))
 
-    def apart(at: float) -> float:
-        return float(np.mean([kl(student(b.image), b.labels, 2, student_temperature=at).item() for b in held]))
+    def held_out_kl(tau: float) -> float:
+        return float(np.mean([kl(student(b.image), b.labels, 2, student_temperature=tau).item() for b in held]))
 
-    before = apart(1)
+    before = held_out_kl(1)
     for epoch in range(1, 11):
         temperature = teacher.temperature(epoch)
         for batch in dataset.batches(epoch % 5):
@@ -383,7 +385,7 @@ def test_a_student_learns_with_both_temperatures_in_motion(vql: Path) -> None:
         for batch in held:
             search.update(student(batch.image), batch.labels, temperature)
         search.step()
-    assert temperature == 2 and apart(search.tau) < min(apart(1), 0.5 * before)
+    assert temperature == 2 and held_out_kl(search.tau) < min(held_out_kl(1), 0.5 * before)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------------------
@@ -393,7 +395,7 @@ Z = torch.zeros(4, 10)
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "probs tempered": (
         lambda: kl(Z, Z + 0.1, domain="probs"),
-        r"temperature is 20\.0; it must be 1 for probs: what a softmax rounded away, no temperature brings back",
+        r"temperature is 20\.0; it must be 1 for probs: probabilities rounded to 0 cannot be recovered at another temperature",
     ),
     "a search of probs tempered": (
         lambda: StudentTemperature().update(Z, Z + 0.1, 4, domain="probs"),
@@ -401,7 +403,7 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "probs squared": (
         lambda: mse_gt(Z, Z + 0.1, torch.zeros(4, dtype=torch.int64), domain="probs"),
-        r"mse_gt compares logits, and these labels are probabilities; train with kl at temperature 1",
+        r"mse_gt compares logits, but these labels are probabilities; use kl at temperature 1",
     ),
     "no domain": (lambda: kl(Z, Z, domain="logit"), r"domain is 'logit'; it must be logits, probs or sigmoid"),
     "no domain, squared": (
@@ -411,21 +413,24 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no domain of k": (lambda: top_k(Z, 2, "x"), r"domain is 'x'; it must be logits, probs or sigmoid"),
     "k entries only": (
         lambda: kl(Z, Z[:, :1]),
-        r"student_logits are \[4, 10\], labels \[4, 1\]; both must be \[n, C\], a row a label",
+        r"student_logits have shape \[4, 10\], labels \[4, 1\]; both must be \[n, C\], one row per label",
     ),
-    "one label of four": (lambda: mse_gt(Z, Z[:1], torch.zeros(4)), r"student_logits are \[4, 10\], labels \[1, 10\]; both"),
-    "a label alone": (lambda: kl(Z[0], Z[0]), r"student_logits are \[10\], labels \[10\]; both must be \[n, C\]"),
-    "a search of other labels": (lambda: StudentTemperature().update(Z, Z[:2]), r"student_logits are \[4, 10\], labels \[2, 10\]"),
+    "one label of four": (lambda: mse_gt(Z, Z[:1], torch.zeros(4)), r"student_logits have shape \[4, 10\], labels \[1, 10\]; both"),
+    "a label alone": (lambda: kl(Z[0], Z[0]), r"student_logits have shape \[10\], labels \[10\]; both must be \[n, C\]"),
+    "a search of other labels": (
+        lambda: StudentTemperature().update(Z, Z[:2]),
+        r"student_logits have shape \[4, 10\], labels \[2, 10\]",
+    ),
     "no temperature": (lambda: kl(Z, Z, 0), r"^temperature is 0; it must be above 0"),
     "infinite temperature": (lambda: kl(Z, Z, math.inf), r"^temperature is inf; it must be above 0"),
     "no student temperature": (lambda: kl(Z, Z, 4, student_temperature=-1), r"student_temperature is -1; it must be above 0"),
     "k of 0": (lambda: top_k(Z, 0), r"k is 0; it must be 1\.\.10 \(the number of classes\)"),
     "k above C": (lambda: top_k(Z, 11), r"k is 11; it must be 1\.\.10"),
-    "a step upwards": (lambda: StepSchedule(start=1), r"start is 1.0; it must be 2, the end, or above"),
+    "a step upwards": (lambda: StepSchedule(start=1), r"start is 1.0; it must be at least 2, the end"),
     "a step to 0": (lambda: StepSchedule(end=0), r"end is 0.0; it must be above 0"),
-    "a step every 0": (lambda: StepSchedule(every=0), r"every is 0; it must be 1 epoch or more"),
+    "a step every 0": (lambda: StepSchedule(every=0), r"every is 0; it must be at least 1 epoch"),
     "a growing step": (lambda: StepSchedule(gamma=1.1), r"gamma is 1\.1; it must be above 0, at most 1"),
-    "an epoch before the first": (lambda: StepSchedule().temperature(-1), r"epoch is -1; it must be 0 or above"),
+    "an epoch before the first": (lambda: StepSchedule().temperature(-1), r"epoch is -1; it must be 0 or more"),
     "a cosine from 0": (lambda: CosineSchedule(start=0), r"start is 0.0; it must be above 0"),
     "a cosine to 0": (lambda: CosineSchedule(end=0), r"end is 0.0; it must be above 0"),
     "a cosine of 0": (lambda: CosineSchedule(epochs=0), r"epochs is 0; it must be 1 or more"),
@@ -433,21 +438,21 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: CosineSchedule(epochs=10).temperature(11),
         r"epoch is 11; it must be 0\.\.10, the epochs of this schedule",
     ),
-    "no grid": (lambda: StudentTemperature(grid=[]), r"grid is \[\]; it must have a temperature to choose"),
-    "a grid with 0": (lambda: StudentTemperature(grid=[0, 1]), r"a student's temperature is 0; it must be above 0"),
-    "a start of 0": (lambda: StudentTemperature(0), r"a student's temperature is 0; it must be above 0"),
+    "no grid": (lambda: StudentTemperature(grid=[]), r"grid is \[\]; it must have at least one temperature"),
+    "a grid with 0": (lambda: StudentTemperature(grid=[0, 1]), r"the student's temperature is 0; it must be above 0"),
+    "a start of 0": (lambda: StudentTemperature(0), r"the student's temperature is 0; it must be above 0"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_met_is_refused(what: str) -> None:
-    act, message = REFUSED[what]
+def test_invalid_arguments_are_refused(what: str) -> None:
+    call, message = REFUSED[what]
     with pytest.raises(UsageError, match=message):
-        act()
+        call()
 
 
 @pytest.mark.parametrize(("temperature", "squared"), [(1.0, False), (2.0, False), (2.0, True)])
-def test_bce_is_that_of_sigmoids_and_its_gradient_their_difference(temperature: float, squared: bool) -> None:
+def test_bce_and_its_gradient_match_the_closed_form(temperature: float, squared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     student, labels = (3 * torch.randn(5, 7, generator=generator) for _ in range(2))
     student.requires_grad_()
@@ -460,10 +465,10 @@ def test_bce_is_that_of_sigmoids_and_its_gradient_their_difference(temperature: 
     assert bce(student.detach().half(), labels.half(), temperature).dtype == torch.float32
 
 
-def test_sigmoid_labels_have_a_loss_of_their_own() -> None:
+def test_sigmoid_labels_are_refused_by_losses_of_distributions() -> None:
     x = torch.zeros(2, 3)
     for call in (lambda: kl(x, x, 1.0, domain="sigmoid"), lambda: top_k(x, 1, domain="sigmoid")):
-        with pytest.raises(UsageError, match=r"domain is 'sigmoid'; it must be logits or probs, .* sigmoid labels is losses\.bce"):
+        with pytest.raises(UsageError, match=r"domain is 'sigmoid'; it must be logits or probs, .* use bce for sigmoid labels"):
             call()
     assert float(mse_gt(x, x, torch.zeros(2, dtype=torch.long), domain="sigmoid")) > 0
     with pytest.raises(UsageError, match="must be above 0"):

@@ -1,4 +1,4 @@
-"""SRe2L's training loop, written again from its description: from its own tree by its reader's rules, and from a `.vql` by the drop-in."""
+"""SRe2L's training loop, reimplemented from its description: on a dump with its own reader's rules, and on a `.vql` with the drop-in."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -38,21 +38,21 @@ def root(draw_images: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 
 def shuffled(seed: int = 42) -> Iterator[list[list[int]]]:
-    """The batches of images of every epoch, as SRe2L's DataLoader draws them."""
+    """The image indices of every epoch's batches, as SRe2L's DataLoader shuffles them."""
     sampler = RandomSampler(range(IMAGES), generator=torch.Generator().manual_seed(seed))
     for _ in range(EPOCHS):
         yield list(BatchSampler(sampler, BATCH, drop_last=False))
 
 
 def draw(orders: Iterable[list[list[int]]], mix: str = "cutmix") -> Batches:
-    """A dump of these images."""
-    rng, found = np.random.default_rng(1), []
+    """A dump with random labels, crops, flips and mixing for these image indices."""
+    rng, batches = np.random.default_rng(1), []
     for epoch, order in enumerate(orders):
         for number, image in enumerate(order):
             n = len(image)
             height, width = rng.integers(8, HEIGHT + 1, n), rng.integers(8, WIDTH + 1, n)
             top, left = rng.integers(0, HEIGHT + 1 - height), rng.integers(0, WIDTH + 1 - width)
-            found.append(
+            batches.append(
                 LabelBatch(
                     labels=(5 * rng.normal(size=(n, CLASSES))).astype(np.float16),
                     place=Place(epoch, number),
@@ -64,12 +64,12 @@ def draw(orders: Iterable[list[list[int]]], mix: str = "cutmix") -> Batches:
                     mix_box=(2, 5, 9, 15) if mix == "cutmix" else None,
                 )
             )
-    return found
+    return batches
 
 
 @pytest.fixture(scope="module")
 def pack(write_dump: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """A dump as a `.vql` whose labels are its own, bit for bit."""
+    """Pack a dump losslessly into a `.vql`."""
 
     def pack(batches: Any, domain: str = "logits") -> Path:
         folder = tmp_path_factory.mktemp("packed")
@@ -89,7 +89,7 @@ def packed(pack: Pack) -> Path:
 
 
 def to_view(image: Image.Image, coords: Tensor, flip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Crop, resize, flip; as SRe2L's composed transforms take their arguments and give them back."""
+    """Crop, resize and flip, with the arguments and results of SRe2L's composed transforms."""
     assert coords.dtype == torch.float32 and flip.dtype == torch.bool and coords.shape == (4,) and flip.shape == ()
     top, left, height, width = (coords * torch.tensor([HEIGHT, WIDTH, HEIGHT, WIDTH])).round().int().tolist()
     view = np.asarray(image.crop((left, top, left + width, top + height)).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
@@ -97,7 +97,7 @@ def to_view(image: Image.Image, coords: Tensor, flip: Tensor) -> tuple[Tensor, T
 
 
 def original(tree: Path, root: Path) -> Iterator[list[Any]]:
-    """Epochs of batches by the rules of SRe2L's own reader: a batch is the file that a repeated shuffle has for its first image."""
+    """Epochs of batches with the rules of SRe2L's own reader: it finds a batch's file by the first image, in a repeated shuffle."""
     samples = [(file, int(file.parent.name[1:])) for folder in sorted(root.iterdir()) for file in sorted(folder.iterdir())]
     for epoch, (order, repeated) in enumerate(zip(shuffled(), shuffled(), strict=True)):
         number_of = {images[0]: number for number, images in enumerate(repeated)}
@@ -114,7 +114,7 @@ def original(tree: Path, root: Path) -> Iterator[list[Any]]:
 
 
 def dropped_in(dataset: ImageFolder_FKD_MIX, **how: Any) -> Iterator[Iterable[Any]]:
-    """Epochs of batches as SRe2L's script makes its DataLoader."""
+    """Epochs of batches from the drop-in, with the DataLoader of SRe2L's script."""
     sampler = RandomSampler(dataset, generator=torch.Generator().manual_seed(42))
     loader = DataLoader(dataset, batch_size=BATCH, shuffle=False, sampler=sampler, **how)
     for epoch in range(EPOCHS):
@@ -123,7 +123,7 @@ def dropped_in(dataset: ImageFolder_FKD_MIX, **how: Any) -> Iterator[Iterable[An
 
 
 def train(epochs: Iterable[Iterable[Any]], mix: str) -> list[float]:
-    """The losses of all steps of SRe2L's loop."""
+    """The loss of every step of SRe2L's training loop."""
     torch.manual_seed(0)
     student = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(CLASSES))
     student(torch.zeros(2, 3, SIZE, SIZE))
@@ -156,7 +156,7 @@ def train(epochs: Iterable[Iterable[Any]], mix: str) -> list[float]:
         ("mixup", {"num_workers": 2, "persistent_workers": True}),
     ],
 )
-def test_one_changed_line_trains_the_same_student_at_every_step(
+def test_the_drop_in_gives_the_same_loss_at_every_step(
     mix: str, how: dict[str, Any], root: Path, pack: Pack, write_dump: Callable[..., Path], tmp_path: Path
 ) -> None:
     batches = draw(shuffled(), mix)
@@ -170,7 +170,7 @@ def test_one_changed_line_trains_the_same_student_at_every_step(
     assert found == pytest.approx(want, rel=0, abs=5e-7)
 
 
-def test_a_batch_is_what_the_script_expects(root: Path, packed: Path) -> None:
+def test_a_batch_has_the_structure_that_the_script_expects(root: Path, packed: Path) -> None:
     dataset = ImageFolder_FKD_MIX(packed, "fkd_load", root=root, transform=to_view)
     want = draw(shuffled())[3]
     dataset.set_epoch(1)
@@ -186,7 +186,7 @@ def test_a_batch_is_what_the_script_expects(root: Path, packed: Path) -> None:
     np.testing.assert_array_equal(label, want.labels)
 
 
-def test_without_transforms_images_and_targets_are_the_users(root: Path, packed: Path) -> None:
+def test_loader_and_target_transform_are_applied(root: Path, packed: Path) -> None:
     dataset = ImageFolder_FKD_MIX(
         packed, "fkd_load", root=str(root), loader=lambda path: int(Path(path).stem), target_transform=lambda target: -target
     )
@@ -197,7 +197,7 @@ def test_without_transforms_images_and_targets_are_the_users(root: Path, packed:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_another_shuffle_is_refused_and_its_own_order_serves_every_dump(workers: int, root: Path, pack: Pack) -> None:
+def test_a_different_shuffle_is_refused_and_the_stored_order_works_for_every_dump(workers: int, root: Path, pack: Pack) -> None:
     rng = np.random.default_rng(5)
     batches = draw(np.split(rng.permutation(IMAGES), [4, 8]) for _ in range(EPOCHS))
     dataset = ImageFolder_FKD_MIX(pack(batches), "fkd_load", EPOCHS, BATCH, root=root, transform=to_view)
@@ -213,12 +213,12 @@ def test_another_shuffle_is_refused_and_its_own_order_serves_every_dump(workers:
             assert found[0][1].tolist() == [dataset.targets[at] for at in want.image]
 
 
-def test_a_batch_is_known_by_all_its_images(root: Path, packed: Path) -> None:
+def test_a_batch_is_identified_by_all_its_images_in_order(root: Path, packed: Path) -> None:
     dataset = ImageFolder_FKD_MIX(packed, "fkd_load", root=root, transform=to_view)
     first = next(shuffled())[0]
     assert len(dataset.__getitems__(first)) == 1
     others = [at for at in range(IMAGES) if at not in first]
-    for almost in (
+    for different in (
         [*first[:3], others[0]],
         [first[0], *others[:3]],
         [*first[:2], first[3], first[2]],
@@ -226,47 +226,47 @@ def test_a_batch_is_known_by_all_its_images(root: Path, packed: Path) -> None:
         [*first, others[0]],
     ):
         with pytest.raises(UsageError, match="has no batch of the images"):
-            dataset.__getitems__(almost)
+            dataset.__getitems__(different)
 
 
-def test_a_fetcher_that_was_edited_as_sre2l_asks_leaves_it_alone(root: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody has it who ran that script before."""
+def test_sre2ls_patched_fetcher_does_not_change_the_batches(root: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SRe2L's script requires a patched PyTorch, which may still be installed."""
     fetcher, plain = torch.utils.data._utils.fetch._MapDatasetFetcher, torch.utils.data._utils.fetch._MapDatasetFetcher.fetch
 
-    def edited(self: Any, index: list[int]) -> Any:
+    def patched_fetch(self: Any, index: list[int]) -> Any:
         loads = hasattr(self.dataset, "mode") and self.dataset.mode == "fkd_load"
-        found = self.dataset.load_batch_config(index[0]) if loads else ()
-        return (plain(self, index), *found) if loads else plain(self, index)
+        config = self.dataset.load_batch_config(index[0]) if loads else ()
+        return (plain(self, index), *config) if loads else plain(self, index)
 
     dataset = ImageFolder_FKD_MIX(packed, "fkd_load", root=root, transform=to_view)
     want = list(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler))
-    monkeypatch.setattr(fetcher, "fetch", edited)
-    for batch, wanted in zip(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler), want, strict=True):
-        assert len(batch) == 5 and torch.equal(batch[4], wanted[4]) and torch.equal(batch[0][0], wanted[0][0])
+    monkeypatch.setattr(fetcher, "fetch", patched_fetch)
+    for batch, expected in zip(DataLoader(dataset, batch_size=BATCH, sampler=dataset.sampler), want, strict=True):
+        assert len(batch) == 5 and torch.equal(batch[4], expected[4]) and torch.equal(batch[0][0], expected[0][0])
 
 
-def test_settings_that_the_file_does_not_allow_are_value_errors(root: Path, packed: Path) -> None:
+def test_settings_that_the_file_does_not_support_raise_value_error(root: Path, packed: Path) -> None:
     def make(mode: str = "fkd_load", epochs: int | None = EPOCHS, size: int | None = BATCH) -> ImageFolder_FKD_MIX:
         return ImageFolder_FKD_MIX(packed, mode, epochs, size, root=root)
 
     assert make().max_epoch == EPOCHS
     assert make(epochs=1, size=None).epoch == 0
     for wrong, message in (
-        ({"epochs": 4}, r"--epochs is 4; .*labels\.vql has 3 epochs: train for no more"),
+        ({"epochs": 4}, r"--epochs is 4; .*labels\.vql has 3 epochs: pass at most 3"),
         ({"size": 5}, "--batch-size is 5; the batches of .* have 4 labels: pass 4, and --gradient-accumulation-steps"),
-        ({"mode": "fkd_save"}, "mode is 'fkd_save'; only fkd_load is known here"),
+        ({"mode": "fkd_save"}, "mode is 'fkd_save'; it must be fkd_load"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             make(**wrong)
         assert isinstance(refused.value, VqlabelError)
     for epoch in (-1, 3):
-        with pytest.raises(ValueError, match=rf"epoch {epoch} leaves 0\.\.2, the epochs of"):
+        with pytest.raises(ValueError, match=rf"epoch {epoch} is out of range; .* has epochs 0:3"):
             make().set_epoch(epoch)
 
 
 @pytest.mark.parametrize("mix", ["cutmix", "mixup"])
-def test_a_script_that_mixes_otherwise_than_the_labels_is_stopped(mix: str, root: Path, pack: Pack) -> None:
-    """It tells its dataset everything but --mix-type, which it forgets by default."""
+def test_a_mix_type_that_differs_from_the_labels_is_refused(mix: str, root: Path, pack: Pack) -> None:
+    """The script does not pass --mix-type to its dataset; the drop-in reads it from the caller's `args`."""
     path = pack(draw(shuffled(), mix))
 
     def main(args: Any) -> ImageFolder_FKD_MIX:
@@ -275,7 +275,7 @@ def test_a_script_that_mixes_otherwise_than_the_labels_is_stopped(mix: str, root
     assert main(SimpleNamespace(fkd_path=path, mix_type=mix)).max_epoch == EPOCHS
     for other in {"cutmix", "mixup", None} - {mix}:
         with pytest.raises(
-            ValueError, match=rf"--mix-type is {other}; the labels of .* are of views made with --mix-type {mix}: pass"
+            ValueError, match=rf"--mix-type is {other}; the labels of .* belong to views made with --mix-type {mix}: pass"
         ):
             main(SimpleNamespace(fkd_path=path, mix_type=other))
 
@@ -283,36 +283,36 @@ def test_a_script_that_mixes_otherwise_than_the_labels_is_stopped(mix: str, root
 def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path, pack: Pack, tmp_path: Path) -> None:
     views = pack(Pruned(VqlSource(packed), 0.5, "view"))
     with pytest.raises(
-        UsageError, match=r"its records have partner_image, so SRe2L's script cannot make their views; use .*VqlViews"
+        UsageError, match=r"its records have partner_image, so SRe2L's script cannot render their views; use .*VqlViews"
     ):
         ImageFolder_FKD_MIX(views, "fkd_load", root=root)
     source = VqlSource(packed)
     source.names = [f"n{at}" for at in range(IMAGES)]
-    with pytest.raises(UsageError, match="its records have names instead of numbers of images, so"):
+    with pytest.raises(UsageError, match="its records have names instead of indices of images, so"):
         ImageFolder_FKD_MIX(pack(source), "fkd_load", root=root)
     probs = np.random.default_rng(0).dirichlet(np.ones(CLASSES), (EPOCHS, IMAGES)).astype(np.float16)
     np.save(tmp_path / "probs.npy", probs)
     np.save(tmp_path / "logits.npy", probs - 1)
-    with pytest.raises(UsageError, match="holds probs; the script divides logits by its temperature"):
+    with pytest.raises(UsageError, match="its labels are probs; the script divides labels by a temperature"):
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "probs.npy", domain="probs"), "probs"), "fkd_load", root=root)
     with pytest.raises(UsageError, match="its records have no crop, no flip, so"):
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "logits.npy")), "fkd_load", root=root)
     source.names, source.order = None, "none"
     unknown = pack(source)
-    with pytest.raises(UsageError, match="does not say which image a label is of; pack the dump again with --images"):
+    with pytest.raises(UsageError, match="does not record the image of each label; pack the dump again with --images"):
         ImageFolder_FKD_MIX(unknown, "fkd_load", root=root)
 
 
-def test_too_few_images_are_refused(packed: Path, root: Path, tmp_path: Path) -> None:
+def test_a_wrong_number_of_images_is_refused(packed: Path, root: Path, tmp_path: Path) -> None:
     (tmp_path / "n0").mkdir()
     (tmp_path / "n0" / "one.png").write_bytes((root / "n0" / "00.png").read_bytes())
     with pytest.raises(UsageError, match=r"has 1 images, but the labels belong to 10: pass the images that were labelled"):
         ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path)
-    with pytest.raises(UsageError, match="no folders with images in it"):
+    with pytest.raises(UsageError, match="no class folder contains an image"):
         ImageFolder_FKD_MIX(packed, "fkd_load", root=tmp_path / "n0")
 
 
-def test_images_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
+def test_images_are_listed_in_imagefolders_order(tmp_path: Path) -> None:
     for name in ("b/2.png", "b/10.JPEG", "b/notes.txt", "a/z.tif", "a/sub/0.png", "a/sub.a/0.png", "a/a.webp", "top.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -322,7 +322,7 @@ def test_images_are_listed_as_imagefolder_does(tmp_path: Path) -> None:
     assert found == [("a/a.webp", 0), ("a/z.tif", 0), ("a/sub/0.png", 0), ("a/sub.a/0.png", 0), ("b/10.JPEG", 1), ("b/2.png", 1)]
 
 
-def test_a_pruned_file_counts_its_own_epochs(root: Path, packed: Path, pack: Pack) -> None:
+def test_epochs_of_a_pruned_file_are_indexed_from_zero(root: Path, packed: Path, pack: Pack) -> None:
     some = pack(Pruned(VqlSource(packed), 0.34, "epoch", seed=1))
     dataset = ImageFolder_FKD_MIX(some, "fkd_load", 1, BATCH, root=root, transform=to_view)
     kept = dataset.labels.places[0].epoch

@@ -1,4 +1,4 @@
-"""The command line: each command parses, makes one public call, and shows what it gave."""
+"""The command line: each command parses its options, makes one public call and shows the result."""
 
 import signal
 from typing import NoReturn
@@ -11,8 +11,11 @@ from vqlabel.cli.app import app
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C. Not Python's own: one of those that passes through an `exec` on its way, as torch's lazy imports are full of,
-    makes the interpreter kill itself at its end (exit code -2) although the command caught it and said what to do."""
+    """Ctrl-C, as a class of its own.
+
+    If a plain KeyboardInterrupt passes through an `exec`, such as those in torch's lazy imports, the interpreter kills itself at exit
+    (exit code -2), even though the command has caught it.
+    """
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -20,7 +23,10 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line; exits with 0 ok, 1 failed, 2 usage, 3 malformed input, 4 the target exists, 130 Ctrl-C."""
+    """Run the command line.
+
+    Exit codes: 0 success, 1 failure, 2 usage error, 3 malformed input, 4 the target exists, 130 interrupted by Ctrl-C.
+    """
     signal.signal(signal.SIGINT, _interrupt)
     app()
 

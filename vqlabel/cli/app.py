@@ -1,9 +1,9 @@
-"""The application that the commands register with."""
+"""The Typer application, with which the modules of commands register."""
 
 import typer
 
 app = typer.Typer(
-    help="Teacher labels in a few bits each: fit a codec, pack a dump into a .vql file, read it back, account for every bit.",
+    help="Compress a teacher's soft labels to a few bits per label: fit a codec, pack a dump into a .vql file, decode it, measure it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, except those of a fit (options.py)."""
+"""Arguments and options that several commands share; the options of a fit are in options.py."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,55 +13,65 @@ CODECS = f"{', '.join([*REGISTRY][:-1])} or {[*REGISTRY][-1]}"
 Dump = Annotated[
     Path,
     typer.Argument(
-        help=f"a dump of labels: .npy, .npz, .safetensors, .pt, .parquet, .h5, a folder of them, or of another layout: {LAYOUTS}"
+        help="dump of labels: a .npy, .npz, .safetensors, .pt, .parquet or .h5 file, a folder of such files, or a dump in another "
+        f"layout ({LAYOUTS})"
     ),
 ]
-Vql = Annotated[Path, typer.Argument(help="a .vql file")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace the target if it is there")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object on stdout")]
+Vql = Annotated[Path, typer.Argument(help=".vql file")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing output files")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 Threads = Annotated[
     int | None,
     typer.Option(
-        min=1, help="by default one for fits, whose operations are small, and else all processors that this process may use"
+        min=1, help="number of CPU threads (default: 1 for fits, whose operations are small; otherwise all available processors)"
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps ...")]
-Layout = Annotated[str | None, typer.Option(help=f"of the dump: {LAYOUTS}; detected by default")]
+Device = Annotated[str, typer.Option(help="PyTorch device: cpu, cuda, cuda:1, mps")]
+Layout = Annotated[str | None, typer.Option(help=f"layout of the dump: {LAYOUTS} (default: detected)")]
 Classes = Annotated[
-    int | None, typer.Option(help="C, where a dump of the k largest numbers does not say it; by default its largest class, and one")
+    int | None,
+    typer.Option(help="number of classes, for top-k dumps that do not record it (default: largest class index + 1)"),
 ]
 Images = Annotated[
     Path | None,
     typer.Option(
-        help="the dump's images: finds out which of them each label is of where SRe2L's tree does not say it, and how sure that is"
+        help="folder of the labelled images; for SRe2L dumps, which do not record the image of each label, it is inferred and the evidence "
+        "is reported"
     ),
 ]
-ClassMap = Annotated[Path | None, typer.Option(help="JSON: folder of --images -> class of the teacher; by default the i-th is i")]
+ClassMap = Annotated[
+    Path | None, typer.Option(help="JSON file: folder of --images -> class of the teacher (default: class i is the i-th folder)")
+]
 ImageDigest = Annotated[
     str | None,
-    typer.Option(
-        help="by what training tells the images from others: a digest of their names (the default), or of names and bytes"
-    ),
+    typer.Option(help="digest by which training recognizes the images: names, or bytes for names and contents (default: names)"),
 ]
 Array = Annotated[
-    str | None, typer.Option(help="array, column, dataset or member of labels where a file of the dump holds several; or DUMP:NAME")
+    str | None,
+    typer.Option(help="array, column, dataset or archive member of the labels, if a file has several; also as DUMP:NAME"),
 ]
 Axes = Annotated[
     str | None,
     typer.Option(
-        help="of an array: images,classes, epochs,images,classes (where it has three, the default) or images,views,classes"
+        help="axes of an array: images,classes; epochs,images,classes; or images,views,classes (default: one of the first two, by the "
+        "number of axes)"
     ),
 ]
 Target = Annotated[
     str | None,
-    typer.Option("--layout", help=f"{LAYOUTS}; with a form where there are several: lpqld:10, fkd:ms-k5, tinyvit:10"),
+    typer.Option(
+        "--layout",
+        help=f"layout to write: {LAYOUTS}; some have variants, such as lpqld:10, fkd:ms-k5, tinyvit:10 (default: by the output's suffix, "
+        "otherwise the layout of the labels' dump)",
+    ),
 ]
 Kl = Annotated[
-    float | None, typer.Option(help="instead of a budget: held-out KL in nats (times T^2) to reach with the fewest bytes")
+    float | None,
+    typer.Option(help="target held-out KL in nats (times T^2), reached with the fewest bytes; instead of a size budget"),
 ]
 Domain = Annotated[
     str | None,
     typer.Option(
-        help="logits, probs, or sigmoid: logits of a teacher of several labels an image; by default as the file declares it, else logits"
+        help="logits, probs, or sigmoid (logits of a multi-label teacher) (default: the domain that the dump records, otherwise logits)"
     ),
 ]

@@ -1,4 +1,4 @@
-"""Commands that make codecs and `.vql` files. Torch loads inside their bodies, so that --help is instant."""
+"""Commands that write codecs and `.vql` files. They import torch inside their bodies, so that --help is fast."""
 
 import functools
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def fit(
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
     codec: Annotated[
-        str | None, typer.Option(help=f"{CODECS}; by default vqae, or sparse where k numbers of a label are known")
+        str | None, typer.Option(help=f"kind of codec: {CODECS} (default: sparse for top-k labels, otherwise vqae)")
     ] = None,
     kl: Kl = None,
     layout: Layout = None,
@@ -52,20 +52,21 @@ def fit(
     array: Array = None,
     axes: Axes = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue an interrupted fit, to the same bytes with the same number of threads")
+        bool,
+        typer.Option("--resume", help="continue an interrupted fit; the result is the same if the number of threads is the same"),
     ] = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Fit a codec to a dump of labels; the last epochs are kept out and judged by."""
+    """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
     from vqlabel.storage.targets import check_target
 
     if kl is not None and resume:
-        raise UsageError("--resume: a search for --kl leaves no state; run it again")
+        raise UsageError("--resume: a search for --kl saves no state; run it again without --resume")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map))
     with named_threads(threads), terminal.progress_bar() as progress:
@@ -79,7 +80,7 @@ def fit(
 
 
 def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """What fits a codec: to a rate or a budget at once, to a distortion by a few quick fits."""
+    """The function that fits a codec: one fit for a rate or a size budget, a search of several fits for a target KL."""
     if kl is None:
         from vqlabel.workflows.fit import fit as run
 
@@ -97,7 +98,9 @@ def tune(
     out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
     config: FitConfig,
     kl: Kl = None,
-    minutes: Annotated[float, typer.Option(help="time for trials and the last fit")] = 10,
+    minutes: Annotated[
+        float, typer.Option(help="time budget in minutes, including the final fit, whose duration is estimated from its trial")
+    ] = 10,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -109,7 +112,8 @@ def tune(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Find the best codec inside a budget: --ratio, --bytes, --kl, or --bits per label, here with everything but augmentation counted."""
+    """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all bits per label except
+    those of the augmentation."""
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
@@ -122,12 +126,12 @@ def tune(
         source = terminal.report_order_evidence(
             open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
-        found = run(
+        report = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
             tried=show.show_trial,
         )[1]  # fmt: skip
-    terminal.notes(found)
-    terminal.emit({**found, "path": str(out)}, json, show.show_tuned)
+    terminal.notes(report)
+    terminal.emit({**report, "path": str(out)}, json, show.show_tuned)
 
 
 @app.command()
@@ -140,18 +144,17 @@ def pack(
     codec: Annotated[
         str | None,
         typer.Option(
-            help=f"codec file; or {CODECS}, fitted first; by default vqae, or sparse where k numbers of a label are known"
+            help=f"codec file, or the kind of codec to fit first: {CODECS} (default: sparse for top-k labels, otherwise vqae)"
         ),
     ] = None,
     kl: Kl = None,
-    effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
+    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
     augmentation: Annotated[
-        str, typer.Option(help="keep it as the dump has it, or seeded: draw it again, at 0 bits a label")
+        str,
+        typer.Option(help="keep: store the augmentation of the dump; seeded: store only its seed, at 0 bits per label"),
     ] = "keep",
-    keep: Annotated[float | None, typer.Option(help="share of the dump to keep, chosen by --seed: label pruning")] = None,
-    by: Annotated[
-        str | None, typer.Option(help="with --keep: epoch (the default), batch or view, which are kept or dropped whole")
-    ] = None,
+    keep: Annotated[float | None, typer.Option(help="label pruning: fraction of the labels to keep, sampled with --seed")] = None,
+    by: Annotated[str | None, typer.Option(help="unit of pruning with --keep: epoch, batch or view (default: epoch)")] = None,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -164,7 +167,7 @@ def pack(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Encode a dump into a .vql file, fitting a codec first where none is given."""
+    """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
     from vqlabel.codecs import CODECS
     from vqlabel.labels import open_labels
     from vqlabel.labels.pruning import Pruned
@@ -177,13 +180,13 @@ def pack(
 
     codec_file = None if codec is None or codec in CODECS else Path(codec)
     if by is not None and keep is None:
-        raise UsageError(f"--by {by}: says what --keep keeps; name a share to keep")
+        raise UsageError(f"--by {by}: needs --keep, the fraction of labels to keep")
     if kl is not None and codec_file is not None:
-        raise UsageError(f"--kl {kl:g}: is for a fit, and this codec is fitted; leave it out, or name no codec file")
+        raise UsageError(f"--kl {kl:g}: {codec_file} is already fitted; remove --kl, or pass a kind of codec to fit")
     check_target(out, VQL, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map, codec_file))
     if augmentation == "seeded":
-        read_recipe(recipe_file(dump))  # refused before the dump is read
+        read_recipe(recipe_file(dump))  # raises before the dump is read
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
             open_labels(
@@ -198,62 +201,71 @@ def pack(
                 axes=axes,
             )
         )
-        code_bits, given = 0, cast(Any, codec_file)
+        code_bits, fitted_codec = 0, cast(Any, codec_file)
         rate, report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
         if kl is not None:
-            some = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
-            fitted, report = _fitter(kl)(some, rate, progress=progress)
-            given, code_bits = fitted, sum(fitted.code_bits)
+            sample = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
+            fitted_codec, report = _fitter(kl)(sample, rate, progress=progress)
+            code_bits = sum(fitted_codec.code_bits)
             rate = FitConfig(seed=config.seed, device=config.device)
-        found = run(
-            source, out, rate, codec=given, effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite,
+        result = run(
+            source, out, rate, codec=fitted_codec, effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
     if report:
-        found["fit"] = fit_quality(report, code_bits)
-        found["notes"] = list(dict.fromkeys([*found.get("notes", []), *report.get("notes", [])]))
-    terminal.notes(found)
-    for warning in found["fit"].get("warnings", ()):
+        result["fit"] = fit_quality(report, code_bits)
+        result["notes"] = list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])]))
+    terminal.notes(result)
+    for warning in result["fit"].get("warnings", ()):
         terminal.note(warning)
-    terminal.emit(found, json, show.show_pack)
+    terminal.emit(result, json, show.show_pack)
 
 
 @app.command()
 @terminal.exit_with_errors
 def relabel(
-    images: Annotated[Path, typer.Argument(help="a folder of images; image i is the i-th of its sorted files")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="a .vql, or a dump with --layout")],
+    images: Annotated[Path, typer.Argument(help="folder of images; image i is the i-th of its sorted files")],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write, or a dump if --layout is given")],
     teacher: Annotated[
         str,
         typer.Option(
-            help="module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME, transformers:NAME; it is run"
+            help="teacher: module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME; its code "
+            "is executed"
         ),
     ],
-    codec: Annotated[str | None, typer.Option(help="codec file for a .vql; by default labels are stored as they are")] = None,
+    codec: Annotated[str | None, typer.Option(help="codec file for a .vql (default: labels are stored losslessly)")] = None,
     layout: Annotated[
         str | None,
-        typer.Option(help="of a dump: sre2l (in the order that its script shuffles), lpld, lpqld, lpqld:K, gvbsm or edc"),
+        typer.Option(
+            help="write a dump in this layout: sre2l (in the order of its script's shuffle), lpld, lpqld, lpqld:K, gvbsm or edc"
+        ),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="views of every image")] = 300,
-    batch: Annotated[int, typer.Option(help="images of a batch, among which views are mixed")] = 128,
+    epochs: Annotated[int, typer.Option(help="number of epochs: views per image")] = 300,
+    batch: Annotated[int, typer.Option(help="batch size; views are mixed within a batch")] = 128,
     view: Annotated[int, typer.Option(help="side of a view in pixels")] = 224,
-    mix: Annotated[str, typer.Option(help="cutmix, mixup or none")] = "cutmix",
-    scale: Annotated[tuple[float, float], typer.Option(help="a crop's share of the image, at least and at most")] = (0.08, 1.0),
-    flip: Annotated[float, typer.Option(help="probability of a flip")] = 0.5,
+    mix: Annotated[str, typer.Option(help="mixing of views: cutmix, mixup or none")] = "cutmix",
+    scale: Annotated[tuple[float, float], typer.Option(help="range of the crop area, as fractions of the image area")] = (
+        0.08,
+        1.0,
+    ),
+    flip: Annotated[float, typer.Option(help="probability of a horizontal flip")] = 0.5,
     mean: Annotated[
-        str | None, typer.Option(help="of pixels in 0..1, such as 0.5 or 0.485,0.456,0.406; ImageNet's by default")
+        str | None,
+        typer.Option(help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: ImageNet's)"),
     ] = None,
-    std: Annotated[str | None, typer.Option(help="likewise")] = None,
-    seed: Annotated[int, typer.Option(help="of the views: with it the file needs no bits for them")] = 0,
-    dtype: Annotated[str, typer.Option(help="f16 or f32")] = "f16",
+    std: Annotated[
+        str | None, typer.Option(help="standard deviation of pixels in 0..1, in the form of --mean (default: ImageNet's)")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of the views; the file stores it instead of the augmentation of each view")] = 0,
+    dtype: Annotated[str, typer.Option(help="dtype of the labels: f16 or f32")] = "f16",
     image_digest: ImageDigest = None,
-    effort: Annotated[str, typer.Option(help="fast, normal or best: how hard to look for the best codes")] = "normal",
+    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
     device: Device = "cpu",
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Label seeded views of images with a teacher; interrupted, the same command goes on where it was."""
+    """Label views of images with a teacher. After an interruption, the same command resumes."""
     from vqlabel.codecs import load_codec
     from vqlabel.storage.apart import check_apart
     from vqlabel.views.image_folder import ImageFolder
@@ -265,16 +277,16 @@ def relabel(
 
     check_relabel_target(out, layout, overwrite=overwrite)
     check_apart(out, images, beside=(codec, teacher))
-    pictures = ImageFolder(images)
-    recipe = Recipe(seed=seed, images=len(pictures), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
-    looked = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
+    folder = ImageFolder(images)
+    recipe = Recipe(seed=seed, images=len(folder), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
+    model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), terminal.progress_bar() as progress:
-        source = TeacherSource(pictures, looked, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
+        source = TeacherSource(folder, model, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
         loaded, report = (None, {}) if codec is None else load_codec(codec)
-        found = run(
+        result = run(
             source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, progress=progress,
         )  # fmt: skip
     if loaded is not None:
-        found["fit"] = fit_quality(report, sum(loaded.code_bits), codec)
-    terminal.notes(found)
-    terminal.emit(found, json, show.show_relabelled)
+        result["fit"] = fit_quality(report, sum(loaded.code_bits), codec)
+    terminal.notes(result)
+    terminal.emit(result, json, show.show_relabelled)

@@ -1,4 +1,4 @@
-"""Commands that measure: bytes, distortion, methods compared, the demo. Torch loads inside their bodies, so that --help is instant."""
+"""Commands that measure: stats, compare and demo. They import torch inside their bodies, so that --help is fast."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ import typer
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.arguments import Array, Axes, Classes, Device, Domain, Dump, Images, Json, Layout, Overwrite, Threads, Vql
-from vqlabel.cli.options import BitsCommand, Temperature, read_temperature
+from vqlabel.cli.options import SEED_HELP, BitsCommand, Temperature, read_temperature
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
@@ -20,14 +20,16 @@ def stats(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="the dump, or another teacher's labels of the same records: adds KL at T = 1, 4, 20, top-1 agreement, relative squared "
-            "error and calibration; stderr says so where these are not the labels that the file was packed from"
+            help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20, top-1 agreement, relative "
+            "squared error and calibration; a note on stderr reports labels that are not those of the file"
         ),
     ] = None,
-    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher: adds the break-even number of labels")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw the bits per label to this image file")] = None,
+    teacher_bytes: Annotated[
+        int | None, typer.Option(help="size of the teacher in bytes: adds the number of labels above which the teacher is smaller")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="image file to write: plot of the bits per label")] = None,
     plot_calibration: Annotated[
-        Path | None, typer.Option(help="draw decoded against raw probabilities to this image file; needs --against")
+        Path | None, typer.Option(help="image file to write: plot of decoded against raw probabilities; needs --against")
     ] = None,
     layout: Layout = None,
     array: Array = None,
@@ -37,7 +39,7 @@ def stats(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Account for every byte of a .vql file."""
+    """Report the bytes of each part of a .vql file. With --against, report the distortion of its labels too."""
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
@@ -49,7 +51,7 @@ def stats(
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
     for flag, value in (("--layout", layout), ("--array", array), ("--axes", axes)):
         if value is not None and against is None:
-            raise UsageError(f"{flag} {value}: tells how to read a dump; needs --against, the dump to compare with")
+            raise UsageError(f"{flag} {value}: needs --against, the dump that it applies to")
     if plot is not None and plot == plot_calibration:
         raise UsageError(f"--plot and --plot-calibration are both {plot}; name two files")
     for plot_file in (plot, plot_calibration):
@@ -62,16 +64,14 @@ def stats(
         source = (
             None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
         )
-        found = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
+        result = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
     if plot is not None:
-        plots.plot_account(found, plot, overwrite=overwrite)
+        plots.plot_account(result, plot, overwrite=overwrite)
     if plot_calibration is not None:
-        plots.plot_calibration(found, plot_calibration, overwrite=overwrite)
-    if found.get("same_dump") is False:
-        terminal.note(
-            f"{against}: its labels are not those that {path} was packed from (their sha256 differs); compared all the same"
-        )
-    terminal.emit(found, json, show.show_stats)
+        plots.plot_calibration(result, plot_calibration, overwrite=overwrite)
+    if result.get("same_dump") is False:
+        terminal.note(f"{against}: its labels differ from those that {path} was packed from (by sha256); the comparison continues")
+    terminal.emit(result, json, show.show_stats)
 
 
 @app.command(cls=BitsCommand)
@@ -82,24 +82,28 @@ def compare(
     methods: Annotated[
         list[str] | None, typer.Option(help="methods to compare, e.g. vqae,topk,rq (default: all that are installed)")
     ] = None,
-    teacher: Annotated[Path | None, typer.Option(help="the teacher's file; its size is compared with the labels'")] = None,
-    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher in bytes, instead of --teacher")] = None,
-    plot: Annotated[Path | None, typer.Option(help="draw the rate-distortion curves to this image file")] = None,
-    student: Annotated[
-        Path | None, typer.Option(help="the dump's images: train a student from every method's labels, minutes each; needs --val")
+    teacher: Annotated[
+        Path | None, typer.Option(help="file of the teacher's weights, to compare its size with that of the labels")
     ] = None,
-    val: Annotated[Path | None, typer.Option(help="new images to test students on, one folder per class")] = None,
+    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher in bytes, instead of --teacher")] = None,
+    plot: Annotated[Path | None, typer.Option(help="image file to write: plot of the rate-distortion curves")] = None,
+    student: Annotated[
+        Path | None,
+        typer.Option(help="folder of the labelled images: train a student on every method's labels, minutes each; needs --val"),
+    ] = None,
+    val: Annotated[Path | None, typer.Option(help="folder of new images to test students on, with one subfolder per class")] = None,
     val_labels: Annotated[
-        Path | None, typer.Option(help=".npy: the teacher's logits for --val, sorted by path; adds students' KL to the teacher")
+        Path | None,
+        typer.Option(help=".npy file: the teacher's logits for --val, sorted by path; adds the KL of students to the teacher"),
     ] = None,
     class_map: Annotated[
         Path | None,
-        typer.Option(help="JSON: folder of --val and --images -> class of the teacher (default: class i is the i-th folder)"),
+        typer.Option(help="JSON file: folder of --val and --images -> class of the teacher (default: class i is the i-th folder)"),
     ] = None,
-    view: Annotated[int, typer.Option(help="side in pixels of the views that the teacher labelled")] = 224,
-    passes: Annotated[int, typer.Option(help="passes of each student over all views")] = 4,
+    view: Annotated[int, typer.Option(help="side of the labelled views in pixels")] = 224,
+    passes: Annotated[int, typer.Option(help="training passes of each student over all views")] = 4,
     temperature: Temperature = None,
-    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine with the same number of threads")] = 0,
+    seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -110,8 +114,8 @@ def compare(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Distortion over bytes of vqae and of the baselines for one dump; takes minutes per rate."""
-    rates, degrees = _rates(bits), read_temperature(temperature)
+    """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
+    rates, temperatures = _rates(bits), read_temperature(temperature)
     if teacher is not None and teacher_bytes is not None:
         raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
     if teacher is not None and not teacher.is_file():
@@ -130,7 +134,7 @@ def compare(
     from vqlabel.report.student_benchmark import StudentBenchmark
 
     config = CompareConfig(
-        bits=rates or DEFAULT_BITS, methods=_words(methods), temperature=degrees, seed=seed, teacher_bytes=size, passes=passes
+        bits=rates or DEFAULT_BITS, methods=_words(methods), temperature=temperatures, seed=seed, teacher_bytes=size, passes=passes
     )
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
@@ -159,28 +163,31 @@ def compare(
 
 
 def _words(values: list[str] | None) -> list[str] | None:
-    """--option a,b --option "c d" -> [a, b, c, d]."""
+    """["a,b", "c d"], the values of a repeated option -> [a, b, c, d]."""
     return None if values is None else [word for value in values for word in value.replace(",", " ").split()]
 
 
 def _rates(values: list[str] | None) -> list[int] | None:
     words = _words(values)
     if words is not None and not (words and all(word.isdecimal() for word in words)):
-        raise UsageError(f"--bits {' '.join(values or ())!r}: must be whole numbers, such as 8 16 32 or 8,16,32")
+        raise UsageError(f"--bits {' '.join(values or ())!r}: must be integers, such as 8 16 32 or 8,16,32")
     return None if words is None else [int(word) for word in words]
 
 
 @app.command()
 @terminal.exit_with_errors
 def demo(
-    folder: Annotated[Path | None, typer.Option(help="keep dump, codec and .vql here; by default they are deleted")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="folder for the dump, codec and .vql file (default: a temporary folder)")
+    ] = None,
     bits: Annotated[int, typer.Option(help="code bits per label")] = 32,
-    seed: Annotated[int, typer.Option(help="same seed, same figures on the same machine with the same number of threads")] = 0,
+    seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
     json: Json = False,
 ) -> None:
-    """Teacher, labels, codec, .vql and two students on 1,000 drawn characters: the whole story in minutes, no download."""
+    """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and trains two students, in
+    minutes and without downloads."""
     from vqlabel.demo import run_demo
 
     with terminal.progress_bar() as progress:
-        found = run_demo(folder, bits=bits, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
-    terminal.emit(found, json, show.show_demo)
+        result = run_demo(folder, bits=bits, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
+    terminal.emit(result, json, show.show_demo)

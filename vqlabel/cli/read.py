@@ -1,4 +1,4 @@
-"""Commands that read `.vql` files and dumps. Torch loads inside their bodies, so that --help is instant."""
+"""Commands that read `.vql` files and dumps. They import torch inside their bodies, so that --help is fast."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,12 +17,14 @@ from vqlabel.threads import named_threads
 @terminal.exit_with_errors
 def unpack(
     path: Vql,
-    out: Annotated[
-        Path, typer.Option("-o", "--out", help=".npy, .safetensors, or a folder; by default in the layout that the labels came in")
-    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".npy or .safetensors file, or a folder, to write")],
     layout: Target = None,
-    records: Annotated[str | None, typer.Option(help="first:stop, as in Python")] = None,
-    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32; the dump's by default")] = None,
+    records: Annotated[
+        str | None, typer.Option(help="range of records to decode, first:stop as in a Python slice (default: all)")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="dtype of the labels: f16, bf16 or f32 (default: that of the original dump)")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -33,10 +35,10 @@ def unpack(
     from vqlabel.workflows.unpack import unpack as run
 
     with named_threads(threads), terminal.progress_bar() as progress:
-        found = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
-    terminal.notes(found)
+        result = run(path, out, layout=layout, records=span, dtype=dtype, device=device, overwrite=overwrite, progress=progress)
+    terminal.notes(result)
     terminal.emit(
-        found, json, lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['dtype']}")
+        result, json, lambda r: typer.echo(f"{r['path']}: {r['records']:,} labels of {r['classes']:,} classes, {r['dtype']}")
     )
 
 
@@ -53,21 +55,24 @@ def _span(text: str | None) -> tuple[int | None, int | None]:
 @app.command()
 @terminal.exit_with_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="a dump, or a .vql file")],
-    out: Annotated[Path, typer.Argument(help="what to write: .npy, .safetensors, .pt, or a folder with --layout")],
+    source: Annotated[Path, typer.Argument(help="dump, or .vql file")],
+    out: Annotated[Path, typer.Argument(help="dump to write: a .npy, .safetensors or .pt file, or a folder with --layout")],
     layout: Target = None,
-    source_layout: Annotated[str | None, typer.Option("--from", help=f"of the dump: {LAYOUTS}; detected by default")] = None,
+    source_layout: Annotated[str | None, typer.Option("--from", help=f"layout of SOURCE: {LAYOUTS} (default: detected)")] = None,
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
     class_map: ClassMap = None,
     array: Array = None,
     axes: Axes = None,
-    dtype: Annotated[str | None, typer.Option(help="f16, bf16 or f32, of a .vql's labels; the dump's by default")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="dtype of labels decoded from a .vql file: f16, bf16 or f32 (default: that of the original dump)"),
+    ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Write a dump in another layout, where that can hold the same things; nothing is dropped in silence."""
+    """Write a dump in another layout. Fails if that layout cannot store all columns of the dump."""
     from vqlabel.labels.open import check_dump_target, output_layout
     from vqlabel.storage.apart import check_apart
     from vqlabel.workflows.convert import convert as run
@@ -79,19 +84,19 @@ def convert(
         labels = terminal.report_order_evidence(
             open_any(source, source_layout, domain, images, classes, dtype, class_map, array, axes)
         )
-        found = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
-    terminal.notes(found)
+        result = run(labels, out, layout=layout, overwrite=overwrite, progress=progress)
+    terminal.notes(result)
     terminal.emit(
-        found,
+        result,
         json,
-        lambda f: typer.echo(f"{f['path']}: {f['records']:,} labels of {f['classes']:,} classes, {f['layout']}, {f['dtype']}"),
+        lambda r: typer.echo(f"{r['path']}: {r['records']:,} labels of {r['classes']:,} classes, {r['layout']}, {r['dtype']}"),
     )
 
 
 @app.command()
 @terminal.exit_with_errors
-def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file")], json: Json = False) -> None:
-    """Show what a .vql file holds, without decoding a label, or a codec file and the report of its fit."""
+def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")], json: Json = False) -> None:
+    """Show the header of a .vql file or codec file. No label is decoded; a codec file's report of its fit is included."""
     from vqlabel.container import is_codec_file
 
     if is_codec_file(path):
@@ -103,10 +108,10 @@ def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file
     from vqlabel.vql.column_limits import PREFIX
     from vqlabel.vql.file import VqlFile
 
-    file, known = VqlFile(path), (*OWN_COLUMNS, *PARTNER_COLUMNS, *MIX_COLUMNS, "image_size", "drawn", "names")
-    says = file.container.json_object("vql.columns")
-    drawn = says.get("order") == "seeded"
-    found = {
+    file, column_names = VqlFile(path), (*OWN_COLUMNS, *PARTNER_COLUMNS, *MIX_COLUMNS, "image_size", "drawn", "names")
+    stored = file.container.json_object("vql.columns")
+    is_seeded = stored.get("order") == "seeded"
+    header = {
         "path": str(path),
         "bytes": file.container.size,
         "version": file.container.metadata["vql.version"],
@@ -116,35 +121,35 @@ def info(path: Annotated[Path, typer.Argument(help="a .vql file, or a codec file
         "epochs": len({place.epoch for place in file.columns.places}),
         "batches": len(file.columns.places),
         "batch_size": int(np.diff(file.columns.starts).max(initial=0)),
-        "order": "seeded" if drawn else file.columns.order,
-        "columns": [name for name in known if PREFIX + name in file.container.streams],
-        "drawn": [name for name in known if file.columns.has(name)] if drawn else [],
-        "recipe": says.get("recipe"),
+        "order": "seeded" if is_seeded else file.columns.order,
+        "columns": [name for name in column_names if PREFIX + name in file.container.streams],
+        "drawn": [name for name in column_names if file.columns.has(name)] if is_seeded else [],
+        "recipe": stored.get("recipe"),
         "source": file.source,
         "writer": file.container.metadata.get("vql.writer"),
     }
-    terminal.emit(found, json, lambda f: terminal.table([(key, str(value)) for key, value in f.items()], ("field", "value")))
+    terminal.emit(header, json, lambda h: terminal.table([(key, str(value)) for key, value in h.items()], ("field", "value")))
 
 
 def _codec_info(path: Path, json: bool) -> None:
     from vqlabel.codecs import load_codec
 
     codec, report = load_codec(path)
-    found = {
+    description = {
         "path": str(path), "bytes": path.stat().st_size, "codec": codec.kind, "config": codec.config.to_dict(), "code_bits": sum(codec.code_bits),
         "report": report,
     }  # fmt: skip
-    terminal.emit(found, json, show.show_codec)
+    terminal.emit(description, json, show.show_codec)
 
 
 @app.command()
 @terminal.exit_with_errors
 def verify(path: Vql, json: Json = False) -> None:
-    """Read and check every byte of a .vql file, every code, and that its decoder can be built."""
+    """Check a .vql file for damage. Reads every byte, checks every code and column, and loads the decoder."""
     from vqlabel.workflows.verify import verify as run
 
     terminal.emit(
         {"path": str(path), **run(path)},
         json,
-        lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all sound"),
+        lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all valid"),
     )

@@ -1,4 +1,4 @@
-"""Results as people read them: the text of each command, from the dictionary that --json prints."""
+"""The dictionary that --json prints -> the text output of each command."""
 
 from typing import Any
 
@@ -6,47 +6,47 @@ import typer
 
 from vqlabel.cli.terminal import size, table
 
-COMPRESSED = 0.01  # share of the code bits that coding must save to be worth a word
-UNBIASED = 0.1  # of the slope of decoded on raw probabilities, 1 where labels are unbiased
+MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
+MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
 
 
-def show_pack(found: dict[str, Any]) -> None:
-    """What was read, size, rate, and what views cost beside the labels."""
-    epochs, bits, stored = found["epochs"], found["code_bits"], found["stored_code_bits"]
-    read = f"{found['records']:,} labels of {found['classes']:,} classes, {epochs:,} epoch{'s' * (epochs != 1)}"
-    coded = f", {stored:.1f} as they are compressed" if stored < (1 - COMPRESSED) * bits else ""
-    typer.echo(f"{found['path']}: {read}, in {size(found['bytes'])}, {bits} code bits each{coded}")
-    prices = found["augmentation_bits"]
-    if prices:
-        how = ", drawn again from their seed" if "if_kept" in prices else ""
-        others = {"if_kept": "without --augmentation seeded", "if_seeded": "with --augmentation seeded"}
-        other = "".join(f"; about {prices[name]:.2f} {words}" for name, words in others.items() if name in prices)
-        typer.echo(f"augmentation and order: {prices['stored']:.2f} bits per label{how}{other}")
-    _show_quality(found["fit"])
+def show_pack(result: dict[str, Any]) -> None:
+    """Numbers of labels, classes and epochs, size, rate, bits of augmentation and order, and the codec's distortion."""
+    epochs, bits, stored = result["epochs"], result["code_bits"], result["stored_code_bits"]
+    labels = f"{result['records']:,} labels of {result['classes']:,} classes, {epochs:,} epoch{'s' * (epochs != 1)}"
+    compressed = f", compressed to {stored:.1f}" if stored < (1 - MIN_SAVING) * bits else ""
+    typer.echo(f"{result['path']}: {labels}, in {size(result['bytes'])}, {bits} code bits each{compressed}")
+    augmentation = result["augmentation_bits"]
+    if augmentation:
+        how = ", generated from the seed" if "if_kept" in augmentation else ""
+        alternatives = {"if_kept": "without --augmentation seeded", "if_seeded": "with --augmentation seeded"}
+        other = "".join(f"; about {augmentation[name]:.2f} {words}" for name, words in alternatives.items() if name in augmentation)
+        typer.echo(f"augmentation and order: {augmentation['stored']:.2f} bits per label{how}{other}")
+    _show_quality(result["fit"])
 
 
-def show_relabelled(found: dict[str, Any]) -> None:
-    """What was written, and what the codec that was used keeps of labels."""
-    typer.echo(f"{found['path']}: {found['records']:,} labels of {found['classes']:,} classes")
-    if "fit" in found:
-        _show_quality(found["fit"])
+def show_relabelled(result: dict[str, Any]) -> None:
+    """Numbers of labels and classes, and the distortion of the codec if one was used."""
+    typer.echo(f"{result['path']}: {result['records']:,} labels of {result['classes']:,} classes")
+    if "fit" in result:
+        _show_quality(result["fit"])
 
 
 def _show_quality(fit: dict[str, Any]) -> None:
-    """Held-out figures of the codec that a file was packed with: the result of `fit_quality`."""
+    """Held-out distortion of the codec that a file was packed with: the result of `fit_quality`."""
     if fit.get("exact"):
         typer.echo("labels are stored losslessly")
         return
     if not fit:
-        typer.echo("the codec file has no distortion for this rate; vqlabel stats --against DUMP measures it")
+        typer.echo("the codec file does not record the distortion at this rate; vqlabel stats --against DUMP measures it")
         return
 
     sigmoid = "half_f1" in fit["held"]
     figure = "binary_kl_T" if sigmoid else "kl_T"
     agreement = (
-        f"classes above 0.5 agree with the teacher's in {100 * fit['held']['half_f1']:.1f} % (F1), binary KL summed over classes"
+        f"F1 of classes above 0.5 {100 * fit['held']['half_f1']:.1f} %, binary KL summed over classes"
         if sigmoid
-        else f"largest class as the teacher's in {100 * fit['held']['top1_agreement']:.1f} %, KL"
+        else f"top-1 agreement {100 * fit['held']['top1_agreement']:.1f} %, KL"
     )
 
     def kls(part: str) -> str:
@@ -54,85 +54,87 @@ def _show_quality(fit: dict[str, Any]) -> None:
             f"{fit[part][f'{figure}{t:g}']:.3f} at T = {t:g}" for t in fit["temperature"] if f"{figure}{t:g}" in fit[part]
         )
 
-    origin = "held out" if fit["codec_file"] is None else f"from {fit['codec_file']}, on the dump that it was fitted to: held out"
+    origin = "held out" if fit["codec_file"] is None else f"{fit['codec_file']}, on the dump that it was fitted to: held out"
     typer.echo(f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): {agreement} {kls('held')}")
     if "mass_kept" in fit["held"]:
-        typer.echo(f"KL is over the stored classes, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1")
+        typer.echo(
+            f"KL is computed over the stored classes, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1"
+        )
     if "calibrated" in fit:
         typer.echo(
-            f"labels are rescaled about their mean by a gain of {fit['gain']:.2f}: better for students, higher KL; "
+            f"labels are rescaled to be unbiased, by a gain of {fit['gain']:.2f}: better for students, higher KL; "
             f"KL with --gain 1: {kls('calibrated')}"
         )
     if "mean_label" in fit:
-        typer.echo(f"for comparison, KL of one mean label for all: {kls('mean_label')}")
+        typer.echo(f"for comparison, KL if every label is replaced by the mean label: {kls('mean_label')}")
 
 
 def show_fit(report: dict[str, Any]) -> None:
-    """The resolved configuration, and distortion held out beside the one on what was seen."""
+    """The resolved configuration, and distortion on held-out and on training labels."""
     config = {name: value for name, value in report["config"].items() if name not in ("classes", "domain")}
     typer.echo(
         f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}"
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
     names = [name for name in report["held"] if name != "labels"]
-    parts = {"held": f"held out: {report['held_out']}", "seen": "seen by the fit", "calibrated": "held out, with --gain 1"}
+    parts = {"held": f"held out: {report['held_out']}", "seen": "training labels", "calibrated": "held out, with --gain 1"}
     rows = [
         (title, str(report[part]["labels"]), *(f"{report[part][n]:.4f}" for n in names))
         for part, title in parts.items()
         if part in report
     ]
     labels = str(report["held"]["labels"])
-    for bits, found in report.get("rates", {}).items():
-        rows.append((f"held out, packed with --bits {bits}", labels, *(f"{found[n]:.4f}" for n in names)))
+    for bits, distortion in report.get("rates", {}).items():
+        rows.append((f"held out, packed with --bits {bits}", labels, *(f"{distortion[n]:.4f}" for n in names)))
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
     if "gain" in report:
         typer.echo(_gain(report))
     if report.get("gain_limited"):
-        typer.echo("labels are calibrated, not unbiased: the codes keep too little of a label for any gain up to 2")
+        typer.echo("labels are calibrated, not unbiased: at this rate, a gain of more than 2 would be needed")
     if "perplexity" in report:
         typer.echo(
             f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"
         )
 
 
-def show_codec(found: dict[str, Any]) -> None:
-    """A codec file: the report of its fit, or, where it has none of ours, its configuration."""
-    typer.echo(f"{found['path']}: a codec file, {size(found['bytes'])}")
-    if {"codec", "config", "fit", "code_bits", "held_out", "seen", "held"} <= found["report"].keys():
-        show_fit(found["report"])
+def show_codec(result: dict[str, Any]) -> None:
+    """A codec file: the report of its fit if vqlabel wrote one, otherwise its configuration."""
+    typer.echo(f"{result['path']}: codec file, {size(result['bytes'])}")
+    if {"codec", "config", "fit", "code_bits", "held_out", "seen", "held"} <= result["report"].keys():
+        show_fit(result["report"])
     else:
-        table([(name, str(value)) for name, value in found["config"].items()], (found["codec"], ""))
+        table([(name, str(value)) for name, value in result["config"].items()], (result["codec"], ""))
 
 
 def _gain(report: dict[str, Any]) -> str:
-    """How far decoded labels are from their mean, and how near that brings them to unbiased ones."""
-    found = report.get("bias_slope", {})  # which older codec files have not
-    slopes = ", ".join(f"{slope:.2f} at T = {name[1:]}" for name, slope in found.items()) or "not measured"
-    nearest = min((abs(slope - 1) for slope in found.values()), default=1)
+    """The gain of decoded labels about their mean, and the remaining bias on held-out labels."""
+    bias_slope = report.get("bias_slope", {})  # absent from older codec files
+    slopes = ", ".join(f"{slope:.2f} at T = {name[1:]}" for name, slope in bias_slope.items()) or "not measured"
+    smallest_bias = min((abs(slope - 1) for slope in bias_slope.values()), default=1)
     if report["fit"]["gain"] is not None:
-        why = "as asked for"
-    elif nearest <= UNBIASED:
-        why = "labels are unbiased, which students gain from and KL does not"
+        why = "set by --gain"
+    elif smallest_bias <= MAX_BIAS:
+        why = "labels are rescaled to be unbiased: better for students, higher KL (--gain 1 gives the lowest KL)"
     else:
-        why = "labels are nearer to unbiased ones than calibrated labels are; name the student's --temperature for more"
-    return f"gain {report['gain']:.3f}: {why}; slope of decoded on raw probabilities held out: {slopes}"
+        why = "labels are less biased than calibrated ones, but not unbiased; pass the student's --temperature to reduce the bias"
+    return f"gain {report['gain']:.3f}: {why}; slope of decoded on raw probabilities, held out: {slopes}"
 
 
 def show_trial(trial: Any) -> None:
-    """One line on stderr for a shape that `tune` tried."""
+    """One line on stderr for a configuration that `tune` tried."""
     c = trial.resolved
-    prior = "no prior" if c.prior is None else f"prior {c.prior.image_width} numbers an image, {c.prior.hidden} hidden"
+    prior = "no prior" if c.prior is None else f"prior of width {c.prior.image_width} per image, {c.prior.hidden} hidden units"
     slots = f"up to {c.slots} slots, {c.rate:g} bits on average," if c.variable else f"{c.slots} slots"
     kls = "  ".join(f"{name} {value:.3f}" for name, value in trial.kl.items())
     typer.echo(
-        f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits a weight, {prior}: {kls}"
+        f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits per weight, {prior}: {kls}"
         f"  ({trial.seconds:.0f} s)",
         err=True,
     )
 
 
 def show_tuned(report: dict[str, Any]) -> None:
-    """What was found, and how near it is to the budget."""
+    """The result of a search, and its size relative to the budget."""
     show_fit(report)
     share = 100 * report["bytes"] / report["budget"]
     typer.echo(
@@ -142,7 +144,7 @@ def show_tuned(report: dict[str, Any]) -> None:
 
 
 def show_stats(stats: dict[str, Any]) -> None:
-    """Bytes of every part, then bits per label, ratio, break-even and distortion."""
+    """Bytes of every part, bits per label, compression ratio, break-even with the teacher, and distortion."""
     labels = max(1, stats["records"])
     rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
     total = stats["bytes"]["total"]
@@ -170,9 +172,9 @@ def show_stats(stats: dict[str, Any]) -> None:
 
 
 def _show_bits_per_label(stats: dict[str, Any]) -> None:
-    """As the file is, and at 300 views per image."""
+    """Bits per label of this file, and extrapolated to 300 views per image."""
     at_300_views = stats["bits_per_label_at_300_views"] or {}
-    titles = {"codes": "codes only", "labels": "labels: all but augmentation and order", "all_in": "all-in: the whole file"}
+    titles = {"codes": "codes only", "labels": "labels: all except augmentation and order", "all_in": "all-in: the whole file"}
     rows = []
     for name, bits in stats["bits_per_label"].items():
         later = f"{at_300_views[name]:.2f}" if name in at_300_views else "-"
@@ -187,7 +189,7 @@ def _show_distortion(stats: dict[str, Any]) -> None:
         typer.echo("distortion against the dump: " + _figures(stats["distortion"]))
     if stats.get("distortion", {}).get("mass_kept") is not None:
         typer.echo(
-            "distortion is over the classes that a label keeps, re-normalised; mass_kept is their share of the raw label's probability"
+            "distortion is computed over the stored classes, renormalised; mass_kept is their share of the raw label's probability"
         )
     if "distortion_f32" in stats:
         typer.echo(f"  before labels are rounded to {stats['dtype']}: " + _figures(stats["distortion_f32"]))
@@ -199,7 +201,7 @@ def _show_distortion(stats: dict[str, Any]) -> None:
 
 
 def _figures(values: dict[str, float | None]) -> str:
-    """Names and values in one line; a dash for a value that float32 does not hold."""
+    """Names and values in one line; "-" for a value outside float32."""
     return "  ".join(f"{name} {'-' if value is None else f'{value:.4f}'}" for name, value in values.items())
 
 
@@ -207,7 +209,7 @@ def show_demo(result: dict[str, Any]) -> None:
     """Sizes, bits per label, and the accuracy of teacher and students."""
     show_stats(result)
     raw, total = result["raw_dump_bytes"], result["bytes"]["total"]
-    typer.echo(f"\nthe dump: {size(raw)}; the .vql, with augmentation and order: {size(total)}, 1/{raw / total:.0f} of it")
+    typer.echo(f"\ndump: {size(raw)}; .vql file, with augmentation and order: {size(total)}, 1/{raw / total:.0f} of the dump")
     rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in result["top1"].items()]
     table(rows, ("top-1 on typefaces outside the training data", ""))
     typer.echo(f"{result['seconds']:.0f} s")
@@ -223,22 +225,22 @@ def show_compare(comparison: dict[str, Any]) -> None:
     _show_points(
         comparison,
         "held out",
-        f"{comparison['held_out']}, {held:,} labels that no method was fitted to; fixed parts are not counted",
+        f"{comparison['held_out']}, {held:,} labels, not used by any fit; fixed parts are not counted",
         (),
     )
     _show_points(
-        comparison, "all-in", f"fixed parts are divided by this dump's labels; measured on {sampled:,} of them, training and held out",
+        comparison, "all-in", f"fixed parts are divided by the number of labels in this dump; measured on {sampled:,} of them, training and held out",
         ("all_in_bits",),
     )  # fmt: skip
     if comparison["student"] is not None:
         _show_students(comparison)
     if comparison["teacher"] is not None:
         teacher = comparison["teacher"]
-        typer.echo(f"\nthe teacher itself: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")
+        typer.echo(f"\nteacher: {size(teacher['bytes'])}, {teacher['all_in_bits']:.1f} bits per label of this dump")
 
 
 def _show_points(comparison: dict[str, Any], part: str, heading: str, more_bits: tuple[str, ...]) -> None:
-    """One part's table: bits, then distortion, of every method and setting."""
+    """The table of one part: bits and distortion of every method and setting."""
     figures = ("kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement")
     rows = [
         (
@@ -258,7 +260,7 @@ def _show_points(comparison: dict[str, Any], part: str, heading: str, more_bits:
 
 
 def _show_students(comparison: dict[str, Any]) -> None:
-    """Scores of students: from raw labels, then from every method's, with all-in bits."""
+    """Scores of students trained on raw labels and on each method's labels, with all-in bits."""
     student = comparison["student"]
     typer.echo(
         f"\nstudents: {student['passes']} passes over {student['views']:,} views at T = {student['temperature']:g}, seed {student['seed']}; "

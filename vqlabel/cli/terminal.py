@@ -1,4 +1,4 @@
-"""What every command does with the terminal: results to stdout, notes and progress to stderr, errors to exit codes."""
+"""The terminal behaviour shared by all commands: results on stdout, notes and progress on stderr, errors as exit codes."""
 
 import functools
 import json
@@ -16,16 +16,16 @@ import typer
 from vqlabel.errors import VqlabelError, VqlabelWarning, message, printable
 from vqlabel.progress import Progress, silent
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-GOES_ON = {  # command -> suffix of what an interrupted run keeps beside its target, and what goes on from there
-    "fit": (".state", "the same command with --resume goes on where it was"),
-    "relabel": (".journal", "the same command goes on where it was"),
+INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells: 128 + SIGINT
+RESUMABLE = {  # command -> suffix of the state that an interrupted run leaves beside its target, and how to resume
+    "fit": (".state", "run the same command with --resume to continue"),
+    "relabel": (".journal", "run the same command to continue"),
 }
-_stdout: ContextVar[TextIO] = ContextVar("stdout")  # of the process, while `sys.stdout` is stderr
+_stdout: ContextVar[TextIO] = ContextVar("stdout")  # the process's stdout, while `sys.stdout` is redirected to stderr
 
 
 def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that no traceback reaches its user: every refusal becomes a line on stderr and an exit code."""
+    """Wrap a command so that errors become one line on stderr and an exit code, instead of a traceback."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -36,19 +36,19 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output went away, as `head` does
+        except BrokenPipeError:  # the reader of stdout has closed the pipe, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except MemoryError as error:
-            _fail(f"out of memory ({error}); try a smaller dump, --latent or --bits", 1)
+            _fail(f"out of memory ({error}); use a smaller dump, --latent or --bits", 1)
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
             _fail(f"{name}{error.strerror or error}; check the path, its permissions and the free space", 1)
-        except AssertionError as error:  # a torch built for no GPU says so by an assertion
+        except AssertionError as error:  # raised by a torch that was built without CUDA
             if "not compiled with" not in str(error):
                 raise
             _fail(f"{error}; check --device", 1)
-        except RuntimeError as error:  # torch: no such device, out of its memory
-            if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps what stops the making of a class, in an import
+        except RuntimeError as error:  # raised by torch: no such device, or device out of memory
+            if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps errors raised while a class is created
                 _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
             reason = str(error).partition("\n")[0]
             _fail(f"{reason}; check --device", 2 if "device string" in reason else 1)
@@ -57,14 +57,14 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _interrupted(command: str, out: object) -> str:
-    """What is left after Ctrl-C."""
-    suffix, way = GOES_ON.get(command, ("", ""))
-    return "interrupted; nothing half-written was left" + (f"; {way}" if way and os.path.exists(f"{out}{suffix}") else "")
+    """The message after Ctrl-C."""
+    suffix, remedy = RESUMABLE.get(command, ("", ""))
+    return "interrupted; no partial output was left" + (f"; {remedy}" if remedy and os.path.exists(f"{out}{suffix}") else "")
 
 
 @contextmanager
 def _stdout_for_results() -> Iterator[None]:
-    """What libraries, a teacher's own code and its child processes print while a command runs goes to stderr; stdout is for `emit` alone."""
+    """Reserve stdout for `emit`: output of libraries, of a teacher's code and of child processes goes to stderr."""
     with _descriptor_for_results() as results:
         token = _stdout.set(results)
         try:
@@ -76,12 +76,12 @@ def _stdout_for_results() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_for_results() -> Iterator[TextIO]:
-    """`sys.stdout`; where it is the process's own, a copy of it, while file descriptor 1 is that of stderr."""
+    """A stream for results: `sys.stdout`, or, if that is file descriptor 1, a duplicate of it while descriptor 1 is redirected to stderr."""
     try:
-        own = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
-    except (AttributeError, OSError, ValueError):  # some other object in their place, which has none
-        own = False
-    if not own:
+        are_descriptors = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
+    except (AttributeError, OSError, ValueError):  # replaced by an object without a file descriptor
+        are_descriptors = False
+    if not are_descriptors:
         yield sys.stdout
         return
     sys.stdout.flush()
@@ -92,45 +92,45 @@ def _descriptor_for_results() -> Iterator[TextIO]:
         results.flush()
     finally:
         os.dup2(results.fileno(), 1)
-        with suppress(OSError):  # what could not be written has been told by `flush`
+        with suppress(OSError):  # `flush` has already raised for unwritten output
             results.close()
 
 
 @contextmanager
 def _warnings_as_notes() -> Iterator[None]:
-    """vqlabel's own warnings as one line each, others as Python shows them."""
+    """Print vqlabel's own warnings as notes, others in Python's format."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
-        def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        def show_note(message: Warning | str, category: type[Warning], *location: Any, **options: Any) -> None:
             if issubclass(category, VqlabelWarning):
                 note(str(message))
             else:
-                show(message, category, *place, **more)
+                show(message, category, *location, **options)
 
-        warnings.showwarning = one_line
+        warnings.showwarning = show_note
         yield
 
 
 def note(sentence: str) -> None:
-    """A line on stderr that stops nothing."""
+    """Print one line on stderr."""
     typer.echo(f"vqlabel: {message(sentence)}", err=True)
 
 
-def notes(found: dict[str, Any]) -> None:
-    """What a result has to say besides figures, on stderr."""
-    for sentence in found.get("notes", ()):
+def notes(result: dict[str, Any]) -> None:
+    """Print the notes of a result on stderr."""
+    for sentence in result.get("notes", ()):
         note(sentence)
 
 
 def report_order_evidence(source: Any) -> Any:
-    """A dump, after a line for each of its notes, and on how sure its order of images is where that had to be found out, or that nobody knows it."""
+    """Print the notes of a dump, and the evidence for its order of images if that was inferred; return the dump."""
     for sentence in source.notes:
         note(sentence)
     if source.evidence is not None:
         note(source.evidence)
     elif source.order == "none" and source.layout == "sre2l":
-        note(f"{source.path}: does not say which image a label is of, so no student can see its view; --images FOLDER finds it out")
+        note(f"{source.path}: does not record the image of each label, so its views cannot be rendered; --images FOLDER infers it")
     return source
 
 
@@ -139,18 +139,18 @@ def _fail(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def emit(found: dict[str, Any], as_json: bool, human: Callable[[dict[str, Any]], None]) -> None:
-    """One JSON object, or what a person reads."""
+def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
+    """Print a result on stdout: as one JSON object, or as the text of `show`."""
     with redirect_stdout(_stdout.get(sys.stdout)):
         if as_json:
-            typer.echo(json.dumps(found))
+            typer.echo(json.dumps(result))
         else:
-            human(found)
+            show(result)
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress callback drawn on stderr; silent where that is no terminal, and for anything shorter than a second."""
+    """A callback that draws progress bars on stderr; silent if stderr is not a terminal, and during the first second."""
     if not sys.stderr.isatty():
         yield silent
         return
@@ -167,13 +167,13 @@ def progress_bar() -> Iterator[Progress]:
     )
     bars = Bars(*columns, console=Console(stderr=True), transient=True)
     tasks: dict[str, Any] = {}
-    began, shown = time.monotonic(), False
+    started, is_shown = time.monotonic(), False
 
     def update(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - began > 1:
+        nonlocal is_shown
+        if not is_shown and time.monotonic() - started > 1:
             bars.start()
-            shown = True
+            is_shown = True
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, figures="")
         text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("seen", "loss", "kl")))
@@ -182,21 +182,21 @@ def progress_bar() -> Iterator[Progress]:
     try:
         yield update
     finally:
-        if shown:
+        if is_shown:
             bars.stop()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """Columns on stdout, the first to the left and the rest to the right; plain text, so that a pipe gets the same."""
+    """Print columns on stdout, the first left-aligned, the others right-aligned; plain text, the same in a terminal and a pipe."""
     cells = [header, *(tuple(map(printable, row)) for row in rows)]
-    wide = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:
-        line = [row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:], strict=True))]
+        line = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         typer.echo("  ".join(line).rstrip())
 
 
 def size(count: float) -> str:
-    """Bytes as people read them, decimal units."""
+    """A number of bytes in a decimal unit: 4500 -> "4.50 kB"."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"

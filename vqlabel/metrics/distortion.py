@@ -45,7 +45,7 @@ def kl_divergence(teacher: Tensor, decoded: Tensor, temperature: float) -> Tenso
     """T^2 * KL(softmax(teacher / T) || softmax(decoded / T)); arguments as in torch.distributions.kl_divergence(p, q).
 
     T^2 keeps the scale of the gradient the same at every T (Hinton et al., arXiv 1503.02531). The training loss of a
-    student, in the order of torch.nn.functional.kl_div(input, target), is `vqlabel.training.losses.kl`.
+    student, in the order of torch.nn.functional.kl_div(input, target), is `vqlabel.training.kl`.
 
     Args:
         teacher, decoded: [n, C] logits.

@@ -1,4 +1,4 @@
-"""`.vql` -> labels for a training loop: by index, by stored batch, or as codes with the decoder on the training device."""
+"""A `.vql` -> labels for a training loop: by index, by stored batch, or as codes with the decoder on the training device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,39 +22,52 @@ from vqlabel.vql.file import VqlFile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
-    """One stored batch: its labels, which images they belong to, and what was done to those. Fields that the dump lacks are None."""
+    """One stored batch: labels, the indices of their images, and the augmentation of each view. Columns that the dump lacks are None."""
 
     labels: Tensor  # [n, C] float32
     place: Place  # (epoch, batch)
     image: Tensor | None  # [n] int64, index in the sorted image list
-    crop: Tensor | None  # [n, 4] float32: top/H, left/W, height/H, width/W
+    crop: Tensor | None  # [n, 4] float32: top/H, left/W, height/H, width/W, fractions of the image
     flip: Tensor | None  # [n] bool
     mix_index: Tensor | None  # [n] int64, slot in this batch
     mix_lam: float | None
     mix_box: tuple[int, int, int, int] | None  # row0, col0, row1, col1 in pixels of the view
-    partner_image: Tensor | None = None  # [n] int64: the view mixed in, where it is no record of the batch
+    partner_image: Tensor | None = None  # [n] int64, image of the view mixed in, if that is not a record of the batch
     partner_crop: Tensor | None = None  # [n, 4] float32
     partner_flip: Tensor | None = None  # [n] bool
-    cutout: Tensor | None = None  # [n, 7] float32: centre row/h, column/w, height/h, width/w, r, g, b
-    patches: Tensor | None = None  # [n, 2, parts] int64: order of columns, then of rows
-    ops: Tensor | None = None  # [n, ops, 3] float32: RandAugment's operation, decision, level
-    seed: Tensor | None = None  # [n] int64: of the dump's own pipeline
+    cutout: Tensor | None = None  # [n, 7] float32: centre row/h, column/w, height/h, width/w, fill colour r, g, b
+    patches: Tensor | None = None  # [n, 2, parts] int64, order of the columns and of the rows of patches
+    ops: Tensor | None = None  # [n, ops, 3] float32: RandAugment's operation, decision and level
+    seed: Tensor | None = None  # [n] int64, seed of the view in the dump's own pipeline
 
 
 class VqlDataset(Dataset[Tensor]):
     """The labels of a `.vql`, in record order.
 
-    `ds[i]` is a label [C], `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C], float32, decoded on `device`. Codes stay on the CPU, as
-    small as they are stored; only what is asked for is decoded. Works under DataLoader workers of any start method: it pickles to its
-    path, and refuses another file that has taken its place there.
+    `ds[i]` is a label [C]; `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C]; all float32, decoded on `device`. Codes stay on the CPU in
+    their stored width; only the requested records are decoded. The dataset works in DataLoader workers of any start method: it pickles to
+    its path, and a worker refuses the file if it was replaced in the meantime.
 
-    For training on a GPU let the workers hand over codes and decode there:
+    To train on a GPU, let the workers return codes and decode them on the GPU:
 
         ds = vqlabel.open("labels.vql")
         decoder = ds.decoder.to("cuda")
         logits = decoder(ds.codes(indices).to("cuda"), ds.context(indices))
 
-    (`vqlabel.training.views.VqlViews(..., decode=False)` is a dataset that does.)
+    `VqlViews(..., decode=False)` returns codes in this way.
+
+    Args:
+        path: the `.vql`.
+        device: where labels are decoded.
+
+    Attributes:
+        path: as given.
+        device: as given.
+        file: the open `VqlFile`.
+
+    Raises:
+        UsageError: the file does not exist.
+        BadContainer: the file is damaged, forged or from a newer version.
     """
 
     @check_argument_types
@@ -64,7 +77,7 @@ class VqlDataset(Dataset[Tensor]):
     def _open(self, path: str | PathLike[str], device: str | torch.device, seal: bytes | None) -> None:
         self.path, self.device = path, torch.device(device)
         self.file = VqlFile(path, seal)
-        self._places: dict[Place, int] | None = None
+        self._batch_numbers: dict[Place, int] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "device": str(self.device), "seal": self.file.container.seal}
@@ -82,9 +95,9 @@ class VqlDataset(Dataset[Tensor]):
 
     @cached_property
     def decoder(self) -> LabelCodec:
-        """A decoder module, codes [n, m] and context -> labels [n, C] in the dump's domain, on `device`; nothing in it asks for a gradient.
+        """A decoder module on `device`: codes [n, m] and context -> labels [n, C] in the dump's domain. Its parameters require no gradient.
 
-        It is the caller's, to be moved anywhere: the dataset, and workers forked from it, decode by one of their own.
+        It may be moved to any device: the dataset, and workers forked from it, decode with a separate instance.
         """
         return self._read_decoder()
 
@@ -97,37 +110,30 @@ class VqlDataset(Dataset[Tensor]):
 
     @property
     def domain(self) -> str:
-        """ "logits" or "probs"."""
+        """The labels' domain: "logits", "probs" or "sigmoid"."""
         return str(self.file.label["domain"])
 
     def codes(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Tensor:
-        """[n, m] codes of these records, on the CPU: uint8 where they fit, else int32 (unsigned bit patterns)."""
-        return as_tensor(self.file.take_codes(self._index(index)))
+        """[n, m] codes of these records on the CPU: uint8, or int32 (unsigned bit patterns) if a code exceeds 255."""
+        return as_tensor(self.file.take_codes(record_indices(index, len(self))))
 
     def context(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Context:
-        """What the file says of these records besides their labels."""
-        return self.file.columns.context(self._index(index))
+        """Side information of these records, such as image and crop, which the decoder may need."""
+        return self.file.columns.context(record_indices(index, len(self)))
 
-    def _index(self, index: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
-        at = np.atleast_1d(np.asarray(index.cpu() if isinstance(index, Tensor) else index))
-        if at.dtype.kind not in "iu" and at.size:
-            raise UsageError(f"indices are {at.dtype}; they must be integers")
-        if at.ndim > 1:
-            raise UsageError(f"indices have shape {list(at.shape)}; they must be one number or a list of them")
-        at = at.astype(np.int64)
-        bad = (at < -len(self)) | (at >= len(self))
-        if bad.any():
-            raise IndexError(f"record {int(at[bad][0])} leaves 0..{len(self) - 1}")
-        return np.where(at < 0, at + len(self), at)
-
-    @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, which inference tensors refuse
+    @torch.no_grad()  # not inference_mode: a loss saves its targets for the backward pass, and inference tensors cannot be saved
     def _decode(self, index: np.ndarray[Any, np.dtype[np.int64]], views: Tensor | None = None) -> Tensor:
         codes = as_tensor(self.file.take_codes(index), self.device)
         return decode(self.file, self._own_decoder, codes, index, views)
 
     def decode_views(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor, views: Tensor) -> Tensor:
-        """[n, C] labels of these records, by a codec that may need their views [n, 3, h, w], float32 in 0..1."""
-        return self._decode(self._index(index), views)
+        """[n, C] labels of these records, for codecs that may need their views.
+
+        Args:
+            index: record indices.
+            views: [n, 3, h, w] float32 in 0..1, the views of these records.
+        """
+        return self._decode(record_indices(index, len(self)), views)
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -136,65 +142,98 @@ class VqlDataset(Dataset[Tensor]):
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, slice):
             return self._decode(np.arange(*index.indices(len(self))))
-        labels = self._decode(self._index(index))
+        labels = self._decode(record_indices(index, len(self)))
         return labels[0] if np.ndim(index) == 0 else labels
 
     def __getitems__(self, index: list[int]) -> list[Tensor]:
-        """Labels of many records at one decode: the hook that DataLoader's fetcher looks for."""
-        return list(self._decode(self._index(index)))
+        """Labels of several records, decoded together: the method that DataLoader's fetcher calls."""
+        return list(self._decode(record_indices(index, len(self))))
 
     @property
     def places(self) -> Sequence[Place]:
-        """(epoch, batch) of every stored batch, in order."""
+        """(epoch, batch) of every stored batch, in stored order."""
         return self.file.columns.places
 
     @check_argument_types
     def batch(self, epoch: int, batch: int) -> TrainingBatch:
-        """The stored batch of this place.
+        """The stored batch of this epoch and batch number.
 
         Raises:
-            UsageError: the file has none.
+            UsageError: the file does not have this batch.
         """
-        if self._places is None:
-            self._places = {place: at for at, place in enumerate(self.places)}
-        at = self._places.get(Place(epoch, batch))
-        if at is None:
+        if self._batch_numbers is None:
+            self._batch_numbers = {place: number for number, place in enumerate(self.places)}
+        number = self._batch_numbers.get(Place(epoch, batch))
+        if number is None:
             raise UsageError(f"{self.path}: no batch {batch} of epoch {epoch}; it has {len(self.places)} batches, see ds.places")
-        return self._batch(at)
+        return self.batch_at(number)
 
     @check_argument_types
     def batches(self, epoch: int | None = None) -> Iterator[TrainingBatch]:
-        """The stored batches in order: of one epoch, or of all.
+        """The stored batches in stored order.
+
+        Args:
+            epoch: number of the epoch; None: all epochs.
 
         Raises:
-            UsageError: the file has no batch of that epoch, at once.
+            UsageError: the file has no batch of that epoch. Raised by this call, not by the first iteration.
         """
-        chosen = [at for at, place in enumerate(self.places) if epoch in (None, place.epoch)]
-        if not chosen and epoch is not None:
+        numbers = [number for number, place in enumerate(self.places) if epoch in (None, place.epoch)]
+        if not numbers and epoch is not None:
             stored = sorted({place.epoch for place in self.places})
-            some = ", ".join(map(str, stored[:8])) + ", ..." * (len(stored) > 8)
-            raise UsageError(f"{self.path}: no batch of epoch {epoch}; it has {len(stored)} epochs: {some}")
-        return map(self._batch, chosen)
+            examples = ", ".join(map(str, stored[:8])) + ", ..." * (len(stored) > 8)
+            raise UsageError(f"{self.path}: no batch of epoch {epoch}; it has {len(stored)} epochs: {examples}")
+        return map(self.batch_at, numbers)
 
-    def _batch(self, at: int) -> TrainingBatch:
+    @check_argument_types
+    def batch_at(self, number: int) -> TrainingBatch:
+        """The stored batch with this index in `places`.
+
+        Raises:
+            UsageError: the batch is too large to decode at once.
+        """
         columns = self.file.columns
-        record = np.arange(int(columns.starts[at]), int(columns.starts[at + 1]))
+        record = np.arange(int(columns.starts[number]), int(columns.starts[number + 1]))
         check_batch_memory(self.file, len(record))
-        said = columns.batch(at, np.empty((len(record), 0), np.float32))
+        batch = columns.batch(number, np.empty((len(record), 0), np.float32))
 
         def tensor(array: np.ndarray[Any, Any] | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(np.ascontiguousarray(array))
 
-        arrays = {name: tensor(getattr(said, name)) for name in (*OWN_COLUMNS, *PARTNER_COLUMNS, "mix_index")}
-        return TrainingBatch(labels=self._decode(record), place=said.place, mix_lam=said.mix_lam, mix_box=said.mix_box, **arrays)
+        arrays = {name: tensor(getattr(batch, name)) for name in (*OWN_COLUMNS, *PARTNER_COLUMNS, "mix_index")}
+        labels = self._decode(record)
+        return TrainingBatch(labels=labels, place=batch.place, mix_lam=batch.mix_lam, mix_box=batch.mix_box, **arrays)
+
+
+def record_indices(index: Any, records: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """An index, or a sequence, array or tensor of indices -> [n] int64 in 0..records-1; negative ones count from the end.
+
+    Raises:
+        UsageError: indices are not integers, or have more than one axis.
+        IndexError: an index is out of range.
+    """
+    indices = np.atleast_1d(np.asarray(index.cpu() if isinstance(index, Tensor) else index))
+    if indices.dtype.kind not in "iu" and indices.size:
+        raise UsageError(f"indices are {indices.dtype}; they must be integers")
+    if indices.ndim > 1:
+        raise UsageError(f"indices have shape {list(indices.shape)}; they must be one integer or a list of integers")
+    indices = indices.astype(np.int64)
+    outside = (indices < -records) | (indices >= records)
+    if outside.any():
+        raise IndexError(f"record {int(indices[outside][0])} is out of range; the file has records 0:{records}")
+    return np.where(indices < 0, indices + records, indices)
 
 
 @check_argument_types
 def open(path: str | PathLike[str], device: str | torch.device = "cpu") -> VqlDataset:
-    """Open a `.vql` for training; `device` is where labels are decoded.
+    """Open a `.vql` for training.
+
+    Args:
+        path: the `.vql`.
+        device: where labels are decoded.
 
     Raises:
-        UsageError: no such file.
+        UsageError: the file does not exist.
         BadContainer: the file is damaged, forged or from a newer version.
     """
     return VqlDataset(path, device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import ITEMS, TreeWriter, parse_six
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.sre2l import ITEMS, parse_six, refuse_columns, refuse_form, require_images, six_items
 from vqlabel.labels.layouts.torch_items import describe, label_dtype, to_plain, to_tensor, write_items

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
+from vqlabel.labels.batch import LabelBatch, Place, Support
 from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.source import About, LabelSource
