@@ -28,7 +28,7 @@ def draw_slots(sample: LabelSample, bits: int = 64) -> None:
         codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), gain=1.0))
     assert isinstance(codec, VqaeCodec)
     labels, context = sample.held[:512].float(), sample.held_context and sample.held_context.rows(slice(0, 512))
-    known = codec.known(context)
+    known = codec.prior_inputs(context)
     rates = [0, 1, 2, codec.config.slots]
     codecs = [codec.truncate(0), codec.at_slots(1), codec.at_slots(2), codec]
     decoded = [part.decoder(part.choose(labels, known), known) for part in codecs]

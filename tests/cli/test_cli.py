@@ -420,7 +420,7 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
         ("a.txt: .txt is not a format of labels", ("fit", tmp_path / "a.txt", "-o", tmp_path / "a")),
         ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
         ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),
-        ("a.vql: a safetensors file, but no codec", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
+        ("a.vql: a safetensors file, but not a codec file", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
         ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it", ("info", dump)),
         ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it", ("stats", dump)),
         (

@@ -1,4 +1,4 @@
-"""Laws that every codec keeps, and every configuration."""
+"""Laws that hold for every codec and every configuration."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ from vqlabel.workflows.fit import fit
 
 ALL = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 PRIOR = {"codebook_size": 8, "prior": True, "image_width": 4, "hidden": 6}
-KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type of the dump, options, what its context has
+KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # dtype of the dump, options, fields of its context
     "raw fp16": ("F16", {"codec": "raw"}, None),
     "raw bf16": ("BF16", {"codec": "raw"}, None),
     "raw fp32": ("F32", {"codec": "raw"}, None),
@@ -50,24 +50,32 @@ KINDS: dict[str, tuple[str, dict[str, Any], tuple[str, ...] | None]] = {  # type
     "vqae of 3 bits a weight": ("F16", {"slots": 3, "codebook_size": 8, "weight_bits": 3}, None),
     "vqae with a prior": ("F16", {**PRIOR, "slots": 3, "weight_bits": 5}, ALL),
     "vqae with a prior of images": ("F16", {**PRIOR, "slots": 3}, ()),
-    "vqae with a head": ("F16", {"slots": 3, "codebook_size": 8, "exact_classes": 2}, None),
-    "a head and a prior": ("F16", {**PRIOR, "slots": 0, "exact_classes": 1}, ALL),
+    "vqae with exact classes": ("F16", {"slots": 3, "codebook_size": 8, "exact_classes": 2}, None),
+    "exact classes and a prior": ("F16", {**PRIOR, "slots": 0, "exact_classes": 1}, ALL),
     "vqae for students of one temperature": ("F16", {"slots": 3, "codebook_size": 8, "temperature": (1.0,)}, None),
-    "vqae of variable slots": ("F16", {"bits": 9, "codebook_size": 8, "variable_rate": True}, None),
-    "variable slots on a prior": ("F16", {**PRIOR, "bits": 6, "variable_rate": True, "temperature": (1.0,)}, ALL),
+    "vqae of a variable rate": ("F16", {"bits": 9, "codebook_size": 8, "variable_rate": True}, None),
+    "a variable rate and a prior": ("F16", {**PRIOR, "bits": 6, "variable_rate": True, "temperature": (1.0,)}, ALL),
     "a prior alone": ("BF16", {**PRIOR, "slots": 0, "weight_bits": 4}, ("mix", "crop", "partner_crop")),
 }
-FITTED_IN_BF16 = ("residual vqae", "grouped vqae", "vqae with a prior", "variable slots on a prior")
-COMPILED = ("raw fp16", "top-k", "sparse", "grouped vqae", "vqae with a prior", "a head and a prior", "variable slots on a prior")
-SIGMOID = (  # kinds that are tried with labels whose classes have probabilities of their own
-    "raw fp16", "residual vqae", "grouped vqae", "vqae with a prior", "vqae of variable slots",
+FITTED_IN_BF16 = ("residual vqae", "grouped vqae", "vqae with a prior", "a variable rate and a prior")
+COMPILED = (
+    "raw fp16",
+    "top-k",
+    "sparse",
+    "grouped vqae",
+    "vqae with a prior",
+    "exact classes and a prior",
+    "a variable rate and a prior",
+)
+SIGMOID = (  # kinds to test with sigmoid labels as well
+    "raw fp16", "residual vqae", "grouped vqae", "vqae with a prior", "vqae of a variable rate",
 )  # fmt: skip
 HELD = 60
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fitted codec, the labels it was fitted to with their context, and what it was asked for."""
+    """A fitted codec, and the labels and context that it was fitted to."""
 
     name: str
     codec: LabelCodec
@@ -75,19 +83,19 @@ class Case:
     context: Context | None
     domain: str
 
-    def known(self, at: slice = slice(None)) -> Context | None:
-        return None if self.context is None else self.context.rows(at)
+    def side(self, rows: slice = slice(None)) -> Context | None:
+        return None if self.context is None else self.context.rows(rows)
 
-    def encode(self, at: slice = slice(None)) -> Tensor:
-        return self.codec.encode(self.labels[at], self.known(at))
+    def encode(self, rows: slice = slice(None)) -> Tensor:
+        return self.codec.encode(self.labels[rows], self.side(rows))
 
-    def decode(self, codes: Tensor, at: slice = slice(None)) -> Tensor:
-        return self.codec.decode(codes, self.known(at))
+    def decode(self, codes: Tensor, rows: slice = slice(None)) -> Tensor:
+        return self.codec.decode(codes, self.side(rows))
 
 
-def draw_context(has: tuple[str, ...] | None, epochs: int, images: int) -> Context | None:
-    """Image i of every epoch, mixed with another one of the same epoch."""
-    if has is None:
+def draw_context(fields: tuple[str, ...] | None, epochs: int, images: int) -> Context | None:
+    """Every image once per epoch, mixed with another image of the same epoch."""
+    if fields is None:
         return None
     rng, n = np.random.default_rng(5), epochs * images
     crops = rng.random((2, n, 4)).astype(np.float32)
@@ -95,12 +103,12 @@ def draw_context(has: tuple[str, ...] | None, epochs: int, images: int) -> Conte
         "mix": rng.random(n).astype(np.float32), "crop": crops[0], "flip": rng.random(n) < 0.5, "partner_crop": crops[1],
         "partner_flip": rng.random(n) < 0.5, "box": rng.integers(0, 224, (n, 4)),
     }  # fmt: skip
-    partner = np.concatenate([rng.permutation(images) for _ in range(epochs)]) if "mix" in has else None
-    return Context(image=np.tile(np.arange(images), epochs), partner=partner, **{name: values[name] for name in has})
+    partner = np.concatenate([rng.permutation(images) for _ in range(epochs)]) if "mix" in fields else None
+    return Context(image=np.tile(np.arange(images), epochs), partner=partner, **{name: values[name] for name in fields})
 
 
 NAMES = [*KINDS, *(f"{kind}, fitted in bf16" for kind in FITTED_IN_BF16)]
-CASES = [  # which numbers a codec takes does not depend on the precision that it was fitted in
+CASES = [  # the domain that a codec accepts does not depend on the precision of its fit
     *itertools.product(NAMES, ("logits",)), *itertools.product(KINDS, ("probs",)), *itertools.product(SIGMOID, ("sigmoid",)),
 ]  # fmt: skip
 
@@ -109,12 +117,12 @@ CASES = [  # which numbers a codec takes does not depend on the precision that i
 def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDArray[np.float16]) -> Case:
     name, domain = request.param
     kind, _, bf16 = name.partition(", fitted in ")
-    dtype, options, has = KINDS[kind]
+    dtype, options, fields = KINDS[kind]
     labels = torch.from_numpy(probs if domain == "probs" else logits).flatten(0, 1)
-    if dtype != "F16":  # a dump of bf16 arrives as float32
+    if dtype != "F16":  # bf16 dumps are read as float32
         labels = (labels * 1.0001).bfloat16().float() if dtype == "BF16" else labels.float()
-    context = draw_context(has, *logits.shape[:2])
-    seen, held = (None if context is None else context.rows(part) for part in (slice(-HELD), slice(-HELD, None)))
+    context = draw_context(fields, *logits.shape[:2])
+    seen, held = (None if context is None else context.rows(rows) for rows in (slice(-HELD), slice(-HELD, None)))
     config = FitConfig(**{"codec": "vqae", "epochs": 1, **options})
     sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
     with bf16_products(bool(bf16)):
@@ -122,18 +130,18 @@ def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDA
     return Case(name, codec, labels, context, domain)
 
 
-def test_codes_have_a_column_for_every_slot_and_fit_their_bits(case: Case) -> None:
+def test_codes_have_one_column_per_slot_and_fit_into_their_bits(case: Case) -> None:
     codes = case.encode()
     assert codes.dtype == torch.int32
     assert codes.shape == (len(case.labels), len(case.codec.code_bits))
     largest = codes.numpy().view(np.uint32).max(0)
-    assert all(int(top) < 1 << bits for top, bits in zip(largest, case.codec.code_bits, strict=True))
+    assert all(int(code) < 1 << bits for code, bits in zip(largest, case.codec.code_bits, strict=True))
     if isinstance(case.codec, VqaeCodec) and case.codec.config.slots:
         first = int(case.codec.config.max_codes is not None)
         assert int(codes[:, first : first + case.codec.config.slots].max()) < case.codec.config.codebook_size
 
 
-def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_nothing(case: Case) -> None:
+def test_codes_beyond_the_count_of_a_label_are_zero_and_do_not_change_it(case: Case) -> None:
     codes = case.encode()
     if not (case.codec.config.max_codes is not None):
         fixed = len(codes) * sum(case.codec.code_bits)
@@ -156,13 +164,13 @@ def test_a_counted_label_has_as_many_codes_as_its_count_says_and_others_change_n
     assert len(run) * case.codec.config.code_bits < case.codec.stored_bits(codes) <= packed
 
 
-def test_a_codec_asks_for_a_context_if_it_uses_one(case: Case) -> None:
+def test_a_codec_requires_a_context_only_if_it_uses_one(case: Case) -> None:
     assert bool(case.codec.needs) == (case.context is not None)
     case.codec.check_context(case.context)
     if case.context is None:
         case.codec.check_context(None)
-        some = Context(image=np.arange(len(case.labels)) + 1000)
-        assert torch.equal(case.codec.decode(case.encode(), some), case.decode(case.encode()))
+        unused = Context(image=np.arange(len(case.labels)) + 1000)
+        assert torch.equal(case.codec.decode(case.encode(), unused), case.decode(case.encode()))
         return
     codes = case.encode()
     for broken in (None, Context(), Context(image=case.context.image + 1000)):
@@ -174,7 +182,7 @@ def test_a_codec_asks_for_a_context_if_it_uses_one(case: Case) -> None:
             case.codec.decode(codes, broken)
 
 
-def test_decoded_labels_are_finite_and_shaped_as_the_labels(case: Case) -> None:
+def test_decoded_labels_are_finite_and_have_the_shape_of_the_labels(case: Case) -> None:
     decoded = case.decode(case.encode())
     assert decoded.dtype == torch.float32
     assert decoded.shape == case.labels.shape
@@ -190,7 +198,7 @@ def test_decoded_probabilities_are_a_distribution(case: Case) -> None:
     torch.testing.assert_close(decoded.sum(1), torch.ones(len(decoded)), atol=0.01 if case.codec.kind == "raw" else 1e-5, rtol=0)
 
 
-def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
+def test_codes_of_every_integer_dtype_decode_to_the_same_labels(case: Case) -> None:
     codes = case.encode()
     want = case.decode(codes)
     unsigned = codes.long() & 0xFFFFFFFF
@@ -200,9 +208,9 @@ def test_codes_of_any_integer_type_decode_alike(case: Case) -> None:
     assert torch.equal(case.codec(codes, case.context), want)
 
 
-def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: Case) -> None:
+def test_the_sum_of_the_code_bits_is_the_size_of_a_label_in_the_bitstream(case: Case) -> None:
     if not case.codec.code_bits or (case.codec.config.max_codes is not None):
-        return  # a label of no codes is a bit in the file: tests/test_pack_unpack.py
+        return  # a label without codes takes one bit of a file: tests/workflows/test_pack_unpack.py
     codes = case.encode()
     packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
     assert len(packed) == -(-len(codes) * sum(case.codec.code_bits) // 8)
@@ -211,12 +219,12 @@ def test_the_sum_of_the_code_bits_is_what_a_label_takes_in_the_bitstream(case: C
 
 
 def test_encoding_is_deterministic(case: Case) -> None:
-    assert torch.equal(case.encode(), case.codec.encode(case.labels.clone(), case.known()))
+    assert torch.equal(case.encode(), case.codec.encode(case.labels.clone(), case.side()))
 
 
 @pytest.mark.parametrize("size", [1, 7, 256])
-def test_a_label_is_coded_alike_in_any_company(case: Case, size: int) -> None:
-    """But for the rounding of a matrix product, which may differ with its size and turn a near tie."""
+def test_codes_do_not_depend_on_the_batch(case: Case, size: int) -> None:
+    """Except for near ties, because the rounding of a matrix product depends on its size."""
     parts = [slice(at, at + size) for at in range(0, len(case.labels) // (4 if size == 1 else 1), size)]
     pieces = [case.encode(part) for part in parts]
     whole, codes = case.encode()[: parts[-1].stop], torch.cat(pieces)
@@ -226,7 +234,7 @@ def test_a_label_is_coded_alike_in_any_company(case: Case, size: int) -> None:
     torch.testing.assert_close(decoded[same], case.decode(case.encode())[: len(whole)][same], atol=1e-4, rtol=1e-4)
 
 
-def test_no_labels_are_no_codes_and_no_labels_again(case: Case) -> None:
+def test_zero_labels_give_zero_codes_and_zero_labels(case: Case) -> None:
     codes = case.encode(slice(0))
     assert codes.shape == (0, len(case.codec.code_bits))
     assert case.decode(codes, slice(0)).shape == (0, case.labels.shape[1])
@@ -246,7 +254,7 @@ def products_in(precision: str) -> AbstractContextManager[None]:
     return setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, precision)
 
 
-AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "autocast to bf16": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to fp16": lambda: torch.autocast("cpu", torch.float16),
     "default dtype fp16": lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float16),
@@ -259,21 +267,21 @@ AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("around", AROUND)
-def test_what_is_set_around_a_codec_changes_neither_codes_nor_labels(case: Case, around: str) -> None:
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_codes_and_labels_do_not_depend_on_the_torch_settings_of_the_caller(case: Case, settings: str) -> None:
     few = slice(16)
     codes, want = case.encode(few), case.decode(case.encode(few), few)
-    with AROUND[around]():
+    with SETTINGS[settings]():
         assert torch.equal(case.encode(few), codes)
         decoded = case.decode(codes, few)
         built = build_codec(case.codec.kind, case.codec.config.to_dict(), case.codec.decoder_tensors())
-        rebuilt = built.decode(codes, case.known(few))
+        rebuilt = built.decode(codes, case.side(few))
     assert decoded.dtype == rebuilt.dtype == torch.float32
     assert torch.equal(decoded, want) and torch.equal(rebuilt, want)
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
-def test_a_module_around_a_codec_may_be_cast_and_its_labels_stay(case: Case, cast: str) -> None:
+def test_casting_an_enclosing_module_does_not_change_the_labels(case: Case, cast: str) -> None:
     module = nn.ModuleDict({"student": nn.Linear(2, 2), "labels": copy.deepcopy(case.codec)})
     getattr(module, cast)()
     assert module["student"].weight.dtype != torch.float32
@@ -287,7 +295,7 @@ def test_a_codec_compiles_as_one_graph(case: Case) -> None:
     compiled, few = torch.compile(case.codec, backend="eager", fullgraph=True), slice(16)
     codes = case.encode(few)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(compiled(codes, case.known(few)), case.decode(codes, few))
+        assert torch.equal(compiled(codes, case.side(few)), case.decode(codes, few))
     if case.context is not None:
         with pytest.raises(UsageError, match="is unknown to the codec's prior"):
             compiled(codes, dataclasses.replace(case.context.rows(few), image=np.arange(16) + 1000))
@@ -302,11 +310,11 @@ def test_on_cuda_no_devices_are_mixed_and_labels_are_the_same(case: Case) -> Non
         codec.to("cuda")
         for effort in EFFORTS:
             codec.set_effort(effort)
-            found = codec.encode(case.labels[few].to("cuda"), case.known(few))
+            found = codec.encode(case.labels[few].to("cuda"), case.side(few))
             assert found.device.type == "cuda"
             if effort == case.codec.effort:
                 assert torch.equal(found.cpu(), codes)
-        decoded = codec(codes.to("cuda"), case.known(few))
+        decoded = codec(codes.to("cuda"), case.side(few))
         assert decoded.device.type == "cuda"
         assert torch.equal(decoded.cpu(), case.decode(codes, few))
 
@@ -337,7 +345,7 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
         save_codec(case.codec, path)
 
 
-def test_a_codec_file_with_one_flipped_bit_is_refused_or_the_same(case: Case, tmp_path: Path) -> None:
+def test_a_codec_file_with_one_flipped_bit_is_refused_or_loads_unchanged(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "some.codec"
     save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
     data, want = path.read_bytes(), case.codec.file_tensors()
@@ -354,7 +362,7 @@ def test_a_codec_file_with_one_flipped_bit_is_refused_or_the_same(case: Case, tm
     assert refused > 100
 
 
-def test_decoder_tensors_and_configuration_are_all_that_encoding_and_decoding_need(case: Case) -> None:
+def test_decoder_tensors_and_configuration_suffice_for_encoding_and_decoding(case: Case) -> None:
     config = json.loads(case.codec.config.to_json())
     tensors = {name: tensor.clone() for name, tensor in case.codec.decoder_tensors().items()}
     assert {tensor.dtype for tensor in tensors.values()} <= {torch.int8, torch.uint8, torch.float16}
@@ -364,18 +372,18 @@ def test_decoder_tensors_and_configuration_are_all_that_encoding_and_decoding_ne
     assert torch.equal(built.decode(codes, case.context), case.decode(codes))
 
 
-def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_codec_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.codec"
     with pytest.raises(UsageError, match="no such file; name a codec that `vqlabel fit` wrote"):
         load_codec(path)
     path.write_bytes(b"not a codec")
-    with pytest.raises(BadContainer, match="no readable codec file"):
+    with pytest.raises(BadContainer, match="not a readable codec file"):
         load_codec(path)
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(BadContainer, match="a safetensors file, but no codec"):
+    with pytest.raises(BadContainer, match="a safetensors file, but not a codec file"):
         load_codec(path)
     unreadable, foreign = "its configuration cannot be read", "RawConfig has the fields"
-    for said, message in (
+    for description, message in (
         ("[" * 100_000, unreadable),
         ("{", unreadable),
         ("7", unreadable),
@@ -388,33 +396,39 @@ def test_a_codec_file_that_is_none_is_refused(tmp_path: Path) -> None:
             "codec kind 'pixie' is unknown; this vqlabel has vqae, sparse, topk, raw: upgrade it",
         ),
         ('{"kind": ["raw"], "config": {}, "report": {}}', r"codec kind \['raw'\] is unknown"),
-        ('{"kind": "raw", "config": {}, "report": {}, "sha256": "0"}', "its sha256 does not fit what it holds; it is damaged"),
-        ('{"kind": "raw", "config": {}, "report": {}, "sha25v": "0"}', "its sha256 does not fit what it holds; it is damaged"),
+        (
+            '{"kind": "raw", "config": {}, "report": {}, "sha256": "0"}',
+            "its sha256 does not match its content; the file is damaged",
+        ),
+        (
+            '{"kind": "raw", "config": {}, "report": {}, "sha25v": "0"}',
+            "its sha256 does not match its content; the file is damaged",
+        ),
     ):
-        save_file({"a": torch.zeros(1)}, path, {KEY: said})
+        save_file({"a": torch.zeros(1)}, path, {KEY: description})
         with pytest.raises(BadContainer, match=rf"some\.codec: {message}"):
             load_codec(path)
 
 
-LEARNED = VqaeConfig(
+VQAE_CONFIG = VqaeConfig(
     classes=1000, domain="logits", slots=16, codebook_size=200, latent=64, code_width=64, quantizer="residual", weight_bits=8,
     prior=None, temperature=(1.0, 4.5),
 )  # fmt: skip
-KNOWING = PriorConfig(images=70, image_width=12, hidden=20, fields=("mix", "flip", "box"), view=224)
+PRIOR_CONFIG = PriorConfig(images=70, image_width=12, hidden=20, fields=("mix", "flip", "box"), view=224)
 CONFIGS = [
     FitConfig(),
     FitConfig(codec="sparse", bits=100, seed=3),
     FitConfig(codec="topk", bits=77, slots=3, temperature=(2.0,), epochs=0, seed=9, device="cuda:1"),
     FitConfig(bits=0, slots=0, prior=True, weight_bits=2, image_width=1024, hidden=1),
-    LEARNED,
-    dataclasses.replace(LEARNED, slots=0, weight_bits=2, prior=KNOWING),
-    dataclasses.replace(LEARNED, variable=True, rate=32.5, price=0.25),
+    VQAE_CONFIG,
+    dataclasses.replace(VQAE_CONFIG, slots=0, weight_bits=2, prior=PRIOR_CONFIG),
+    dataclasses.replace(VQAE_CONFIG, variable=True, rate=32.5, price=0.25),
     FitConfig(bits=32, slots=9, variable_rate=True),
     VqaeConfig(
         classes=2, domain="probs", slots=4, codebook_size=2, latent=64, code_width=16, quantizer="grouped", weight_bits=3, prior=None,
         temperature=(0.1,),
     ),
-    KNOWING,
+    PRIOR_CONFIG,
     PriorConfig(images=1 << 24, image_width=1, hidden=1, fields=(), view=1),
     SparseConfig(
         classes=90, domain="probs", k=4, rest="uniform", step=0.5, gaps=(1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0), rest_bits=6
@@ -458,8 +472,11 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"slots": -1}, r"slots is -1; it must be 0\.\.1024"),
         ({"weight_bits": 1}, r"weight_bits is 1; it must be 2\.\.8"),
         ({"weight_bits": 9}, r"weight_bits is 9; it must be 2\.\.8"),
-        ({"prior": {**KNOWING.to_dict(), "images": 0}}, r"stored PriorConfig: images is 0; it must be 1\.\.16777216"),
-        ({"prior": {**KNOWING.to_dict(), "fields": ["flip", "mix"]}}, r"fields is \['flip', 'mix'\]; it must be some of mix, crop"),
+        ({"prior": {**PRIOR_CONFIG.to_dict(), "images": 0}}, r"stored PriorConfig: images is 0; it must be 1\.\.16777216"),
+        (
+            {"prior": {**PRIOR_CONFIG.to_dict(), "fields": ["flip", "mix"]}},
+            r"fields is \['flip', 'mix'\]; it must be some of mix, crop",
+        ),
         ({"codebook_size": 1}, r"codebook_size is 1; it must be 2\.\.65536"),
         ({"codebook_size": 65537}, r"codebook_size is 65537; it must be 2\.\.65536"),
         ({"latent": 4097}, r"latent is 4097; it must be 1\.\.4096"),
@@ -470,11 +487,11 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"variable": True, "rate": 9, "price": float("inf")}, r"price is inf; it must be 0 or above"),
         (
             {"variable": True, "rate": 9, "head": 1},
-            "variable is True; it must be false: labels of several rates need residual slots",
+            "variable is True; it must be false without residual slots, and with exact classes",
         ),
         ({"variable": True, "rate": 9, "slots": 0}, "variable is True; it must be false"),
         ({"variable": True, "rate": 9, "quantizer": "grouped", "code_width": 4}, "variable is True; it must be false"),
-        ({"rate": 9}, r"rate and price is \(9\.0, 0\.0\); it must be 0 where slots are fixed"),
+        ({"rate": 9}, r"rate and price is \(9\.0, 0\.0\); it must be 0 at a fixed rate"),
         ({"code_width": 8}, r"code_width is 8; it must equal latent \(64\) for residual slots"),
         ({"quantizer": "grouped", "code_width": 5}, "code_width is 5; it must be latent / slots = 64/16 for grouped slots"),
         ({"temperature": []}, "temperature is .*; it must be 1 to 16 numbers"),
@@ -484,8 +501,8 @@ def test_a_configuration_with_other_fields_or_types_is_refused(config: Any) -> N
         ({"temperature": list(range(1, 100))}, "temperature is .*; it must be 1 to 16 numbers"),
     ],
 )
-def test_a_stored_number_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
-    good = LEARNED.to_dict()
+def test_a_stored_configuration_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    good = VQAE_CONFIG.to_dict()
     assert VqaeConfig.from_dict(good)
     with pytest.raises(BadContainer, match=message):
         VqaeConfig.from_dict({**good, **changes})
@@ -502,10 +519,10 @@ def test_a_stored_number_out_of_its_range_is_refused(changes: dict[str, Any], me
         ({"fields": ["image"]}, r"fields is \['image'\]; it must be some of"),
     ],
 )
-def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
-    assert PriorConfig.from_dict(KNOWING.to_dict()) == KNOWING
+def test_a_stored_prior_configuration_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert PriorConfig.from_dict(PRIOR_CONFIG.to_dict()) == PRIOR_CONFIG
     with pytest.raises(BadContainer, match=f"stored PriorConfig: {message}"):
-        PriorConfig.from_dict({**KNOWING.to_dict(), **changes})
+        PriorConfig.from_dict({**PRIOR_CONFIG.to_dict(), **changes})
 
 
 @pytest.mark.parametrize(
@@ -542,13 +559,13 @@ def test_a_stored_prior_out_of_its_range_is_refused(changes: dict[str, Any], mes
         ({"temperature": (float("inf"),)}, r"temperature is \[inf\]; it must be 1 to 16 numbers"),
     ],
 )
-def test_a_request_out_of_its_range_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_a_fit_configuration_out_of_range_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         FitConfig(**changes)
 
 
-def test_raw_gives_back_the_very_bits() -> None:
-    """Zeros of both signs, the smallest and the largest numbers of each type among them."""
+def test_raw_is_lossless() -> None:
+    """Random bit patterns, with zeros of both signs and the smallest and largest numbers of each dtype."""
     rng = np.random.default_rng(0)
     for dtype, bits in (("F16", 16), ("BF16", 16), ("F32", 32)):
         pattern = rng.integers(0, 1 << bits, (50, 8), np.uint32)
@@ -579,12 +596,12 @@ def test_top_k_keeps_the_largest_entries_and_their_softmax() -> None:
 
 
 def test_top_k_of_masked_logits_stays_finite() -> None:
-    """Classes that a teacher masks have logits that no half holds."""
+    """Masked classes have logits outside the range of fp16."""
     labels = torch.tensor([[-1e9, 2.0, 1e6, -1e38]])
     codec = build_codec("topk", TopkConfig(classes=4, domain="logits", k=4).to_dict(), {})
     assert codec.decode(codec.encode(labels)).tolist() == [[-65504, 2, 65504, -65504]]
 
 
-def test_a_codec_that_does_not_exist_is_refused_before_a_dump_is_read(tmp_path: Path) -> None:
+def test_an_unknown_codec_is_refused_before_the_dump_is_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="codec is 'zip'; it must be one of vqae, sparse, topk, raw"):
         fit(tmp_path / "none.npy", FitConfig(codec="zip"))

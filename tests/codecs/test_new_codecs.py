@@ -1,4 +1,4 @@
-"""A codec that the package does not have: one line in the registry is all that fit, pack, stats, unpack and training need of it."""
+"""A codec from outside the package: one registry entry suffices for fit, pack, stats, unpack and training."""
 
 import re
 import sys
@@ -29,13 +29,13 @@ from vqlabel.workflows.teachers import Teacher
 SIZE, IMAGES, CLASSES = 8, 6, 5
 
 
-def registered(name: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch, parts: str) -> None:
-    """As if `module` were vqlabel/codecs/NAME.py, with its line in the registry."""
+def register(name: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch, parts: str) -> None:
+    """Register `module` as vqlabel/codecs/NAME.py for the duration of a test."""
     monkeypatch.setitem(sys.modules, f"vqlabel.codecs.{name}", module)
     monkeypatch.setitem(CODECS, name, CodecEntry(*(f"{name}:{part}" for part in parts.split())))
 
 
-def test_the_codec_of_the_contributing_page_goes_the_whole_way(
+def test_the_codec_of_the_contributing_page_fits_packs_and_unpacks(
     dump: Path, logits: NDArray[np.float16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "CONTRIBUTING.md").read_text()
@@ -43,7 +43,7 @@ def test_the_codec_of_the_contributing_page_goes_the_whole_way(
     module = ModuleType("vqlabel.codecs.uniform")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     exec(compile(block, "CONTRIBUTING.md", "exec"), vars(module))
-    registered("uniform", module, monkeypatch, "UniformConfig UniformCodec fit")
+    register("uniform", module, monkeypatch, "UniformConfig UniformCodec fit")
     config = vqlabel.FitConfig(codec="uniform", bits=8 * logits.shape[2])
     codec, report = vqlabel.fit(dump, config, out=tmp_path / "c.safetensors")
     assert report["held"]["top1_agreement"] > 0.9
@@ -72,7 +72,7 @@ class PixelConfig(CodecConfig):
 
 
 class PixelCodec(LabelCodec):
-    """Decodes the view's mean pixel times the number of the class, plus a code in hundredths."""
+    """Decodes to the view's mean pixel times the class index, plus the code in hundredths."""
 
     config: PixelConfig
 
@@ -96,13 +96,13 @@ class PixelCodec(LabelCodec):
 
 
 class MeanPixel(torch.nn.Module):
-    """A teacher whose logits are the mean pixel times the number of the class, plus a half."""
+    """A teacher whose logits are the mean pixel times the class index, plus 0.5."""
 
     def forward(self, views: Tensor) -> Tensor:
         return views.mean((1, 2, 3))[:, None] * torch.arange(CLASSES) + 0.5
 
 
-def test_a_codec_that_looks_at_the_view_trains_through_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_that_needs_pixels_decodes_through_vql_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = pytest.importorskip("PIL.Image", reason="pillow is not installed (extra student): no view can be drawn")
     (tmp_path / "images").mkdir()
     for number in range(IMAGES):
@@ -110,7 +110,7 @@ def test_a_codec_that_looks_at_the_view_trains_through_views(tmp_path: Path, mon
         image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
     module: Any = ModuleType("vqlabel.codecs.pixel")
     module.PixelConfig, module.PixelCodec = PixelConfig, PixelCodec
-    registered("pixel", module, monkeypatch, "PixelConfig PixelCodec none")
+    register("pixel", module, monkeypatch, "PixelConfig PixelCodec none")
     recipe = Recipe(seed=1, images=IMAGES, epochs=2, batch=3, view=SIZE, mix="cutmix")
     teacher = Teacher(MeanPixel(), "mean", (0.0,) * 3, (1.0,) * 3)
     source = TeacherSource(ImageFolder(tmp_path / "images"), teacher, recipe)

@@ -1,4 +1,4 @@
-"""bf16 rounds the factors of a product and nothing else; what float32 arithmetic sets, it gives back."""
+"""bf16 rounds only the factors of a product; `float32_arithmetic` restores the settings that it changes."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -18,20 +18,20 @@ def test_a_bias_that_masks_a_class_is_not_rounded() -> None:
     with bf16_products(False):
         assert torch.equal(quick_addmm(bias, a, b), torch.addmm(bias, a, b))
     with bf16_products(True):
-        found = quick_addmm(bias, a, b)
-    assert found.dtype == torch.float32
-    lost = (found - torch.addmm(bias, a, b)).abs().max()
-    assert 0 < float(lost) < 0.1, "of products of about 3, and not of 10,000"
+        product = quick_addmm(bias, a, b)
+    assert product.dtype == torch.float32
+    error = (product - torch.addmm(bias, a, b)).abs().max()
+    assert 0 < float(error) < 0.1, "the error is relative to products of about 3, not to the bias of 10,000"
 
 
 def test_the_gradient_of_a_bias_is_a_sum_in_float32() -> None:
     a, b, bias = torch.zeros(10_000, 1), torch.zeros(1, 1), torch.zeros(1, requires_grad=True)
     with bf16_products(True):
         quick_addmm(bias, a, b).sum().backward()
-    assert float(bias.grad) == 10_000, "a sum of ones in bf16 ends at 256"
+    assert float(bias.grad) == 10_000, "a sum of ones in bf16 stops at 256"
 
 
-def test_precision_is_chosen_inside_and_the_machine_s_outside() -> None:
+def test_bf16_products_overrides_the_machine_inside_its_context_only() -> None:
     outside = multiplies_bf16(CPU)
     for chosen in (True, False):
         with bf16_products(chosen):
@@ -47,7 +47,7 @@ def settings() -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def test_float32_is_kept_as_long_as_any_thread_needs_it_and_then_given_back() -> None:
+def test_settings_are_restored_when_the_last_thread_leaves() -> None:
     inside, seen = (torch.float32, False, "ieee", "ieee"), []
     first_left, both_in = Barrier(2, timeout=30), Barrier(2, timeout=30)
 

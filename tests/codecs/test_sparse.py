@@ -1,4 +1,4 @@
-"""Labels of which k numbers are known: the ids exactly, the distribution over them within a step, and what stands for the rest."""
+"""Labels with k known entries: exact ids, their distribution to within a step, and the mass of the other classes."""
 
 import dataclasses
 import itertools
@@ -34,8 +34,8 @@ FORMS = [
 ]  # LPQLD's; FKD's, re-normalised; FKD's, smoothed, and TinyViT's
 
 
-def known(domain: str, rest: str, k: int, dtype: str = "f2", scale: float = 3.0) -> Tensor:
-    """[LABELS, CLASSES] labels of which k numbers are known, as a reader of such a dump gives them."""
+def sparse_labels(domain: str, rest: str, k: int, dtype: str = "f2", scale: float = 3.0) -> Tensor:
+    """[LABELS, CLASSES] labels with k known entries, as a reader of such a dump returns them."""
     logits = scale * np.random.default_rng(k).normal(size=(LABELS, CLASSES))
     if domain == "logits":
         ids, values = topk(logits.astype(dtype), k)
@@ -59,7 +59,7 @@ def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
     )
 
 
-def fitted(labels: Tensor, domain: str, rest: str, k: int, **options: Any) -> SparseCodec:
+def fit(labels: Tensor, domain: str, rest: str, k: int, **options: Any) -> SparseCodec:
     codec = fit_codec(sample_of(labels, domain, rest, k), FitConfig(codec="sparse", **options))
     assert isinstance(codec, SparseCodec)
     return codec
@@ -74,9 +74,9 @@ def through(codec: SparseCodec, labels: Tensor) -> tuple[Tensor, dict[str, float
 
 @pytest.mark.parametrize("k", [1, 2, 5, CLASSES - 1, CLASSES])
 @pytest.mark.parametrize(("domain", "rest"), FORMS)
-def test_the_classes_return_and_their_distribution_within_the_bound(domain: str, rest: str, k: int) -> None:
-    labels = known(domain, rest, k)
-    decoded, figures = through(fitted(labels, domain, rest, k), labels)
+def test_classes_are_exact_and_their_kl_is_within_the_bound(domain: str, rest: str, k: int) -> None:
+    labels = sparse_labels(domain, rest, k)
+    decoded, figures = through(fit(labels, domain, rest, k), labels)
     ids = [topk(x.numpy(), k, signed_zeros=domain == "probs")[0] for x in (labels, decoded)]
     assert np.array_equal(*(np.sort(x, 1) for x in ids)) and np.array_equal(ids[0][:, 0], ids[1][:, 0])
     assert figures["top1_agreement"] == 1
@@ -92,40 +92,39 @@ def test_the_classes_return_and_their_distribution_within_the_bound(domain: str,
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
-def test_what_the_other_classes_share_is_kept_and_stays_below_the_known_ones(dtype: str) -> None:
-    labels = known("probs", "uniform", 5, dtype, scale=0.3)  # so flat that the rest has most of the mass
-    decoded, _ = through(fitted(labels, "probs", "uniform", 5), labels)
-    wanted, found = (1 - x.topk(5).values.sum(1) for x in (labels.float(), decoded))
-    assert float(wanted.mean()) > 0.7
-    torch.testing.assert_close(found, wanted, atol=DEFAULT_STEP / 8 + 0.01, rtol=0)
+def test_the_mass_of_the_other_classes_is_kept_and_each_stays_below_the_known_ones(dtype: str) -> None:
+    labels = sparse_labels("probs", "uniform", 5, dtype, scale=0.3)  # so flat that the other classes have most of the mass
+    decoded, _ = through(fit(labels, "probs", "uniform", 5), labels)
+    raw_rest, decoded_rest = (1 - x.topk(5).values.sum(1) for x in (labels.float(), decoded))
+    assert float(raw_rest.mean()) > 0.7
+    torch.testing.assert_close(decoded_rest, raw_rest, atol=DEFAULT_STEP / 8 + 0.01, rtol=0)
     top = decoded.half().topk(6).values
-    assert bool((top[:, 4] > top[:, 5]).all()), "also in halves"
+    assert bool((top[:, 4] > top[:, 5]).all()), "also in fp16"
 
 
-def test_finer_steps_take_more_bits_and_lose_less() -> None:
-    labels = known("logits", "zero", 8)
-    found = [
-        (codec, through(codec, labels)[1])
-        for codec in (fitted(labels, "logits", "zero", 8, bits=bits) for bits in (60, 70, 80, 90))
+def test_finer_steps_take_more_bits_and_lower_the_kl() -> None:
+    labels = sparse_labels("logits", "zero", 8)
+    results = [
+        (codec, through(codec, labels)[1]) for codec in (fit(labels, "logits", "zero", 8, bits=bits) for bits in (60, 70, 80, 90))
     ]
-    for (coarse, more), (fine, less) in itertools.pairwise(found):
+    for (coarse, more), (fine, less) in itertools.pairwise(results):
         assert fine.config.step < coarse.config.step and sum(fine.code_bits) > sum(coarse.code_bits)
         assert all(less[f"kl_T{t:g}"] < more[f"kl_T{t:g}"] for t in MIX)
-    for bits, (codec, _) in zip((60, 70, 80, 90), found, strict=True):
+    for bits, (codec, _) in zip((60, 70, 80, 90), results, strict=True):
         assert sum(codec.code_bits) <= bits and codec.config.k == 8
 
 
-def test_bits_for_fewer_classes_keep_the_largest_and_the_figures_tell_their_mass() -> None:
-    labels = known("logits", "zero", 8)
-    codec = fitted(labels, "logits", "zero", 8, bits=30)
+def test_too_few_bits_for_all_classes_keep_the_largest_and_report_their_mass() -> None:
+    labels = sparse_labels("logits", "zero", 8)
+    codec = fit(labels, "logits", "zero", 8, bits=30)
     assert codec.config.k == 4 and sum(codec.code_bits) <= 30
     mass = labels.float().softmax(1).topk(4).values.sum(1).mean()
     assert through(codec, labels)[1]["mass_kept"] == pytest.approx(float(mass), abs=1e-5)
-    with pytest.raises(UsageError, match=r"bits is 5; it must be about 6 or more: a label has one class of 40"):
-        fitted(labels, "logits", "zero", 8, bits=5)
+    with pytest.raises(UsageError, match=r"bits is 5; it must be about 6 or more, the bits of one class id of 40 classes"):
+        fit(labels, "logits", "zero", 8, bits=5)
 
 
-def test_a_gap_beyond_its_field_is_made_up_for_by_those_after_it() -> None:
+def test_a_gap_that_exceeds_its_field_is_compensated_by_the_next_gaps() -> None:
     config = SparseConfig(classes=9, domain="logits", k=4, rest="zero", step=1.0, gaps=(0, 3, *[0] * 10), rest_bits=0)
     labels = torch.full((1, 9), NOWHERE).scatter(1, torch.tensor([[7, 2, 5, 0]]), torch.tensor([[10.0, 4.0, 3.0, 2.0]]))
     codec = SparseCodec(config)
@@ -133,7 +132,7 @@ def test_a_gap_beyond_its_field_is_made_up_for_by_those_after_it() -> None:
     assert codec.decode(codec.encode(labels))[0, [7, 2, 5, 0]].tolist() == [0, -3, -6, -8]
 
 
-def test_equal_numbers_keep_their_classes_and_a_tie_at_the_top_goes_to_the_lower_one() -> None:
+def test_ties_are_ordered_by_class_id_and_the_lowest_id_stays_top_1() -> None:
     labels = torch.full((1, 9), NOWHERE).scatter(1, torch.tensor([[7, 2, 5, 0]]), torch.tensor([[3.0, 3.0, 3.0, 1.0]]))
     codec = SparseCodec(SparseConfig(classes=9, domain="logits", k=4, rest="zero", step=1.0, gaps=(0, 3, *[0] * 10), rest_bits=0))
     codes = codec.encode(labels)
@@ -142,17 +141,19 @@ def test_equal_numbers_keep_their_classes_and_a_tie_at_the_top_goes_to_the_lower
     assert torch.equal(codec.encode(codec.decode(codes)), codes)
 
 
-def test_neighbours_travel_with_the_codec_and_a_forged_list_is_refused() -> None:
+def test_neighbour_lists_are_stored_with_the_codec_and_a_forged_one_is_refused() -> None:
     near = torch.tensor([[1, 2], [0, 2], [0, 1], [4, 0], [3, 5], [4, 3]])
     config = SparseConfig(classes=6, domain="logits", k=3, rest="zero", step=1.0, gaps=(0, 2, *[0] * 10), rest_bits=0, neighbours=2)
     codec = SparseCodec(config, near)
     labels = torch.full((1, 6), NOWHERE).scatter(1, torch.tensor([[4, 3, 1]]), torch.tensor([[5.0, 4.0, 2.0]]))
-    assert codec.encode(labels).tolist() == [[4, 0, 3, 1, 2]], "3 is the first neighbour of 4; before 1 among the others lies 0"
+    assert codec.encode(labels).tolist() == [[4, 0, 3, 1, 2]], (
+        "3 is the first neighbour of 4 (rank 0); 1 is the second class outside the list (rank 2 + 1)"
+    )
     tensors = codec.decoder_tensors()
     again = SparseCodec.build(config, tensors)
     assert torch.equal(again.decode(codec.encode(labels)), codec.decode(codec.encode(labels)))
     for forged in (bytes([255] * 4 + [15]), bytes(5)):
-        with pytest.raises(BadContainer, match="names a class twice, or one above 5"):
+        with pytest.raises(BadContainer, match="contains a class twice, or one above 5"):
             SparseCodec.build(config, {"neighbours": torch.frombuffer(bytearray(forged), dtype=torch.uint8)})
     with pytest.raises(BadContainer, match="the codec has no tensor 'neighbours'"):
         SparseCodec.build(config, {})
@@ -172,14 +173,14 @@ def test_neighbours_travel_with_the_codec_and_a_forged_list_is_refused() -> None
         ({"neighbours": 8}, r"neighbours is 8; it must be 0\.\.7"),
     ],
 )
-def test_a_configuration_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+def test_an_invalid_configuration_is_refused(change: dict[str, Any], message: str) -> None:
     good = SparseConfig(classes=8, domain="probs", k=4, rest="uniform", step=0.5, gaps=(3, *[0] * 11), rest_bits=5)
     with pytest.raises(UsageError, match=message):
         dataclasses.replace(good, **change)
 
 
-def test_labels_of_k_numbers_are_coded_as_such_unless_another_codec_is_named() -> None:
-    labels = known("logits", "zero", 5)
+def test_the_default_codec_of_labels_with_k_known_entries_is_sparse() -> None:
+    labels = sparse_labels("logits", "zero", 5)
     sparse, dense = sample_of(labels, "logits", "zero", 5), sample_of(labels, "logits", "zero", 5)
     dense = dataclasses.replace(dense, support=None)
     assert with_codec(FitConfig(), sparse).codec == "sparse"
@@ -187,10 +188,10 @@ def test_labels_of_k_numbers_are_coded_as_such_unless_another_codec_is_named() -
     assert with_codec(FitConfig(codec="topk"), sparse).codec == "topk"
     large = dataclasses.replace(sparse, total=100_000)
     budget = with_codec(FitConfig(ratio=20), large)
-    assert budget.bits == 31 and (budget.ratio, budget.bytes) == (None, None), "32 bits a label, less what the container takes"
+    assert budget.bits == 31 and (budget.ratio, budget.bytes) == (None, None), "32 bits per label, minus the container's overhead"
 
 
-def test_a_fit_notes_how_many_classes_its_bits_leave_out(tmp_path: Path) -> None:
+def test_a_fit_notes_how_many_classes_its_bits_omit(tmp_path: Path) -> None:
     lpqld(tmp_path / "dump", 8)
     source = vqlabel.open_labels(tmp_path / "dump", classes=CLASSES)
     report = vqlabel.fit(source, FitConfig(bits=24))[1]
@@ -202,25 +203,25 @@ def test_a_fit_notes_how_many_classes_its_bits_leave_out(tmp_path: Path) -> None
     )
 
 
-def test_topk_keeps_all_that_is_known_and_refuses_to_drop_what_the_rest_shares() -> None:
-    labels = known("logits", "zero", 9)
+def test_topk_keeps_all_known_entries_and_refuses_to_drop_shared_mass() -> None:
+    labels = sparse_labels("logits", "zero", 9)
     codec = fit_codec(sample_of(labels, "logits", "zero", 9), FitConfig(codec="topk"))
     assert codec.config.k == 9
-    with pytest.raises(UsageError, match="topk drops what the other classes share of these labels; use codec sparse"):
-        fit_codec(sample_of(known("probs", "uniform", 9), "probs", "uniform", 9), FitConfig(codec="topk"))
+    with pytest.raises(UsageError, match="topk drops the mass that the other classes of these labels share; use codec sparse"):
+        fit_codec(sample_of(sparse_labels("probs", "uniform", 9), "probs", "uniform", 9), FitConfig(codec="topk"))
 
 
-def test_vqae_and_sparse_refuse_labels_that_are_not_theirs() -> None:
-    sample = sample_of(known("logits", "zero", 5), "logits", "zero", 5)
+def test_vqae_refuses_sparse_labels_and_sparse_refuses_dense_ones() -> None:
+    sample = sample_of(sparse_labels("logits", "zero", 5), "logits", "zero", 5)
     with pytest.raises(UsageError, match=r"5 logits of each label are known and the other classes have none.* use codec sparse"):
         fit_codec(sample, FitConfig(codec="vqae"))
-    with pytest.raises(UsageError, match="codec sparse is for labels of which k numbers are known, and these have all"):
+    with pytest.raises(UsageError, match="codec sparse is for labels with k known entries, and these labels are dense"):
         fit_codec(dataclasses.replace(sample, support=None), FitConfig(codec="sparse"))
 
 
 def lpqld(folder: Path, k: int) -> NDArray[np.float16]:
-    """A dump as LPQLD's generator writes it, and its labels."""
-    labels = known("logits", "zero", k)
+    """Write a dump as LPQLD's generator does, and return its labels."""
+    labels = sparse_labels("logits", "zero", k)
     folder.mkdir()
     order = {number: list(range(30 * number, 30 * number + 30)) for number in range(LABELS // 30)}
     (folder / "sampler_indices_batch.json").write_text(json.dumps(order))
@@ -231,15 +232,15 @@ def lpqld(folder: Path, k: int) -> NDArray[np.float16]:
     return labels.numpy()
 
 
-def test_a_dump_of_k_logits_packed_by_default_keeps_every_class_and_its_distribution(tmp_path: Path) -> None:
+def test_a_dump_of_k_logits_packs_by_default_without_losing_a_class(tmp_path: Path) -> None:
     labels = lpqld(tmp_path / "dump", 5)
     source = vqlabel.open_labels(tmp_path / "dump", classes=CLASSES)
     codec, report = vqlabel.fit(source)
     size = vqlabel.pack(source, tmp_path / "l.vql", codec=codec)["bytes"]
     topk = vqlabel.pack(source, tmp_path / "t.vql", codec=vqlabel.fit(source, FitConfig(codec="topk"))[0])["bytes"]
     assert codec.kind == "sparse" and "notes" not in report and report["held"]["top1_agreement"] == 1 and size < topk
-    found = vqlabel.stats(tmp_path / "l.vql", against=source)["distortion"]
-    assert found["top1_agreement"] == found["mass_kept"] == 1 and max(found[f"kl_T{t:g}"] for t in MIX) < 0.02
+    figures = vqlabel.stats(tmp_path / "l.vql", against=source)["distortion"]
+    assert figures["top1_agreement"] == figures["mass_kept"] == 1 and max(figures[f"kl_T{t:g}"] for t in MIX) < 0.02
     decoded = vqlabel.open(tmp_path / "l.vql")[:].numpy()
     assert np.array_equal(decoded > NOWHERE, labels > NOWHERE)
     vqlabel.unpack(tmp_path / "l.vql", tmp_path / "back")
@@ -249,14 +250,14 @@ def test_a_dump_of_k_logits_packed_by_default_keeps_every_class_and_its_distribu
 
 
 @pytest.mark.parametrize("fill", [-100.0, -1e4, -65504.0])
-def test_an_array_of_k_logits_and_a_number_for_the_rest_is_packed_as_such(fill: float, tmp_path: Path) -> None:
+def test_an_array_of_k_logits_with_a_fill_value_packs_as_sparse_labels(fill: float, tmp_path: Path) -> None:
     labels = lpqld(tmp_path / "dump", 5)
     labels[labels == NOWHERE] = fill
     np.save(tmp_path / "a.npy", labels)
     codec, report = vqlabel.fit(tmp_path / "a.npy")
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)
-    found = vqlabel.stats(tmp_path / "a.vql", against=tmp_path / "a.npy")["distortion"]
-    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == found["top1_agreement"] == found["mass_kept"] == 1
-    assert max(found[f"kl_T{t:g}"] for t in MIX) < 0.02
+    figures = vqlabel.stats(tmp_path / "a.vql", against=tmp_path / "a.npy")["distortion"]
+    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == figures["top1_agreement"] == figures["mass_kept"] == 1
+    assert max(figures[f"kl_T{t:g}"] for t in MIX) < 0.02
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "raw.vql", codec=vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))[0])
     assert np.array_equal(vqlabel.open(tmp_path / "raw.vql")[:].numpy(), labels)

@@ -1,6 +1,6 @@
-"""Codecs: labels <-> codes. The codec file is one safetensors file with the decoder and its resolved configuration.
+"""Codecs: labels <-> codes. A codec file is one safetensors file with the decoder and its resolved configuration.
 
-Names are resolved when they are first used (PEP 562): a configuration loads no torch, and a decoder loads no code of a fit.
+Names are imported on first use (PEP 562), so that a configuration does not load torch, and a decoder does not load the code of fits.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vqlabel.codecs.fit import fit_codec
     from vqlabel.codecs.sample import FitHooks, LabelSample
 
-_HOME = {
+_MODULES = {
     "FitHooks": "sample",
     "LabelCodec": "base",
     "LabelSample": "sample",
@@ -39,8 +39,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vqlabel.codecs' has no attribute {name!r}")
-    value = getattr(import_module(f"vqlabel.codecs.{_HOME[name]}"), name)
+    value = getattr(import_module(f"vqlabel.codecs.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -1,4 +1,4 @@
-"""A fitted codec at the rate that a user names."""
+"""A fitted codec and a fit's configuration -> the codec at the configuration's rate."""
 
 import dataclasses
 
@@ -6,20 +6,20 @@ from vqlabel.codecs.base import LabelCodec
 from vqlabel.config import FitConfig
 from vqlabel.errors import require
 
-HEEDED = ("bits", "slots", "codec", "seed", "device")  # fields that a fitted codec can follow
+APPLICABLE = ("bits", "slots", "codec", "seed", "device")  # fields that may be set for a codec that is already fitted
 
 
 def at_config(codec: LabelCodec, config: FitConfig) -> LabelCodec:
-    """A fitted codec at the rate that `config` names in bits or slots; where it names none, the codec itself.
+    """The codec at the rate of `config`, given in bits or slots; the codec itself if both are None.
 
     Raises:
-        UsageError: the codec has no such rate; `config` names what only a fit can follow.
+        UsageError: the codec has no such rate; or `config` sets a field that only applies to a fit.
     """
     defaults = FitConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        follows = field.name in HEEDED or value == getattr(defaults, field.name)
-        require(follows, field.name, value, "is for a fit, and this codec is fitted; leave it out, or name no codec file")
+        applicable = field.name in APPLICABLE or value == getattr(defaults, field.name)
+        require(applicable, field.name, value, "is for a fit, and this codec is fitted; leave it out, or give no codec file")
     if config.bits is None and config.slots is None:
         return codec
     return codec.at_rate(bits=config.bits, slots=config.slots)

@@ -1,4 +1,4 @@
-"""The contract of a codec: labels and side information -> codes -> labels, at a stated rate."""
+"""The interface of a codec: labels and side information -> codes -> labels, at a known rate."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,20 +17,20 @@ EFFORTS = ("fast", "normal", "best")
 
 
 class LabelCodec(nn.Module, ABC):
-    """Base of the codecs.
+    """Base class of the codecs.
 
-    What it decodes by, it encodes by: the same tensors travel in the `.vql` and lie in the codec file. Its weights keep their types, and
-    encode and decode compute in float32, whatever a training loop around it casts, compiles or sets as a default.
+    Encoding needs no tensors beyond those of decoding, so a `.vql` and a codec file store the same ones. Weights keep their dtypes, and
+    encode and decode compute in float32, regardless of casts, compilation and default dtypes of the training loop.
     """
 
     effort: str = "normal"  # see `set_effort`
     config: CodecConfig
-    fitted_on: FittedOn = FittedOn()  # as far as the codec's file says
+    fitted_on: FittedOn = FittedOn()  # as far as the codec file records it
 
     @classmethod
     @abstractmethod
     def build(cls, config: Any, tensors: Mapping[str, Tensor]) -> Self:
-        """From a resolved configuration and the tensors of `decoder_tensors`, or of `file_tensors`.
+        """Build from a resolved configuration and the tensors of `decoder_tensors` or `file_tensors`.
 
         Raises:
             BadContainer: a tensor is missing, of another shape or not finite.
@@ -43,16 +43,16 @@ class LabelCodec(nn.Module, ABC):
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Side information that encode and decode need: see `CodecConfig.needs`."""
+        """Side information that encode and decode need: `CodecConfig.needs`."""
         return self.config.needs
 
     @property
     def rates(self) -> list[int]:
-        """Code bits per label that `at_rate` gives, the most first."""
+        """Code bits per label that `at_rate` accepts, in decreasing order."""
         return [sum(self.code_bits)]
 
     def at_rate(self, *, bits: int | None = None, slots: int | None = None) -> "LabelCodec":
-        """The same codec at a lower rate, named in code bits per label or in slots.
+        """The codec at a lower rate, given in code bits per label or in slots.
 
         Raises:
             UsageError: the codec has no such rate.
@@ -60,29 +60,30 @@ class LabelCodec(nn.Module, ABC):
         raise UsageError(f"a {self.kind} codec has one rate; fit one with these bits or slots")
 
     def fit_figures(self, measure: Callable[["LabelCodec"], dict[str, float]]) -> dict[str, Any]:
-        """What the report of a fit holds of this codec alone.
+        """Entries of a fit's report that only this kind of codec has.
 
         Args:
-            measure: codec -> its distortion on the labels held out.
+            measure: codec -> its distortion on held-out labels.
         """
         return {}
 
     @property
     def code_bits(self) -> list[int]:
-        """[m] stored width of each code in bits; their sum is the rate in code bits per label, the most where labels have rates of
-        their own: see `stored_bits`."""
+        """[m] stored width of each code in bits. Their sum is the rate in code bits per label; at a variable rate it is the maximum, and
+        `stored_bits` gives the actual rate.
+        """
         return self.config.widths
 
     def stored_bits(self, codes: Tensor) -> float:
-        """What a file takes for codes [n, m], without its tables and tensors."""
+        """Bits of codes [n, m] in a file, without tables and tensors."""
         return float(len(codes) * sum(self.code_bits))
 
     @torch.no_grad()
     def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
-        """[n, C] labels in the codec's domain -> [n, m] int32 codes (read as unsigned).
+        """[n, C] labels in the codec's domain -> [n, m] int32 codes, whose bits are those of uint32.
 
         Raises:
-            BadLabels: labels of another number of classes.
+            BadLabels: the labels have another number of classes.
             UsageError: see `check_context`.
         """
         self.check_labels(labels)
@@ -91,13 +92,13 @@ class LabelCodec(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
-        """`encode` for labels that were checked, in float32 arithmetic."""
+        """`encode` for checked labels, in float32 arithmetic."""
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """[n, m] codes of any integer type -> [n, C] float32 labels in the codec's domain.
 
-        Differentiable in the decoder's weights and free of Python branches on values, so it can run inside a training step and be
-        compiled as one graph. The same labels under any autocast, default dtype, grad mode or precision of products.
+        Differentiable in the decoder's weights, and without Python branches on values, so that it can run inside a training step and be
+        compiled as one graph. Labels do not depend on autocast, default dtype, grad mode or precision of products.
 
         Raises:
             UsageError: see `check_context`.
@@ -110,38 +111,42 @@ class LabelCodec(nn.Module, ABC):
         """`decode`, in float32 arithmetic."""
 
     def decoder_tensors(self) -> dict[str, Tensor]:
-        """What a reader needs, by name, in the types that travel."""
+        """Tensors that a `.vql` stores for decoding, by name, in their stored dtypes."""
         return {}
 
     def file_tensors(self) -> dict[str, Tensor]:
-        """What a codec file holds: those of `decoder_tensors`, and what other rates of the codec need."""
+        """Tensors that a codec file stores: those of `decoder_tensors`, and those of the codec's other rates."""
         return self.decoder_tensors()
 
     def set_effort(self, effort: str) -> None:
-        """How hard `encode` looks for the best codes: "fast", "normal" or "best"; codecs with nothing to search take no notice."""
+        """Set how extensively `encode` searches for codes: "fast", "normal" or "best"; no effect on codecs without a search.
+
+        Raises:
+            UsageError: another value.
+        """
         require(effort in EFFORTS, "effort", effort, f"must be one of {', '.join(EFFORTS)}")
         self.effort = effort
 
     def forward(self, codes: Tensor, context: Context | None = None) -> Tensor:
-        """`decode`, so that a codec is the decoder module of a training loop."""
+        """`decode`, so that a training loop can use a codec as a module."""
         return self.decode(codes, context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Weights move to any device and keep their types: `.half()` of a module around the codec must not change its labels."""
+        """Move weights to any device but keep their dtypes: `.half()` of an enclosing module must not change the labels."""
 
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
 
-        return super()._apply(moved, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def check_context(self, context: Context | None) -> None:
-        """Raises UsageError unless records of this context can be encoded and decoded; the message is "what is wrong; what to do"."""
+        """Raises UsageError unless records with this context can be encoded and decoded."""
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises BadLabels unless `labels` has this codec's number of classes."""
         if labels.dim() != 2 or labels.shape[1] != self.config.classes:
             raise BadLabels(
                 f"labels have shape {list(labels.shape)}, the codec was fitted for {self.config.classes} classes; "
-                "fit a codec on this dump, or name the right one"
+                "fit a codec on this dump, or give another one"
             )

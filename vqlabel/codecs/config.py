@@ -1,4 +1,4 @@
-"""What a reader of codes must know of a codec, without torch: the streams that its codes are stored in, and what it needs to decode."""
+"""The configuration of a codec, without torch: the streams that store its codes, and the side information that it needs."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -9,8 +9,8 @@ from vqlabel.container.overhead import NARROW_CHUNK_ROWS
 from vqlabel.errors import require
 
 CODES, COUNTS = "codes", "counts"  # streams of a `.vql`
-NO_CODES = (1,)  # a label without codes is stored as one zero bit, so that bytes back the number of records
-CHUNK_CODES = NARROW_CHUNK_ROWS  # rows in a chunk if a row is one code, or a label without codes
+NO_CODES = (1,)  # width of a label without codes: one zero bit, so that the number of records is bounded by the bytes of a file
+CHUNK_CODES = NARROW_CHUNK_ROWS  # rows per chunk if a row is one code, or a label without codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class CodeStream:
     Attributes:
         bits: stored width of every field of a row.
         per_label: whether a row is a label; else it is one code of a label.
-        codings: ways to store a chunk, of `container`; the smallest is taken.
-        chunk_rows: rows a chunk; None: the container's default.
+        codings: codings of a chunk, of which the smallest result is stored.
+        chunk_rows: rows per chunk; None: the container's default.
     """
 
     name: str
@@ -32,11 +32,11 @@ class CodeStream:
 
 
 class ImagePrior(Protocol):
-    """A prior that was trained on the labels of certain images."""
+    """A prior trained on labels of particular images, which it does not generalise beyond."""
 
     @property
     def images(self) -> int:
-        """Number of the images."""
+        """Number of images."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class ImagePrior(Protocol):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the side information that it takes."""
+        """Names of the side information that it uses."""
         ...
 
 
@@ -55,8 +55,8 @@ class CodecConfig(JsonConfig):
 
     Attributes:
         kind: name of the codec.
-        codings: ways to store a chunk of codes.
-        keeps_level: whether decoded logits keep the label's mean over classes, which softmax ignores and squared error does not.
+        codings: codings of a chunk of codes.
+        keeps_level: whether decoded logits keep the label's mean over classes, which matters to squared error but not to softmax.
     """
 
     codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)
@@ -66,27 +66,27 @@ class CodecConfig(JsonConfig):
 
     @property
     def widths(self) -> list[int]:
-        """[m] stored width of every field of a label; where labels have different numbers of codes, the count is the first."""
+        """[m] stored width of every field of a label; at a variable rate the first field is the code count."""
         raise NotImplementedError
 
     @property
     def class_ids(self) -> slice:
-        """Fields of a label that are class indices, each class at most once."""
+        """Fields of a label that are distinct class indices."""
         return slice(0)
 
     @property
     def indices(self) -> list[tuple[slice, int]]:
-        """Fields of a label that index a table, and the size of the table."""
+        """Fields of a label that index a table, and the table's size."""
         return [(self.class_ids, self.classes)]
 
     @property
     def max_codes(self) -> int | None:
-        """Where labels have different numbers of codes, the largest; None: all have as many."""
+        """At a variable rate, the maximum number of codes of a label; None: a fixed rate."""
         return None
 
     @property
     def streams(self) -> tuple[CodeStream, ...]:
-        """The streams of codes, in the order in which they are written."""
+        """The streams of codes, in writing order."""
         widths = self.widths
         if self.max_codes is not None:
             codes = CodeStream(CODES, tuple(widths[1:2]), per_label=False, chunk_rows=CHUNK_CODES)
@@ -102,38 +102,38 @@ class CodecConfig(JsonConfig):
 
     @property
     def image_prior(self) -> ImagePrior | None:
-        """The prior that ties the codec to the images whose labels it was fitted to."""
+        """The prior that restricts the codec to labels of the images that it was fitted on; None: no restriction."""
         return None
 
     @property
     def codebooks(self) -> tuple[int, int] | None:
-        """(number of codebooks, codes of each) where the first codes of a label are indices of codebooks; None: they are not."""
+        """(number of codebooks, codes in each) if the first codes of a label are codebook indices; None: they are not."""
         return None
 
     @property
     def kept_classes(self) -> int | None:
-        """Classes of a label that are stored, the largest ones; None: all."""
+        """Number of a label's largest classes that are stored; None: all."""
         return None
 
     @property
     def holds_sets(self) -> bool:
-        """Whether a decoded label holds some of the classes and nothing for the others: a logit of NOWHERE, a probability of 0."""
+        """Whether a decoded label has no value for classes that are not stored: a logit of NOWHERE, a probability of 0."""
         return False
 
     @property
     def exact_dtype(self) -> str | None:
-        """Type of the labels ("F16", "BF16" or "F32") where decoded ones are the encoded ones bit for bit; None: they are not."""
+        """Dtype of the labels ("F16", "BF16" or "F32") if the codec is lossless; None: it is not."""
         return None
 
     @property
     def temperatures(self) -> tuple[float, ...]:
-        """The students' temperatures that decoded labels are meant for."""
+        """Temperatures of the students for which the codec was fitted."""
         return (1.0,)
 
 
 def check_top_classes(config: Any) -> None:
-    """Raises UsageError unless the k largest classes of one distribution can be kept."""
+    """Raises UsageError unless labels are one distribution with at least k classes."""
     check_labels(config.classes, config.domain)
-    want = f"is for vqae and raw: {config.kind} keeps the largest classes of one distribution"
-    require(config.domain != "sigmoid", "domain", config.domain, want)
+    limit = f"is for vqae and raw: {config.kind} keeps the largest classes of one distribution"
+    require(config.domain != "sigmoid", "domain", config.domain, limit)
     require(1 <= config.k <= config.classes, "k", config.k, f"must be 1..{config.classes} (the number of classes)")

@@ -1,4 +1,4 @@
-"""A fitted codec <-> one safetensors file: decoder, resolved configuration, and what was measured when it was fitted."""
+"""A fitted codec <-> one safetensors file: decoder tensors, resolved configuration, and the report of the fit."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import atomic_target
 from vqlabel.type_checks import check_argument_types
 
-KEY, SUM = "vqlabel.codec", "sha256"
+KEY, SHA256 = "vqlabel.codec", "sha256"  # metadata key, and the entry of its JSON with the hash
 
 
 def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
-    """A codec from what a file holds of it.
+    """Build a codec from the kind, configuration and tensors of a file.
 
     Raises:
-        BadContainer: an unknown kind, a configuration that is none, or tensors that do not fit it.
+        BadContainer: the kind is unknown, the configuration invalid, or the tensors do not match it.
     """
     resolved = codec_config(kind, config)
     return CODECS[resolved.kind].codec.build(resolved, tensors).eval()
@@ -35,42 +35,45 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
 def save_codec(
     codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
 ) -> None:
-    """Write a codec file; it appears whole or not at all.
+    """Write a codec file atomically.
 
     Raises:
-        TargetExists: the target is there and `overwrite` is false.
+        TargetExists: the target exists and `overwrite` is false.
     """
     from safetensors.torch import save
 
-    # One metadata key, because safetensors writes several in no fixed order, and the same fit should give the same bytes.
-    described = {
+    # One metadata key, because safetensors writes several in an arbitrary order, and the same fit must give the same bytes.
+    description = {
         "kind": codec.kind,
         "config": codec.config.to_dict(),
         "report": dict(report or {}),
         "fitted_on": codec.fitted_on.to_dict(),
     }
     tensors = codec.file_tensors()
-    metadata = {KEY: json.dumps({**described, SUM: _sha256(described, tensors)}, sort_keys=True)}
+    metadata = {KEY: json.dumps({**description, SHA256: _sha256(description, tensors)}, sort_keys=True)}
     with atomic_target(Path(path), CODEC, overwrite=overwrite) as partial:
         partial.write_bytes(save(tensors, metadata))
 
 
-def _sha256(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Of all that a codec file holds (docs/format.md, "Codec files")."""
-    total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+def _sha256(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Hash of a codec file's description and tensors (docs/format.md, "Codec files")."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
-        total.update(f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return total.hexdigest()
+        digest.update(f"\n{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @check_argument_types
 def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
-    """Read a codec file: the codec, and the report stored with it.
+    """Read a codec file.
+
+    Returns:
+        The codec, and the report of its fit.
 
     Raises:
-        UsageError: no such file.
-        BadContainer: the file is damaged or no codec.
+        NoSuchFile: the path is not a file.
+        BadContainer: the file is damaged or not a codec file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -81,20 +84,20 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise BadContainer(f"{path}: no readable codec file ({error}); it is truncated or of another format") from None
+        raise BadContainer(f"{path}: not a readable codec file ({error}); it is truncated or has another format") from None
     if KEY not in metadata:
-        raise BadContainer(f"{path}: a safetensors file, but no codec: `vqlabel fit` writes those")
+        raise BadContainer(f"{path}: a safetensors file, but not a codec file; `vqlabel fit` writes codec files")
     try:
-        described = json.loads(metadata[KEY])
-        found, fitted_on = described.pop(SUM, None), described.get("fitted_on", {})
-        kind, config, report = described["kind"], described["config"], dict(described["report"])
+        description = json.loads(metadata[KEY])
+        sha256, fitted_on = description.pop(SHA256, None), description.get("fitted_on", {})
+        kind, config, report = description["kind"], description["config"], dict(description["report"])
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BadContainer(f"{path}: its configuration cannot be read ({error!r}); the file is damaged") from None
-    whole = described.keys() - {"fitted_on"} == {"kind", "config", "report"} and (
-        found is None or found == _sha256(described, tensors)
+    intact = description.keys() - {"fitted_on"} == {"kind", "config", "report"} and (
+        sha256 is None or sha256 == _sha256(description, tensors)  # older files have no hash
     )
-    if not whole:  # files of before there was a sum have none
-        raise BadContainer(f"{path}: its {SUM} does not fit what it holds; it is damaged: copy it again, or fit again")
+    if not intact:
+        raise BadContainer(f"{path}: its {SHA256} does not match its content; the file is damaged: copy it again, or fit again")
     try:
         codec = build_codec(kind, config, tensors)
         codec.fitted_on = FittedOn.from_dict(fitted_on, path)

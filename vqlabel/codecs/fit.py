@@ -1,4 +1,4 @@
-"""A sample -> a fitted codec of the kind that the configuration names."""
+"""A sample of labels -> a fitted codec of the configured kind."""
 
 from dataclasses import replace
 
@@ -14,10 +14,12 @@ from vqlabel.threads import small_operations
 
 
 def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = None) -> LabelCodec:
-    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.seen`, judged by `sample.held`; in float32, whatever is set around the call.
+    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.seen`, using `sample.held` as held-out labels.
+
+    Computes in float32, regardless of autocast, default dtype and default device of the caller.
 
     Raises:
-        UsageError: an unknown kind, or one that cannot code such labels at such a rate.
+        UsageError: the kind is unknown, or cannot code these labels at this rate.
     """
     config = with_codec(config, sample)
     kind = str(config.codec)
@@ -30,7 +32,9 @@ def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = N
 
 
 def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
-    """Where the user named no codec: vqae; of labels of which k numbers are known, sparse, with the code bits that a budget leaves."""
+    """Set the default codec if `config.codec` is None: vqae for dense labels; sparse for labels with k known entries, in which case a
+    budget in bytes becomes code bits per label.
+    """
     if config.codec is not None:
         return config
     if sample.support is None:

@@ -1,7 +1,7 @@
-"""Where fits multiply in bf16, and how a codec computes in float32 whatever the code around it has set.
+"""Precision of products: bf16 for the largest product of a fit, and float32 for codecs, regardless of the caller's settings.
 
-A fit's largest product, latents by output map, gains most of bf16 and tolerates its 8 bits. Biases, losses, the search for codes and all
-else stay in float32: a bias of -1e4, which masks a class, would be off by up to 32 in bf16.
+The product of latents and output map gains the most time from bf16 and tolerates its 8 bits. Biases, losses and the search for codes stay
+in float32: a bias of -1e4, which masks a class, would have an error of up to 32 in bf16.
 """
 
 import os
@@ -18,16 +18,16 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 @contextmanager
 def float32_arithmetic(device: torch.device) -> Iterator[None]:
-    """Inside, `device` computes in float32, whatever autocast, default dtype or precision of products (TF32, bf16) is set outside.
+    """Compute in float32 on `device`, regardless of autocast, default dtype and precision of products (TF32, bf16) set outside.
 
-    Compiled code is built for the default dtype and the precision of products that are set where it is compiled; autocast is off there too.
+    Compiled code uses the default dtype and precision of products set where it is compiled; autocast is off there as well.
     """
     if torch.compiler.is_compiling():
         with torch.autocast(device.type, enabled=False):
             yield
         return
     with _process.float32():
-        if device.type == "meta":  # has no autocast
+        if device.type == "meta":  # no autocast exists for it
             yield
         else:
             with torch.autocast(device.type, enabled=False):
@@ -35,46 +35,46 @@ def float32_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 class _ProcessSettings:
-    """Settings of the whole process that change float32: set while any thread is inside, and given back by the last one."""
+    """Process-wide settings that affect float32: set when the first thread enters, restored when the last one leaves."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """No thread is inside."""
-        self._lock, self._inside = threading.Lock(), 0
+        """Start with no thread inside."""
+        self._lock, self._threads_inside = threading.Lock(), 0
 
     @contextmanager
     def float32(self) -> Iterator[None]:
         products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
         with self._lock:
-            if not self._inside:
-                self._dtype, self._precisions = torch.get_default_dtype(), [one.fp32_precision for one in products]
+            if not self._threads_inside:
+                self._dtype, self._precisions = torch.get_default_dtype(), [backend.fp32_precision for backend in products]
                 torch.set_default_dtype(torch.float32)
-                for one in products:
-                    one.fp32_precision = "ieee"
-            self._inside += 1
+                for backend in products:
+                    backend.fp32_precision = "ieee"
+            self._threads_inside += 1
         try:
             yield
         finally:
             with self._lock:
-                self._inside -= 1
-                if not self._inside:
+                self._threads_inside -= 1
+                if not self._threads_inside:
                     torch.set_default_dtype(self._dtype)
-                    for one, precision in zip(products, self._precisions, strict=True):
-                        one.fp32_precision = precision
+                    for backend, precision in zip(products, self._precisions, strict=True):
+                        backend.fp32_precision = precision
 
 
 _process = _ProcessSettings()
-if hasattr(os, "register_at_fork"):  # a worker may be forked while a thread that it does not have holds the lock
+if hasattr(os, "register_at_fork"):  # a forked worker may inherit a lock held by a thread that it does not have
     os.register_at_fork(after_in_child=_process.reset)
 
 
 @contextmanager
 def cpu_by_default() -> Iterator[None]:
-    """Inside, new tensors are made on the CPU unless their device is named, whatever default device is set outside."""
+    """Create tensors on the CPU unless a device is given, regardless of the default device set outside."""
     if torch.get_default_device().type == "cpu":
-        yield  # a device as a context slows every operation down: fits took a third longer
+        yield  # torch.device as a context slows every operation: fits took a third longer
         return
     with torch.device("cpu"):
         yield
@@ -82,7 +82,7 @@ def cpu_by_default() -> Iterator[None]:
 
 @contextmanager
 def bf16_products(enabled: bool) -> Iterator[None]:
-    """Inside, fits multiply in bf16, emulated where the machine does not multiply it natively, or in float32 on every machine."""
+    """Make fits multiply in bf16 (emulated if the device has no native bf16), or in float32 on every machine."""
     before = _chosen.set(enabled)
     try:
         yield
@@ -91,19 +91,19 @@ def bf16_products(enabled: bool) -> Iterator[None]:
 
 
 def quick_addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """bias [C] + a [n, d] @ b [d, C], float32; a and b are rounded to bf16 where the device multiplies it natively."""
+    """bias [C] + a [n, d] @ b [d, C], float32; a and b are rounded to bf16 if the device multiplies bf16 natively."""
     if not multiplies_bf16(a.device):
         return torch.addmm(bias, a, b)
     return bias + (a.bfloat16() @ b.bfloat16()).float()
 
 
 def quick_matmul(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bf16 for networks that nothing is decoded by; no change where `multiplies_bf16` is false."""
+    """Autocast to bf16, for networks that do not decode labels; no effect if `multiplies_bf16` is false."""
     return torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bf16(device))
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 natively, or what `bf16_products` chose."""
+    """Whether fits multiply in bf16: as set by `bf16_products`, else whether the device does so natively."""
     if (chosen := _chosen.get()) is not None:
         return chosen
     if device.type == "cuda":

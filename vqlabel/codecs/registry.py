@@ -1,4 +1,4 @@
-"""Every codec by its kind: one line names its configuration, its class and the function that fits it, each imported when it is used."""
+"""Codec kinds -> configuration class, codec class and fitting function, each imported on first use."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CodecEntry:
-    """Where the parts of a codec are, as "module:name" below `vqlabel.codecs`.
+    """Import paths of a codec's parts, as "module:name" below `vqlabel.codecs`.
 
-    The configuration loads no torch, so that a `.vql` can be described without; the codec loads no code of the fit.
+    The configuration does not load torch, so that a `.vql` can be described without it; the codec does not load the code of its fit.
     """
 
     config_at: str
@@ -44,21 +44,21 @@ CODECS = {
 }
 
 
-def _resolve(where: str) -> Any:
-    module, name = where.split(":")
+def _resolve(import_path: str) -> Any:
+    module, name = import_path.split(":")
     return getattr(import_module(f"vqlabel.codecs.{module}"), name)
 
 
 def check_kind(kind: str) -> None:
-    """Raises UsageError unless there is such a codec."""
+    """Raises UsageError unless `kind` is a registered codec."""
     require(kind in CODECS, "codec", kind, f"must be one of {', '.join(CODECS)}")
 
 
 def codec_config(kind: object, values: object) -> "CodecConfig":
-    """The configuration that a file holds of a codec of this kind.
+    """The configuration of a codec of this kind, from the JSON values of a file.
 
     Raises:
-        BadContainer: an unknown kind, or `values` is no configuration of it.
+        BadContainer: the kind is unknown, or `values` are not a valid configuration of it.
     """
     if not isinstance(kind, str) or kind not in CODECS:
         raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")

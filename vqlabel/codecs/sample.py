@@ -1,4 +1,4 @@
-"""What a fit works on: labels to fit to, labels held out, and how it reports progress and saves its state."""
+"""Inputs of a fit: training and held-out labels, and hooks for progress and saved state."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,9 +13,9 @@ from vqlabel.progress import Progress, silent
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSample:
-    """The labels that a codec is fitted to, and the held-out labels that it is judged by.
+    """Training labels `seen` and held-out labels `held` of a fit.
 
-    `seen` and `held` are [n, C] in the dump's domain; the contexts have as many records. `dtype` is the dump's: F16, BF16 or F32.
+    Both are [n, C] in the dump's domain, and their contexts have as many records. `dtype` is that of the dump: F16, BF16 or F32.
     """
 
     seen: Tensor
@@ -24,25 +24,26 @@ class LabelSample:
     held_context: Context | None
     domain: str
     dtype: str
-    support: Support | None = None  # which numbers of a label are known; None: all
-    notes: tuple[str, ...] = ()  # what whoever fits to them should know of them, in sentences
-    total: int = 0  # labels in the whole dump; 0: those above are all
+    support: Support | None = None  # known entries of a label; None: all
+    notes: tuple[str, ...] = ()  # remarks on the labels for the report, in sentences
+    total: int = 0  # labels in the whole dump; 0: the number of labels above
     fitted_on: FittedOn = field(default_factory=FittedOn)
 
     @property
     def classes(self) -> int:
         return self.seen.shape[1]
 
-    def steps(self, part: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
-        """Labels and contexts of the `part` ("seen" or "held"), `size` at a time."""
-        labels, context = getattr(self, part), getattr(self, part + "_context")
-        for at in range(0, len(labels), size):
-            yield labels[at : at + size], None if context is None else context.rows(slice(at, at + size))
+    def steps(self, split: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
+        """Labels and contexts of a split ("seen" or "held"), `size` labels at a time."""
+        labels, context = getattr(self, split), getattr(self, split + "_context")
+        for start in range(0, len(labels), size):
+            rows = slice(start, start + size)
+            yield labels[rows], None if context is None else context.rows(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitHooks:
-    """How a fit talks to its caller: progress(stage, done, total, figures) and a place to save and find its state."""
+    """Callbacks of a fit: `progress(stage, done, total, figures)` and `save(state)`; `resumed` is a saved state to continue from."""
 
     progress: Progress = silent
     save: Callable[[dict[str, Any]], None] = lambda _: None

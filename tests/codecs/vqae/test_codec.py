@@ -1,4 +1,4 @@
-"""The learned codec: what a bit buys, what training adds and never takes away, what is refused."""
+"""The learned codec: loss by rate, effect of training, nested rates, refused files and configurations."""
 
 import copy
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None
 
 
 def blank(labels: int, classes: int, domain: str = "logits") -> LabelSample:
-    """Labels of which only the number counts."""
+    """A sample whose labels have a shape but no values, for `dataset_stats`."""
     empty = torch.empty(1, classes).expand(labels, classes)
     return LabelSample(seen=empty, held=empty, seen_context=None, held_context=None, domain=domain, dtype="F16")
 
@@ -73,14 +73,14 @@ def test_larger_codebooks_lower_the_held_out_loss(labels: Tensor) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"code_width": 2}], ids=["residual", "grouped"])
-def test_a_trained_decoder_beats_the_linear_start_on_held_out_labels(labels: Tensor, options: dict[str, Any]) -> None:
-    """At a low temperature: at a high one KL is squared error, of which the start is the least."""
+def test_training_lowers_the_held_out_loss_of_the_initial_decoder(labels: Tensor, options: dict[str, Any]) -> None:
+    """At a low temperature: at a high one KL is a squared error, which the initialization already minimises."""
     start, trained = (fit(labels, epochs=epochs, temperature=(1.0,), **options) for epochs in (0, 20))
     assert loss_of(trained, labels[-HELD:], temperatures=(1.0,)) < 0.97 * loss_of(start, labels[-HELD:], temperatures=(1.0,))
 
 
-def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: Tensor) -> None:
-    """40 labels, 200 epochs: the last epoch is worse than the start, and not what is kept."""
+def test_training_keeps_the_epoch_with_the_lowest_held_out_loss(labels: Tensor) -> None:
+    """With 40 labels and 200 epochs, the last epoch has a larger loss than the first and is not kept."""
     epochs: list[dict[str, float]] = []
     states: list[Mapping[str, Any]] = []
     hooks = FitHooks(
@@ -91,9 +91,9 @@ def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: T
     codec = fit(few, epochs=200, hooks=hooks)
     losses = [figures["loss"] for figures in epochs]
     assert len(losses) == 200
-    assert losses[-1] > 1.01 * min(losses), "this dump does not overfit, so the test shows nothing"
+    assert losses[-1] > 1.01 * min(losses), "the fit does not overfit, so the test shows nothing"
     kept = loss_of(codec, few[-HELD:], states[-1]["codes"][1][codec.config.slots])
-    assert kept == pytest.approx(min(losses), rel=1e-4)  # judged as it will be stored
+    assert kept == pytest.approx(min(losses), rel=1e-4)  # evaluated with stored weights
     before = next(state for state in states if state["stage"] == 2)
     codec.load_state_dict(before["codec"])
     codec.round()
@@ -101,7 +101,7 @@ def test_training_far_too_long_keeps_the_best_epoch_by_held_out_labels(labels: T
 
 
 @pytest.mark.parametrize("weight_bits", [4, 6])
-def test_codes_are_chosen_by_the_decoder_as_stored_where_few_bits_make_that_another(labels: Tensor, weight_bits: int) -> None:
+def test_codes_are_chosen_with_the_quantized_decoder_if_weights_have_few_bits(labels: Tensor, weight_bits: int) -> None:
     states: list[Mapping[str, Any]] = []
     codec = fit(labels, weight_bits=weight_bits, hooks=FitHooks(save=lambda state: states.append(copy.deepcopy(state))))
     chosen = next(state for state in states if state["stage"] == 2)
@@ -113,16 +113,14 @@ def test_codes_are_chosen_by_the_decoder_as_stored_where_few_bits_make_that_anot
     assert torch.equal(chosen["codes"][1][codec.config.slots], by["as stored" if weight_bits == 4 else "as trained"])
 
 
-def test_a_codec_fitted_for_a_high_temperature_is_better_there(labels: Tensor) -> None:
+def test_a_fit_at_a_high_temperature_has_the_lower_loss_there(labels: Tensor) -> None:
     low, high = (fit(labels, epochs=5, temperature=(t,)) for t in (1.0, 20.0))
     assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 100.0])
-def test_the_mean_over_classes_that_no_softmax_sees_comes_back_for_students_of_squared_error(
-    labels: Tensor, temperature: float
-) -> None:
-    level = 5 + 0.3 * labels.float()[:, :3].mean(1)  # as a teacher's is: constant but for what the label says itself
+def test_the_mean_logit_is_decoded_for_students_trained_by_squared_error(labels: Tensor, temperature: float) -> None:
+    level = 5 + 0.3 * labels.float()[:, :3].mean(1)  # as a teacher's: a constant plus a function of the label
     moved = (labels.float() - labels.float().mean(1, keepdim=True) + level[:, None]).half()
     codec = fit(moved, temperature=(temperature,), epochs=10)
     decoded = codec.decode(codec.encode(moved[-HELD:]))
@@ -133,7 +131,7 @@ def test_the_mean_over_classes_that_no_softmax_sees_comes_back_for_students_of_s
     assert figures.figures()["mse"] < 0.5 * float(moved.float().var(0).mean())
 
 
-def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_the_label(labels: Tensor) -> None:
+def test_a_mean_logit_with_a_large_spread_does_not_raise_the_kl(labels: Tensor) -> None:
     level = labels.float()[:, :3].mean(1) - labels.float()[:, :3].mean()
     losses = []
     for size in (0.0, 1.0, 30.0):
@@ -142,17 +140,17 @@ def test_a_mean_over_classes_that_differs_widely_is_left_out_rather_than_drown_t
     assert max(losses[1:]) < 1.1 * losses[0]
 
 
-def test_a_rate_keeps_the_effort_and_its_own_cheaper_rates(labels: Tensor) -> None:
+def test_a_nested_rate_keeps_the_effort_and_the_rates_below_it(labels: Tensor) -> None:
     nested = fit(labels, slots=8)
     nested.set_effort("best")
-    for part in (nested.at_slots(4), nested.at_slots(3), nested.cut(2)):
-        assert part.effort == "best"
+    for codec in (nested.at_slots(4), nested.at_slots(3), nested.truncate(2)):
+        assert codec.effort == "best"
     assert nested.at_slots(4).at_slots(2).decoder.out.equal(nested.at_slots(2).decoder.out)
     assert set(nested.at_slots(8).nested) == {1, 2, 4}
 
 
 @pytest.mark.usefixtures("precision")
-def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) -> None:
+def test_masked_classes_do_not_raise_the_loss_of_the_others(labels: Tensor) -> None:
     masked = labels.clone()
     masked[:, 40:] = -1e4
     plain, hidden = (fit(x, temperature=(1.0,)) for x in (labels[:, :40], masked))
@@ -160,15 +158,15 @@ def test_classes_that_are_always_masked_do_not_drown_the_others(labels: Tensor) 
     assert beside < 1.1 * alone
 
 
-def test_where_most_classes_are_masked_the_others_lie_near_0_where_floats_are_fine(labels: Tensor) -> None:
+def test_if_most_classes_are_masked_the_others_decode_near_0(labels: Tensor) -> None:
     masked = labels.clone()
     masked[:, 10:] = -1e4
     codec = fit(masked, temperature=(1.0,))
     assert float(codec.decode(codec.encode(masked[-HELD:])).amax(1).mean().abs()) < 10  # 8,000 where the mean is 0
 
 
-def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
-    """The pull of such labels would leave half precision if it were not scaled to it."""
+def test_soft_targets_of_two_classes_at_a_high_temperature_fit_fp16() -> None:
+    """They exceed the range of fp16 unless they are scaled to it."""
     two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     started, trained = (
         loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 50)
@@ -176,13 +174,13 @@ def test_two_classes_at_a_high_temperature_are_trained_too() -> None:
     assert trained < 0.9 * started
 
 
-def test_probabilities_are_coded_as_well_as_their_logits(labels: Tensor, codec: VqaeCodec) -> None:
+def test_probabilities_have_the_loss_of_their_logits(labels: Tensor, codec: VqaeCodec) -> None:
     probs = torch.softmax(labels.float(), 1)
     shares = fit(probs, domain="probs")
     assert loss_of(shares, probs[-HELD:]) == pytest.approx(loss_of(codec, labels[-HELD:]), rel=0.2)
 
 
-def test_a_harder_search_never_loses(labels: Tensor, codec: VqaeCodec) -> None:
+def test_more_effort_lowers_the_loss(labels: Tensor, codec: VqaeCodec) -> None:
     losses = []
     for effort in ("fast", "normal", "best"):
         codec.set_effort(effort)
@@ -205,7 +203,7 @@ def test_decoding_is_differentiable_in_the_decoders_weights(labels: Tensor) -> N
 
 @pytest.mark.parametrize(("bits", "k"), [(1, None), (7, None), (64, None), (128, 256), (100, 1000), (9, 2)])
 @pytest.mark.parametrize("code_width", [None, 3])
-def test_a_label_takes_no_more_bits_than_asked_for(bits: int, k: int | None, code_width: int | None) -> None:
+def test_a_label_has_at_most_the_requested_bits(bits: int, k: int | None, code_width: int | None) -> None:
     config = resolve(FitConfig(bits=bits, codebook_size=k, code_width=code_width), dataset_stats(blank(24_000, 1000)))
     rate = config.slots * config.code_bits
     assert bits - config.code_bits < rate <= bits
@@ -224,9 +222,9 @@ def test_the_rate_of_groups_is_latent_over_code_width_times_the_bits_of_a_code(
     assert sum(codec.code_bits) == rate == latent // code_width * int(np.log2(k))
 
 
-def test_what_the_user_names_is_taken_and_the_rest_follows() -> None:
-    asked = FitConfig(slots=3, codebook_size=100, latent=20, weight_bits=5, temperature=(2.0,))
-    config = resolve(asked, dataset_stats(blank(24_000, 1000, "probs")))
+def test_given_sizes_are_kept_and_the_others_follow() -> None:
+    request = FitConfig(slots=3, codebook_size=100, latent=20, weight_bits=5, temperature=(2.0,))
+    config = resolve(request, dataset_stats(blank(24_000, 1000, "probs")))
     assert (config.slots, config.codebook_size, config.latent, config.weight_bits) == (3, 100, 20, 5)
     assert (config.code_bits, config.code_width, config.quantizer) == (7, 20, "residual")
     assert (config.classes, config.domain, config.temperature) == (1000, "probs", (2.0,))
@@ -264,17 +262,17 @@ def test_tensors_that_do_not_fit_the_configuration_are_refused(codec: VqaeCodec)
         with pytest.raises(BadContainer, match=rf"the codec has no tensor '{name}'; the file is incomplete"):
             build_codec("vqae", config, changed(tensors, name, None))
         wide = torch.cat([tensors[name], tensors[name]])
-        with pytest.raises(BadContainer, match=rf"codec tensor '{name}' has shape .*; its configuration says"):
+        with pytest.raises(BadContainer, match=rf"codec tensor '{name}' has shape .*; its configuration declares"):
             build_codec("vqae", config, changed(tensors, name, wide))
         for value in (float("nan"), float("-inf")):
             if tensors[name].is_floating_point():
                 with pytest.raises(BadContainer, match=rf"codec tensor '{name}' holds NaN or Inf"):
                     build_codec("vqae", config, changed(tensors, name, torch.full_like(tensors[name], value)))
-    with pytest.raises(BadContainer, match=r"has shape .*; its configuration says"):
+    with pytest.raises(BadContainer, match=r"has shape .*; its configuration declares"):
         build_codec("vqae", {**config, "classes": 1 << 20}, tensors)
 
 
-def test_matrices_of_8_bits_travel_as_int8_and_codebooks_with_a_scale_a_vector(labels: Tensor) -> None:
+def test_matrices_of_8_bits_are_stored_as_int8_and_codebooks_with_one_scale_per_vector(labels: Tensor) -> None:
     codec = fit(labels, weight_bits=8, epochs=1)
     tensors, latent = codec.decoder_tensors(), codec.config.latent
     assert latent > 8
@@ -288,7 +286,7 @@ def test_matrices_of_8_bits_travel_as_int8_and_codebooks_with_a_scale_a_vector(l
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
-def test_a_fitted_decoder_is_what_its_stored_tensors_say(labels: Tensor, bits: int) -> None:
+def test_a_fitted_decoder_equals_the_one_built_from_its_stored_tensors(labels: Tensor, bits: int) -> None:
     codec = fit(labels, weight_bits=bits)
     codes = codec.encode(labels)
     built = build_codec("vqae", codec.config.to_dict(), codec.decoder_tensors())
@@ -296,19 +294,19 @@ def test_a_fitted_decoder_is_what_its_stored_tensors_say(labels: Tensor, bits: i
     assert codec.decoder_tensors()["decoder.out"].nbytes == -(-codec.config.latent * 50 * bits // 8)
 
 
-def test_a_bit_more_for_a_weight_lowers_the_held_out_loss(labels: Tensor) -> None:
+def test_more_weight_bits_lower_the_held_out_loss(labels: Tensor) -> None:
     losses = [loss_of(fit(labels, weight_bits=bits), labels[-HELD:]) for bits in (2, 4, 8)]
     assert losses == sorted(losses, reverse=True)
 
 
-def test_the_same_seed_gives_the_same_codec_and_another_another(labels: Tensor) -> None:
+def test_the_seed_determines_the_codec(labels: Tensor) -> None:
     first, second, other = (fit(labels, seed=seed) for seed in (5, 5, 6))
     for name, tensor in first.decoder_tensors().items():
         assert torch.equal(second.decoder_tensors()[name], tensor)
     assert any(not torch.equal(other.decoder_tensors()[name], tensor) for name, tensor in first.decoder_tensors().items())
 
 
-def test_fitting_leaves_the_global_random_state_alone(labels: Tensor) -> None:
+def test_a_fit_does_not_change_the_global_random_state(labels: Tensor) -> None:
     torch.manual_seed(0)
     want = torch.rand(3)
     torch.manual_seed(0)
@@ -321,34 +319,36 @@ def test_every_codec_is_registered_under_its_kind_and_configuration(logits: NDAr
         assert entry.config.kind == kind and issubclass(entry.codec, LabelCodec) and callable(entry.fit)
 
 
-def test_every_rate_of_one_fit_is_near_a_codec_that_was_fitted_for_it_alone(labels: Tensor) -> None:
+def test_every_nested_rate_is_close_to_a_codec_fitted_for_it_alone(labels: Tensor) -> None:
     nested = fit(labels, slots=8, epochs=10)
     losses = []
     for slots in (1, 2, 4, 8):
-        part, alone = nested.at_slots(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
-        assert part.encode(labels).shape == (len(labels), slots) and sum(part.code_bits) == 3 * slots
-        losses.append(loss_of(part, labels[-HELD:]))
+        lower, alone = nested.at_slots(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
+        assert lower.encode(labels).shape == (len(labels), slots) and sum(lower.code_bits) == 3 * slots
+        losses.append(loss_of(lower, labels[-HELD:]))
         assert losses[-1] < 1.08 * loss_of(alone, labels[-HELD:])
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_rate_with_parts_of_its_own_is_better_than_the_first_slots_of_the_whole(labels: Tensor) -> None:
+def test_a_nested_rate_has_a_lower_loss_than_the_truncated_codec(labels: Tensor) -> None:
     nested = fit(labels.repeat(10, 1), slots=4, epochs=6, temperature=(1.0,))
     for slots in (1, 2):
-        own, shared = (part.requires_grad_(False) for part in (nested.at_slots(slots), nested.truncate(slots)))
+        own, shared = (codec.requires_grad_(False) for codec in (nested.at_slots(slots), nested.truncate(slots)))
         assert loss_of(own, labels, temperatures=(1.0,)) < 0.97 * loss_of(shared, labels, temperatures=(1.0,))
-    assert nested.at_slots(3).decoder.out.equal(nested.decoder.out), "a rate that none was fitted for has the first slots of all"
+    assert nested.at_slots(3).decoder.out.equal(nested.decoder.out), "a rate without a fit of its own is the truncated codec"
 
 
-def test_each_cheaper_rate_begins_with_the_parts_of_the_one_above(labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From those of the whole rate, the last of four would end at a KL 9 % higher."""
-    cut, begun = VqaeCodec.truncate, []
-    monkeypatch.setattr(VqaeCodec, "truncate", lambda codec, slots: begun.append((codec.config.slots, slots)) or cut(codec, slots))
+def test_each_nested_rate_is_initialized_from_the_rate_above(labels: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Initialized from the full rate instead, the last of four would have a KL 9 % higher."""
+    truncate, truncations = VqaeCodec.truncate, []
+    monkeypatch.setattr(
+        VqaeCodec, "truncate", lambda codec, slots: truncations.append((codec.config.slots, slots)) or truncate(codec, slots)
+    )
     fit(labels, slots=8)
-    assert begun == [(8, 4), (4, 2), (2, 1)]
+    assert truncations == [(8, 4), (4, 2), (2, 1)]
 
 
-def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_path: Path) -> None:
+def test_nested_rates_are_stored_in_codec_files_only(labels: Tensor, tmp_path: Path) -> None:
     nested = fit(labels, slots=4)
     save_codec(nested, tmp_path / "some.codec")
     loaded = load_codec(tmp_path / "some.codec")[0]
@@ -361,7 +361,9 @@ def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_p
     assert isinstance(whole, VqaeCodec) and not whole.nested
     for slots in (0, 4, 9):
         forged = {name.replace("rate.2.", f"rate.{slots}."): tensor for name, tensor in nested.file_tensors().items()}
-        with pytest.raises(BadContainer, match=rf"a rate of {slots} slots beside one of 4 \(residual\); damaged or forged"):
+        with pytest.raises(
+            BadContainer, match=rf"a nested rate of {slots} slots in a codec of 4 \(residual\) slots; damaged or forged"
+        ):
             build_codec(nested.kind, nested.config.to_dict(), forged)
     broken = nested.file_tensors()
     del broken["rate.2.decoder.out"]
@@ -369,9 +371,9 @@ def test_cheaper_rates_lie_in_the_codec_file_and_in_no_vql(labels: Tensor, tmp_p
         build_codec(nested.kind, nested.config.to_dict(), broken)
 
 
-def test_a_prefix_that_is_none_is_refused(labels: Tensor, codec: VqaeCodec) -> None:
+def test_a_number_of_slots_out_of_range_is_refused(labels: Tensor, codec: VqaeCodec) -> None:
     for slots in (0, codec.config.slots + 1):
-        with pytest.raises(UsageError, match=rf"slots is {slots}; it must be 1\.\.8, what the codec was fitted with"):
+        with pytest.raises(UsageError, match=rf"slots is {slots}; it must be 1\.\.8, the slots that the codec was fitted with"):
             codec.at_slots(slots)
     with pytest.raises(UsageError, match="quantizer is 'grouped'; it must be residual"):
         fit(labels, code_width=2).at_slots(1)

@@ -1,4 +1,4 @@
-"""How far decoded labels lie from their mean."""
+"""Debiasing: the gain of decoded labels about their mean."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, build_codec, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.codecs.vqae.fit.debias import MOST, OF_MIX
+from vqlabel.codecs.vqae.fit.debias import MAX_GAIN, MIX_POWER
 from vqlabel.config import MIX
 from vqlabel.errors import UsageError
 from vqlabel.metrics.distortion import kl_divergence
@@ -18,13 +18,15 @@ from vqlabel.metrics.distortion import kl_divergence
 
 @pytest.fixture(scope="module")
 def labels() -> Tensor:
-    """2,000 labels of 30 classes: more than a few bits can say."""
+    """2,000 independent labels of 30 classes, which few bits cannot represent."""
     generator = torch.Generator().manual_seed(5)
     return (2 * torch.randn(2000, 30, generator=generator)).half()
 
 
 def fit(labels: Tensor, **options: Any) -> VqaeCodec:
-    sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
+    sample = LabelSample(
+        train=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16"
+    )
     return fit_codec(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
 
 
@@ -34,7 +36,7 @@ def decoded(codec: VqaeCodec, labels: Tensor) -> Tensor:
 
 
 def slope(of: Tensor, on: Tensor, temperature: float) -> float:
-    """Of the probabilities of logits `of`, less their mean label, on those of `on`."""
+    """Slope of regressing centred probabilities of logits `of` on those of `on`."""
     x, y = (F.softmax(logits.float() / temperature, 1) for logits in (on, of))
     x, y = x - x.mean(0), y - y.mean(0)
     return float((x * y).sum() / x.square().sum())
@@ -45,50 +47,50 @@ def slope(of: Tensor, on: Tensor, temperature: float) -> float:
     [({}, 1.0), ({}, 4.0), ({}, 20.0), ({"code_width": 4}, 4.0)],
     ids=["residual-1", "residual-4", "residual-20", "grouped-4"],
 )
-def test_decoded_labels_are_unbiased_where_calibrated_ones_shrink(
+def test_decoded_labels_are_unbiased_and_calibrated_ones_are_not(
     labels: Tensor, options: dict[str, Any], temperature: float
 ) -> None:
     codec, calibrated = (fit(labels, bits=32, temperature=(temperature,), gain=gain, **options) for gain in (None, 1.0))
-    seen = labels[:-200]
-    assert slope(decoded(calibrated, seen), seen, temperature) < 0.95, "these codes lose too little to show anything"
-    assert slope(decoded(codec, seen), seen, temperature) == pytest.approx(1, rel=0.008)
+    train = labels[:-200]
+    assert slope(decoded(calibrated, train), train, temperature) < 0.95, "the codes are too accurate for this test"
+    assert slope(decoded(codec, train), train, temperature) == pytest.approx(1, rel=0.008)
 
 
-def test_directions_that_codes_say_little_of_are_lifted_more() -> None:
+def test_directions_with_little_information_in_codes_get_a_larger_gain() -> None:
     generator = torch.Generator().manual_seed(2)
-    labels = (torch.randn(2000, 30, generator=generator) * torch.linspace(3, 0.5, 30)).half()  # every class a direction
+    labels = (torch.randn(2000, 30, generator=generator) * torch.linspace(3, 0.5, 30)).half()  # one direction per class
     codec, calibrated = (fit(labels, bits=32, latent=29, temperature=(1.0,), gain=gain) for gain in (None, 1.0))
     assert codec.decoder.lift is not None
     assert calibrated.decoder.lift is None
-    further = []
-    for part in (slice(0, 10), slice(20, 30)):
-        seen = [decoded(one, labels)[:, part] for one in (codec, calibrated)]
-        further.append(float(seen[0].std(0).mean() / seen[1].std(0).mean()))
-    assert further[1] > 1.1 * further[0] > 1.1
+    gains = []
+    for classes in (slice(0, 10), slice(20, 30)):
+        spread = [decoded(fitted, labels)[:, classes].std(0).mean() for fitted in (codec, calibrated)]
+        gains.append(float(spread[0] / spread[1]))
+    assert gains[1] > 1.1 * gains[0] > 1.1
 
 
-def test_of_several_temperatures_the_one_that_asks_for_the_least_is_unbiased(labels: Tensor) -> None:
-    codec, seen = fit(labels, bits=32, temperature=(8.0, 3.0, 1.5)), labels[:-200]
+def test_of_several_temperatures_the_one_with_the_smallest_gain_is_unbiased(labels: Tensor) -> None:
+    codec, train = fit(labels, bits=32, temperature=(8.0, 3.0, 1.5)), labels[:-200]
     assert codec.decoder.lift is not None
-    slopes = [slope(decoded(codec, seen), seen, t) for t in codec.config.temperature]
+    slopes = [slope(decoded(codec, train), train, t) for t in codec.config.temperature]
     assert max(slopes) == pytest.approx(1, rel=0.008)
-    assert min(slopes) < 0.992, "all ask for the same: this shows nothing"
+    assert min(slopes) < 0.992, "all temperatures have the same gain, so the test shows nothing"
 
 
-def test_who_counts_in_kl_gets_no_lift(labels: Tensor) -> None:
-    assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for a student that nobody knows"
-    assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, "who asks for a head counts in KL"
+def test_the_mix_and_exact_classes_have_no_tail_gain(labels: Tensor) -> None:
+    assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for an unknown student"
+    assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, "exact classes are for the lowest KL"
 
 
-def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_contrast_1(labels: Tensor) -> None:
+def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_gain_1(labels: Tensor) -> None:
     codec, plain = (fit(labels, temperature=(1.0,), gain=gain) for gain in (None, 1.0))
-    other = codec.calibrated()
-    assert other.config == plain.config
-    assert torch.equal(decoded(other, labels), decoded(plain, labels))
-    assert (codec.gain, other.gain) == (codec.decoder.contrast[-1], 1)
+    calibrated = codec.calibrated()
+    assert calibrated.config == plain.config
+    assert torch.equal(decoded(calibrated, labels), decoded(plain, labels))
+    assert (codec.gain, calibrated.gain) == (codec.decoder.contrast[-1], 1)
 
 
-def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> None:
+def test_a_gain_of_1_gives_the_lowest_kl(labels: Tensor) -> None:
     losses = {
         gain: float(kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), gain=gain), labels), 1.0).mean())
         for gain in (0.8, 1.0, 1.3)
@@ -96,23 +98,23 @@ def test_a_contrast_of_1_gives_the_labels_with_the_least_kl(labels: Tensor) -> N
     assert min(losses, key=lambda gain: losses[gain]) == 1.0
 
 
-def test_the_contrast_changes_no_code_and_not_the_mean(labels: Tensor) -> None:
+def test_the_gain_changes_neither_codes_nor_the_mean_logits(labels: Tensor) -> None:
     low, high = (fit(labels, gain=gain) for gain in (1.0, 1.5))
     assert torch.equal(low.encode(labels), high.encode(labels))
     logits = [decoded(codec, labels[:-200]) for codec in (low, high)]
-    away = [part - part.mean(0) for part in logits]
+    centred = [decoded_logits - decoded_logits.mean(0) for decoded_logits in logits]
     torch.testing.assert_close(logits[0].mean(0), logits[1].mean(0), atol=2e-2, rtol=0)
-    torch.testing.assert_close(1.5 * away[0], away[1], atol=2e-2, rtol=1e-3)
+    torch.testing.assert_close(1.5 * centred[0], centred[1], atol=2e-2, rtol=1e-3)
 
 
-def test_labels_that_are_all_alike_are_left_as_they_are() -> None:
+def test_identical_labels_keep_a_gain_of_1() -> None:
     codec = fit(torch.arange(30.0).expand(400, 30).half())
     assert codec.decoder.contrast.tolist() == [1] * 5
 
 
 @pytest.mark.parametrize("temperature", [(20.0,), (1.0,)])
-def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels: Tensor, temperature: tuple[float, ...]) -> None:
-    """At the largest gain they are hardly nearer to the raw labels than one mean label for all; the calibrated ones are."""
+def test_codes_that_no_gain_makes_unbiased_give_calibrated_labels(labels: Tensor, temperature: tuple[float, ...]) -> None:
+    """At MAX_GAIN they are hardly closer to the raw labels than one mean label for all; calibrated ones are closer."""
     codec, plain = (fit(labels, bits=1, codebook_size=2, temperature=temperature, gain=gain) for gain in (None, 1.0))
     assert codec.gain_limited and not plain.gain_limited
     assert (codec.gain, codec.config) == (1, plain.config)
@@ -120,50 +122,50 @@ def test_codes_that_no_contrast_makes_unbiased_give_the_calibrated_labels(labels
     assert torch.equal(decoded(codec, labels), decoded(plain, labels))
     raw, t = labels[:-200].float(), temperature[0]
     mean = t * F.softmax(raw / t, 1).mean(0).log()
-    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, gain=MOST)
+    far = fit(labels, bits=1, codebook_size=2, temperature=temperature, gain=MAX_GAIN)
     by_mean, limited, calibrated = (
         float(kl_divergence(raw, other, t).mean()) for other in (mean.expand_as(raw), decoded(far, raw), decoded(codec, raw))
     )
     assert calibrated < 0.99 * limited < limited < by_mean < 1.03 * limited
 
 
-def test_the_mix_of_temperatures_goes_a_part_of_the_way_to_the_largest_contrast(labels: Tensor) -> None:
+def test_the_mix_of_temperatures_has_the_gain_raised_to_the_power_for_the_mix(labels: Tensor) -> None:
     codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
-    assert float(codec.decoder.contrast[-1]) == pytest.approx(MOST**OF_MIX, rel=5e-3)
+    assert float(codec.decoder.contrast[-1]) == pytest.approx(MAX_GAIN**MIX_POWER, rel=5e-3)
     assert not codec.gain_limited
 
 
-def test_a_rate_that_stays_calibrated_below_one_that_is_lifted_comes_back_from_the_codec_file(labels: Tensor) -> None:
+def test_a_codec_file_restores_a_calibrated_nested_rate_of_a_codec_with_a_tail_gain(labels: Tensor) -> None:
     codec = fit(labels, bits=16, codebook_size=2, temperature=(1.0,), epochs=2)
     low = codec.nested[1]
     assert codec.config.lift and not low.config.lift
     assert low.gain_limited and low.gain == 1 < codec.gain
-    back = build_codec("vqae", codec.config.to_dict(), codec.file_tensors())
-    assert isinstance(back, VqaeCodec)
-    assert back.at_slots(1).config == low.config
-    assert torch.equal(decoded(back.at_slots(1), labels), decoded(low, labels))
+    loaded = build_codec("vqae", codec.config.to_dict(), codec.file_tensors())
+    assert isinstance(loaded, VqaeCodec)
+    assert loaded.at_slots(1).config == low.config
+    assert torch.equal(decoded(loaded.at_slots(1), labels), decoded(low, labels))
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.25])
-def test_it_travels_and_takes_no_room_where_it_is_1(labels: Tensor, gain: float) -> None:
+def test_the_gain_is_stored_unless_it_is_1(labels: Tensor, gain: float) -> None:
     codec = fit(labels, gain=gain)
     tensors = codec.decoder_tensors()
     assert ("decoder.contrast" in tensors) == ("decoder.center" in tensors) == (gain != 1)
-    back = build_codec("vqae", codec.config.to_dict(), tensors)
-    assert torch.equal(decoded(codec, labels), decoded(back, labels))  # type: ignore[arg-type]
+    loaded = build_codec("vqae", codec.config.to_dict(), tensors)
+    assert torch.equal(decoded(codec, labels), decoded(loaded, labels))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gain", [0.0, -1.0, 11.0, float("nan")])
-def test_a_contrast_out_of_reason_is_refused(gain: float) -> None:
+def test_a_gain_out_of_range_is_refused(gain: float) -> None:
     with pytest.raises(UsageError, match=r"gain.*must be 0\.1\.\.10"):
         FitConfig(gain=gain)
 
 
-def test_every_rate_of_one_codec_has_a_contrast_of_its_own(labels: Tensor) -> None:
-    codec, seen = fit(labels, bits=32, temperature=(1.0,)), labels[:-200]
-    for slots in (8, 4, 2):  # those that it was trained for; others lie between
-        for part in (codec.at_slots(slots), codec.truncate(slots)):
-            assert slope(decoded(part, seen), seen, 1.0) == pytest.approx(1, rel=0.02)
+def test_every_rate_of_a_codec_has_its_own_gain(labels: Tensor) -> None:
+    codec, train = fit(labels, bits=32, temperature=(1.0,)), labels[:-200]
+    for slots in (8, 4, 2):  # the rates of the fit; gains of others are interpolated
+        for lower in (codec.at_slots(slots), codec.truncate(slots)):
+            assert slope(decoded(lower, train), train, 1.0) == pytest.approx(1, rel=0.02)
     factors = codec.decoder.contrast.tolist()
     assert factors[1:] == sorted(factors[1:], reverse=True)
     assert factors[8] < factors[6] < factors[4]

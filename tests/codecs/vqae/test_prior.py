@@ -1,4 +1,4 @@
-"""What a record's context tells of its label: how it is read, what it predicts, and when it is not worth its bytes."""
+"""The prior: reading of its inputs, its predictions, and when it is stored."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ CONFIG = PriorConfig(images=IMAGES, image_width=4, hidden=8, fields=CONTEXT_FIEL
 
 
 def draw_context(n: int, seed: int = 0) -> Context:
-    """Every field, as a tree has them."""
+    """A context with all fields, as SRe2L dumps have it."""
     rng = np.random.default_rng(seed)
     size = rng.uniform(0.3, 1, (2, n, 2))
     crop = np.concatenate([rng.random((2, n, 2)) * (1 - size), size], 2).astype(np.float32)
@@ -45,7 +45,7 @@ def draw_context(n: int, seed: int = 0) -> Context:
 
 
 def mixed_labels(*, noise: float, shuffled: bool = False) -> tuple[Tensor, Context]:
-    """Labels [600, 25] that are the lambda-mix of their two images' own, and a little of the view."""
+    """Labels [600, 25] that are the lambda-mix of the labels of two images, plus noise."""
     rng = np.random.default_rng(3)
     of_image = 1.5 * rng.standard_normal((IMAGES, 6)) @ rng.standard_normal((6, CLASSES))
     image = np.concatenate([rng.permutation(IMAGES) for _ in range(EPOCHS)])
@@ -59,7 +59,7 @@ def mixed_labels(*, noise: float, shuffled: bool = False) -> tuple[Tensor, Conte
 
 
 def sample_of(labels: Tensor, context: Context | None) -> LabelSample:
-    seen, held = (None if context is None else context.rows(part) for part in (slice(-HELD), slice(-HELD, None)))
+    seen, held = (None if context is None else context.rows(rows) for rows in (slice(-HELD), slice(-HELD, None)))
     return LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain="logits", dtype="F32")
 
 
@@ -69,15 +69,15 @@ def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, 
 
 
 def held_loss(codec: VqaeCodec, labels: Tensor, context: Context) -> float:
-    known = context.rows(slice(-HELD, None))
-    decoded = codec.decode(codec.encode(labels[-HELD:], known), known)
+    side = context.rows(slice(-HELD, None))
+    decoded = codec.decode(codec.encode(labels[-HELD:], side), side)
     return float(mixed_kl_divergence(as_logits(labels[-HELD:], "logits"), as_logits(decoded, "logits"), (1.0, 4.0)).mean())
 
 
-# Reading.
+# Reading of inputs.
 
 
-def test_a_context_is_described_by_what_it_has() -> None:
+def test_a_context_is_described_by_its_fields_images_and_view() -> None:
     whole = draw_context(100)
     assert describe_context(whole) == (CONTEXT_FIELDS, 1 + max(whole.image.max(), whole.partner.max()), whole.box.max())
     images = Context(image=np.array([4, 2]))
@@ -87,28 +87,28 @@ def test_a_context_is_described_by_what_it_has() -> None:
     assert describe_context(Context(image=np.empty(0, np.int64))) == ((), 0, 1)
 
 
-def test_without_a_partner_what_was_mixed_in_says_nothing() -> None:
+def test_without_a_partner_mixing_fields_are_not_used() -> None:
     lonely = dataclasses.replace(draw_context(10), partner=None)
     assert describe_context(lonely)[0] == ("crop", "flip")
 
 
-def test_a_box_of_any_size_has_a_view_that_a_configuration_takes() -> None:
+def test_the_view_of_any_box_is_valid_in_a_configuration() -> None:
     far = dataclasses.replace(draw_context(10), box=np.full((10, 4), 1 << 30))
     assert describe_context(far)[2] == MAX_VIEW
     assert describe_context(dataclasses.replace(far, box=np.zeros((10, 4), np.int64)))[2] == 1
 
 
-def test_a_context_becomes_images_share_and_a_row_of_features() -> None:
+def test_a_context_becomes_images_share_and_features() -> None:
     context = draw_context(50)
-    known = read_prior_inputs(CONFIG, context, CPU)
-    assert torch.equal(known.image, torch.from_numpy(context.image))
-    assert torch.equal(known.partner, torch.from_numpy(context.partner))
-    assert torch.equal(known.share, torch.from_numpy(context.mix)[:, None])
-    assert known.features.shape == (50, sum(WIDTHS.values()))
-    assert known.features.dtype == torch.float32
+    inputs = read_prior_inputs(CONFIG, context, CPU)
+    assert torch.equal(inputs.image, torch.from_numpy(context.image))
+    assert torch.equal(inputs.partner, torch.from_numpy(context.partner))
+    assert torch.equal(inputs.share, torch.from_numpy(context.mix)[:, None])
+    assert inputs.features.shape == (50, sum(WIDTHS.values()))
+    assert inputs.features.dtype == torch.float32
 
 
-def test_features_are_those_of_the_format() -> None:
+def test_features_follow_the_format() -> None:
     context = Context(
         image=np.array([3]), partner=np.array([7]), mix=np.array([0.25], np.float32), crop=np.array([[0.1, 0.2, 0.5, 0.4]], np.float32),
         flip=np.array([True]), partner_crop=np.array([[0, 0, 1, 1]], np.float32), partner_flip=np.array([False]),
@@ -118,7 +118,7 @@ def test_features_are_those_of_the_format() -> None:
     np.testing.assert_allclose(read_prior_inputs(CONFIG, context, CPU).features[0], want, atol=1e-6)
 
 
-def test_features_are_of_about_unit_size_and_finite_whatever_a_crop_says() -> None:
+def test_features_have_magnitude_1_and_are_finite_for_any_crop() -> None:
     usual = read_prior_inputs(CONFIG, draw_context(2000), CPU).features
     assert float(usual.abs().max()) <= 1.5
     assert float(usual.std(0).min()) > 0.05
@@ -139,26 +139,26 @@ def test_features_are_of_about_unit_size_and_finite_whatever_a_crop_says() -> No
         (lambda c: dataclasses.replace(c, mix=None, box=None), "the codec's prior needs mix, box of every record"),
         (lambda c: dataclasses.replace(c, image=c.image + 30), r"image \d\d is unknown to the codec's prior, which has 30; fit on this"),
         (lambda c: dataclasses.replace(c, partner=c.partner * 0 + 30), "image 30 is unknown to the codec's prior, which has 30; fit"),
-        (lambda c: dataclasses.replace(c, mix=c.mix * np.nan), "a lambda or a crop of these records is NaN or Inf; mend or drop"),
+        (lambda c: dataclasses.replace(c, mix=c.mix * np.nan), "a lambda or a crop of these records is NaN or Inf; correct or drop"),
         (lambda c: dataclasses.replace(c, partner_crop=c.crop * np.float32(np.nan)), "a lambda or a crop of these records is NaN"),
     ],
 )  # fmt: skip
-def test_a_context_that_lacks_something_is_refused(broken: Callable[[Context], Context | None], message: str) -> None:
+def test_an_incomplete_or_invalid_context_is_refused(broken: Callable[[Context], Context | None], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_prior_inputs(CONFIG, broken(draw_context(20)), CPU)
 
 
-def test_what_a_prior_was_not_fitted_with_is_not_asked_for_nor_looked_at() -> None:
+def test_fields_that_a_prior_does_not_use_are_ignored() -> None:
     plain = dataclasses.replace(CONFIG, fields=())
     context = draw_context(20)
-    known = read_prior_inputs(plain, dataclasses.replace(context, partner=context.partner + 1000, mix=context.mix * np.nan), CPU)
-    assert torch.equal(known.partner, known.image)
-    assert torch.equal(known.share, torch.ones(20, 1))
-    assert known.features.shape == (20, 0)
+    inputs = read_prior_inputs(plain, dataclasses.replace(context, partner=context.partner + 1000, mix=context.mix * np.nan), CPU)
+    assert torch.equal(inputs.partner, inputs.image)
+    assert torch.equal(inputs.share, torch.ones(20, 1))
+    assert inputs.features.shape == (20, 0)
     assert read_prior_inputs(plain, Context(image=np.empty(0, np.int64)), CPU).image.shape == (0,)
 
 
-# Predicting.
+# Predictions.
 
 
 def prior(**changes: Any) -> Prior:
@@ -167,34 +167,34 @@ def prior(**changes: Any) -> Prior:
         return Prior(dataclasses.replace(CONFIG, **changes), 6).requires_grad_(False)
 
 
-def test_at_a_lambda_of_1_the_partner_has_no_share_in_the_mix() -> None:
-    """Left are the ways in which the hidden layer sees the partner by itself: without them it does not count at all."""
+def test_at_lambda_1_the_mix_does_not_depend_on_the_partner() -> None:
+    """Weights of the partner's own inputs to the hidden layer are set to 0."""
     net = prior(fields=("mix",))
     net.inside.weight[:, 8:12] = 0
     context = dataclasses.replace(draw_context(40), mix=np.ones(40, np.float32))
     config = dataclasses.replace(CONFIG, fields=("mix",))
     other = dataclasses.replace(context, partner=(context.partner + 7) % IMAGES)
-    found, again = (net(read_prior_inputs(config, c, CPU)) for c in (context, other))
-    assert torch.equal(found, again)
+    latents, others = (net(read_prior_inputs(config, c, CPU)) for c in (context, other))
+    assert torch.equal(latents, others)
     half = np.full(40, 0.5, np.float32)
-    found, again = (net(read_prior_inputs(config, dataclasses.replace(c, mix=half), CPU)) for c in (context, other))
-    assert float((found - again).abs().amax(1).min()) > 1e-4
+    latents, others = (net(read_prior_inputs(config, dataclasses.replace(c, mix=half), CPU)) for c in (context, other))
+    assert float((latents - others).abs().amax(1).min()) > 1e-4
     none = np.zeros(40, np.float32)
     net.inside.weight[:, 4:8] = 0
     swapped = dataclasses.replace(context, image=(context.image + 7) % IMAGES)
-    found, again = (net(read_prior_inputs(config, dataclasses.replace(c, mix=none), CPU)) for c in (context, swapped))
-    assert torch.equal(found, again), "at 0 it is the first image that has none"
+    latents, others = (net(read_prior_inputs(config, dataclasses.replace(c, mix=none), CPU)) for c in (context, swapped))
+    assert torch.equal(latents, others), "at lambda 0 it does not depend on the first image"
 
 
-def test_each_record_is_predicted_by_itself() -> None:
-    net, known = prior(), read_prior_inputs(CONFIG, draw_context(40), CPU)
+def test_predictions_do_not_depend_on_other_records() -> None:
+    net, inputs = prior(), read_prior_inputs(CONFIG, draw_context(40), CPU)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(net(known.rows(order)), net(known)[order])
-    assert isinstance(known.rows(slice(3, 9)), PriorInputs)
-    torch.testing.assert_close(net(known.rows(slice(3, 9))), net(known)[3:9])
+    torch.testing.assert_close(net(inputs.rows(order)), net(inputs)[order])
+    assert isinstance(inputs.rows(slice(3, 9)), PriorInputs)
+    torch.testing.assert_close(net(inputs.rows(slice(3, 9))), net(inputs)[3:9])
 
 
-def test_a_prior_predicts_labels_of_images_that_were_mixed() -> None:
+def test_a_prior_predicts_labels_of_mixed_images() -> None:
     labels, context = mixed_labels(noise=0.2)
     with_prior, without = fit(labels, context), fit(labels, context, prior=False)
     assert with_prior.config.prior is not None
@@ -202,24 +202,24 @@ def test_a_prior_predicts_labels_of_images_that_were_mixed() -> None:
     assert held_loss(with_prior, labels, context) < 0.3 * held_loss(without, labels, context)
 
 
-def test_a_prior_alone_takes_no_bits_and_is_better_than_some() -> None:
+def test_a_prior_without_codes_has_a_lower_loss_than_3_bits_without_a_prior() -> None:
     labels, context = mixed_labels(noise=0.2)
     alone, coded = fit(labels, context, bits=0), fit(labels, context, bits=3, prior=False)
     assert alone.code_bits == []
     assert held_loss(alone, labels, context) < 0.8 * held_loss(coded, labels, context)
 
 
-def test_codes_say_what_the_prior_did_not_know() -> None:
+def test_codes_lower_the_loss_of_the_prior() -> None:
     labels, context = mixed_labels(noise=1.0)
     losses = [held_loss(fit(labels, context, bits=bits), labels, context) for bits in (0, 6, 18)]
     assert losses == sorted(losses, reverse=True)
     assert losses[2] < 0.8 * losses[0]
 
 
-# Earning its bytes.
+# When a prior is stored.
 
 
-def test_shuffled_images_earn_no_prior_unless_it_was_asked_for() -> None:
+def test_a_prior_that_predicts_nothing_is_dropped_unless_requested() -> None:
     labels, context = mixed_labels(noise=0.2, shuffled=True)
     codec = fit(labels, context)
     assert codec.config.prior is None
@@ -227,11 +227,13 @@ def test_shuffled_images_earn_no_prior_unless_it_was_asked_for() -> None:
     assert not codec.needs
     assert not any("prior" in name for name in codec.decoder_tensors())
     assert fit(labels, context, prior=True).config.prior is not None
-    with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and it knows these labels no better than their mean"):
+    with pytest.raises(
+        UsageError, match="0 slots leave nothing but a prior, which predicts these labels no better than their mean"
+    ):
         fit(labels, context, bits=0)
 
 
-def test_a_fit_without_its_prior_resumes_to_the_same_tensors() -> None:
+def test_a_fit_that_dropped_its_prior_resumes_to_the_same_tensors() -> None:
     labels, context = mixed_labels(noise=0.2, shuffled=True)
     saved: list[dict[str, Any]] = []
 
@@ -255,7 +257,7 @@ def test_a_fit_without_its_prior_resumes_to_the_same_tensors() -> None:
 
 
 @pytest.mark.parametrize("weight_bits", [4, 6])
-def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of_its_own(weight_bits: int) -> None:
+def test_a_nested_rate_shares_image_vectors_and_has_its_own_prior_network(weight_bits: int) -> None:
     labels, context = mixed_labels(noise=0.2)
     whole = fit(labels, context, weight_bits=weight_bits)
     loaded = build_codec(whole.kind, whole.config.to_dict(), whole.file_tensors())
@@ -270,16 +272,16 @@ def test_a_cheaper_rate_has_the_image_vectors_of_the_codec_file_and_a_network_of
         assert f"rate.{slots}.decoder.prior.images" not in whole.file_tensors()
     earlier = {name: tensor for name, tensor in whole.file_tensors().items() if not name.startswith("rate.1.decoder.prior.")}
     shared = build_codec(whole.kind, whole.config.to_dict(), earlier)
-    assert isinstance(shared, VqaeCodec), "files whose rates share the whole prior are read"
-    found = shared.at_slots(1).decoder_tensors()["decoder.prior.outside.bias"]
-    assert torch.equal(found, whole.decoder_tensors()["decoder.prior.outside.bias"])
+    assert isinstance(shared, VqaeCodec), "older files, whose rates share the whole prior, are read"
+    bias = shared.at_slots(1).decoder_tensors()["decoder.prior.outside.bias"]
+    assert torch.equal(bias, whole.decoder_tensors()["decoder.prior.outside.bias"])
     broken = whole.file_tensors()
     del broken[f"rate.{slots}.decoder.prior.outside.bias"]
     with pytest.raises(BadContainer, match=r"the codec has no tensor 'decoder\.prior\.outside\.bias'; the file is incomplete"):
         build_codec(whole.kind, whole.config.to_dict(), broken)
 
 
-def test_training_beside_a_prior_teaches_the_mean_over_classes_that_no_softmax_sees() -> None:
+def test_training_with_a_prior_fits_the_mean_logit() -> None:
     labels, context = mixed_labels(noise=0.2)
     level = 5 + 0.3 * labels[:, :3].mean(1)
     moved = labels - labels.mean(1, keepdim=True) + level[:, None]
@@ -290,16 +292,16 @@ def test_training_beside_a_prior_teaches_the_mean_over_classes_that_no_softmax_s
 
 
 @pytest.mark.parametrize("context", [None, Context(), Context(flip=np.zeros(600, bool))], ids=["none", "empty", "flips"])
-def test_records_without_images_get_no_prior_and_cannot_ask_for_one(context: Context | None) -> None:
+def test_records_without_images_have_no_prior_and_a_requested_one_is_refused(context: Context | None) -> None:
     labels, _ = mixed_labels(noise=0.2)
     assert resolve(FitConfig(), dataset_stats(sample_of(labels, context))).prior is None
-    with pytest.raises(UsageError, match="prior: these records do not say which image they belong to"):
+    with pytest.raises(UsageError, match="prior: these records have no image indices"):
         resolve(FitConfig(prior=True), dataset_stats(sample_of(labels, context)))
     with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none; give --bits, or image"):
         resolve(FitConfig(bits=0), dataset_stats(sample_of(labels, context)))
 
 
-def test_images_that_hardly_come_twice_get_no_prior_unless_it_was_asked_for() -> None:
+def test_images_with_fewer_than_2_labels_have_no_prior_unless_requested() -> None:
     labels, _ = mixed_labels(noise=0.2)
     once, twice = (Context(image=np.arange(600) // views) for views in (1, 3))
     assert resolve(FitConfig(), dataset_stats(sample_of(labels, once))).prior is None
@@ -307,18 +309,18 @@ def test_images_that_hardly_come_twice_get_no_prior_unless_it_was_asked_for() ->
     assert resolve(FitConfig(), dataset_stats(sample_of(labels, twice))).prior is not None
 
 
-def test_a_prior_is_resolved_from_both_parts_of_the_sample() -> None:
+def test_a_prior_is_resolved_from_training_and_held_out_labels() -> None:
     labels, context = mixed_labels(noise=0.2)
     late = dataclasses.replace(context, image=np.where(np.arange(600) >= 570, 99, context.image))
-    found = resolve(FitConfig(image_width=5, hidden=7), dataset_stats(sample_of(labels, late))).prior
-    assert found == PriorConfig(images=100, image_width=5, hidden=7, fields=("mix",), view=1)
+    resolved = resolve(FitConfig(image_width=5, hidden=7), dataset_stats(sample_of(labels, late))).prior
+    assert resolved == PriorConfig(images=100, image_width=5, hidden=7, fields=("mix",), view=1)
     assert resolve(FitConfig(prior=False), dataset_stats(sample_of(labels, context))).prior is None
     assert resolve(FitConfig(code_width=2), dataset_stats(sample_of(labels, context))).prior is None
 
 
-@pytest.mark.parametrize(("asked", "network"), [(2, 4), (5, 7), (6, 8), (7, 8), (8, 8)])
-def test_the_network_is_stored_in_2_bits_more_than_the_rest(asked: int, network: int) -> None:
+@pytest.mark.parametrize(("weight_bits", "network_bits"), [(2, 4), (5, 7), (6, 8), (7, 8), (8, 8)])
+def test_the_prior_network_is_stored_in_2_more_bits(weight_bits: int, network_bits: int) -> None:
     for name in ("codebook", "out", "prior.images"):
-        assert bits_of("decoder." + name, asked) == asked
+        assert bits_of("decoder." + name, weight_bits) == weight_bits
     for name in ("mixed", "inside", "outside"):
-        assert bits_of(f"decoder.prior.{name}.weight", asked) == bits_of(f"prior.{name}.weight", asked) == network
+        assert bits_of(f"decoder.prior.{name}.weight", weight_bits) == bits_of(f"prior.{name}.weight", weight_bits) == network_bits

@@ -1,4 +1,4 @@
-"""Codes by a beam and coordinate descent: the least loss that a slot has, never a larger one."""
+"""Search for codes: beam search finds the least loss of every slot, and coordinate descent never increases it."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.vqae.search import CLAMP, Encoder, find_rate_multiplier, used
+from vqlabel.codecs.vqae.search import CLAMP, Encoder, best_counts, find_rate_multiplier
 from vqlabel.metrics.distortion import mixed_cross_entropy, soft_target
 
 N, C, K = 60, 12, 8
@@ -15,7 +15,7 @@ TEMPERATURES = [(1.0,), (4.0,), (1.0, 3.0)]
 
 
 def draw(slots: int, size: float = 2.0, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Teachers [N, C], what each code of a slot adds (m of [K, C]), and logits [N, C] before any code."""
+    """Teacher logits [N, C], what each code of a slot adds (m of [K, C]), and logits [N, C] without codes."""
     rng = torch.Generator().manual_seed(seed)
     teacher = 2 * size * torch.randn(N, C, generator=rng)
     moves = [size * torch.randn(K, C, generator=rng) for _ in range(slots)]
@@ -27,132 +27,132 @@ def decoded(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
 
 
 def encode(
-    base: Tensor, pull: Tensor, moves: list[Tensor], temperatures: Sequence[float], sweeps: int = 0, beam: int = 1
+    base: Tensor, target: Tensor, moves: list[Tensor], temperatures: Sequence[float], sweeps: int = 0, beam: int = 1
 ) -> Tensor:
-    """With a latent that is the logits themselves."""
-    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, pull, sweeps, beam)
+    """Codes from an `Encoder` whose latent is the logits."""
+    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, target, sweeps, beam)
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_every_code_is_the_best_given_those_before(temperatures: tuple[float, ...]) -> None:
+def test_every_code_has_the_least_loss_given_those_before(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull, logits = soft_target(teacher, temperatures), base
-    found = encode(base, pull, moves, temperatures)
+    target, logits = soft_target(teacher, temperatures), base
+    codes = encode(base, target, moves, temperatures)
     for slot, move in enumerate(moves):
-        tried = torch.stack([mixed_cross_entropy(logits + move[code], pull, temperatures) for code in range(K)], 1)
-        assert torch.equal(found[:, slot], tried.argmin(1))
+        tried = torch.stack([mixed_cross_entropy(logits + move[code], target, temperatures) for code in range(K)], 1)
+        assert torch.equal(codes[:, slot], tried.argmin(1))
         assert len(tried.argmin(1).unique()) > 4
-        logits = logits + move[found[:, slot]]
+        logits = logits + move[codes[:, slot]]
 
 
 @pytest.mark.parametrize("temperatures", [(20.0,), (16.0, 40.0), (1.0, 4.0, 20.0)], ids=str)
-def test_at_high_temperatures_a_second_order_polynomial_finds_as_good_codes(temperatures: tuple[float, ...]) -> None:
+def test_the_polynomial_of_high_temperatures_finds_nearly_optimal_codes(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3, 5.0 if 1.0 not in temperatures else 2.0)
-    pull = soft_target(teacher, temperatures)
-    found = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, temperatures, 3)), pull, temperatures)
+    target = soft_target(teacher, temperatures)
+    losses = mixed_cross_entropy(decoded(base, moves, encode(base, target, moves, temperatures, 3)), target, temperatures)
     tried = torch.stack([
-        mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), pull, temperatures)
+        mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), target, temperatures)
         for code in itertools.product(range(K), repeat=3)
     ])  # fmt: skip
-    assert (tried.mean(0) - found).mean() > 0.95 * (tried.mean(0) - tried.amin(0)).mean()
+    assert (tried.mean(0) - losses).mean() > 0.95 * (tried.mean(0) - tried.amin(0)).mean()
 
 
-def test_codes_that_move_logits_far_are_tried_exactly_at_high_temperatures_too() -> None:
+def test_large_code_vectors_are_evaluated_exactly_at_high_temperatures() -> None:
     teacher, moves, base = draw(1, size=60.0)
-    pull = soft_target(teacher, (20.0,))
-    losses = torch.stack([mixed_cross_entropy(base + move, pull, (20.0,)) for move in moves[0]], 1)
-    assert torch.equal(encode(base, pull, moves, (20.0,))[:, 0], losses.argmin(1))
+    target = soft_target(teacher, (20.0,))
+    losses = torch.stack([mixed_cross_entropy(base + move, target, (20.0,)) for move in moves[0]], 1)
+    assert torch.equal(encode(base, target, moves, (20.0,))[:, 0], losses.argmin(1))
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_no_code_of_one_slot_is_better_once_a_sweep_changes_nothing(temperatures: tuple[float, ...]) -> None:
+def test_converged_codes_are_optimal_in_every_single_slot(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull = soft_target(teacher, temperatures)
-    found = encode(base, pull, moves, temperatures, 30)
-    assert torch.equal(found, encode(base, pull, moves, temperatures, 31))
-    best = mixed_cross_entropy(decoded(base, moves, found), pull, temperatures)
+    target = soft_target(teacher, temperatures)
+    codes = encode(base, target, moves, temperatures, 30)
+    assert torch.equal(codes, encode(base, target, moves, temperatures, 31))
+    best = mixed_cross_entropy(decoded(base, moves, codes), target, temperatures)
     for slot, code in itertools.product(range(3), range(K)):
-        other = found.clone()
+        other = codes.clone()
         other[:, slot] = code
-        loss = mixed_cross_entropy(decoded(base, moves, other), pull, temperatures)
+        loss = mixed_cross_entropy(decoded(base, moves, other), target, temperatures)
         assert bool((loss >= best - 1e-5 * best.abs()).all())
 
 
 @pytest.mark.parametrize("size", [0.1, 2.0, CLAMP / 5], ids=lambda size: f"moves of {size:g}")
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_no_labels_loss_grows_with_a_sweep(temperatures: tuple[float, ...], size: float) -> None:
+def test_a_sweep_increases_no_labels_loss(temperatures: tuple[float, ...], size: float) -> None:
     for seed in range(4):
         teacher, moves, base = draw(4, size, seed)
-        pull = soft_target(teacher, temperatures)
-        codes = [encode(base, pull, moves, temperatures, sweeps) for sweeps in range(3)]
-        losses = [mixed_cross_entropy(decoded(base, moves, found), pull, temperatures) for found in codes]
-        rounding = 1e-6 * (pull * torch.stack([decoded(base, moves, found) for found in codes]).abs()).sum(2).amax(0)
+        target = soft_target(teacher, temperatures)
+        codes = [encode(base, target, moves, temperatures, sweeps) for sweeps in range(3)]
+        losses = [mixed_cross_entropy(decoded(base, moves, chosen), target, temperatures) for chosen in codes]
+        rounding = 1e-6 * (target * torch.stack([decoded(base, moves, chosen) for chosen in codes]).abs()).sum(2).amax(0)
         for before, after in itertools.pairwise(losses):
             assert bool((after <= before + rounding + 1e-5 * before.abs()).all())
         assert float(losses[1].mean()) < float(losses[0].mean())
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_a_beam_of_all_beginnings_finds_the_best_codes_of_all(temperatures: tuple[float, ...]) -> None:
+def test_a_beam_of_all_hypotheses_finds_the_global_optimum(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(3)
-    pull = soft_target(teacher, temperatures)
+    target = soft_target(teacher, temperatures)
     tried = torch.stack([
-        mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), pull, temperatures)
+        mixed_cross_entropy(decoded(base, moves, torch.tensor([code] * N)), target, temperatures)
         for code in itertools.product(range(K), repeat=3)
     ])  # fmt: skip
     losses = [
-        mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, temperatures, 0, beam)), pull, temperatures)
+        mixed_cross_entropy(decoded(base, moves, encode(base, target, moves, temperatures, 0, beam)), target, temperatures)
         for beam in (1, 4, K * K)
     ]
     torch.testing.assert_close(losses[2], tried.amin(0), atol=1e-4, rtol=1e-5)
     assert float(losses[2].mean()) < float(losses[1].mean()) < float(losses[0].mean())
 
 
-def test_a_beam_is_no_wider_than_the_codes_there_are() -> None:
+def test_a_beam_wider_than_the_codebook_is_valid() -> None:
     teacher, moves, base = draw(1)
-    pull = soft_target(teacher, (1.0,))
-    assert torch.equal(encode(base, pull, moves, (1.0,), 0, 99), encode(base, pull, moves, (1.0,)))
+    target = soft_target(teacher, (1.0,))
+    assert torch.equal(encode(base, target, moves, (1.0,), 0, 99), encode(base, target, moves, (1.0,)))
 
 
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("sweeps", [0, 2])
-def test_a_class_whose_probability_vanished_comes_back(sweeps: int, beam: int) -> None:
-    """The first code takes half of the classes down by 45 nats and, by what is left of them, 200: what products kept up would be 0."""
+def test_a_class_whose_probability_underflows_is_recovered(sweeps: int, beam: int) -> None:
+    """Logits of half of the classes are lowered by 100 nats, and the first two codes restore them: products would stay at 0."""
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
-    start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
-    pull = soft_target(teacher, (1.0,))
-    far = mixed_cross_entropy(decoded(start, lifted, encode(start, pull, lifted, (1.0,), sweeps, beam)), pull, (1.0,))
-    near = mixed_cross_entropy(decoded(base, moves, encode(base, pull, moves, (1.0,), sweeps, beam)), pull, (1.0,))
+    start, shifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
+    target = soft_target(teacher, (1.0,))
+    far = mixed_cross_entropy(decoded(start, shifted, encode(start, target, shifted, (1.0,), sweeps, beam)), target, (1.0,))
+    near = mixed_cross_entropy(decoded(base, moves, encode(base, target, moves, (1.0,), sweeps, beam)), target, (1.0,))
     assert float(far.mean()) == pytest.approx(float(near.mean()), rel=0.1)
 
 
-def test_a_class_that_codes_take_away_and_bring_back_is_noticed() -> None:
-    """Three slots take half of the classes down by 39 nats each, three bring them back: what products kept up would stay 0."""
+def test_an_underflow_between_slots_is_detected() -> None:
+    """Three slots lower half of the classes by 39 nats each, and three restore them: products would stay at 0."""
     teacher, moves, base = draw(6, 0.3)
     down = torch.where(torch.arange(C) < C // 2, -39.0, 0.0)
-    bent = [move + (down if slot < 3 else -down) for slot, move in enumerate(moves)]
-    pull = soft_target(teacher, (1.0,))
+    cancelling = [move + (down if slot < 3 else -down) for slot, move in enumerate(moves)]
+    target = soft_target(teacher, (1.0,))
     for sweeps, beam in ((0, 1), (2, 1), (0, 4)):
-        found = encode(base, pull, bent, (1.0,), sweeps, beam)
-        last = decoded(base, bent[:5], found[:, :5])
-        tried = torch.stack([mixed_cross_entropy(last + bent[5][code], pull, (1.0,)) for code in range(K)], 1)
-        assert bool((tried.gather(1, found[:, 5:])[:, 0] <= tried.amin(1) + 1e-3).all())
+        codes = encode(base, target, cancelling, (1.0,), sweeps, beam)
+        last = decoded(base, cancelling[:5], codes[:, :5])
+        tried = torch.stack([mixed_cross_entropy(last + cancelling[5][code], target, (1.0,)) for code in range(K)], 1)
+        assert bool((tried.gather(1, codes[:, 5:])[:, 0] <= tried.amin(1) + 1e-3).all())
 
 
-def test_a_class_that_vanished_comes_back_in_the_sweeps_of_variable_labels() -> None:
+def test_an_underflow_is_recovered_in_the_sweeps_of_a_variable_rate() -> None:
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
-    start, lifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
-    encoder, pull = Encoder(torch.stack(lifted), torch.eye(C), start.mean(0), (1.0,)), soft_target(teacher, (1.0,))
-    once, again = (encoder.variable(start, pull, sweeps, 0.0) for sweeps in (0, 3))
+    start, shifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
+    encoder, target = Encoder(torch.stack(shifted), torch.eye(C), start.mean(0), (1.0,)), soft_target(teacher, (1.0,))
+    once, again = (encoder.variable(start, target, sweeps, 0.0) for sweeps in (0, 3))
     whole = once[:, 0] == 3
     assert int(whole.sum()) > N // 2
-    before, after = (mixed_cross_entropy(decoded(start, lifted, c[:, 1:]), pull, (1.0,))[whole] for c in (once, again))
+    before, after = (mixed_cross_entropy(decoded(start, shifted, c[:, 1:]), target, (1.0,))[whole] for c in (once, again))
     assert bool((after <= before + 1e-4 * before.abs()).all()) and float(after.mean()) < float(before.mean())
 
 
-def test_the_logits_are_not_changed_in_place() -> None:
+def test_the_search_does_not_change_its_inputs() -> None:
     teacher, moves, base = draw(2)
     kept = base.clone()
     for beam in (1, 4):
@@ -160,87 +160,95 @@ def test_the_logits_are_not_changed_in_place() -> None:
     assert torch.equal(base, kept)
 
 
-def test_no_labels_have_no_codes() -> None:
+def test_zero_labels_give_zero_codes() -> None:
     teacher, moves, base = draw(2)
     assert encode(base[:0], soft_target(teacher, (1.0,))[:0], moves, (1.0,), 1).shape == (0, 2)
 
 
-# As many codes as pay.
+# Variable rate.
 
 
-def both(base: Tensor, moves: list[Tensor], temperatures: Sequence[float]) -> Encoder:
+def encoder_of(base: Tensor, moves: list[Tensor], temperatures: Sequence[float]) -> Encoder:
     return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)
 
 
 def counted(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
-    """Logits of counts and codes [n, 1 + m]."""
+    """Logits decoded from counts and codes [n, 1 + m]."""
     return base + sum(move[codes[:, slot + 1]] * (codes[:, :1] > slot) for slot, move in enumerate(moves))
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_the_loss_of_every_prefix_is_that_of_its_logits(temperatures: tuple[float, ...]) -> None:
+def test_prefix_losses_are_those_of_the_decoded_logits(temperatures: tuple[float, ...]) -> None:
     teacher, moves, base = draw(4)
-    pull = soft_target(teacher, temperatures)
-    found, codes = both(base, moves, temperatures).prefix_losses(base, pull), encode(base, pull, moves, temperatures)
-    before = mixed_cross_entropy(base, pull, temperatures)
+    target = soft_target(teacher, temperatures)
+    prefix_losses, codes = (
+        encoder_of(base, moves, temperatures).prefix_losses(base, target),
+        encode(base, target, moves, temperatures),
+    )
+    before = mixed_cross_entropy(base, target, temperatures)
     for count in range(5):
-        loss = mixed_cross_entropy(decoded(base, moves[:count], codes), pull, temperatures)
-        torch.testing.assert_close(found[:, count], loss - before, atol=1e-3, rtol=1e-4)
+        loss = mixed_cross_entropy(decoded(base, moves[:count], codes), target, temperatures)
+        torch.testing.assert_close(prefix_losses[:, count], loss - before, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("temperatures", [*TEMPERATURES, (1.0, 20.0)], ids=str)
-def test_a_code_is_used_where_it_pays(temperatures: tuple[float, ...]) -> None:
-    """And at no price where it helps at all; what a label has is what a fixed codec gives it, up to its count."""
+def test_the_count_of_a_label_minimises_its_rate_distortion_cost(temperatures: tuple[float, ...]) -> None:
+    """Up to its count, a label has the codes of a fixed rate."""
     teacher, moves, base = draw(5, 0.7)
-    pull = soft_target(teacher, temperatures)
-    encoder, prefixes = both(base, moves, temperatures), encode(base, pull, moves, temperatures)
-    losses = encoder.prefix_losses(base, pull)
+    target = soft_target(teacher, temperatures)
+    encoder, prefixes = encoder_of(base, moves, temperatures), encode(base, target, moves, temperatures)
+    losses = encoder.prefix_losses(base, target)
     for price in (0.0, 0.1, 1.0, 1e9):
-        codes = encoder.variable(base, pull, 0, price)
+        codes = encoder.variable(base, target, 0, price)
         cost = losses + price * torch.arange(6)
         assert torch.equal(cost.gather(1, codes[:, :1])[:, 0], cost.amin(1))
         assert torch.equal(codes[:, 1:], prefixes * (torch.arange(5) < codes[:, :1]))
-    assert not bool(codes.any()), "nothing is worth a billion"
-    assert len(encoder.variable(base, pull, 0, 0.1)[:, 0].unique()) > 2
+    assert not bool(codes.any()), "at a price of 1e9 no code lowers the cost"
+    assert len(encoder.variable(base, target, 0, 0.1)[:, 0].unique()) > 2
 
 
-def test_a_higher_price_never_buys_more_codes() -> None:
+def test_a_higher_price_never_gives_more_codes() -> None:
     teacher, moves, base = draw(6, 0.5)
-    encoder, pull = both(base, moves, (1.0,)), soft_target(teacher, (1.0,))
-    counts = [encoder.variable(base, pull, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
+    encoder, target = encoder_of(base, moves, (1.0,)), soft_target(teacher, (1.0,))
+    counts = [encoder.variable(base, target, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
     for before, after in itertools.pairwise(counts):
         assert bool((after <= before).all())
     assert float(counts[0].float().mean()) > 5 > 1 > float(counts[-1].float().mean())
 
 
-def test_the_price_is_the_least_at_which_the_mean_label_has_no_more_codes() -> None:
+def test_the_rate_multiplier_is_the_least_that_meets_the_target() -> None:
     teacher, moves, base = draw(6, 0.5)
-    losses = both(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
-    for most in (0.0, 0.7, 2.0, 3.5):
-        price = find_rate_multiplier(losses, most)
-        reached = float(used(losses, price).float().mean())
-        assert most - 2 / N <= reached <= most < float(used(losses, 0.999 * price - 1e-6).float().mean()) + 2 / N
+    losses = encoder_of(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
+    for target_codes in (0.0, 0.7, 2.0, 3.5):
+        price = find_rate_multiplier(losses, target_codes)
+        average = float(best_counts(losses, price).float().mean())
+        assert (
+            target_codes - 2 / N
+            <= average
+            <= target_codes
+            < float(best_counts(losses, 0.999 * price - 1e-6).float().mean()) + 2 / N
+        )
     assert find_rate_multiplier(losses, 6) == find_rate_multiplier(losses[:0], 0) == 0
 
 
 @pytest.mark.parametrize("size", [0.1, 0.7, 2.0], ids=lambda size: f"moves of {size:g}")
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
-def test_no_labels_loss_grows_with_a_sweep_over_the_codes_that_it_has(temperatures: tuple[float, ...], size: float) -> None:
+def test_a_sweep_at_a_variable_rate_increases_no_labels_loss(temperatures: tuple[float, ...], size: float) -> None:
     for seed in range(4):
         teacher, moves, base = draw(5, size, seed)
-        pull = soft_target(teacher, temperatures)
-        encoder = both(base, moves, temperatures)
-        price = find_rate_multiplier(encoder.prefix_losses(base, pull), 2.5)
-        codes = [encoder.variable(base, pull, sweeps, price) for sweeps in range(3)]
-        assert all(torch.equal(found[:, 0], codes[0][:, 0]) for found in codes)
-        losses = [mixed_cross_entropy(counted(base, moves, found), pull, temperatures) for found in codes]
+        target = soft_target(teacher, temperatures)
+        encoder = encoder_of(base, moves, temperatures)
+        price = find_rate_multiplier(encoder.prefix_losses(base, target), 2.5)
+        codes = [encoder.variable(base, target, sweeps, price) for sweeps in range(3)]
+        assert all(torch.equal(chosen[:, 0], codes[0][:, 0]) for chosen in codes)
+        losses = [mixed_cross_entropy(counted(base, moves, chosen), target, temperatures) for chosen in codes]
         for before, after in itertools.pairwise(losses):
             assert bool((after <= before + 1e-4 * before.abs()).all())
         assert float(losses[1].mean()) < float(losses[0].mean())
         assert not bool((codes[2][:, 1:] * (torch.arange(5) >= codes[2][:, :1])).any())
 
 
-def test_no_labels_have_no_counts_either() -> None:
+def test_zero_labels_give_zero_counts() -> None:
     teacher, moves, base = draw(2)
     for sweeps in (0, 1):
-        assert both(base, moves, (1.0,)).variable(base[:0], soft_target(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)
+        assert encoder_of(base, moves, (1.0,)).variable(base[:0], soft_target(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)

@@ -1,4 +1,4 @@
-"""Labels with as many slots as pay: the rate that was asked for, what it gains, and the file that holds them."""
+"""Variable rate: the target rate, its effect on KL, and the file format."""
 
 import os
 from dataclasses import replace
@@ -33,13 +33,13 @@ from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune import Trial, tune
 
 N, C, BITS = 3000, 40, 24
-USUAL = FitConfig(codebook_size=16, temperature=(1.0,), gain=1.0, epochs=3)
-VARIABLE = replace(USUAL, variable_rate=True, bits=BITS)
+FIXED_RATE = FitConfig(codebook_size=16, temperature=(1.0,), gain=1.0, epochs=3)
+VARIABLE_RATE = replace(FIXED_RATE, variable_rate=True, bits=BITS)
 
 
 @pytest.fixture(scope="module")
 def labels() -> NDArray[np.float16]:
-    """[3000, 40]: three of five are nearly all alike, the others far apart."""
+    """[3000, 40]: three of five labels are nearly equal, the others differ widely."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=(N, 6)) * np.where(rng.random(N) < 0.6, 0.1, 1)[:, None]
     return (1.5 * z @ rng.normal(size=(6, C)) + 0.1 * rng.normal(size=(N, C))).astype(np.float16)
@@ -54,7 +54,7 @@ def uneven(labels: NDArray[np.float16], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def fitted(uneven: Path) -> tuple[LabelCodec, dict[str, Any]]:
-    return vqlabel.fit(uneven, VARIABLE)
+    return vqlabel.fit(uneven, VARIABLE_RATE)
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +73,10 @@ def codes(labels: NDArray[np.float16], fitted: tuple[LabelCodec, dict[str, Any]]
 
 
 @pytest.mark.parametrize("options", [{}, {"bits": 9}, {"bits": 30, "slots": 20}, {"temperature": (1.0, 4.0, 20.0)}], ids=str)
-def test_the_mean_label_has_the_bits_that_were_asked_for_and_no_more(
+def test_labels_have_the_target_bits_on_average_and_no_more(
     options: dict[str, Any], uneven: Path, labels: NDArray[np.float16]
 ) -> None:
-    config = replace(VARIABLE, epochs=1, **options)
+    config = replace(VARIABLE_RATE, epochs=1, **options)
     codec = vqlabel.fit(uneven, config)[0]
     count = codec.encode(torch.from_numpy(labels))[:, 0].double()
     assert config.bits is not None
@@ -85,14 +85,14 @@ def test_the_mean_label_has_the_bits_that_were_asked_for_and_no_more(
     assert int(count.max()) <= codec.config.slots == (config.slots or spread_slots(config.bits / 4))
 
 
-def test_at_equal_bits_labels_that_differ_gain_from_it(uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]]) -> None:
-    """Held out, counts paid for: 28 bits at a fixed rate, 24 and their counts."""
-    fixed, variable = vqlabel.fit(uneven, replace(USUAL, bits=28))[1], fitted[1]
+def test_a_variable_rate_lowers_the_kl_at_equal_bits(uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]]) -> None:
+    """Held out: 28 bits at a fixed rate, 24 plus the counts at a variable one."""
+    fixed, variable = vqlabel.fit(uneven, replace(FIXED_RATE, bits=28))[1], fitted[1]
     assert BITS < variable["code_bits"] <= fixed["code_bits"] == 28
     assert variable["held"]["kl_T1"] < 0.9 * fixed["held"]["kl_T1"]
 
 
-def test_the_report_counts_the_bits_of_the_labels_that_were_read(
+def test_the_report_has_the_bits_and_perplexity_of_the_labels(
     uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]], codes: NDArray[np.int32]
 ) -> None:
     codec, report = fitted
@@ -103,47 +103,49 @@ def test_the_report_counts_the_bits_of_the_labels_that_were_read(
     assert report["perplexity"][1] == pytest.approx(perplexity, rel=0.05)
 
 
-def test_held_out_labels_stand_for_all_that_a_fit_does_not_see(uneven: Path) -> None:
-    """So the file of a dump much larger than the sample keeps to the rate."""
+def test_held_out_labels_represent_all_labels_outside_the_training_split(uneven: Path) -> None:
+    """So that a dump much larger than the sample has the target rate."""
     sample = read_sample(open_labels(uneven))[0]
     easy = sample.seen[sample.seen.float().std(1).argsort()[:2000]]
     rates = []
     for total in (0, 1000 * N):
-        some = replace(sample, seen=easy, total=total)
-        codec = fit_codec(some, replace(VARIABLE, codec="vqae"))
-        rates.append([4 * float(codec.encode(labels)[:, 0].double().mean()) for labels in (some.seen, some.held)])
-    (seen, held), (seen_of_many, held_of_many) = rates
-    assert held > seen > seen_of_many and held > BITS
-    assert 0.97 * BITS < held_of_many <= BITS
+        split = replace(sample, seen=easy, total=total)
+        codec = fit_codec(split, replace(VARIABLE_RATE, codec="vqae"))
+        rates.append([4 * float(codec.encode(labels)[:, 0].double().mean()) for labels in (split.seen, split.held)])
+    (train, held_out), (train_of_large, held_out_of_large) = rates
+    assert held_out > train > train_of_large and held_out > BITS
+    assert 0.97 * BITS < held_out_of_large <= BITS
 
 
 @pytest.mark.parametrize("bits", [8, 16, 64])
 @pytest.mark.parametrize("budget", [200_000, 900_000])
-def test_a_budget_counts_the_mean_label_and_its_count(budget: int, bits: int) -> None:
-    facts = DatasetStats(labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160)
-    config = resolve(FitConfig(bytes=budget, variable_rate=True), facts)
-    assert 0.97 * budget <= file_bytes(config, facts.labels) <= budget
+def test_a_budget_includes_codes_and_counts(budget: int, bits: int) -> None:
+    dump_stats = DatasetStats(
+        labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160
+    )
+    config = resolve(FitConfig(bytes=budget, variable_rate=True), dump_stats)
+    assert 0.97 * budget <= file_bytes(config, dump_stats.labels) <= budget
     assert 0.3 * budget <= 10_000 * (config.rate + config.slots.bit_length()) <= 0.55 * budget
     if 10_000 * bits < 0.8 * budget:
-        config = resolve(FitConfig(bytes=budget, variable_rate=True, bits=bits), facts)
+        config = resolve(FitConfig(bytes=budget, variable_rate=True, bits=bits), dump_stats)
         assert config.rate == bits
-        assert file_bytes(config, facts.labels) >= 10_000 * bits + codec_bytes(config)
+        assert file_bytes(config, dump_stats.labels) >= 10_000 * bits + codec_bytes(config)
 
 
-def test_a_file_keeps_to_its_budget(uneven: Path, tmp_path: Path) -> None:
-    codec, report = vqlabel.fit(uneven, replace(VARIABLE, bits=None, bytes=22_000, codebook_size=None))
+def test_a_file_is_within_its_budget(uneven: Path, tmp_path: Path) -> None:
+    codec, report = vqlabel.fit(uneven, replace(VARIABLE_RATE, bits=None, bytes=22_000, codebook_size=None))
     size = vqlabel.pack(uneven, tmp_path / "a.vql", codec=codec)["bytes"]
     rows = stats(tmp_path / "a.vql")["rows"]
     order = sum(row["bytes"] for row in rows if row["group"] == "order")
-    promised = file_bytes(codec.config, N)
-    assert 0.9 * 22_000 < size - order <= promised <= 22_000
+    predicted = file_bytes(codec.config, N)
+    assert 0.9 * 22_000 < size - order <= predicted <= 22_000
     assert report["config"]["variable"]
 
 
 # The file.
 
 
-def test_a_file_of_variable_labels_says_so_and_no_other_does(packed: Path, vql: Path) -> None:
+def test_only_a_file_of_a_variable_rate_declares_it(packed: Path, vql: Path) -> None:
     reader = ContainerReader(packed)
     assert reader.metadata["vql.requires"] == '["variable_slots"]' and reader.requires == ["variable_slots"]
     assert {"counts", "codes"} < set(reader.streams)
@@ -152,11 +154,11 @@ def test_a_file_of_variable_labels_says_so_and_no_other_does(packed: Path, vql: 
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 64, 4096])
-def test_any_records_are_read_in_any_order(
+def test_records_are_read_in_any_order(
     uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]], codes: NDArray[np.int32], chunk_rows: int, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Whatever chunks counts and codes are cut into."""
+    """For several sizes of the chunks of counts and codes."""
     begin = ContainerWriter.begin
     monkeypatch.setattr(
         ContainerWriter,
@@ -173,7 +175,7 @@ def test_any_records_are_read_in_any_order(
         assert np.array_equal(file.take_codes(index), codes[index])
 
 
-def test_labels_come_back_by_index_by_batch_and_through_a_loader(
+def test_labels_decode_by_index_by_batch_and_through_a_loader(
     packed: Path, fitted: tuple[LabelCodec, dict[str, Any]], codes: NDArray[np.int32]
 ) -> None:
     dataset, whole = vqlabel.open(packed), fitted[0].decode(torch.from_numpy(codes))
@@ -189,26 +191,26 @@ def test_labels_come_back_by_index_by_batch_and_through_a_loader(
 
 
 def test_every_byte_is_accounted_for(packed: Path, codes: NDArray[np.int32]) -> None:
-    found, file = stats(packed), VqlFile(packed)
-    rows = {row["part"]: row for row in found["rows"]}
-    assert sum(row["bytes"] for row in found["rows"]) == found["bytes"]["total"] == os.path.getsize(packed)
+    figures, file = stats(packed), VqlFile(packed)
+    rows = {row["part"]: row for row in figures["rows"]}
+    assert sum(row["bytes"] for row in figures["rows"]) == figures["bytes"]["total"] == os.path.getsize(packed)
     assert rows["counts"]["group"] == rows["codes"]["group"] == "codes"
     assert rows["counts"]["bytes"] == file.container.stored("counts") > 0
-    assert found["code_bits"] == pytest.approx((4 * codes[:, 0].sum() + 8 * rows["counts"]["bytes"]) / N, abs=1e-3)
-    assert len(found["perplexity"]) == codes.shape[1] - 1
-    for slot, perplexity in enumerate(found["perplexity"]):
+    assert figures["code_bits"] == pytest.approx((4 * codes[:, 0].sum() + 8 * rows["counts"]["bytes"]) / N, abs=1e-3)
+    assert len(figures["perplexity"]) == codes.shape[1] - 1
+    for slot, perplexity in enumerate(figures["perplexity"]):
         share = np.bincount(codes[codes[:, 0] > slot, slot + 1]) / (codes[:, 0] > slot).sum()
         assert perplexity == pytest.approx(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()), abs=0.06)
 
 
-def test_pack_tells_the_bits_of_its_file(uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]], tmp_path: Path) -> None:
-    found = vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
-    assert found["records"] == N and found["code_bits"] == stats(tmp_path / "a.vql")["code_bits"]
-    assert found["code_bits"] == pytest.approx(fitted[1]["code_bits"], abs=0.1)
+def test_pack_reports_the_bits_of_its_file(uneven: Path, fitted: tuple[LabelCodec, dict[str, Any]], tmp_path: Path) -> None:
+    sizes = vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
+    assert sizes["records"] == N and sizes["code_bits"] == stats(tmp_path / "a.vql")["code_bits"]
+    assert sizes["code_bits"] == pytest.approx(fitted[1]["code_bits"], abs=0.1)
 
 
-def test_a_dump_without_labels_to_code_is_a_file_without_codes(fitted: tuple[LabelCodec, dict[str, Any]], tmp_path: Path) -> None:
-    """A price that nothing is worth."""
+def test_at_an_infinite_price_a_file_has_no_codes(fitted: tuple[LabelCodec, dict[str, Any]], tmp_path: Path) -> None:
+    """A price of 1e9 per bit, above the loss of every label."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(20, C)).astype(np.float16))
     codec = CODECS["vqae"].codec.build(replace(fitted[0].config, price=1e9), fitted[0].decoder_tensors())
     assert vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)["records"] == 20
@@ -218,27 +220,29 @@ def test_a_dump_without_labels_to_code_is_a_file_without_codes(fitted: tuple[Lab
     assert vqlabel.open(tmp_path / "a.vql")[:].shape == (20, C)
 
 
-# What is refused.
+# Refused inputs.
 
 
 def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]) -> None:
     codec = fitted[0]
     assert at_config(codec, FitConfig(bits=BITS)) is codec
-    with pytest.raises(UsageError, match=r"bits is 12; it must be left out: labels of this codec have 24 on average"):
+    with pytest.raises(UsageError, match=r"bits is 12; it must be left out: this codec has a variable rate of 24 bits on average"):
         at_config(codec, FitConfig(bits=12))
     with pytest.raises(
-        UsageError, match=r"slots is 3; it must be 12: every label has as many of them as pay, at a price found for 24"
+        UsageError, match=r"slots is 3; it must be 12, the maximum: this codec has a variable rate of 24 bits on average"
     ):
         at_config(codec, FitConfig(slots=3))
     same = at_config(codec, FitConfig(slots=12))
     assert torch.equal(same.encode(torch.zeros(3, C)), codec.encode(torch.zeros(3, C)))
-    with pytest.raises(UsageError, match="variable is True; it is for a fit, and this codec is fitted"):
+    with pytest.raises(UsageError, match="variable_rate is True; it is for a fit, and this codec is fitted"):
         at_config(codec, FitConfig(variable_rate=True))
 
 
-def test_more_bits_than_slots_have_are_refused(uneven: Path) -> None:
-    with pytest.raises(UsageError, match=r"bits is 24; it must be at most 20, those of --slots 5: labels have them on average"):
-        vqlabel.fit(uneven, replace(VARIABLE, slots=5))
+def test_more_bits_than_those_of_the_slots_are_refused(uneven: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"bits is 24; it must be at most 20, the bits of --slots 5: --bits is the average per label"
+    ):
+        vqlabel.fit(uneven, replace(VARIABLE_RATE, slots=5))
 
 
 def test_an_interrupted_fit_has_the_bytes_of_an_uninterrupted_one(uneven: Path, tmp_path: Path) -> None:
@@ -249,7 +253,7 @@ def test_an_interrupted_fit_has_the_bytes_of_an_uninterrupted_one(uneven: Path, 
 
         return tell
 
-    config = replace(VARIABLE, gain=None)
+    config = replace(VARIABLE_RATE, gain=None)
     vqlabel.fit(uneven, config, out=tmp_path / "whole.codec")
     for turn, stop in enumerate([("decoder, round 1", 2), ("choosing codes", 1), ("decoder, round 2", 3)]):
         with pytest.raises(KeyboardInterrupt):
@@ -259,7 +263,7 @@ def test_an_interrupted_fit_has_the_bytes_of_an_uninterrupted_one(uneven: Path, 
 
 
 def forged(path: Path, target: Path, change: Any, requires: tuple[str, ...] = ("variable_slots",)) -> Path:
-    """The file written anew, its sums right, after `change` has altered (counts [n, 1], codes [s, 1], metadata)."""
+    """Rewrite the file with valid checksums after `change` altered (counts [n, 1], codes [s, 1])."""
     reader = ContainerReader(path)
     rows = {name: reader.rows(name) for name in reader.streams}
     metadata = {name: reader.metadata[name] for name in ("vql.label", "vql.codec", "vql.columns", "vql.source", "vql.writer")}
@@ -277,17 +281,17 @@ def forged(path: Path, target: Path, change: Any, requires: tuple[str, ...] = ("
     return target
 
 
-def one_more(counts: NDArray[Any], codes: NDArray[Any]) -> None:
+def increment_a_count(counts: NDArray[Any], codes: NDArray[Any]) -> None:
     counts[np.flatnonzero(counts[:, 0] < 12)[0]] += 1
 
 
 FORGERIES = {
     "a count above the slots": (lambda counts, codes: counts.__setitem__(7, 13), "a label has 13 codes, the codec 12 slots; damaged or forged"),
-    "a count more": (one_more, r"its counts add up to \d+ codes, the file has \d+; damaged or forged"),
-    "a code less": (lambda counts, codes: (counts, codes[:-1]), "its counts add up to"),
-    "a code more": (lambda counts, codes: (counts, np.pad(codes, ((0, 1), (0, 0)))), "its counts add up to"),
-    "a label more": (lambda counts, codes: (np.pad(counts, ((0, 1), (0, 0))), codes), "contain 3000 records, the header declares 3001"),
-    "no records but codes": (lambda counts, codes: (counts[:0], codes), "hold 3000 records"),
+    "a count too large": (increment_a_count, r"its counts add up to \d+ codes, the file has \d+; damaged or forged"),
+    "a code missing": (lambda counts, codes: (counts, codes[:-1]), "its counts add up to"),
+    "a code too many": (lambda counts, codes: (counts, np.pad(codes, ((0, 1), (0, 0)))), "its counts add up to"),
+    "a label too many": (lambda counts, codes: (np.pad(counts, ((0, 1), (0, 0))), codes), "contain 3000 records, the header declares 3001"),
+    "codes without counts": (lambda counts, codes: (counts[:0], codes), "hold 3000 records"),
     "two fields of counts": (lambda counts, codes: (np.repeat(counts, 2, 1), codes), "counts of 2 x 4 bits, the codec's are 1 x 4"),
     "two fields of codes": (lambda counts, codes: (counts, np.repeat(codes, 2, 1)), "codes of 2 x 4 bits, the codec's are 1 x 4"),
 }  # fmt: skip
@@ -303,12 +307,12 @@ def test_streams_that_contradict_each_other_are_refused(packed: Path, tmp_path: 
         lambda path: VqlFile(path).take_codes(np.array([7])),
         lambda path: vqlabel.open(path)[7],
     ):
-        with pytest.raises(BadContainer, match=message) as found:
+        with pytest.raises(BadContainer, match=message) as refusal:
             read(path)
-        assert str(path) in str(found.value)
+        assert str(path) in str(refusal.value)
 
 
-def test_header_and_codec_must_agree_that_labels_are_variable(packed: Path, tmp_path: Path, vql: Path) -> None:
+def test_header_and_codec_must_agree_on_the_variable_rate(packed: Path, tmp_path: Path, vql: Path) -> None:
     path = forged(packed, tmp_path / "a.vql", lambda *_: None)
     assert torch.equal(vqlabel.open(path)[:], vqlabel.open(packed)[:])
     path = forged(packed, tmp_path / "b.vql", lambda *_: None, requires=())
@@ -317,23 +321,21 @@ def test_header_and_codec_must_agree_that_labels_are_variable(packed: Path, tmp_
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("field", "message"),
     [
         ('"slots":12', "slots is 1024000"),
-        ('"variable":true', "rate and price is .* must be 0 where slots are fixed"),
+        ('"variable":true', "rate and price is .* must be 0 at a fixed rate"),
         ('"rate":24.0', "rate is 0"),
     ],
 )
-def test_a_configuration_of_other_numbers_is_refused(
-    packed: Path, said: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = {'"slots":12': '"slots":1024000', '"variable":true': '"variable":false', '"rate":24.0': '"rate":0'}[said]
+def test_a_forged_configuration_is_refused(packed: Path, field: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {'"slots":12': '"slots":1024000', '"variable":true': '"variable":false', '"rate":24.0': '"rate":0'}[field]
     reader = ContainerReader.__init__
 
     def altered(self: ContainerReader, path: Any, seal: bytes | None = None) -> None:
         reader(self, path, seal)
-        assert said in self.metadata["vql.codec"]
-        self.metadata["vql.codec"] = self.metadata["vql.codec"].replace(said, other)
+        assert field in self.metadata["vql.codec"]
+        self.metadata["vql.codec"] = self.metadata["vql.codec"].replace(field, other)
 
     monkeypatch.setattr(ContainerReader, "__init__", altered)
     with pytest.raises(BadContainer, match=message):
@@ -341,7 +343,7 @@ def test_a_configuration_of_other_numbers_is_refused(
 
 
 def test_a_code_beyond_its_codebook_is_refused(tmp_path: Path) -> None:
-    """k is no power of two, so that it fits its bits."""
+    """k is not a power of two, so that the code fits into its bits."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(30, 8)).astype(np.float16))
     config = VqaeConfig(
         classes=8, domain="logits", slots=3, codebook_size=5, latent=2, code_width=2, quantizer="residual", weight_bits=8, prior=None,
@@ -357,7 +359,7 @@ def test_a_code_beyond_its_codebook_is_refused(tmp_path: Path) -> None:
         vqlabel.verify(path)
 
 
-def test_bits_of_counts_are_those_that_a_writer_takes(
+def test_stored_bits_of_counts_are_those_of_the_file(
     packed: Path, codes: NDArray[np.int32], fitted: tuple[LabelCodec, dict[str, Any]]
 ) -> None:
     counts, file = codes[:, :1].astype(np.uint32), VqlFile(packed)
@@ -366,7 +368,7 @@ def test_bits_of_counts_are_those_that_a_writer_takes(
 
 
 @pytest.mark.parametrize("temperature", ["1", "1,4,20"])
-def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path, tmp_path: Path, temperature: str) -> None:
+def test_a_file_with_all_columns_and_tensors_is_within_its_budget(tree: Path, tmp_path: Path, temperature: str) -> None:
     budget, out = 90_000, tmp_path / "a.vql"
     command = ["pack", str(tree), "-o", str(out), "--bytes", str(budget), "--temperature", temperature, "--prior", "--epochs", "1"]
     result = CliRunner().invoke(app, [*command, "--variable-rate"])
@@ -376,9 +378,9 @@ def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(tree: Path,
     assert size["codes"] + size["codec"] + size["container"] <= budget
 
 
-def test_tune_tries_rates_of_variable_labels(uneven: Path, tmp_path: Path) -> None:
+def test_tune_tries_several_variable_rates(uneven: Path, tmp_path: Path) -> None:
     trials = list[Trial]()
-    config = replace(VARIABLE, bits=None, epochs=1, bytes=22_000, gain=None)
+    config = replace(VARIABLE_RATE, bits=None, epochs=1, bytes=22_000, gain=None)
     codec, report = tune(uneven, config, minutes=0.25, tried=trials.append)
     assert len({trial.resolved.rate for trial in trials}) > 1 and all(trial.resolved.variable for trial in trials)
     assert max(trial.bytes for trial in trials) <= report["budget"] == 22_000

@@ -1,1 +1,1 @@
-"""Labels as they are, bit for bit."""
+"""The lossless codec: labels bit for bit."""

@@ -1,4 +1,4 @@
-"""Labels as they are, bit for bit: the peer that every lossy codec is held against."""
+"""Labels bit for bit: the lossless reference for all other codecs."""
 
 from collections.abc import Mapping
 from typing import Self
@@ -14,7 +14,7 @@ from vqlabel.labels import Context
 
 
 class RawCodec(LabelCodec):
-    """Each class's value is a code: its own 16 bits (fp16, bf16) or 32 bits (fp32)."""
+    """Every entry of a label is a code: its 16 bits (fp16, bf16) or 32 bits (fp32)."""
 
     config: RawConfig
 
@@ -35,10 +35,10 @@ class RawCodec(LabelCodec):
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         if self.config.dtype == "F32":
             return codes.to(torch.int32).contiguous().view(torch.float32)
-        short = codes.to(torch.int32).to(torch.int16)  # wraps: the same 16 bits
+        short = codes.to(torch.int32).to(torch.int16)  # wraps around, which keeps the 16 bits
         return short.contiguous().view(torch.float16 if self.config.dtype == "F16" else torch.bfloat16).float()
 
 
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> RawCodec:
-    """The codec of the labels' own type; nothing is learned."""
+    """The codec for the dtype of the labels; nothing is learned."""
     return RawCodec(RawConfig(classes=sample.classes, domain=sample.domain, dtype=sample.dtype))

@@ -1,4 +1,4 @@
-"""Labels bit for bit."""
+"""Configuration of the lossless codec."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from vqlabel.errors import require
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawConfig(CodecConfig):
-    """The labels themselves, bit for bit, in the dump's own type."""
+    """Labels bit for bit, in the dtype of the dump."""
 
     kind: ClassVar[str] = "raw"
     keeps_level: ClassVar[bool] = True

@@ -1,1 +1,1 @@
-"""Labels of which k numbers are known."""
+"""The codec of labels with k known entries."""

@@ -1,8 +1,8 @@
-"""Labels of which k numbers are known: class ids exactly, and how far each class lies below the one before it, in steps of a logit.
+"""Labels with k known entries: class ids exactly, and the gaps between successive logits in steps.
 
-A student of such labels sees a distribution over k classes, and what stands for all others. The ids take most of the bits: each class but
-the first is stored by its place in a list of those that often come with the first. Logits rounded to steps of s cost at most s^2 / 24 nats,
-times T^2, at any temperature T, so a bit or two a class are enough for their values. An entropy coder makes use of both.
+A student of such labels sees a distribution over k classes and a fill value for all others. Ids take most of the bits: each but the
+first is stored as its rank in a list of classes that often occur with the first. Logits rounded to steps of s add at most s^2 / 24 nats,
+times T^2, at any temperature T, so that one or two bits per class suffice for their values. An entropy coder exploits both.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,17 @@ from vqlabel.labels import Context
 from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import topk
 
-TIE = 1 / 8  # of a step: how far the second class decodes below the first at least, so that the largest class stays the largest
-BELOW = 1 / 4  # of a step: the same for the classes that were not stored below the last one that was
+MIN_FIRST_GAP = 1 / 8  # steps; least decoded gap below the first class, so that the top-1 class is kept
+MIN_REST_GAP = 1 / 4  # steps; least decoded gap between the last stored class and the others
 NEIGHBOURS = "neighbours"  # codec tensor: [C, R] class ids as a bitstream
-SMALLEST = 1e-8  # a probability below it counts as this: fp16 cannot hold less than 6e-8
+MIN_PROBABILITY = 1e-8  # smaller ones are clamped to it; fp16's smallest is 6e-8
 
 
 class SparseCodec(LabelCodec):
-    """Codes are k class ids, the largest entry first, the others by their ranks among its neighbours; then k - 1 gaps, each the steps that a
-    class lies below the one before it; and, where the other classes share what is left of 1, the gap to the share of each.
+    """Codes are k class ids, the largest entry first and the others as ranks among its neighbours; then k - 1 gaps in steps, each from
+    the class before; and, if the other classes share the remaining mass, the gap to each of them.
 
-    Gaps are chosen in turn, each against what those before it decode to, so that rounding errors do not add up.
+    Each gap is rounded relative to the decoded sum of those before it, so that rounding errors do not accumulate.
     """
 
     config: SparseConfig
@@ -41,15 +41,15 @@ class SparseCodec(LabelCodec):
     def __init__(self, config: SparseConfig, neighbours: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        least = torch.zeros(len(config.gap_bits), dtype=torch.float32, device="cpu")
-        least[:1] = TIE
+        min_gaps = torch.zeros(len(config.gap_bits), dtype=torch.float32, device="cpu")
+        min_gaps[:1] = MIN_FIRST_GAP
         if config.rest_bits:
-            least[-1] = BELOW
-        self.least: Tensor
+            min_gaps[-1] = MIN_REST_GAP
+        self.min_gaps: Tensor
         self.neighbours: Tensor
-        self.register_buffer("least", least)  # steps that a gap decodes to at least
-        none = torch.empty(config.classes, 0, dtype=torch.long, device="cpu")
-        self.register_buffer("neighbours", none if neighbours is None else neighbours)
+        self.register_buffer("min_gaps", min_gaps)  # steps; smaller gaps decode to these
+        empty = torch.empty(config.classes, 0, dtype=torch.long, device="cpu")
+        self.register_buffer("neighbours", empty if neighbours is None else neighbours)
 
     @classmethod
     def build(cls, config: SparseConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -61,7 +61,7 @@ class SparseCodec(LabelCodec):
         table = ids.reshape(shape)
         if int(table.max()) >= config.classes or (np.diff(np.sort(table, 1), axis=1) == 0).any():
             raise BadContainer(
-                f"codec tensor {NEIGHBOURS!r} names a class twice, or one above {config.classes - 1}; damaged or forged"
+                f"codec tensor {NEIGHBOURS!r} contains a class twice, or one above {config.classes - 1}; damaged or forged"
             )
         return cls(config, torch.from_numpy(table))
 
@@ -78,14 +78,14 @@ class SparseCodec(LabelCodec):
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         config = self.config
         ids, depth = depths_of(labels, config.k, config.domain, config.rest)
-        least, reached = self.least.tolist(), np.zeros(len(ids))
-        gaps = np.empty((len(ids), len(least)), np.int64)
-        for at, width in enumerate(config.gap_bits):
-            gaps[:, at] = np.rint((depth[:, at + 1] - reached) / config.step).clip(0, (1 << width) - 1)
-            reached += config.step * np.maximum(gaps[:, at], least[at])
-        # Classes that decode alike stand in the order of their ids, so that decoded labels have the codes that they came from.
-        alike = np.cumsum(gaps[:, : config.k - 1] != 0, axis=1) - (gaps[:, :1] != 0)
-        ids[:, 1:] = np.sort(alike * config.classes + ids[:, 1:], axis=1) % config.classes
+        min_gaps, decoded_depth = self.min_gaps.tolist(), np.zeros(len(ids))
+        gaps = np.empty((len(ids), len(min_gaps)), np.int64)
+        for field, width in enumerate(config.gap_bits):
+            gaps[:, field] = np.rint((depth[:, field + 1] - decoded_depth) / config.step).clip(0, (1 << width) - 1)
+            decoded_depth += config.step * np.maximum(gaps[:, field], min_gaps[field])
+        # Classes that decode to equal logits are ordered by id, so that encoding a decoded label gives the same codes.
+        tie_group = np.cumsum(gaps[:, : config.k - 1] != 0, axis=1) - (gaps[:, :1] != 0)
+        ids[:, 1:] = np.sort(tie_group * config.classes + ids[:, 1:], axis=1) % config.classes
         if config.neighbours:
             ids = to_ranks(ids, self.neighbours.cpu().numpy())
         return torch.from_numpy(np.concatenate([ids, gaps], 1)).int().to(labels.device)
@@ -95,20 +95,27 @@ class SparseCodec(LabelCodec):
         ids, gaps = codes[:, : config.k].long(), codes[:, config.k :].float()
         if config.neighbours:
             ids = to_ids(ids, self.neighbours)
-        depth = (config.step * torch.maximum(gaps, self.least)).cumsum(1)
+        depth = (config.step * torch.maximum(gaps, self.min_gaps)).cumsum(1)
         logits = torch.cat([depth.new_zeros(len(codes), 1), -depth], 1)
         if config.domain == "logits":
             return depth.new_full((len(codes), config.classes), NOWHERE).scatter(1, ids, logits)
-        each = logits.exp()
-        others = each[:, config.k :]  # [n, 1] what each class that was not stored has, or [n, 0]
-        total = each[:, : config.k].sum(1, keepdim=True) + (config.classes - config.k) * others.sum(1, keepdim=True)
-        rest = others.sum(1, keepdim=True) / total
-        return rest.expand(-1, config.classes).scatter(1, ids, each[:, : config.k] / total)
+        mass = logits.exp()
+        other = mass[:, config.k :]  # [n, 1] of each class that is not stored, or [n, 0]
+        total = mass[:, : config.k].sum(1, keepdim=True) + (config.classes - config.k) * other.sum(1, keepdim=True)
+        rest = other.sum(1, keepdim=True) / total
+        return rest.expand(-1, config.classes).scatter(1, ids, mass[:, : config.k] / total)
 
 
 def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Of labels [n, C]: the k largest classes [n, k], and how far each lies below the first in logits [n, k]; in a last column [n, k + 1]
-    the same of each other class, where these share what is left of 1."""
+    """The k largest classes of labels, and their depths: the differences from the first class's logit.
+
+    Args:
+        labels: [n, C] in `domain`.
+        rest: "zero", or "uniform": the other classes share the remaining mass.
+
+    Returns:
+        ids [n, k], and depths [n, k] in nats; with a uniform rest and k < C [n, k + 1], the last column being that of each other class.
+    """
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
     ids, values = topk(array, k, signed_zeros=domain == "probs")
     values = values.astype(np.float64)
@@ -116,5 +123,5 @@ def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[n
         others = array.sum(1, keepdims=True, dtype=np.float64) - values.sum(1, keepdims=True)
         values = np.concatenate([values, others / (array.shape[1] - k)], 1)
     if domain == "probs":
-        values = np.log(values.clip(SMALLEST))
+        values = np.log(values.clip(MIN_PROBABILITY))
     return ids, values[:, :1] - values

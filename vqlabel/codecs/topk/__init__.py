@@ -1,1 +1,1 @@
-"""The k largest entries of a label, as LPQLD stores them."""
+"""The codec of LPQLD: the k largest entries of a label."""

@@ -14,14 +14,14 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 from vqlabel.labels.batch import NOWHERE
 
-MAX_HALF = 65504.0  # the largest half
+MAX_FP16 = 65504.0  # larger logits are clamped to it
 
 
 class TopkCodec(LabelCodec):
     """Codes are k class ids, the largest entry first, then their k values in fp16.
 
-    Decoding puts the values back and -1e4 (logits) or 0 (probabilities, re-normalised) elsewhere, so softmax over the decoded label is
-    softmax over the kept entries, as LPQLD's trainer has it.
+    Other classes decode to a logit of -1e4 or a probability of 0 (the k probabilities are re-normalised), so that softmax over the decoded
+    label is softmax over the k entries, as in LPQLD's trainer.
     """
 
     config: TopkConfig
@@ -36,7 +36,7 @@ class TopkCodec(LabelCodec):
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         value, index = labels.float().topk(self.config.k, 1)
-        return torch.cat([index.int(), value.clamp(-MAX_HALF, MAX_HALF).half().view(torch.int16).int() & 0xFFFF], 1)
+        return torch.cat([index.int(), value.clamp(-MAX_FP16, MAX_FP16).half().view(torch.int16).int() & 0xFFFF], 1)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         k = self.config.k
@@ -50,16 +50,18 @@ class TopkCodec(LabelCodec):
 
 
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> TopkCodec:
-    """The codec of as many classes as `config` names in slots or bits, or as are known; nothing is learned.
+    """The codec of k classes: `config.slots`, else as many as `config.bits` hold, else all known ones; nothing is learned.
 
     Raises:
-        UsageError: the bits are too few for one class, or the labels share the rest among the other classes.
+        UsageError: the bits are too few for one class; or the other classes share the remaining mass, which topk does not store.
     """
-    each = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
+    class_bits = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
     if sample.support is not None and sample.support.rest == "uniform":
-        raise UsageError("topk drops what the other classes share of these labels; use codec sparse (the default for them)")
+        raise UsageError(
+            "topk drops the mass that the other classes of these labels share; use codec sparse (the default for them)"
+        )
     known = None if sample.support is None or config.bits is not None else sample.support.k
-    k = config.slots or known or config.target_bits // each
+    k = config.slots or known or config.target_bits // class_bits
     if k < 1:
-        raise UsageError(f"topk needs {each} bits for one of {sample.classes} classes; --bits is {config.target_bits}")
+        raise UsageError(f"topk needs {class_bits} bits for one of {sample.classes} classes; --bits is {config.target_bits}")
     return TopkCodec(TopkConfig(classes=sample.classes, domain=sample.domain, k=min(k, sample.classes)))

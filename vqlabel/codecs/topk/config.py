@@ -1,4 +1,4 @@
-"""The k largest entries of a label."""
+"""Configuration of the codec of LPQLD."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +8,7 @@ from vqlabel.codecs.config import CodecConfig, check_top_classes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopkConfig(CodecConfig):
-    """LPQLD's MR-k: the k largest entries, fp16, with their class ids; a student re-normalises over them."""
+    """LPQLD's MR-k: the k largest entries in fp16, with their class ids; students re-normalise over them."""
 
     kind: ClassVar[str] = "topk"
     classes: int

@@ -1,4 +1,4 @@
-"""The vector-quantized autoencoder (arXiv 2603.03808) with nested rates: cheaper labels from the same fit, by fewer slots."""
+"""The vector-quantized autoencoder (arXiv 2603.03808) with nested rates: one fit also gives codecs of fewer slots."""
 
 import copy
 import re
@@ -14,17 +14,17 @@ from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.errors import BadContainer, require
 
-PRIOR, IMAGES = "decoder.prior.", "decoder.prior.images"  # the vectors that all rates of a codec share
-RATE = "rate.{}."  # before the names of the tensors of so many slots in a codec file
+PRIOR, IMAGES = "decoder.prior.", "decoder.prior.images"  # image vectors are shared by all rates of a codec
+RATE = "rate.{}."  # prefix of a nested rate's tensors in a codec file, with its number of slots
 LIFT = "decoder.lift"
 
 
 class VqaeCodec(SingleRateVqae):
-    """A VQAE and its lower rates.
+    """A VQAE and its nested rates.
 
     Attributes:
-        nested: number of slots -> the codec for that rate, which shares the image vectors and has all else of its own. They lie in the
-            codec file, never in a `.vql`.
+        nested: number of slots -> the codec fitted for that rate, which shares the image vectors and nothing else. A codec file stores
+            all of them, a `.vql` only the one that it needs.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -37,10 +37,12 @@ class VqaeCodec(SingleRateVqae):
         prior = {name: weight for name, weight in codec.state_dict().items() if name.startswith(PRIOR)}
         for slots, own in sorted(_tensors_by_rate(tensors).items()):
             if config.quantizer != "residual" or config.variable or not 1 <= slots < config.slots:
-                raise BadContainer(f"a rate of {slots} slots beside one of {config.slots} ({config.quantizer}); damaged or forged")
-            networked = any(name.startswith(PRIOR) for name in own)  # else it is a file whose rates share the whole prior
-            shared = {name: weight for name, weight in prior.items() if name == IMAGES or not networked}
-            lift = any(name.startswith(LIFT) for name in own)  # a rate below may be calibrated
+                raise BadContainer(
+                    f"a nested rate of {slots} slots in a codec of {config.slots} ({config.quantizer}) slots; damaged or forged"
+                )
+            has_network = any(name.startswith(PRIOR) for name in own)  # in older files all rates share the whole prior
+            shared = {name: weight for name, weight in prior.items() if name == IMAGES or not has_network}
+            lift = any(name.startswith(LIFT) for name in own)  # a nested rate may be calibrated
             codec.nested[slots] = cls.build_sharing(replace(config, slots=slots, lift=lift), own, shared).eval()
         return codec
 
@@ -48,23 +50,33 @@ class VqaeCodec(SingleRateVqae):
     def rates(self) -> list[int]:
         if self.config.quantizer != "residual" or self.config.variable:
             return [sum(self.code_bits)]
-        own, width = sum(self.config.head_bits), self.config.code_bits
-        least = 0 if self.config.prior is not None else 1
-        return [own + width * slots for slots in range(self.config.slots, least - 1, -1)]
+        exact_bits, width = sum(self.config.head_bits), self.config.code_bits
+        return [exact_bits + width * slots for slots in range(self.config.slots, self._min_slots - 1, -1)]
+
+    @property
+    def _min_slots(self) -> int:
+        """Least number of slots of a nested rate: 0 with a prior, which then predicts the label alone."""
+        return 0 if self.config.prior is not None else 1
 
     def at_rate(self, *, bits: int | None = None, slots: int | None = None) -> Self:
         config = self.config
         if config.variable and slots is None:
-            require(bits == config.rate, "bits", bits, f"must be left out: labels of this codec have {config.rate:g} on average")
+            require(
+                bits == config.rate,
+                "bits",
+                bits,
+                f"must be left out: this codec has a variable rate of {config.rate:g} bits on average",
+            )
             return self
         if slots is None:
             assert bits is not None
-            width, exact = config.code_bits, sum(config.head_bits)
-            most = exact + width * config.slots
-            least = min(most, exact + width * (bits > 0 or config.prior is None))  # of 0 bits all is left to the prior
-            limit = f"must be {least}..{most}, the codec's {config.slots} slots of {width} bits each"
-            require(least <= bits <= most, "bits", bits, limit)
-            slots = (bits - exact) // width
+            width, exact_bits = config.code_bits, sum(config.head_bits)
+            high = exact_bits + width * config.slots
+            low = min(high, exact_bits + width * (bits > 0 or config.prior is None))  # 0 bits: the prior alone
+            require(
+                low <= bits <= high, "bits", bits, f"must be {low}..{high}, the codec's {config.slots} slots of {width} bits each"
+            )
+            slots = (bits - exact_bits) // width
         codec = self.at_slots(slots)
         codec.fitted_on = self.fitted_on
         return codec
@@ -81,48 +93,44 @@ class VqaeCodec(SingleRateVqae):
         return figures
 
     def at_slots(self, slots: int) -> Self:
-        """The codec of `slots` slots: cheaper labels from the same fit. It is the one that was fitted for that rate, where one was, else
-        all parts of this one with its first `slots` slots.
+        """The codec of the first `slots` slots: the nested one fitted for that rate if there is one, else this one truncated.
 
         Raises:
-            UsageError: it has fewer slots, its slots are groups of one latent, or none is left and there is no prior; or every label has
-                a number of slots of its own, and this is not their most.
+            UsageError: the codec has fewer slots; its slots are groups of one latent; `slots` is 0 without a prior; or the codec has a
+                variable rate, and `slots` is not its maximum.
         """
         config = self.config
-        own = not config.variable or slots == config.slots
         require(
-            own,
+            not config.variable or slots == config.slots,
             "slots",
             slots,
-            f"must be {config.slots}: every label has as many of them as pay, at a price found for {config.rate:g} bits",
+            f"must be {config.slots}, the maximum: this codec has a variable rate of {config.rate:g} bits on average",
         )
-        require(
-            config.quantizer == "residual", "quantizer", config.quantizer, "must be residual for a part of the slots to be a label"
-        )
-        least = 0 if config.prior is not None else 1
-        require(least <= slots <= config.slots, "slots", slots, f"must be {least}..{config.slots}, what the codec was fitted with")
-        part = copy.deepcopy(self.nested[slots]) if slots in self.nested else self.truncate(slots)
-        part.nested = {fewer: codec for fewer, codec in self.nested.items() if fewer < slots}
-        part.set_effort(self.effort)
-        return part.to(self.decoder.out.device)
+        require(config.quantizer == "residual", "quantizer", config.quantizer, "must be residual to decode from fewer slots")
+        limit = f"must be {self._min_slots}..{config.slots}, the slots that the codec was fitted with"
+        require(self._min_slots <= slots <= config.slots, "slots", slots, limit)
+        codec = copy.deepcopy(self.nested[slots]) if slots in self.nested else self.truncate(slots)
+        codec.nested = {fewer: nested for fewer, nested in self.nested.items() if fewer < slots}
+        codec.set_effort(self.effort)
+        return codec.to(self.decoder.out.device)
 
     def truncate(self, slots: int) -> Self:
-        """This codec without all slots but the first."""
-        with torch.random.fork_rng(devices=[]):  # it draws weights, which are replaced
-            part = type(self)(replace(self.config, slots=slots))
+        """This codec with its first `slots` slots only, without nested rates."""
+        with torch.random.fork_rng(devices=[]):  # construction draws weights, which are replaced
+            codec = type(self)(replace(self.config, slots=slots))
         state = self.state_dict()
         state["decoder.codebook"] = state["decoder.codebook"][:slots]
         state["decoder.contrast"] = state["decoder.contrast"][: slots + 1]
-        part.load_state_dict(state)
-        part.set_effort(self.effort)
-        return part.to(self.decoder.out.device).eval()
+        codec.load_state_dict(state)
+        codec.set_effort(self.effort)
+        return codec.to(self.decoder.out.device).eval()
 
     def calibrated(self) -> Self:
-        """The codec with a gain of 1: the same codes, and the labels of the least KL instead of those for students."""
-        other = copy.deepcopy(self)
-        other.calibrate()
-        other.nested = {slots: codec.calibrated() for slots, codec in self.nested.items()}
-        return other
+        """The codec with a gain of 1, also at its nested rates: the same codes, and the labels with the lowest KL."""
+        calibrated = copy.deepcopy(self)
+        calibrated.calibrate()
+        calibrated.nested = {slots: codec.calibrated() for slots, codec in self.nested.items()}
+        return calibrated
 
     def file_tensors(self) -> dict[str, Tensor]:
         tensors = self.decoder_tensors()
@@ -133,9 +141,9 @@ class VqaeCodec(SingleRateVqae):
 
 
 def _tensors_by_rate(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Slots of a cheaper rate -> its tensors by the names that they have in a codec of its own."""
-    found: dict[int, dict[str, Tensor]] = {}
+    """Slots of a nested rate -> its tensors, by their names without the prefix."""
+    by_slots: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if rate := re.fullmatch(r"rate\.(\d{1,4})\.(.+)", name):
-            found.setdefault(int(rate[1]), {})[rate[2]] = tensor
-    return found
+            by_slots.setdefault(int(rate[1]), {})[rate[2]] = tensor
+    return by_slots

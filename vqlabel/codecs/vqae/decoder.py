@@ -1,4 +1,4 @@
-"""Codes and side information -> logits: a prior and slots of k code vectors each, summed, through a low-rank output map."""
+"""Codes and side information -> logits: a prior and one code vector per slot, summed, through a low-rank output map."""
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,13 @@ from vqlabel.codecs.vqae.prior import Prior, PriorInputs
 
 
 class Decoder(nn.Module):
-    """Codes, and what is known -> logits: out(prior + z) + bias; z is the sum (residual) or the join (grouped) of the code vectors.
+    """Logits of codes and prior inputs: out(prior + z) + bias; z is the sum (residual) or concatenation (grouped) of the code vectors.
 
-    All codes add to the logits, so that a slot's best code can be found exactly (`Encoder`), and so that leaving the last slots out is
-    a decoder still. Of variable labels the first column is no code but their count, how many of those that follow it add up. Called, it
-    gives the calibrated logits that training and encoding go by; `spread` gives those that students get.
+    Logits are linear in the code vectors, so that `Encoder` finds a slot's best code exactly, and the first slots alone are still a
+    decoder. At a variable rate the first column of the codes is their count, and only that many codes are summed. `forward` gives
+    calibrated logits, which training and encoding use; `debiased` gives those for students.
+
+    Buffers have the names of stored tensors: `center` is the mean latent, `contrast` the gain at every number of slots, `lift` the tail gain.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -28,49 +30,57 @@ class Decoder(nn.Module):
         self.contrast: Tensor
         self.lift: Tensor | None
         self.register_buffer("lift", torch.zeros(config.latent, config.latent) if config.lift else None)
-        self.register_buffer("center", torch.zeros(config.latent))  # the mean latent
-        self.register_buffer("contrast", torch.ones(config.slots + 1))  # of the first j slots: how much further from it
+        self.register_buffer("center", torch.zeros(config.latent))
+        self.register_buffer("contrast", torch.ones(config.slots + 1))
 
-    def forward(self, codes: Tensor, known: PriorInputs | None = None, quick: bool = False) -> Tensor:
-        """[n, j] codes of the first j slots, or [n, 1 + m] counts and codes -> [n, C] calibrated logits, of no particular shift; `quick`
-        for training, which tolerates a product in bf16.
+    def forward(self, codes: Tensor, prior_inputs: PriorInputs | None = None, quick: bool = False) -> Tensor:
+        """Calibrated logits.
+
+        Args:
+            codes: [n, j] of the first j slots; at a variable rate [n, 1 + m] counts and codes.
+            quick: multiply in bf16 where the device does so natively; for training, which tolerates it.
+
+        Returns:
+            [n, C], up to a constant per label.
         """
-        return (quick_addmm if quick else torch.addmm)(self.bias, self.latent(codes, known), self.out)
+        return (quick_addmm if quick else torch.addmm)(self.bias, self.latent(codes, prior_inputs), self.out)
 
-    def spread(self, codes: Tensor, known: PriorInputs | None = None) -> Tensor:
-        """The same logits, moved from their mean until they are unbiased: `set_gain`."""
-        return self.with_gain(self.latent(codes, known), self.contrast[-1 if self.variable else codes.shape[1]])
+    def debiased(self, codes: Tensor, prior_inputs: PriorInputs | None = None) -> Tensor:
+        """`forward`, rescaled about the mean label by the gain of these slots: `set_gain`."""
+        return self.with_gain(self.latent(codes, prior_inputs), self.contrast[-1 if self.variable else codes.shape[1]])
 
-    def with_gain(self, z: Tensor, contrast: Tensor | float) -> Tensor:
-        """[n, d_h] latents -> [n, C] logits, `contrast` times as far from their mean, and the directions of `lift` further."""
+    def with_gain(self, z: Tensor, gain: Tensor | float) -> Tensor:
+        """[n, d_h] latents -> [n, C] logits of latents rescaled about their mean by the tail gain and `gain`."""
         if self.lift is not None:
             z = torch.addmm(z, z - self.center, self.lift)
-        return torch.addmm(self.bias, torch.lerp(self.center, z, contrast), self.out)
+        return torch.addmm(self.bias, torch.lerp(self.center, z, gain), self.out)
 
-    def latent(self, codes: Tensor, known: PriorInputs | None = None) -> Tensor:
-        """[n, j], or [n, 1 + m] counts and codes -> [n, d_h], prior and codes."""
-        z = None if known is None or self.prior is None else self.prior(known)
+    def latent(self, codes: Tensor, prior_inputs: PriorInputs | None = None) -> Tensor:
+        """[n, j] codes, or [n, 1 + m] counts and codes -> [n, d_h] latents of prior and codes."""
+        z = None if prior_inputs is None or self.prior is None else self.prior(prior_inputs)
         if codes.shape[1]:
-            z = self._coded(codes) if z is None else z + self._coded(codes)
+            z = self._code_latent(codes) if z is None else z + self._code_latent(codes)
         return self.out.new_zeros(len(codes), len(self.out)) if z is None else z
 
-    def _coded(self, codes: Tensor) -> Tensor:
+    def _code_latent(self, codes: Tensor) -> Tensor:
+        """[n, d_h] sum or concatenation of the code vectors."""
         slots, k, width = self.codebook.shape
-        share = None
+        used = None
         if self.variable:
             codes = codes.long()
-            share = (torch.arange(slots, device=codes.device) < codes[:, :1]).to(self.codebook.dtype)
+            used = (torch.arange(slots, device=codes.device) < codes[:, :1]).to(self.codebook.dtype)
             codes = codes[:, 1:]
-        used = codes.shape[1]
-        rows = codes.long() + k * torch.arange(used, device=codes.device)
+        count = codes.shape[1]
+        rows = codes.long() + k * torch.arange(count, device=codes.device)
         if self.residual:
-            return F.embedding_bag(rows, self.codebook.view(slots * k, width), mode="sum", per_sample_weights=share)
+            return F.embedding_bag(rows, self.codebook.view(slots * k, width), mode="sum", per_sample_weights=used)
         z = F.embedding(rows, self.codebook.view(slots * k, width)).flatten(1)
-        return F.pad(z, (0, (slots - used) * width))
+        return F.pad(z, (0, (slots - count) * width))
 
     def books(self) -> Tensor:
-        """[m, k, d_h]: what each code of a slot adds to the latent."""
+        """[m, k, d_h] what each code of a slot adds to the latent."""
         if self.residual:
             return self.codebook
-        width, whole = self.codebook.shape[2], len(self.out)
-        return torch.stack([F.pad(book, (at * width, whole - (at + 1) * width)) for at, book in enumerate(self.codebook)])
+        width, latent = self.codebook.shape[2], len(self.out)
+        padded = [F.pad(book, (slot * width, latent - (slot + 1) * width)) for slot, book in enumerate(self.codebook)]
+        return torch.stack(padded)

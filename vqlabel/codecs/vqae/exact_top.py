@@ -1,6 +1,6 @@
-"""Head first: the ids of a label's M largest classes, and their log-odds against all others, so that slots code only the others.
+"""Exact top classes, for the lowest KL: ids of a label's M largest classes and their log-odds against all others; slots code the others.
 
-For who asks for KL at T = 1 or for the very top-1 class; students gain more from the same bits in slots (docs/how-it-works.md).
+They lower KL at T = 1 and keep the top-1 class; students gain more from the same bits in slots (docs/how-it-works.md).
 """
 
 from collections.abc import Sequence
@@ -10,39 +10,47 @@ from torch import Tensor
 
 from vqlabel.config import LEVEL_BITS
 
-STEP, LOWEST = 0.5, -5.0  # log-odds from -5 to 10.5; half a step costs p (1 - p) / 96 nats
-HIDDEN = -1e4  # logit of a class that is looked away from: its probability is 0 at every temperature up to 500
-APART = 0.05  # between logits whose order counts: more than fp16 rounds away up to 64
+STEP, MIN_LOG_ODDS = 0.5, -5.0  # nats; 32 levels cover -5 .. 10.5, and an error of half a step costs p (1 - p) / 96 nats
+MASKED = -1e4  # logit of a masked class: its probability is 0 at every temperature up to 500
+MARGIN = 0.05  # least difference of logits whose order matters: more than the rounding of fp16 up to 64
 
 
-def split(logits: Tensor, head: int, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """[n, C] logits -> ids [n, head] of the largest, descending, and their levels [n, head]; both int64.
+def split_exact(logits: Tensor, count: int, temperatures: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The exact classes of labels and their levels: log(p_c / (1 - P)) in steps of STEP from MIN_LOG_ODDS.
 
-    A level is log(p_c / (1 - P)) in steps, p at the lowest temperature, P the probability of all the head.
+    p_c is the probability of class c at the lowest temperature, P that of all exact classes.
+
+    Args:
+        logits: [n, C].
+        count: M, exact classes per label.
+
+    Returns:
+        ids [n, M], the largest class first, and levels [n, M], 0 .. 31; both int64.
     """
     scaled = logits / min(temperatures)
-    value, ids = scaled.topk(head, 1)
-    odds = value - hide(scaled, ids).logsumexp(1, keepdim=True)
-    return ids, ((odds - LOWEST) / STEP).round().clamp(0, (1 << LEVEL_BITS) - 1).long()
+    top, ids = scaled.topk(count, 1)
+    log_odds = top - mask(scaled, ids).logsumexp(1, keepdim=True)
+    return ids, ((log_odds - MIN_LOG_ODDS) / STEP).round().clamp(0, (1 << LEVEL_BITS) - 1).long()
 
 
-def hide(logits: Tensor, ids: Tensor) -> Tensor:
-    """[n, C] without the classes `ids` [n, M]."""
-    return logits.scatter(1, ids, HIDDEN)
+def mask(logits: Tensor, ids: Tensor) -> Tensor:
+    """[n, C] logits with those of the classes `ids` [n, M] set to MASKED."""
+    return logits.scatter(1, ids, MASKED)
 
 
-def join(logits: Tensor, ids: Tensor, levels: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Inverse of `split`: the head's classes at their log-odds against what `logits` [n, C] say of all others.
+def join_exact(logits: Tensor, ids: Tensor, levels: Tensor, temperatures: Sequence[float]) -> Tensor:
+    """Inverse of `split_exact`: [n, C] logits whose exact classes have their log-odds against all others of `logits` [n, C].
 
-    No other class ends above the head's last one: the file knows that much.
+    The other classes are clamped below the lowest exact class.
     """
     temperature = min(temperatures)
-    rest = hide(logits, ids)
+    others = mask(logits, ids)
     order = torch.arange(ids.shape[1], device=ids.device)
-    at = temperature * ((LOWEST + STEP * levels) + (rest / temperature).logsumexp(1, keepdim=True)) - APART * order
-    return torch.minimum(rest, at.amin(1, keepdim=True) - APART).scatter(1, ids, at)
+    log_odds = (MIN_LOG_ODDS + STEP * levels) + (others / temperature).logsumexp(1, keepdim=True)
+    exact = temperature * log_odds - MARGIN * order
+    return torch.minimum(others, exact.amin(1, keepdim=True) - MARGIN).scatter(1, ids, exact)
 
 
 def rest_mass(logits: Tensor, ids: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """[n] probability of the classes outside the head, at the lowest temperature."""
+    """[n] probability of the classes that are not in `ids`, at the lowest temperature."""
     return 1 - (logits / min(temperatures)).softmax(1).gather(1, ids).sum(1)

@@ -1,19 +1,19 @@
-"""Labels -> codes, by what the decoder makes of them: slot by slot, every code of a codebook tried against the label's own loss.
+"""Labels -> codes by search: slot by slot, the loss of the decoded label is computed for every code of the codebook.
 
-A code adds the same to every label's logits, so the exponentials that softmax needs factor, and the loss of all k codes of a slot for
-all labels is two matrix products:
+A code adds the same vector to every label's logits, so the exponentials of softmax factor, and the loss of all k codes of a slot for all
+labels is two matrix products:
 
     lse(y + a_j) = log sum_c exp(y_c) exp(a_jc)
 
-At high temperatures, where a code changes no probability by much, the loss is its second-order Taylor polynomial in the latent, with
-one curvature for all labels: no slot needs exponentials of its own. At T = 16 and above it finds as good codes, alone or not; at T = 4
-only beside a lower temperature, which is exact. Codes that move logits by more than half a temperature are tried exactly at any.
+At high temperatures a code changes no probability by much, and the loss is replaced by its second-order Taylor polynomial in the latent,
+with one curvature for all labels and no exponentials. The codes found are as good at T >= 16; at T >= 4 only beside a lower temperature,
+which is exact. Codes that move logits by more than half a temperature are evaluated exactly at any temperature.
 
-A beam goes on with several beginnings of a label's codes instead of the best one, at as many times the cost: their losses compare,
-because shares that add up to 1 make a slot's loss its change.
+A beam keeps several hypotheses (codes of the first slots) of a label in place of the best one, at proportional cost. Their losses are
+comparable because probabilities are normalised after every slot.
 
-Choosing each slot in turn gives the loss of every prefix of the codes as well. Where a label may have as many as pay, `used` says how many
-that is at a price per code, and `variable` chooses those.
+Choosing the slots in turn also gives the loss of every prefix of the codes. At a variable rate, `best_counts` selects the prefix with
+the lowest rate-distortion cost, and `variable` returns the counts and codes.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,255 +26,257 @@ from torch import Tensor
 
 from vqlabel.metrics.distortion import temperature_weight
 
-CLAMP = 60.0  # a code that moves a logit by more would overflow single precision's exponential: its loss is only estimated
-KEPT_UP = 40.0  # the same where one code may be taken away and another put in, with no exponential made anew
-SMALLEST = 1e-30  # a probability below it may have lost its digits, and could never grow again
-FLAT, FLAT_BESIDE = 16.0, 4.0  # temperatures from here on may take the polynomial: the lowest one of a loss, the others
-BENT = 0.25  # variance of a code's logits over a temperature, the mean of a slot's codes, above which no polynomial holds
-STEPS = 30  # of a bisection
+CLAMP = 60.0  # nats; a code that moves a logit by more overflows float32's exponential, and its loss is only estimated
+MAX_PRODUCT_MOVE = 40.0  # nats; the same where one code is removed and another added by products alone
+MIN_PROBABILITY = 1e-30  # below it a probability may have lost its digits, and products could not restore it
+MIN_FLAT, MIN_FLAT_BESIDE = (
+    16.0,
+    4.0,
+)  # temperatures from which the polynomial replaces the loss: as the lowest one, beside a lower one
+MAX_VARIANCE = 0.25  # of a code's logits over a temperature, the mean of a slot's codes; above it the polynomial is inaccurate
+BISECTION_STEPS = 30  # to 1e-9 of the initial interval
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 @dataclass
-class Reached:
-    """What the decoder says with the codes so far, changed in place."""
+class SearchState:
+    """What the loss needs of the labels with the codes chosen so far; changed in place."""
 
-    share: dict[float, Tensor]  # by temperature, [n, C] probabilities, up to a factor a label
-    slope: Tensor  # [n, d] of the loss in the latent
-    logits: Tensor | None  # [n, C], where probabilities are made anew from them after every code
-    target: Tensor | None = None  # [n, C] logits of the labels, where the loss needs them
+    probs: dict[float, Tensor]  # temperature -> [n, C] probabilities, up to a factor per label
+    slope: Tensor  # [n, d] gradient in the latent: of the soft target, and of high temperatures' log-partition functions
+    logits: Tensor | None  # [n, C], if probabilities are recomputed from them after every code
+    teacher: Tensor | None = None  # [n, C] logits of the labels, if the loss needs them
 
     def first(self, count: int) -> Self:
-        """Of the first `count` labels, on the same memory."""
-        logits, target = (None if x is None else x[:count] for x in (self.logits, self.target))
-        return type(self)({t: share[:count] for t, share in self.share.items()}, self.slope[:count], logits, target)
+        """The state of the first `count` labels, on the same memory."""
+        logits, teacher = (None if x is None else x[:count] for x in (self.logits, self.teacher))
+        return type(self)({t: probs[:count] for t, probs in self.probs.items()}, self.slope[:count], logits, teacher)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows, any of them as often as it is named."""
-        self.share = {t: share.index_select(0, rows) for t, share in self.share.items()}
+        """Replace the rows by `rows`, in which a row may be repeated."""
+        self.probs = {t: probs.index_select(0, rows) for t, probs in self.probs.items()}
         self.slope = self.slope.index_select(0, rows)
-        self.logits, self.target = (None if x is None else x.index_select(0, rows) for x in (self.logits, self.target))
+        self.logits, self.teacher = (None if x is None else x.index_select(0, rows) for x in (self.logits, self.teacher))
 
-    def vanishes(self) -> bool:
-        """Whether a probability has come too near to 0 to be kept up by products."""
-        return any(share.numel() > 0 and float(share.amin()) < SMALLEST for share in self.share.values())
+    def underflows(self) -> bool:
+        """Whether a probability is too close to 0 for further products."""
+        return any(probs.numel() > 0 and float(probs.amin()) < MIN_PROBABILITY for probs in self.probs.values())
 
 
 class Encoder:
-    """Beam, then coordinate descent on `mixed_cross_entropy`: the slots in turn, given those before; then again, given all others.
+    """Beam search, then coordinate descent, on `mixed_cross_entropy`: slots in turn given those before, then again given all others.
 
     Args:
         books: [m, k, d] what each code adds to the latent.
-        out: [d, C], bias: [C]: latent -> logits.
+        out: [d, C] map from latents to logits; bias: [C].
         temperatures: of the loss.
     """
 
     def __init__(self, books: Tensor, out: Tensor, bias: Tensor, temperatures: Sequence[float]) -> None:
         self.books, self.out = books, out
-        self.near, self.far = [], []
-        self.turn = torch.zeros_like(books)  # [m, k, d]: what each code adds to the slope
+        self.exact, self.flat = [], []  # temperatures whose loss is exact, and those of the polynomial
+        self.slope_changes = torch.zeros_like(books)  # [m, k, d] what each code adds to the slope
         for t in temperatures:
-            turn = books @ self._curvature(bias, t) if t >= (FLAT if t == min(temperatures) else FLAT_BESIDE) else None
-            if turn is None or float((turn * books).sum(2).mean(1).amax()) > BENT * temperature_weight(t) * t * t:
-                self.near.append(t)
+            change = books @ self._curvature(bias, t) if t >= (MIN_FLAT if t == min(temperatures) else MIN_FLAT_BESIDE) else None
+            if change is None or float((change * books).sum(2).mean(1).amax()) > MAX_VARIANCE * temperature_weight(t) * t * t:
+                self.exact.append(t)
             else:
-                self.far.append(t)
-                self.turn += turn
-        self.bend = 0.5 * (self.turn * books).sum(2)  # [m, k]
-        self.moves = [book @ out for book in books] if self.near else []  # m of [k, C]: what each code adds to the logits
-        self.grown: dict[float, list[Tensor]] = {}  # by temperature, m of [k, C]: what each code multiplies probabilities by
-        for t in self.near:
-            self.grown[t] = [(move / t).clamp_(-CLAMP, CLAMP).exp_() for move in self.moves]
-        self.kept_up = all(float(move.abs().amax()) <= KEPT_UP * t for t in self.near for move in self.moves)
+                self.flat.append(t)
+                self.slope_changes += change
+        self.quadratic = 0.5 * (self.slope_changes * books).sum(2)  # [m, k] second-order term of each code's loss
+        self.moves = [book @ out for book in books] if self.exact else []  # m of [k, C]: what each code adds to the logits
+        self.factors: dict[float, list[Tensor]] = {}  # temperature -> m of [k, C]: factor of each code on the probabilities
+        for t in self.exact:
+            self.factors[t] = [(move / t).clamp_(-CLAMP, CLAMP).exp_() for move in self.moves]
+        self.products_suffice = all(float(move.abs().amax()) <= MAX_PRODUCT_MOVE * t for t in self.exact for move in self.moves)
 
     def _curvature(self, bias: Tensor, temperature: float) -> Tensor:
-        """[d, d] of the loss in the latent, at the usual label."""
-        usual = F.softmax(bias / temperature, 0)
-        mean = self.out @ usual
-        curvature: Tensor = temperature_weight(temperature) * ((self.out * usual) @ self.out.T - torch.outer(mean, mean))
+        """[d, d] second derivative of the loss in the latent, at the label that the bias decodes to."""
+        probs = F.softmax(bias / temperature, 0)
+        mean = self.out @ probs
+        curvature: Tensor = temperature_weight(temperature) * ((self.out * probs) @ self.out.T - torch.outer(mean, mean))
         return curvature
 
-    def __call__(self, logits: Tensor, pull: Tensor, sweeps: int, beam: int = 1) -> Tensor:
-        """The codes of every slot, chosen once in turn and then `sweeps` times again.
+    def __call__(self, logits: Tensor, target: Tensor, sweeps: int, beam_width: int = 1) -> Tensor:
+        """The codes of every slot, chosen in turn and then `sweeps` times again.
 
         Args:
-            logits: [n, C] what the decoder says without a code.
-            pull: [n, C] from `soft_target`.
-            beam: beginnings of a label's codes that every slot is tried after; time and memory grow with it.
+            logits: [n, C] decoded without codes.
+            target: [n, C] from `soft_target`.
+            beam_width: hypotheses per label; time and memory grow with it.
 
         Returns:
-            [n, m] int64; a sweep makes no label's loss larger, as far as the exact temperatures go, unless a code moves a logit by more
-            than CLAMP * T.
+            [n, m] int64; a sweep increases no label's loss at the exact temperatures, unless a code moves a logit by more than CLAMP * T.
         """
 
-        def choose(reached: Reached) -> Tensor:
-            codes = self._begin(reached, beam)
+        def choose(state: SearchState) -> Tensor:
+            codes = self._beam_search(state, beam_width)
             for _ in range(sweeps):
                 for slot, code in enumerate(codes):
-                    self._move(slot, code, reached, -1)
-                    self._add_best(slot, code, reached)
+                    self._apply(slot, code, state, -1)
+                    self._add_best(slot, code, state)
             return codes.T.contiguous()
 
-        return self._safely(choose, logits, pull)
+        return self._run(choose, logits, target)
 
-    def variable(self, logits: Tensor, pull: Tensor, sweeps: int, price: float) -> Tensor:
-        """As many codes as pay at `price` each, the fewest where several cost the same; a sweep goes over those only.
+    def variable(self, logits: Tensor, target: Tensor, sweeps: int, price: float) -> Tensor:
+        """The prefix of codes with the lowest loss plus `price` per code, the shortest of equals; sweeps keep its length.
 
         Returns:
             [n, 1 + m] int64: the count of a label, 0..m, then its codes, 0 beyond its count.
         """
-        losses, codes = self._in_turn(logits, pull)
-        count = used(losses, price)
-        order = count.argsort(descending=True, stable=True)  # those that have a slot come first, and are a slice
-        have = [int((count > slot).sum()) for slot in range(len(codes))]
+        losses, codes = self._choose_in_turn(logits, target)
+        count = best_counts(losses, price)
+        order = count.argsort(descending=True, stable=True)  # labels that have a slot are then the first rows
+        labels_with = [int((count > slot).sum()) for slot in range(len(codes))]
         codes = codes[:, order]
 
-        def choose_again(reached: Reached) -> Tensor:
+        def choose_again(state: SearchState) -> Tensor:
             chosen = codes.clone()
             for slot, code in enumerate(chosen):
-                self._move(slot, code[: have[slot]], reached.first(have[slot]), 1)
+                self._apply(slot, code[: labels_with[slot]], state.first(labels_with[slot]), 1)
             for _ in range(sweeps):
                 for slot, code in enumerate(chosen):
-                    part = reached.first(have[slot])
-                    self._move(slot, code[: have[slot]], part, -1)
-                    self._add_best(slot, code[: have[slot]], part)
+                    rows = state.first(labels_with[slot])
+                    self._apply(slot, code[: labels_with[slot]], rows, -1)
+                    self._add_best(slot, code[: labels_with[slot]], rows)
             return chosen
 
         if sweeps:
-            codes = self._safely(choose_again, logits[order], pull[order])
+            codes = self._run(choose_again, logits[order], target[order])
         for slot, code in enumerate(codes):
-            code[have[slot] :] = 0
+            code[labels_with[slot] :] = 0
         out = torch.empty(len(logits), 1 + len(codes), dtype=torch.long, device=logits.device)
         out[:, 0] = count
         out[order, 1:] = codes.T
         return out
 
-    def prefix_losses(self, logits: Tensor, pull: Tensor) -> Tensor:
-        """[n, m + 1] what the first j codes, each chosen once, add to a label's loss: 0 for none, then mostly less and less."""
-        return self._in_turn(logits, pull)[0]
+    def prefix_losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[n, m + 1] what the first j codes, each chosen once, add to a label's loss; 0 for none, and mostly decreasing in j."""
+        return self._choose_in_turn(logits, target)[0]
 
-    def _in_turn(self, logits: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """`prefix_losses`, and the codes [m, n]: shares add up to 1 as long as no code is taken away, so a slot's least loss is its change."""
+    def _choose_in_turn(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """`prefix_losses`, and the codes [m, n]; a slot's least loss is its change, because probabilities stay normalised."""
 
-        def choose(reached: Reached) -> tuple[Tensor, Tensor]:
+        def choose(state: SearchState) -> tuple[Tensor, Tensor]:
             codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
             losses = torch.zeros(len(logits), len(self.books) + 1, device=logits.device)
             for slot, code in enumerate(codes):
-                loss = self._add_best(slot, code, reached)
+                loss = self._add_best(slot, code, state)
                 losses[:, slot + 1] = losses[:, slot] + loss.gather(1, code[:, None])[:, 0]
             return losses, codes
 
-        return self._safely(choose, logits, pull)
+        return self._run(choose, logits, target)
 
-    def _begin(self, reached: Reached, beam: int) -> Tensor:
-        """[m, n] the codes of every slot in turn, of the `beam` best beginnings that each label has at any slot."""
-        count, device = len(reached.slope), reached.slope.device
-        if beam == 1:
+    def _beam_search(self, state: SearchState, beam_width: int) -> Tensor:
+        """[m, n] codes of the best hypothesis, with `beam_width` hypotheses per label kept after every slot."""
+        count, device = len(state.slope), state.slope.device
+        if beam_width == 1:
             codes = torch.empty(len(self.books), count, dtype=torch.long, device=device)
             for slot, code in enumerate(codes):
-                self._add_best(slot, code, reached)
+                self._add_best(slot, code, state)
             return codes
-        first = torch.arange(count, device=device)[:, None]  # of a label's rows, in units of how many it has
-        begun = torch.empty(count, 1, 0, dtype=torch.long, device=device)
+        label = torch.arange(count, device=device)[:, None]
+        hypotheses = torch.empty(count, 1, 0, dtype=torch.long, device=device)
         total = torch.zeros(count, 1, device=device)
         for slot, book in enumerate(self.books):
-            kept, k = total.shape[1], len(book)
-            losses = (self._losses(slot, reached) + total.view(-1, 1)).view(count, kept * k)
-            total, at = losses.topk(min(beam, kept * k) if slot + 1 < len(self.books) else 1, largest=False)
-            before, code = at // k, at % k
-            reached.keep((first * kept + before).flatten())
-            self._move(slot, code.flatten(), reached, 1)
-            begun = torch.cat([begun.gather(1, before[:, :, None].expand(-1, -1, slot)), code[:, :, None]], 2)
-        return begun[:, 0].T.contiguous()
+            width, k = total.shape[1], len(book)
+            losses = (self._losses(slot, state) + total.view(-1, 1)).view(count, width * k)
+            total, best = losses.topk(min(beam_width, width * k) if slot + 1 < len(self.books) else 1, largest=False)
+            parent, code = best // k, best % k
+            state.keep((label * width + parent).flatten())
+            self._apply(slot, code.flatten(), state, 1)
+            hypotheses = torch.cat([hypotheses.gather(1, parent[:, :, None].expand(-1, -1, slot)), code[:, :, None]], 2)
+        return hypotheses[:, 0].T.contiguous()
 
-    def _safely(self, choose: Callable[[Reached], Found], logits: Tensor, pull: Tensor) -> Found:
-        """What `choose` finds with probabilities kept up by products, which take half the time of exponentials; where one of them vanished
-        or a code grows more than a product can say, with those.
+    def _run(self, choose: Callable[[SearchState], Result], logits: Tensor, target: Tensor) -> Result:
+        """Run `choose` with probabilities updated by products, in half the time of exponentials; if one of them underflows or a code
+        moves logits too far for products, run it with probabilities recomputed from logits.
         """
-        share = {t: F.softmax(logits / t, 1) for t in self.near}
-        reached = Reached(share, self._slope(logits, pull), None)
-        if self.kept_up and not reached.vanishes():
-            found = choose(reached)
-            if not reached.vanishes():
-                return found
-            share = {t: F.softmax(logits / t, 1) for t in self.near}
-        return choose(Reached(share, self._slope(logits, pull), logits.clone() if self.near else None))
+        probs = {t: F.softmax(logits / t, 1) for t in self.exact}
+        state = SearchState(probs, self._slope(logits, target), None)
+        if self.products_suffice and not state.underflows():
+            result = choose(state)
+            if not state.underflows():
+                return result
+            probs = {t: F.softmax(logits / t, 1) for t in self.exact}
+        return choose(SearchState(probs, self._slope(logits, target), logits.clone() if self.exact else None))
 
-    def _add_best(self, slot: int, code: Tensor, reached: Reached) -> Tensor:
-        """Set `code` [n] to those with the least loss beside what was reached, and put them in.
+    def _add_best(self, slot: int, code: Tensor, state: SearchState) -> Tensor:
+        """Set `code` [n] to the codes with the least loss, and add them.
 
         Returns:
-            [n, k] by how much each code changes the loss, up to a constant a label: 0 where its shares add up to 1.
+            [n, k] change of the loss by each code, up to a constant per label: 0 where its probabilities sum to 1.
         """
-        loss = self._losses(slot, reached)
-        _least(loss, code)
-        self._move(slot, code, reached, 1)
+        loss = self._losses(slot, state)
+        _argmin_into(loss, code)
+        self._apply(slot, code, state, 1)
         return loss
 
-    def _losses(self, slot: int, reached: Reached) -> Tensor:
-        """[n, k] by how much each code changes the loss, up to a constant a label."""
-        loss = torch.addmm(self.bend[slot], reached.slope, self.books[slot].T)
-        for t, grown in self.grown.items():
-            loss.add_((reached.share[t] @ grown[slot].T).log_(), alpha=temperature_weight(t) * t * t)
+    def _losses(self, slot: int, state: SearchState) -> Tensor:
+        """[n, k] change of the loss by each code, up to a constant per label."""
+        loss = torch.addmm(self.quadratic[slot], state.slope, self.books[slot].T)
+        for t, factors in self.factors.items():
+            loss.add_((state.probs[t] @ factors[slot].T).log_(), alpha=temperature_weight(t) * t * t)
         return loss
 
-    def _move(self, slot: int, code: Tensor, reached: Reached, sign: int) -> None:
-        """Put codes [n] in (1) or take them away (-1)."""
-        if reached.logits is not None:
-            reached.logits.add_(self.moves[slot].index_select(0, code), alpha=sign)
-        for t, grown in self.grown.items():
-            share = reached.share[t]
-            if reached.logits is not None:
-                share.copy_(F.softmax(reached.logits / t, 1))
+    def _apply(self, slot: int, code: Tensor, state: SearchState, sign: int) -> None:
+        """Add codes [n] (sign 1) or remove them (-1)."""
+        if state.logits is not None:
+            state.logits.add_(self.moves[slot].index_select(0, code), alpha=sign)
+        for t, factors in self.factors.items():
+            probs = state.probs[t]
+            if state.logits is not None:
+                probs.copy_(F.softmax(state.logits / t, 1))
             elif sign > 0:
-                share.mul_(grown[slot].index_select(0, code))
-                share.div_(share.sum(1, keepdim=True))
+                probs.mul_(factors[slot].index_select(0, code))
+                probs.div_(probs.sum(1, keepdim=True))
             else:
-                share.div_(grown[slot].index_select(0, code))
-        if self.far:
-            reached.slope.add_(self.turn[slot].index_select(0, code), alpha=sign)
+                probs.div_(factors[slot].index_select(0, code))
+        if self.flat:
+            state.slope.add_(self.slope_changes[slot].index_select(0, code), alpha=sign)
 
-    def _slope(self, logits: Tensor, pull: Tensor) -> Tensor:
-        """[n, d] of the loss in the latent: of what the teacher pulls, and of the partition functions of the high temperatures."""
-        total = -pull
-        for t in self.far:
+    def _slope(self, logits: Tensor, target: Tensor) -> Tensor:
+        """[n, d] gradient in the latent of minus the soft target, plus the log-partition functions of the polynomial's temperatures."""
+        total = -target
+        for t in self.flat:
             total.add_(F.softmax(logits / t, 1), alpha=temperature_weight(t) * t)
         return total @ self.out.T
 
 
-def _least(loss: Tensor, code: Tensor) -> None:
-    """Set `code` [n] to the first least of every row of `loss` [n, k]. On a CPU by NumPy, which takes a tenth of torch's time for it."""
+def _argmin_into(loss: Tensor, code: Tensor) -> None:
+    """Set `code` [n] to the first minimum of every row of `loss` [n, k]; on a CPU by NumPy, which takes a tenth of torch's time."""
     if loss.device.type == "cpu":
         code.copy_(torch.from_numpy(loss.detach().numpy().argmin(1)))
     else:
         torch.argmin(loss, 1, out=code)
 
 
-def used(losses: Tensor, price: float) -> Tensor:
-    """[n, m + 1] losses of prefixes -> [n] int64, 0..m: how many codes have the least loss, with `price` to pay for each."""
+def best_counts(losses: Tensor, price: float) -> Tensor:
+    """[n, m + 1] losses of prefixes -> [n] int64, 0..m: the number of codes with the least loss plus `price` per code."""
     cost: Tensor = losses + price * torch.arange(losses.shape[1], device=losses.device)
     return cost.argmin(1)
 
 
-def find_rate_multiplier(losses: Tensor, most: float, weight: Tensor | None = None) -> float:
-    """The least price of a code, to a billionth of the dearest, at which labels have no more than `most` codes on average.
+def find_rate_multiplier(losses: Tensor, max_codes: float, weight: Tensor | None = None) -> float:
+    """The least price per code at which labels have at most `max_codes` codes on average, to 1e-9 of the largest possible price.
 
     Args:
         losses: [n, m + 1] of prefixes.
-        weight: [n] of a label in the average, of sum 1; all alike by default.
+        weight: [n] weight of each label in the average, with sum 1; equal by default.
     """
     if not len(losses):
         return 0.0
 
     def fits(price: float) -> bool:
-        count = used(losses, price).double()
-        return float(count.mean() if weight is None else count @ weight.double()) <= most
+        count = best_counts(losses, price).double()
+        return float(count.mean() if weight is None else count @ weight.double()) <= max_codes
 
-    low, high = 0.0, float((losses[:, :1] - losses).amax())  # no code takes away more than that
+    low, high = 0.0, float((losses[:, :1] - losses).amax())  # no code lowers a loss by more
     if fits(low):
         return low
-    for _ in range(STEPS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high

@@ -1,4 +1,4 @@
-"""Bytes of a VQAE: of its tensors, and of the file of so many labels."""
+"""Configuration of a VQAE -> bytes of its tensors, and of a `.vql` of so many labels."""
 
 import math
 
@@ -8,11 +8,11 @@ from vqlabel.codecs.vqae.prior import WIDTHS
 from vqlabel.codecs.weights import stored_bytes
 from vqlabel.container import overhead
 
-NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # small, and all labels pass through it: worth 2 bits more a number
+NETWORK = ("prior.mixed", "prior.inside", "prior.outside")  # few weights, used by all labels: stored in 2 more bits
 
 
 def bits_of(name: str, weight_bits: int) -> int:
-    """Stored width of a number of the decoder weight `name`."""
+    """Bits of a stored number of the decoder weight `name`."""
     return min(8, weight_bits + 2) if name.removeprefix("decoder.").startswith(NETWORK) else weight_bits
 
 
@@ -38,11 +38,11 @@ def codec_bytes(config: VqaeConfig) -> int:
 
 
 def file_bytes(config: VqaeConfig, labels: int) -> int:
-    """Bytes of a `.vql` of this codec and so many labels, without augmentation and order."""
+    """Bytes of a `.vql` of `labels` labels with this codec, without augmentation and order."""
     codes, chunks = math.ceil(labels * config.label_bits / 8), -(-labels // overhead.CHUNK_ROWS)
     if not config.label_bits:
         chunks = -(-labels // CHUNK_CODES)
-        codes = overhead.STREAM_PADDING * chunks  # zeros, compressed
+        codes = overhead.STREAM_PADDING * chunks  # zeros, which compress to nothing
     elif config.variable:
         codes, chunks = (
             codes + overhead.STREAM_PADDING + overhead.ZSTD_CHUNK_EXCESS * chunks,

@@ -1,1 +1,1 @@
-"""How a VQAE is fitted. Nothing here is loaded by a program that only decodes."""
+"""Fitting of a VQAE. A program that only decodes does not load this package."""

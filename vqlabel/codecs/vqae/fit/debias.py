@@ -1,14 +1,14 @@
-"""How far decoded labels lie from their mean: so far that a student of them learns what a student of raw labels would.
+"""Rescale decoded labels about their mean so that they are unbiased: regressing decoded on raw probabilities has slope 1.
 
-A calibrated decoder says E[raw | code], the mean of all labels that share a code, and means lie closer together than what they are means of.
-A student does not see the code but the view, and learns E[decoded | view]. That is E[raw | view], what raw labels teach, wherever
-E[decoded | raw] = raw: where decoded labels are unbiased, not calibrated. No scaling gives that for every label; one factor on their distance
-from the mean label gives it on average, as a slope of decoded on raw probabilities of 1. Directions that codes say little of, the tail's, are
-lifted more than those that they say all of. It costs KL, and students gain more than any other use of bytes gives them:
-docs/how-it-works.md. Where codes say so little that no factor up to MOST makes labels unbiased, that factor would take from them all that they are better
-than one mean label for all (of slope s < 1 / 2, squared error is V (1 - 4 s + 4 s) at a factor of 2, and the mean label's is V): such labels stay
-calibrated. Of several temperatures the one that asks for the least counts. The mix for a student nobody knows goes a sixteenth
-of the way: KL at none of its temperatures rises by a hundredth.
+A calibrated decoder gives E[raw | code], the mean of all labels with that code, and such means lie closer together than the labels.
+A student sees the view, not the code, and learns E[decoded | view]. That equals E[raw | view], what raw labels teach, if
+E[decoded | raw] = raw: if decoded labels are unbiased rather than calibrated. No scaling achieves this for every label. One factor on the
+distance from the mean label, the gain, achieves it on average. Directions of which codes hold little get an additional gain, the tail
+gain. Debiasing raises KL, and improves students more than any other use of the same bytes (docs/how-it-works.md).
+
+If no gain up to MAX_GAIN makes labels unbiased, they stay calibrated: at a slope of s < 1 / 2, the squared error at a gain of 2 is
+V (1 - 4 s + 4 s) = V, which is that of one mean label for all. Of several temperatures, the one with the smallest gain counts. For the
+default mix of temperatures, the gain is raised to the power of MIX_POWER, which raises KL by at most a hundredth at each of them.
 """
 
 from collections.abc import Sequence
@@ -27,92 +27,110 @@ from vqlabel.config import MIX
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 
-LOOKED_AT, LOOKED_NUMBERS = 8192, 1 << 25  # labels, and their entries, at most; they give the factor to about a hundredth
-MAX_HALF = torch.finfo(torch.float16).max
-LEAST, MOST = 0.5, 2.0  # at MOST, labels that are still not unbiased are no nearer to the raw ones than one mean label for all
-LIFT = 0.25  # power of 1 / slope that a direction is lifted by: all of it would be unbiased, and noise
-MAX_LIFT = 2.0
-OF_MIX = 0.0625  # power of the factor that is taken where the student is unknown
-NOTHING = 1e-10  # variance of labels that are all alike, as sums round it
-STEPS = 9  # of the bisection: to 0.003
+MAX_LABELS, MAX_NUMBERS = (
+    8192,
+    1 << 25,
+)  # labels, and labels * classes, that the gain is measured on; its error is about a hundredth
+MAX_FP16 = torch.finfo(torch.float16).max
+MIN_GAIN = 0.5  # with a tail gain; 1 without
+MAX_GAIN = 2.0  # limit of the gain: beyond a factor of 2 it amplifies quantization noise more than signal
+TAIL_POWER = 0.25  # tail gain is slope ** -TAIL_POWER; with a power of 1, it would be unbiased and amplify noise
+MAX_TAIL_GAIN = 2.0
+MIX_POWER = 0.0625  # power of the gain where the student's temperature is unknown
+MIN_VARIANCE = 1e-10  # of probabilities; below it, labels differ by rounding only
+BISECTION_STEPS = 9  # to a gain within 0.003
 
 
 @torch.no_grad()
-def set_gain(codec: SingleRateVqae, part: Split, rates: Sequence[int], gain: float | None) -> None:
-    """Set the decoder's `center`, `lift` and `gain` from labels of `part`, encoded as `pack` will; a gain that is given is kept.
+def set_gain(codec: SingleRateVqae, split: Split, rates: Sequence[int], gain: float | None) -> None:
+    """Set the decoder's mean latent, tail gain and gains from labels of `split`, with codes chosen as `pack` will choose them.
 
-    Found for `rates`, numbers of slots with the codec's own among them; between them it is interpolated. Where MOST does not make labels of
-    a rate unbiased, they have a gain of 1; if those are of the codec's own rate, the codec is calibrated, and its `gain_limited` is True.
+    Labels with exact classes stay calibrated unless a gain is given, because their users want the lowest KL. If no gain up to MAX_GAIN
+    makes the labels of a rate unbiased, their gain is 1; if that rate is the codec's own, `codec.gain_limited` is set.
+
+    Args:
+        rates: numbers of slots to measure at, the codec's own included; gains of rates between them are interpolated.
+        gain: used at all rates in place of a measured one.
     """
-    if gain == 1 or (gain is None and codec.config.head):  # as the decoder is made; a head is for who counts in KL
+    if gain == 1 or (gain is None and codec.config.head):
         return
-    count = len(part.labels)
-    some = min(count, LOOKED_AT, max(256, LOOKED_NUMBERS // codec.config.classes))
-    at = torch.linspace(0, count - 1, some, device=part.labels.device).long()
-    decoder, temperatures = codec.decoder, codec.config.temperature
-    known = None if part.known is None else part.known.rows(at)
-    raw = as_logits(part.labels[at], codec.config.domain)
+    index = _measured_labels(codec, split)
+    decoder, temperatures, domain = codec.decoder, codec.config.temperature, codec.config.domain
+    prior_inputs = None if split.prior_inputs is None else split.prior_inputs.rows(index)
+    raw = as_logits(split.labels[index], domain)
     if gain is None and all(
-        float(_around_mean(raw, t, codec.config.domain).square().sum(1).mean()) <= NOTHING for t in temperatures
+        float(_centred_probabilities(raw, t, domain).square().sum(1).mean()) <= MIN_VARIANCE for t in temperatures
     ):
         return
-    found: list[float] = []
+    gains: list[float] = []
     for slots in (rates := sorted(rates, reverse=True)):
-        z = decoder.latent(codec.choose(part.labels[at], known, slots), known)
-        if not found:
-            decoder.center.copy_(z.mean(0).clamp(-MAX_HALF, MAX_HALF).half())
+        z = decoder.latent(codec.choose(split.labels[index], prior_inputs, slots), prior_inputs)
+        if not gains:
+            decoder.center.copy_(z.mean(0).clamp(-MAX_FP16, MAX_FP16).half())
             if decoder.lift is not None:
-                decoder.lift.copy_(rounded(_lift(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
-        factor = _unbiased(decoder, z, raw, temperatures, codec.config.domain) if gain is None else gain
-        if factor is None and not found:
+                decoder.lift.copy_(rounded(_tail_gain(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
+        unbiased = _unbiased_gain(decoder, z, raw, temperatures, domain) if gain is None else gain
+        if unbiased is None and not gains:
             codec.calibrate()
             codec.gain_limited = True
             return
-        found.append(1.0 if factor is None else factor)
-    between = np.interp(range(len(decoder.contrast)), rates[::-1], found[::-1])
-    decoder.contrast.copy_(torch.tensor(between).half())  # as it will be stored
+        gains.append(1.0 if unbiased is None else unbiased)
+    between = np.interp(range(len(decoder.contrast)), rates[::-1], gains[::-1])
+    decoder.contrast.copy_(torch.tensor(between).half())  # as stored
 
 
-def _lift(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """[d_h, d_h], what is added to latents [n, d_h] about their mean: along every principal component of the raw logits [n, C], as the
-    latent can express them, slope ** -LIFT - 1, the slope of decoded on raw.
+def _measured_labels(codec: SingleRateVqae, split: Split) -> Tensor:
+    """Indices of the labels that the gain is measured on, evenly spaced: at least 256, at most MAX_LABELS."""
+    count = min(len(split.labels), MAX_LABELS, max(256, MAX_NUMBERS // codec.config.classes))
+    return torch.linspace(0, len(split.labels) - 1, count, device=split.labels.device).long()
+
+
+def _tail_gain(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """[d_h, d_h] matrix whose product with latents about their mean is added to them.
+
+    Along every principal component of the raw logits, as far as the latent can express them, latents are scaled by
+    slope ** -TAIL_POWER, at most by MAX_TAIL_GAIN; the slope is that of decoded on raw latents.
+
+    Args:
+        z: [n, d_h] decoded latents.
+        raw: [n, C] logits of the same labels.
     """
     weight = torch.stack([F.softmax(raw / t, 1).mean(0) for t in temperatures]).mean(0)
     out = decoder.out - (decoder.out @ weight)[:, None]
-    metric = (out * weight) @ out.T  # of the latent: squared error of logits, weighed by how probable their classes are
+    metric = (out * weight) @ out.T  # of the latent: squared error of logits, weighted by the mean probability of each class
     metric += 1e-4 * metric.diagonal().mean().clamp_min(1e-6) * torch.eye(len(out), device=out.device)
     target = torch.linalg.solve(metric, (((raw - decoder.bias) * weight) @ out.T).T).T
-    target, said = target - target.mean(0), z - z.mean(0)
+    target, decoded = target - target.mean(0), z - z.mean(0)
     root = torch.linalg.cholesky(metric)
-    turn = root @ torch.linalg.eigh((target @ root).T @ (target @ root))[1]  # latent -> principal components
-    target, said = target @ turn, said @ turn
-    slope = (said * target).sum(0) / target.square().sum(0).clamp_min(1e-12)
-    grown = slope.clamp(1e-3, 1).pow(-LIFT).clamp(max=MAX_LIFT)
-    lift: Tensor = (turn * (grown - 1)) @ torch.linalg.inv(turn)
-    return lift
+    rotation = root @ torch.linalg.eigh((target @ root).T @ (target @ root))[1]  # latent -> principal components
+    target, decoded = target @ rotation, decoded @ rotation
+    slope = (decoded * target).sum(0) / target.square().sum(0).clamp_min(1e-12)
+    factor = slope.clamp(1e-3, 1).pow(-TAIL_POWER).clamp(max=MAX_TAIL_GAIN)
+    added: Tensor = (rotation * (factor - 1)) @ torch.linalg.inv(rotation)
+    return added
 
 
-def _unbiased(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...], domain: str) -> float | None:
-    """The factor on latents [n, d_h], about their center, that gives their labels a slope of 1 on the `raw` logits [n, C]; None: more than MOST."""
-    wanted = [_around_mean(raw, t, domain) for t in temperatures]
+def _unbiased_gain(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...], domain: str) -> float | None:
+    """The gain at which probabilities decoded from latents `z` [n, d_h] have slope 1 on those of `raw` [n, C]; None: above MAX_GAIN."""
+    targets = [_centred_probabilities(raw, t, domain) for t in temperatures]
 
-    def reached(gain: float) -> bool:
+    def reaches_slope_1(gain: float) -> bool:
         logits = decoder.with_gain(z, gain)
         return any(
-            bool((want * _around_mean(logits, t, domain)).sum() >= want.square().sum())
-            for t, want in zip(temperatures, wanted, strict=True)
+            bool((target * _centred_probabilities(logits, t, domain)).sum() >= target.square().sum())
+            for t, target in zip(temperatures, targets, strict=True)
         )
 
-    low, high = LEAST if decoder.lift is not None else 1.0, MOST
-    for _ in range(STEPS):
+    low, high = MIN_GAIN if decoder.lift is not None else 1.0, MAX_GAIN
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        low, high = (low, middle) if reached(middle) else (middle, high)
+        low, high = (low, middle) if reaches_slope_1(middle) else (middle, high)
     if temperatures == MIX:
-        return float(low**OF_MIX)
-    return low if high < MOST else None
+        return float(low**MIX_POWER)
+    return low if high < MAX_GAIN else None
 
 
-def _around_mean(logits: Tensor, temperature: float, domain: str) -> Tensor:
-    """The probabilities of [n, C] logits, less their mean over labels."""
-    share = likelihood_of(domain).probabilities(logits / temperature)
-    return share - share.mean(0)
+def _centred_probabilities(logits: Tensor, temperature: float, domain: str) -> Tensor:
+    """[n, C] probabilities of logits at a temperature, minus their mean over labels."""
+    probabilities = likelihood_of(domain).probabilities(logits / temperature)
+    return probabilities - probabilities.mean(0)

@@ -1,4 +1,4 @@
-"""What a code bit must take away of a label's loss, so that labels which have as many slots as pay have the wanted bits on average."""
+"""The rate-distortion multiplier of a variable rate: the loss that a code bit must remove, so that labels have the target bits on average."""
 
 from dataclasses import replace
 
@@ -8,30 +8,31 @@ from vqlabel.codecs.vqae.fit.split import CHUNK, Split
 from vqlabel.codecs.vqae.search import find_rate_multiplier
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 
-PRICED, PRICED_LAST = 8192, 1 << 18  # labels of a part that a price is found on, at most: while a codec is fitted, and at last
-PRICED_NUMBERS = 1 << 24  # the same in losses of prefixes
-JUST_UNDER = 0.99  # of the wanted rate: labels that were not looked at may need a little more, and a budget is not passed
+MAX_TRAINING_LABELS = 8192  # labels of a split that the multiplier is measured on between trainings
+MAX_FINAL_LABELS = 1 << 18  # the same after the last training, when it decides the size of a file
+MAX_LOSSES = 1 << 24  # the same in losses of prefixes, labels * (slots + 1): 64 MiB
+RATE_MARGIN = 0.99  # share of the target rate that is aimed at: other labels may need slightly more, and a budget is a limit
 
 
 @torch.no_grad()
-def set_rate_multiplier(codec: SingleRateVqae, parts: tuple[Split, Split], total: int, most: int) -> None:
-    """Set the configuration's price by up to `most` labels of each part, evenly spread, so that a file keeps to the configuration's rate.
+def set_rate_multiplier(codec: SingleRateVqae, splits: tuple[Split, Split], total: int, limit: int) -> None:
+    """Set the configuration's `price` such that a file of the dump's `total` labels has `config.rate` code bits per label.
 
-    A codec knows seen labels better than others, which need more codes for the same loss. So each part stands for what of the dump's
-    `total` labels is like it: the seen ones for themselves, those held out for all the rest.
+    Measured on up to `limit` labels of each split, evenly spaced. Held-out labels need more codes than training labels for the same loss,
+    so training labels are weighted by their own number, and held-out ones by the number of all other labels of the dump.
     """
     config = codec.config
-    most = min(most, PRICED_NUMBERS // (config.slots + 1))
-    seen, held = (len(part.labels) for part in parts)
-    stands = (seen, max(held, total - seen))
+    limit = min(limit, MAX_LOSSES // (config.slots + 1))
+    train, held_out = (len(split.labels) for split in splits)
+    shares = (train, max(held_out, total - train))
     losses, weights = [], []
-    for part, many in zip(parts, stands, strict=True):
-        every = max(1, -(-len(part.labels) // most))
-        looked = torch.arange(0, len(part.labels), every, device=part.labels.device)
-        weights.append(
-            torch.full((len(looked),), many / sum(stands) / max(1, len(looked)), dtype=torch.float64, device=looked.device)
-        )
-        for at in looked.split(CHUNK):
-            losses.append(codec.prefix_losses(part.labels[at], None if part.known is None else part.known.rows(at)))
-    price = find_rate_multiplier(torch.cat(losses), JUST_UNDER * config.rate / config.code_bits, torch.cat(weights))
+    for split, share in zip(splits, shares, strict=True):
+        stride = max(1, -(-len(split.labels) // limit))
+        measured = torch.arange(0, len(split.labels), stride, device=split.labels.device)
+        weight = share / sum(shares) / max(1, len(measured))
+        weights.append(torch.full((len(measured),), weight, dtype=torch.float64, device=measured.device))
+        for index in measured.split(CHUNK):
+            inputs = None if split.prior_inputs is None else split.prior_inputs.rows(index)
+            losses.append(codec.prefix_losses(split.labels[index], inputs))
+    price = find_rate_multiplier(torch.cat(losses), RATE_MARGIN * config.rate / config.code_bits, torch.cat(weights))
     codec.config = replace(config, price=price / config.code_bits)

@@ -1,6 +1,6 @@
-"""What the user named, and what the dump is -> the numbers that the user left open, where code bits are given.
+"""The sizes that the user left open, when code bits (not bytes) are given.
 
-The rules are plain guesses at what suits most dumps; `vqlabel tune` tries what is around them.
+The rules are estimates that suit most dumps; `vqlabel tune` searches around them.
 """
 
 import math
@@ -11,23 +11,24 @@ from vqlabel.config import LEVEL_BITS, MAX_SLOTS, MIX, FitConfig
 from vqlabel.container.overhead import HEADER_GROWTH
 from vqlabel.errors import UsageError, require
 
-MAX_LATENT, MAX_IMAGE_WIDTH, MAX_HIDDEN = 256, 64, 256  # sizes of a codec whose bytes nobody limits
-LIFT_SHARE = 0.05  # of a budget, at most, that the header may grow by for a lift
+MAX_LATENT, MAX_IMAGE_WIDTH, MAX_HIDDEN = 256, 64, 256  # numbers per latent and per image, hidden units, without a budget
+MAX_LIFT_SHARE = 0.05  # share of a budget that the header may grow by to store the tail gain
 NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices"
-CODE_LABELS = 6  # labels that a code is seen in, at least: k-means makes no use of fewer
-LATENT_LABELS = 24  # for each number of a latent whose bytes nobody limits
-FREE_BITS = 6  # of a stored number where nobody named a budget: the least that costs no distortion
-# --exact-classes auto: code bits, in what a class takes, from which on one and two pay; temperatures where.
-HEAD_PAYS, HEAD_BELOW = (2, 8), 4.0
+MIN_CODE_LABELS = 6  # training labels per code: with fewer, k-means does not use the larger codebook
+LATENT_LABELS = 24  # training labels per number of a latent, without a budget
+FREE_BITS = 6  # bits of a stored number without a budget: the fewest that add no measurable distortion
+# --exact-classes auto: code bits per label, in multiples of one exact class's bits, above which one and two classes lower KL,
+EXACT_CLASS_MULTIPLES = (2, 8)
+MAX_EXACT_TEMPERATURE = 4.0  # if the lowest temperature is below this
 
 
 def spread_slots(average: float) -> int:
-    """The most slots that a label may have, so that labels which have as many as pay have `average` of them."""
+    """Maximum slots of a label at a variable rate with `average` codes per label: twice as many, and at least 2 more."""
     return min(MAX_SLOTS, max(math.ceil(2 * average), math.ceil(average) + 2))
 
 
 def prior_for(config: FitConfig, stats: DatasetStats) -> PriorConfig | None:
-    """None where the records do not say which image they belong to, or hardly any image comes twice."""
+    """None if the records have no image indices, or by default if images have fewer than 2 training labels on average."""
     if not stats.images or (config.prior is None and stats.seen < 2 * stats.images):
         return None
     return PriorConfig(
@@ -37,49 +38,51 @@ def prior_for(config: FitConfig, stats: DatasetStats) -> PriorConfig | None:
 
 
 def exact_class_bits(stats: DatasetStats) -> int:
-    """Of a class of the head: its id and its level."""
+    """Bits of one exact class: its id and its level."""
     return (stats.classes - 1).bit_length() + LEVEL_BITS
 
 
 def exact_classes(config: FitConfig, stats: DatasetStats, bits: int) -> int:
-    """Classes kept exactly; where that is left open, as many as `bits` code bits per label pay for in KL at a low temperature."""
+    """Exact classes per label; if the user left it open, as many as lower KL at `bits` code bits per label and a low temperature."""
     if config.exact_classes is not None or stats.domain == "sigmoid":
         return config.exact_classes or 0
-    low = min(config.temperature or MIX) < HEAD_BELOW
-    return min(stats.classes - 1, sum(bits >= times * exact_class_bits(stats) for times in HEAD_PAYS)) if low else 0
+    if min(config.temperature or MIX) >= MAX_EXACT_TEMPERATURE:
+        return 0
+    return min(stats.classes - 1, sum(bits >= multiple * exact_class_bits(stats) for multiple in EXACT_CLASS_MULTIPLES))
 
 
-def has_lift(config: FitConfig, stats: DatasetStats, head: int, budget: int | None = None) -> bool:
-    """Labels for students of known temperatures are unbiased as far as that goes (`gain.py`), unless it takes too much of a budget."""
-    if budget is not None and LIFT_SHARE * budget < HEADER_GROWTH:
+def has_lift(config: FitConfig, stats: DatasetStats, exact: int, budget: int | None = None) -> bool:
+    """Whether labels get a tail gain (`debias.py`): only if they are debiased for known temperatures and its header bytes fit the budget."""
+    if budget is not None and MAX_LIFT_SHARE * budget < HEADER_GROWTH:
         return False
     if stats.domain == "sigmoid":
         return False
-    return config.gain is None and not head and config.temperature is not None and config.temperature != MIX
+    return config.gain is None and not exact and config.temperature is not None and config.temperature != MIX
 
 
 def widest_code(stats: DatasetStats, bits: int) -> int:
-    """Bits of a code: 8, less where a code would be seen in hardly any label."""
-    return max(1, min(8, bits, int(math.log2(max(1, stats.seen / CODE_LABELS)))))
+    """Bits of a code: at most 8 and `bits`, and few enough for MIN_CODE_LABELS training labels per code."""
+    return max(1, min(8, bits, int(math.log2(max(1, stats.seen / MIN_CODE_LABELS)))))
 
 
 def codebook_size(config: FitConfig, stats: DatasetStats, bits: int) -> int:
-    """The largest; of those within 2 bits of that, the one that spends the most of `bits`."""
+    """Of the widest code and those up to 2 bits narrower, the one whose slots use the most of `bits`."""
     if config.codebook_size:
         return config.codebook_size
-    most = widest_code(stats, bits)
-    return 1 << max(range(max(1, most - 2), most + 1), key=lambda width: (bits // width * width, width))
+    widest = widest_code(stats, bits)
+    return 1 << max(range(max(1, widest - 2), widest + 1), key=lambda width: (bits // width * width, width))
 
 
 def at_code_bits(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None) -> VqaeConfig:
-    """Code bits are given; the latent is what the labels can teach."""
+    """The configuration with the given code bits, and a latent as wide as the number of training labels supports."""
     bits = config.target_bits
-    head = exact_classes(config, stats, bits)
-    bits -= head * exact_class_bits(stats)
-    if bits < 0:
+    exact = exact_classes(config, stats, bits)
+    exact_bits = exact * exact_class_bits(stats)
+    if bits < exact_bits:
         raise UsageError(
-            f"--exact-classes {head} takes {head * exact_class_bits(stats)} bits, {exact_class_bits(stats)} a class; --bits is {config.target_bits}"
+            f"--exact-classes {exact} takes {exact_bits} bits, {exact_class_bits(stats)} a class; --bits is {config.target_bits}"
         )
+    bits -= exact_bits
     k = codebook_size(config, stats, bits)
     width = (k - 1).bit_length()
     latent = config.latent or max(2, min(MAX_LATENT, max(16, stats.seen // LATENT_LABELS), stats.classes - 1))
@@ -97,22 +100,27 @@ def at_code_bits(config: FitConfig, stats: DatasetStats, prior: PriorConfig | No
     return VqaeConfig(
         classes=stats.classes, domain=stats.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
         quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
-        head=head, lift=has_lift(config, stats, head), variable=config.variable_rate, rate=rate,
+        head=exact, lift=has_lift(config, stats, exact), variable=config.variable_rate, rate=rate,
     )  # fmt: skip
 
 
 def named_rate(config: FitConfig, width: int, bits: int | None) -> tuple[float, int]:
-    """Bits on average and the most slots, of which the user named one or both."""
+    """Average code bits per label and maximum slots of a variable rate, of which the user named one or both.
+
+    Args:
+        width: bits of a code.
+        bits: code bits per label, if the user named no slots.
+    """
     if config.slots is None:
         assert bits is not None
         return float(bits), spread_slots(bits / width)
-    most = config.slots * width
+    limit = config.slots * width
     if config.bits is None:
-        return most / 2, config.slots
+        return limit / 2, config.slots
     require(
-        config.bits <= most,
+        config.bits <= limit,
         "bits",
         config.bits,
-        f"must be at most {most}, those of --slots {config.slots}: labels have them on average",
+        f"must be at most {limit}, the bits of --slots {config.slots}: --bits is the average per label",
     )
     return float(config.bits), config.slots
