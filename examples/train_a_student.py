@@ -30,7 +30,7 @@ from vqlabel.labels.pruning import Pruned
 from vqlabel.training import StepSchedule, StudentTemperature, kl
 from vqlabel.views import ImageFolder, Recipe
 from vqlabel.vql.seeded import read_recipe, recipe_file
-from vqlabel.workflows.relabel import TeacherSource
+from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import load_teacher
 from vqlabel.workflows.tune import tune
 

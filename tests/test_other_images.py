@@ -24,7 +24,8 @@ from vqlabel.training.sre2l import ImageFolder_FKD_MIX
 from vqlabel.training.views import VqlViews
 from vqlabel.views import ImageFolder, Recipe
 from vqlabel.vql.file import VqlFile
-from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.relabel import relabel
+from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher
 
 IMAGES, CLASSES, EPOCHS, BATCH, SIZE = 20, 4, 2, 8, 16

@@ -18,7 +18,7 @@ from vqlabel.labels import Place
 from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.training import losses
 from vqlabel.type_checks import check_type
-from vqlabel.workflows.relabel import TeacherSource
+from vqlabel.workflows.teacher_source import TeacherSource
 
 DATASET, SOURCE = object.__new__(vqlabel.VqlDataset), object.__new__(TeacherSource)
 LOGITS = torch.zeros(2, 3)

@@ -84,9 +84,7 @@ class FitConfig(JsonConfig):
     prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: if the dump has them and they lower the KL
     image_width: int | None = None  # numbers per image that the prior stores
     hidden: int | None = None  # units of the prior's hidden layer
-    temperature: tuple[float, ...] | None = (
-        None  # of the student; minimise KL at each; None: that of the layout's scripts, else MIX
-    )
+    temperature: tuple[float, ...] | None = None  # KL is minimised at each; None: those of the layout's scripts, else MIX
     exact_classes: int | None = 0  # largest classes per label that are kept exactly; None: as many as lower the KL for their bits
     gain: float | None = None  # distance of decoded labels from their mean, relative to calibrated labels; None: unbiased labels
     epochs: int | None = None  # passes over the sampled labels in each stage of the fit

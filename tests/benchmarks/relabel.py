@@ -17,7 +17,8 @@ import numpy as np
 
 from vqlabel.codecs import load_codec
 from vqlabel.views import ImageFolder, Recipe
-from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.relabel import relabel
+from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import load_teacher
 
 

@@ -23,7 +23,8 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import Context
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.recipe import Recipe
-from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.relabel import relabel
+from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher
 
 SIZE, IMAGES, CLASSES = 8, 6, 5

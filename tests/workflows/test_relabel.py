@@ -34,7 +34,8 @@ from vqlabel.views.recipe import Recipe
 from vqlabel.views.render_pil import render
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import read_recipe, recipe_file
-from vqlabel.workflows.relabel import TeacherSource, relabel
+from vqlabel.workflows.relabel import relabel
+from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher, load_teacher
 
 IMAGES, EPOCHS, BATCH, VIEW, CLASSES = 13, 4, 5, 16, 7
@@ -683,7 +684,7 @@ def test_a_teacher_that_ends_the_program_or_returns_infinity_is_reported(
         )
 
 
-def test_relabel_with_a_codec_shows_the_size_of_the_codes(images: Path, work: Path, tmp_path: Path) -> None:
+def test_relabel_with_a_codec_shows_the_quality_of_its_labels(images: Path, work: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
     vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
@@ -691,7 +692,7 @@ def test_relabel_with_a_codec_shows_the_size_of_the_codes(images: Path, work: Pa
         app, relabel_words(images, tmp_path / "a.vql", "teachers_of_tests:small", "--codec", tmp_path / "c.codec")
     )
     assert run.exit_code == 0, run.output
-    assert "c.codec reports, of the dump that it was fitted to, held out" in run.stdout
+    assert "c.codec, on the dump that it was fitted to: held out (" in run.stdout
 
 
 def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work: Path, tmp_path: Path) -> None:

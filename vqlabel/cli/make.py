@@ -271,8 +271,9 @@ def relabel(
     from vqlabel.views.image_folder import ImageFolder
     from vqlabel.views.recipe import Recipe
     from vqlabel.workflows.quality import fit_quality
-    from vqlabel.workflows.relabel import TeacherSource, check_relabel_target
+    from vqlabel.workflows.relabel import check_relabel_target
     from vqlabel.workflows.relabel import relabel as run
+    from vqlabel.workflows.teacher_source import TeacherSource
     from vqlabel.workflows.teachers import load_teacher
 
     check_relabel_target(out, layout, overwrite=overwrite)

@@ -73,24 +73,15 @@ def pack(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """
-    require(
-        isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded"),
-        "augmentation",
-        augmentation,
-        "must be keep or seeded",
-    )
+    known = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
+    require(known, "augmentation", augmentation, "must be keep or seeded")
     config = config or FitConfig()
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     source = source if keep is None else Pruned(source, keep, by, config.seed)
     codec_file = None if codec is None or isinstance(codec, LabelCodec) else Path(codec)
     check_apart(out, *source.inputs, beside=() if codec_file is None else (codec_file,))
     check_target(out, VQL, overwrite=overwrite)
-    if isinstance(augmentation, DrawnColumns):
-        drawn: DrawnColumns | None = augmentation
-    else:
-        drawn = read_recipe(recipe_file(source.path)) if augmentation == "seeded" else None
-    if drawn is not None:
-        check_recipe(source, drawn)
+    drawn = _recipe_of(source, augmentation)
     fitted, report, notes = _fitted_codec(source, config, codec, progress)
     result = encode_dump(
         source, out, fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
@@ -101,6 +92,15 @@ def pack(
     if report:
         result["fit"] = fit_quality(report, sum(fitted.code_bits), None if codec_file is None else str(codec_file))
     return {**result, **noted(list(dict.fromkeys([*result.get("notes", ()), *notes])))}
+
+
+def _recipe_of(source: LabelSource, augmentation: str | DrawnColumns) -> DrawnColumns | None:
+    """The columns that a recipe draws, checked against the first batch; None: the augmentation is stored."""
+    if augmentation == "keep":
+        return None
+    drawn = augmentation if isinstance(augmentation, DrawnColumns) else read_recipe(recipe_file(source.path))
+    check_recipe(source, drawn)
+    return drawn
 
 
 def _fitted_codec(

@@ -88,12 +88,7 @@ def tune(
         UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one.
     """
     start = time.monotonic()
-    if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
-        raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
-    for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
-        require(value is None or 0 < value < math.inf, name, value, "must be above 0")
-    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could determine; use vqae")
-    require(config.code_width is None, "code_width", config.code_width, "must be given with bits, not with a budget")
+    _check_budget(config, bits, kl, minutes)
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
@@ -120,6 +115,16 @@ def tune(
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     return codec, report
+
+
+def _check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float) -> None:
+    """Raises UsageError unless there is one budget, and sizes to search for it."""
+    if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
+        raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
+    for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
+        require(value is None or 0 < value < math.inf, name, value, "must be above 0")
+    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could determine; use vqae")
+    require(config.code_width is None, "code_width", config.code_width, "must be given with bits, not with a budget")
 
 
 def _slots(config: VqaeConfig) -> int:
