@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vqlabel.errors import BadContainer, require
 
 if TYPE_CHECKING:
-    from vqlabel.codecs.config import CodecConfig
     from vqlabel.codecs.base import LabelCodec
+    from vqlabel.codecs.config import CodecConfig
 
 
 @dataclass(frozen=True, slots=True)
