@@ -124,7 +124,7 @@ def test_fit_and_pack_reach_a_distortion_as_tune_does(dump: Path, tmp_path: Path
         (["fit", "--resume"], "--resume: a search for --kl saves no state"),
         (["fit", "--codec", "topk"], "codec is 'topk'"),
         (["fit", "--code-width", "4"], "code_width is 4"),
-        (["pack", "--codec", "some.codec"], "--kl 1: is for a fit"),
+        (["pack", "--codec", "some.codec"], "--kl 1: some.codec is already fitted; remove --kl"),
     ],
 )
 def test_a_target_distortion_with_contradicting_options_is_refused(
