@@ -521,7 +521,7 @@ def test_a_codec_of_fewer_images_is_refused_before_a_view_is_drawn(images: Path,
     relabel(TeacherSource(some, make_source(images).teacher, recipe), tmp_path / "dump", layout="lpld")
     config = vqlabel.FitConfig(bits=8, prior=True, epochs=1)
     codec, _ = vqlabel.fit(tmp_path / "dump", config)
-    with pytest.raises(UsageError, match="13 images; the codec's prior knows 12, those that it was fitted on"):
+    with pytest.raises(UsageError, match="13 images; the codec's prior has 12, those that it was fitted on"):
         relabel(make_source(images), tmp_path / "a.vql", codec=codec)
 
 

@@ -1,6 +1,7 @@
 """Codecs: labels <-> codes. A codec file is one safetensors file with the decoder and its resolved configuration.
 
-Names are imported on first use (PEP 562), so that a configuration does not load torch, and a decoder does not load the code of fits.
+Names are imported on first use (PEP 562), so that a configuration does not load torch, and a decoder does not load the
+code of fits.
 """
 
 from importlib import import_module

@@ -19,8 +19,9 @@ EFFORTS = ("fast", "normal", "best")
 class LabelCodec(nn.Module, ABC):
     """Base class of the codecs.
 
-    Encoding needs no tensors beyond those of decoding, so a `.vql` and a codec file store the same ones. Weights keep their dtypes, and
-    encode and decode compute in float32, regardless of casts, compilation and default dtypes of the training loop.
+    Encoding needs no tensors beyond those of decoding, so a `.vql` and a codec file store the same ones. Weights keep
+    their dtypes, and encode and decode compute in float32, regardless of casts, compilation and default dtypes of the
+    training loop.
     """
 
     effort: str = "normal"  # see `set_effort`
@@ -69,8 +70,8 @@ class LabelCodec(nn.Module, ABC):
 
     @property
     def code_bits(self) -> list[int]:
-        """[m] stored width of each code in bits. Their sum is the rate in code bits per label; at a variable rate it is the maximum, and
-        `stored_bits` gives the actual rate.
+        """[m] stored width of each code in bits. Their sum is the rate in code bits per label; at a variable rate it is
+        the maximum, and `stored_bits` gives the actual rate.
         """
         return self.config.widths
 
@@ -97,8 +98,9 @@ class LabelCodec(nn.Module, ABC):
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """[n, m] codes of any integer type -> [n, C] float32 labels in the codec's domain.
 
-        Differentiable in the decoder's weights, and without Python branches on values, so that it can run inside a training step and be
-        compiled as one graph. Labels do not depend on autocast, default dtype, grad mode or precision of products.
+        Differentiable in the decoder's weights, and without Python branches on values, so that it can run inside a
+        training step and be compiled as one graph. Labels do not depend on autocast, default dtype, grad mode or
+        precision of products.
 
         Raises:
             UsageError: see `check_context`.
@@ -119,7 +121,7 @@ class LabelCodec(nn.Module, ABC):
         return self.decoder_tensors()
 
     def set_effort(self, effort: str) -> None:
-        """Set how extensively `encode` searches for codes: "fast", "normal" or "best"; no effect on codecs without a search.
+        """Set the effort of the search in `encode`: "fast", "normal" or "best"; ignored by codecs without a search.
 
         Raises:
             UsageError: another value.
@@ -132,7 +134,7 @@ class LabelCodec(nn.Module, ABC):
         return self.decode(codes, context)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move weights to any device but keep their dtypes: `.half()` of an enclosing module must not change the labels."""
+        """Move weights to any device but keep their dtypes: `.half()` of an enclosing module must not change labels."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
             converted = fn(tensor)

@@ -1,4 +1,4 @@
-"""The configuration of a codec, without torch: the streams that store its codes, and the side information that it needs."""
+"""The configuration of a codec, without torch: the streams of its codes, and the side information that it needs."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -56,7 +56,8 @@ class CodecConfig(JsonConfig):
     Attributes:
         kind: name of the codec.
         codings: codings of a chunk of codes.
-        keeps_level: whether decoded logits keep the label's mean over classes, which matters to squared error but not to softmax.
+        keeps_level: whether decoded logits keep the label's mean over classes, which matters to squared error but not
+            to softmax.
     """
 
     codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)
@@ -107,7 +108,7 @@ class CodecConfig(JsonConfig):
 
     @property
     def codebooks(self) -> tuple[int, int] | None:
-        """(number of codebooks, codes in each) if the first codes of a label are codebook indices; None: they are not."""
+        """(number of codebooks, codes in each) if the first codes of a label are codebook indices, else None."""
         return None
 
     @property
@@ -117,7 +118,7 @@ class CodecConfig(JsonConfig):
 
     @property
     def holds_sets(self) -> bool:
-        """Whether a decoded label has no value for classes that are not stored: a logit of NOWHERE, a probability of 0."""
+        """Whether classes that are not stored decode to no value: a logit of NOWHERE, a probability of 0."""
         return False
 
     @property

@@ -14,7 +14,7 @@ from vqlabel.threads import small_operations
 
 
 def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = None) -> LabelCodec:
-    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.seen`, using `sample.held` as held-out labels.
+    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.seen`; `sample.held` is held out.
 
     Computes in float32, regardless of autocast, default dtype and default device of the caller.
 
@@ -32,8 +32,8 @@ def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = N
 
 
 def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
-    """Set the default codec if `config.codec` is None: vqae for dense labels; sparse for labels with k known entries, in which case a
-    budget in bytes becomes code bits per label.
+    """Set the default codec if `config.codec` is None: vqae for dense labels; sparse for labels with k known entries,
+    in which case a budget in bytes becomes code bits per label.
     """
     if config.codec is not None:
         return config

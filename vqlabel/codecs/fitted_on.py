@@ -92,11 +92,11 @@ class FittedOn:
     def _refuse_images(self, labels: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> str | None:
         if labels.images is not None and labels.images.count != prior.images:
             raise UsageError(
-                f"{where}: {labels.images.count} images; the codec's prior knows {prior.images}, those that it was fitted on: {REMEDY}"
+                f"{where}: {labels.images.count} images; the codec's prior has {prior.images}, those that it was fitted on: {REMEDY}"
             )
         if self.images is not None and labels.images is not None:
             return self.images.require_same(where, labels.images, of="the labels that the codec was fitted to", remedy=REMEDY)
-        return f"{where}: the codec's prior is for the {prior.images} images that it was fitted on, and whether these are the same cannot be told"
+        return f"{where}: the codec's prior is for the {prior.images} images that it was fitted on, and whether these are the same cannot be checked"
 
     def _refuse_view(self, labels: "FittedOn", prior: ImagePrior, where: str | PathLike[str]) -> str | None:
         largest_edge = prior.view if "box" in prior.fields else 1  # of a box in the fit
@@ -107,7 +107,7 @@ class FittedOn:
                 f"{where}: views of {labels.view} pixels; the codec's prior was fitted on views of {self.view or largest_edge}: {REMEDY}"
             )
         if self.view is None and labels.view > largest_edge > 1:
-            return f"{where}: views of {labels.view} pixels; the codec's prior saw boxes that end at {largest_edge}, so its views may have been smaller"
+            return f"{where}: views of {labels.view} pixels; the codec's prior was fitted on boxes that end at {largest_edge}, so its views may have been smaller"
         return None
 
 

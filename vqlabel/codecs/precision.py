@@ -1,7 +1,7 @@
-"""Precision of products: bf16 for the largest product of a fit, and float32 for codecs, regardless of the caller's settings.
+"""Precision of products: bf16 for the largest product of a fit; float32 for codecs, whatever the caller sets.
 
-The product of latents and output map gains the most time from bf16 and tolerates its 8 bits. Biases, losses and the search for codes stay
-in float32: a bias of -1e4, which masks a class, would have an error of up to 32 in bf16.
+The product of latents and output map gains the most time from bf16 and tolerates its 8 bits. Biases, losses and the
+search for codes stay in float32: a bias of -1e4, which masks a class, would have an error of up to 32 in bf16.
 """
 
 import os
@@ -18,9 +18,9 @@ _chosen: ContextVar[bool | None] = ContextVar("_chosen", default=None)
 
 @contextmanager
 def float32_arithmetic(device: torch.device) -> Iterator[None]:
-    """Compute in float32 on `device`, regardless of autocast, default dtype and precision of products (TF32, bf16) set outside.
+    """Compute in float32 on `device`, whatever autocast, default dtype and precision of products the caller sets.
 
-    Compiled code uses the default dtype and precision of products set where it is compiled; autocast is off there as well.
+    Compiled code uses the default dtype and precision of products set where it is compiled; autocast is off there too.
     """
     if torch.compiler.is_compiling():
         with torch.autocast(device.type, enabled=False):
@@ -35,7 +35,7 @@ def float32_arithmetic(device: torch.device) -> Iterator[None]:
 
 
 class _ProcessSettings:
-    """Process-wide settings that affect float32: set when the first thread enters, restored when the last one leaves."""
+    """Process-wide settings of float32, set when the first thread enters and restored when the last one leaves."""
 
     def __init__(self) -> None:
         self.reset()

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class CodecEntry:
     """Import paths of a codec's parts, as "module:name" below `vqlabel.codecs`.
 
-    The configuration does not load torch, so that a `.vql` can be described without it; the codec does not load the code of its fit.
+    The configuration does not load torch, so that a `.vql` can be described without it; the codec does not load the
+    code of its fit.
     """
 
     config_at: str

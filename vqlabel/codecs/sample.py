@@ -15,7 +15,8 @@ from vqlabel.progress import Progress, silent
 class LabelSample:
     """Training labels `seen` and held-out labels `held` of a fit.
 
-    Both are [n, C] in the dump's domain, and their contexts have as many records. `dtype` is that of the dump: F16, BF16 or F32.
+    Both are [n, C] in the dump's domain, and their contexts have as many records. `dtype` is that of the dump: F16,
+    BF16 or F32.
     """
 
     seen: Tensor
@@ -43,7 +44,7 @@ class LabelSample:
 
 @dataclass(frozen=True, kw_only=True)
 class FitHooks:
-    """Callbacks of a fit: `progress(stage, done, total, figures)` and `save(state)`; `resumed` is a saved state to continue from."""
+    """Callbacks of a fit: `progress(stage, done, total, figures)` and `save(state)`; `resumed`: a state to resume."""
 
     progress: Progress = silent
     save: Callable[[dict[str, Any]], None] = lambda _: None

@@ -17,11 +17,11 @@ _GAUSSIAN_STEP = {2: 1.224, 3: 0.651, 4: 0.356, 5: 0.194, 6: 0.106, 7: 0.057}
 
 
 def shrink(name: str, weight: Tensor, bits: int) -> dict[str, Tensor]:
-    """Quantize a weight for storage: a matrix [..., r, c] to integers of `bits` bits and an fp16 scale per line along its longer axis, a
-    vector to fp16.
+    """Quantize a weight for storage: a matrix [..., r, c] to integers of `bits` bits and an fp16 scale per line along
+    its longer axis, a vector to fp16.
 
-    A line is rounded to scale * {-q .. q}, q = 2**(bits-1) - 1, scale = largest magnitude / q. With 8 bits the integers are int8 in the
-    matrix's shape; with fewer they are uint8, integer + q packed in a bitstream.
+    A line is rounded to scale * {-q .. q}, q = 2**(bits-1) - 1, scale = largest magnitude / q. With 8 bits the integers
+    are int8 in the matrix's shape; with fewer they are uint8, integer + q packed in a bitstream.
 
     Source: docs/format.md, "codec.*".
     """
@@ -75,7 +75,8 @@ def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype
 
 
 def rounded(weight: Tensor, bits: int) -> Tensor:
-    """`weight` as `shrink` and `expand` would return it, after clipping of outliers where that lowers the error of the other values.
+    """`weight` as `shrink` and `expand` would return it, after clipping of outliers where that lowers the error of the
+    other values.
 
     `shrink` and `expand` leave the result unchanged.
     """

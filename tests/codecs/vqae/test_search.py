@@ -117,7 +117,7 @@ def test_a_beam_wider_than_the_codebook_is_valid() -> None:
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("sweeps", [0, 2])
 def test_a_class_whose_probability_underflows_is_recovered(sweeps: int, beam: int) -> None:
-    """Logits of half of the classes are lowered by 100 nats, and the first two codes restore them: products would stay at 0."""
+    """Half of the logits are lowered by 100 nats and restored by the first two codes: products would stay at 0."""
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
     start, shifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]

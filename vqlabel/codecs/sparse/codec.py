@@ -1,8 +1,9 @@
 """Labels with k known entries: class ids exactly, and the gaps between successive logits in steps.
 
-A student of such labels sees a distribution over k classes and a fill value for all others. Ids take most of the bits: each but the
-first is stored as its rank in a list of classes that often occur with the first. Logits rounded to steps of s add at most s^2 / 24 nats,
-times T^2, at any temperature T, so that one or two bits per class suffice for their values. An entropy coder exploits both.
+A student of such labels sees a distribution over k classes and a fill value for all others. Ids take most of the bits:
+each but the first is stored as its rank in a list of classes that often occur with the first. Logits rounded to steps
+of s add at most s^2 / 24 nats, times T^2, at any temperature T, so that one or two bits per class suffice for their
+values. An entropy coder exploits both.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,8 @@ MIN_PROBABILITY = 1e-8  # smaller ones are clamped to it; fp16's smallest is 6e-
 
 
 class SparseCodec(LabelCodec):
-    """Codes are k class ids, the largest entry first and the others as ranks among its neighbours; then k - 1 gaps in steps, each from
-    the class before; and, if the other classes share the remaining mass, the gap to each of them.
+    """Codes are k class ids, the largest entry first and the others as ranks among its neighbours; then k - 1 gaps in
+    steps, each from the class before; and, if the other classes share the remaining mass, the gap to each of them.
 
     Each gap is rounded relative to the decoded sum of those before it, so that rounding errors do not accumulate.
     """
@@ -114,7 +115,8 @@ def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[n
         rest: "zero", or "uniform": the other classes share the remaining mass.
 
     Returns:
-        ids [n, k], and depths [n, k] in nats; with a uniform rest and k < C [n, k + 1], the last column being that of each other class.
+        ids [n, k], and depths [n, k] in nats; with a uniform rest and k < C [n, k + 1], the last column being that of
+        each other class.
     """
     array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
     ids, values = topk(array, k, signed_zeros=domain == "probs")

@@ -22,8 +22,8 @@ MAX_LABELS = 8192  # on which the step and the field widths are chosen
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> SparseCodec:
     """Choose the number of classes, the step, the field widths and the neighbour lists.
 
-    Without `config.bits`, all known classes and DEFAULT_STEP. With it, the finest step whose labels have at most that many bits on
-    average; if even the coarsest step has more, as many classes as fit at the coarsest step.
+    Without `config.bits`, all known classes and DEFAULT_STEP. With it, the finest step whose labels have at most that
+    many bits on average; if even the coarsest step has more, as many classes as fit at the coarsest step.
 
     Raises:
         UsageError: the labels are dense, and neither slots nor bits are given; or the bits are too few for one class.
@@ -56,7 +56,7 @@ def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> SparseCodec:
 
 
 def _sized(classes: int, domain: str, rest: str, step: float, k: int, depth: NDArray[np.float64], neighbours: int) -> SparseConfig:
-    """The configuration whose fields hold all but CLIPPED_SHARE of the gaps of labels with these depths, and all gaps to the rest."""
+    """The configuration whose fields hold all but CLIPPED_SHARE of the gaps, and all gaps to the rest."""
     gaps = np.diff(np.rint(depth / step), axis=1)
     largest_gaps = np.quantile(gaps, 1 - CLIPPED_SHARE, axis=0, method="higher")
     widths = [max(1, min(MAX_GAP_BITS, int(gap).bit_length())) for gap in largest_gaps[: k - 1]]

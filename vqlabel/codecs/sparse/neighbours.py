@@ -44,7 +44,9 @@ def choose_neighbours(train: Ids, held_out: Ids, classes: int, labels: int) -> I
 
 
 def _most_frequent(ids: Ids, classes: int, length: int) -> Ids:
-    """[C, length] classes that most often form a pair with each class, where one of both is a label's first; then the lowest other ids."""
+    """[C, length] classes that most often form a pair with each class, where one of both is a label's first; then the
+    lowest other ids.
+    """
     ids = ids[: max(1, MAX_PAIRS // max(1, ids.shape[1]))]
     first, other = np.repeat(ids[:, 0], ids.shape[1] - 1), ids[:, 1:].ravel()
     pair, count = np.unique(np.concatenate([first * classes + other, other * classes + first]), return_counts=True)
@@ -63,7 +65,8 @@ def _most_frequent(ids: Ids, classes: int, length: int) -> Ids:
 def to_ranks(ids: Ids, table: Ids) -> Ids:
     """[n, k] ids -> [n, k]: the first id, then the ranks of the others, each 0 .. C - 1.
 
-    The rank of a class is its index in the first class's list; of a class outside the list R plus its index among all such classes.
+    The rank of a class is its index in the first class's list; of a class outside the list R plus its index among all
+    such classes.
     """
     length = table.shape[1]
     neighbours, others = table[ids[:, 0]][:, None, :], ids[:, 1:, None]

@@ -20,8 +20,8 @@ MAX_FP16 = 65504.0  # larger logits are clamped to it
 class TopkCodec(LabelCodec):
     """Codes are k class ids, the largest entry first, then their k values in fp16.
 
-    Other classes decode to a logit of -1e4 or a probability of 0 (the k probabilities are re-normalised), so that softmax over the decoded
-    label is softmax over the k entries, as in LPQLD's trainer.
+    Other classes decode to a logit of -1e4 or a probability of 0 (the k probabilities are re-normalised), so that
+    softmax over the decoded label is softmax over the k entries, as in LPQLD's trainer.
     """
 
     config: TopkConfig
@@ -50,10 +50,11 @@ class TopkCodec(LabelCodec):
 
 
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> TopkCodec:
-    """The codec of k classes: `config.slots`, else as many as `config.bits` hold, else all known ones; nothing is learned.
+    """The codec of k classes: `config.slots`, else as many as `config.bits` hold, else all known ones.
 
     Raises:
-        UsageError: the bits are too few for one class; or the other classes share the remaining mass, which topk does not store.
+        UsageError: the bits are too few for one class; or the other classes share the remaining mass, which topk does
+            not store.
     """
     class_bits = 16 + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
     if sample.support is not None and sample.support.rest == "uniform":

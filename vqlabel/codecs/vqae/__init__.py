@@ -1,1 +1,1 @@
-"""The vector-quantized autoencoder (arXiv 2603.03808): a prior plus one code vector per slot, through a low-rank output map."""
+"""The vector-quantized autoencoder (arXiv 2603.03808): prior plus code vectors, through a low-rank output map."""

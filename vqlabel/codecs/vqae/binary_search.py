@@ -1,9 +1,11 @@
 """Sigmoid labels -> codes: `Encoder`'s search with the loss of C binary decisions.
 
-Exponentials do not factor here. All codes of a slot are ranked by a quadratic in the logits, which is two matrix products, and the best
-few are evaluated exactly. Between the logits so far, y, and the label's, x, the quadratic has the loss's gradient at y and its minimum at x:
+Exponentials do not factor here. All codes of a slot are ranked by a quadratic in the logits, which is two matrix
+products, and the best few are evaluated exactly. With y the logits so far and x those of the label, the quadratic has
+the loss's gradient at y and its minimum at x:
 
-    loss(y + a) - loss(y) = sum_c g_c a_c + h_c a_c^2 / 2,   g = sum_T w_T T (sigmoid(y / T) - sigmoid(x / T)),   h = g / (y - x)
+    loss(y + a) - loss(y) = sum_c g_c a_c + h_c a_c^2 / 2
+    g = sum_T w_T T (sigmoid(y / T) - sigmoid(x / T)),   h = g / (y - x)
 
 The second derivative at y would overestimate codes that move logits far, because a saturated sigmoid has almost none.
 """

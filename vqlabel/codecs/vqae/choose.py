@@ -25,7 +25,7 @@ class CodeChooser:
         self.config, self.decoder = config, decoder
 
     def choose(self, labels: Tensor, prior_inputs: PriorInputs | None, effort: str, slots: int | None = None) -> Tensor:
-        """Codes of labels [n, C], for the first `slots` slots only: [n, slots] int64; at a variable rate, for all slots: [n, 1 + m]."""
+        """[n, slots] int64 codes of labels [n, C], for the first `slots` slots; at a variable rate [n, 1 + m]."""
         config = self.config
         slots = config.slots if slots is None else slots
         if not slots:
@@ -53,7 +53,9 @@ class CodeChooser:
     def _encoder_inputs(
         self, labels: Tensor, prior_inputs: PriorInputs | None, chunk: int = ENCODE_CHUNK
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """`chunk` labels at a time: logits [b, C] decoded without codes, and soft targets [b, C]; for sigmoid labels their logits."""
+        """`chunk` labels at a time: logits [b, C] decoded without codes, and soft targets [b, C]; for sigmoid labels
+        their logits.
+        """
         config = self.config
         for start in range(0, len(labels), chunk):
             logits = as_logits(labels[start : start + chunk], config.domain)

@@ -23,8 +23,8 @@ class VqaeCodec(SingleRateVqae):
     """A VQAE and its nested rates.
 
     Attributes:
-        nested: number of slots -> the codec fitted for that rate, which shares the image vectors and nothing else. A codec file stores
-            all of them, a `.vql` only the one that it needs.
+        nested: number of slots -> the codec fitted for that rate, which shares the image vectors and nothing else. A
+            codec file stores all of them, a `.vql` only the one that it needs.
     """
 
     def __init__(self, config: VqaeConfig) -> None:
@@ -93,11 +93,11 @@ class VqaeCodec(SingleRateVqae):
         return figures
 
     def at_slots(self, slots: int) -> Self:
-        """The codec of the first `slots` slots: the nested one fitted for that rate if there is one, else this one truncated.
+        """The codec of the first `slots` slots: the nested one fitted for that rate, else this one truncated.
 
         Raises:
-            UsageError: the codec has fewer slots; its slots are groups of one latent; `slots` is 0 without a prior; or the codec has a
-                variable rate, and `slots` is not its maximum.
+            UsageError: the codec has fewer slots; its slots are groups of one latent; `slots` is 0 without a prior; or
+                the codec has a variable rate, and `slots` is not its maximum.
         """
         config = self.config
         require(

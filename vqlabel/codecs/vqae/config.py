@@ -15,7 +15,7 @@ VARIABLE_RATE_FIELDS = ("variable", "rate", "price")  # stored for a variable ra
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PriorConfig(JsonConfig):
-    """Inputs and sizes of the prior, which predicts a label from a vector per image and fields of the record's context."""
+    """Inputs and sizes of the prior, which predicts a label from a vector per image and fields of its context."""
 
     kind: ClassVar[str] = "prior"
     images: int
@@ -34,7 +34,7 @@ class PriorConfig(JsonConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VqaeConfig(CodecConfig):
-    """The learned codec, resolved. Rate: slots * log2 codebook_size bits per label (arXiv 2603.03808: d_h/d_c * log2 k).
+    """The learned codec, resolved; slots * log2 codebook_size bits per label (arXiv 2603.03808: d_h/d_c * log2 k).
 
     Field names are those of the stored JSON (docs/format.md, "codec.*").
     """

@@ -10,13 +10,15 @@ from vqlabel.codecs.vqae.prior import Prior, PriorInputs
 
 
 class Decoder(nn.Module):
-    """Logits of codes and prior inputs: out(prior + z) + bias; z is the sum (residual) or concatenation (grouped) of the code vectors.
+    """Logits of codes and prior inputs: out(prior + z) + bias; z is the sum (residual) or concatenation (grouped) of
+    the code vectors.
 
-    Logits are linear in the code vectors, so that `Encoder` finds a slot's best code exactly, and the first slots alone are still a
-    decoder. At a variable rate the first column of the codes is their count, and only that many codes are summed. `forward` gives
-    calibrated logits, which training and encoding use; `debiased` gives those for students.
+    Logits are linear in the code vectors, so that `Encoder` finds a slot's best code exactly, and the first slots alone
+    are still a decoder. At a variable rate the first column of the codes is their count, and only that many codes are
+    summed. `forward` gives calibrated logits, which training and encoding use; `debiased` gives those for students.
 
-    Buffers have the names of stored tensors: `center` is the mean latent, `contrast` the gain at every number of slots, `lift` the tail gain.
+    Buffers have the names of stored tensors: `center` is the mean latent, `contrast` the gain at every number of slots,
+    `lift` the tail gain.
     """
 
     def __init__(self, config: VqaeConfig) -> None:

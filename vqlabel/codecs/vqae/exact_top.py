@@ -1,4 +1,5 @@
-"""Exact top classes, for the lowest KL: ids of a label's M largest classes and their log-odds against all others; slots code the others.
+"""Exact top classes, for the lowest KL: ids of a label's M largest classes and their log-odds against all others; slots
+code the others.
 
 They lower KL at T = 1 and keep the top-1 class; students gain more from the same bits in slots (docs/how-it-works.md).
 """
@@ -39,7 +40,8 @@ def mask(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def join_exact(logits: Tensor, ids: Tensor, levels: Tensor, temperatures: Sequence[float]) -> Tensor:
-    """Inverse of `split_exact`: [n, C] logits whose exact classes have their log-odds against all others of `logits` [n, C].
+    """Inverse of `split_exact`: [n, C] logits whose exact classes have their log-odds against all others of `logits`
+    [n, C].
 
     The other classes are clamped below the lowest exact class.
     """

@@ -37,7 +37,8 @@ class Prior(nn.Module):
 
         latent = W mix + outside(gelu(inside(mix, image, partner, features)))
 
-    The first term is linear in the image vectors, so that labels of an image with few training labels are predicted by their mean.
+    The first term is linear in the image vectors, so that labels of an image with few training labels are predicted by
+    their mean.
     """
 
     def __init__(self, config: PriorConfig, latent: int) -> None:
@@ -79,7 +80,8 @@ def read_prior_inputs(config: PriorConfig, context: Context | None, device: torc
     """The prior's inputs on `device`.
 
     Raises:
-        UsageError: the records lack a field that the prior was fitted with, have an unknown image index, or hold NaN or Inf.
+        UsageError: the records lack a field that the prior was fitted with, have an unknown image index, or hold NaN or
+            Inf.
     """
     if torch.compiler.is_compiling() and context is not None:
         arrays = [getattr(context, name) for name in ARRAYS]

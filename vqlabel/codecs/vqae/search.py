@@ -1,19 +1,20 @@
 """Labels -> codes by search: slot by slot, the loss of the decoded label is computed for every code of the codebook.
 
-A code adds the same vector to every label's logits, so the exponentials of softmax factor, and the loss of all k codes of a slot for all
-labels is two matrix products:
+A code adds the same vector to every label's logits, so the exponentials of softmax factor, and the loss of all k codes
+of a slot for all labels is two matrix products:
 
     lse(y + a_j) = log sum_c exp(y_c) exp(a_jc)
 
-At high temperatures a code changes no probability by much, and the loss is replaced by its second-order Taylor polynomial in the latent,
-with one curvature for all labels and no exponentials. The codes found are as good at T >= 16; at T >= 4 only beside a lower temperature,
-which is exact. Codes that move logits by more than half a temperature are evaluated exactly at any temperature.
+At high temperatures a code changes no probability by much, and the loss is replaced by its second-order Taylor
+polynomial in the latent, with one curvature for all labels and no exponentials. The codes found are as good at T >= 16;
+at T >= 4 only beside a lower temperature, which is exact. Codes that move logits by more than half a temperature are
+evaluated exactly at any temperature.
 
-A beam keeps several hypotheses (codes of the first slots) of a label in place of the best one, at proportional cost. Their losses are
-comparable because probabilities are normalised after every slot.
+A beam keeps several hypotheses (codes of the first slots) of a label in place of the best one, at proportional cost.
+Their losses are comparable because probabilities are normalised after every slot.
 
-Choosing the slots in turn also gives the loss of every prefix of the codes. At a variable rate, `best_counts` selects the prefix with
-the lowest rate-distortion cost, and `variable` returns the counts and codes.
+Choosing the slots in turn also gives the loss of every prefix of the codes. At a variable rate, `best_counts` selects
+the prefix with the lowest rate-distortion cost, and `variable` returns the counts and codes.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +66,8 @@ class SearchState:
 
 
 class Encoder:
-    """Beam search, then coordinate descent, on `mixed_cross_entropy`: slots in turn given those before, then again given all others.
+    """Beam search, then coordinate descent, on `mixed_cross_entropy`: slots in turn given those before, then again
+    given all others.
 
     Args:
         books: [m, k, d] what each code adds to the latent.
@@ -107,7 +109,8 @@ class Encoder:
             beam_width: hypotheses per label; time and memory grow with it.
 
         Returns:
-            [n, m] int64; a sweep increases no label's loss at the exact temperatures, unless a code moves a logit by more than CLAMP * T.
+            [n, m] int64; a sweep increases no label's loss at the exact temperatures, unless a code moves a logit by
+            more than CLAMP * T.
         """
 
         def choose(state: SearchState) -> Tensor:
@@ -121,7 +124,8 @@ class Encoder:
         return self._run(choose, logits, target)
 
     def variable(self, logits: Tensor, target: Tensor, sweeps: int, price: float) -> Tensor:
-        """The prefix of codes with the lowest loss plus `price` per code, the shortest of equals; sweeps keep its length.
+        """The prefix of codes with the lowest loss plus `price` per code, the shortest of equals; sweeps keep its
+        length.
 
         Returns:
             [n, 1 + m] int64: the count of a label, 0..m, then its codes, 0 beyond its count.
@@ -153,11 +157,15 @@ class Encoder:
         return out
 
     def prefix_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """[n, m + 1] what the first j codes, each chosen once, add to a label's loss; 0 for none, and mostly decreasing in j."""
+        """[n, m + 1] what the first j codes, each chosen once, add to a label's loss; 0 for none, and mostly decreasing
+        in j.
+        """
         return self._choose_in_turn(logits, target)[0]
 
     def _choose_in_turn(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """`prefix_losses`, and the codes [m, n]; a slot's least loss is its change, because probabilities stay normalised."""
+        """`prefix_losses`, and the codes [m, n]; a slot's least loss is its change, because probabilities stay
+        normalised.
+        """
 
         def choose(state: SearchState) -> tuple[Tensor, Tensor]:
             codes = torch.empty(len(self.books), len(logits), dtype=torch.long, device=logits.device)
@@ -191,8 +199,8 @@ class Encoder:
         return hypotheses[:, 0].T.contiguous()
 
     def _run(self, choose: Callable[[SearchState], Result], logits: Tensor, target: Tensor) -> Result:
-        """Run `choose` with probabilities updated by products, in half the time of exponentials; if one of them underflows or a code
-        moves logits too far for products, run it with probabilities recomputed from logits.
+        """Run `choose` with probabilities updated by products, in half the time of exponentials; if one of them
+        underflows or a code moves logits too far for products, run it with probabilities recomputed from logits.
         """
         probs = {t: F.softmax(logits / t, 1) for t in self.exact}
         state = SearchState(probs, self._slope(logits, target), None)
@@ -238,7 +246,9 @@ class Encoder:
             state.slope.add_(self.slope_changes[slot].index_select(0, code), alpha=sign)
 
     def _slope(self, logits: Tensor, target: Tensor) -> Tensor:
-        """[n, d] gradient in the latent of minus the soft target, plus the log-partition functions of the polynomial's temperatures."""
+        """[n, d] gradient in the latent of minus the soft target, plus the log-partition functions of the polynomial's
+        temperatures.
+        """
         total = -target
         for t in self.flat:
             total.add_(F.softmax(logits / t, 1), alpha=temperature_weight(t) * t)
@@ -246,7 +256,9 @@ class Encoder:
 
 
 def _argmin_into(loss: Tensor, code: Tensor) -> None:
-    """Set `code` [n] to the first minimum of every row of `loss` [n, k]; on a CPU by NumPy, which takes a tenth of torch's time."""
+    """Set `code` [n] to the first minimum of every row of `loss` [n, k]; on a CPU by NumPy, which takes a tenth of
+    torch's time.
+    """
     if loss.device.type == "cpu":
         code.copy_(torch.from_numpy(loss.detach().numpy().argmin(1)))
     else:
@@ -254,13 +266,14 @@ def _argmin_into(loss: Tensor, code: Tensor) -> None:
 
 
 def best_counts(losses: Tensor, price: float) -> Tensor:
-    """[n, m + 1] losses of prefixes -> [n] int64, 0..m: the number of codes with the least loss plus `price` per code."""
+    """[n, m + 1] losses of prefixes -> [n] int64, 0..m: number of codes with the least loss plus `price` per code."""
     cost: Tensor = losses + price * torch.arange(losses.shape[1], device=losses.device)
     return cost.argmin(1)
 
 
 def find_rate_multiplier(losses: Tensor, max_codes: float, weight: Tensor | None = None) -> float:
-    """The least price per code at which labels have at most `max_codes` codes on average, to 1e-9 of the largest possible price.
+    """The least price per code at which labels have at most `max_codes` codes on average, to 1e-9 of the largest
+    possible price.
 
     Args:
         losses: [n, m + 1] of prefixes.

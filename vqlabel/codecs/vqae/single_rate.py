@@ -27,8 +27,9 @@ GAIN_DEFAULTS = {"decoder.center": 0.0, "decoder.contrast": 1.0}  # values of ca
 class SingleRateVqae(LabelCodec):
     """Residual or grouped codebooks, a decoder, and a prior if records have side information that predicts labels.
 
-    Rate: m * ceil(log2 k) bits per label, plus ids and levels of exact classes; at a variable rate a count per label, and up to m codes,
-    chosen for the rate-distortion multiplier `config.price`. Encoding evaluates codes by the decoder: no encoder is trained or stored.
+    Rate: m * ceil(log2 k) bits per label, plus ids and levels of exact classes; at a variable rate a count per label,
+    and up to m codes, chosen for the rate-distortion multiplier `config.price`. Encoding evaluates codes by the
+    decoder: no encoder is trained or stored.
     """
 
     config: VqaeConfig
@@ -87,8 +88,8 @@ class SingleRateVqae(LabelCodec):
         return int(counts.sum()) * self.config.code_bits + stored_count_bits(counts, self.config.count_bits)
 
     def rounded_decoder(self) -> dict[str, Tensor]:
-        """The decoder's weights as storage rounds them. Shared image vectors are already rounded; rounding is not idempotent, so they
-        are left alone.
+        """The decoder's weights as storage rounds them. Shared image vectors are already rounded; rounding is not
+        idempotent, so they are left alone.
         """
         return {
             name: weight
@@ -109,7 +110,8 @@ class SingleRateVqae(LabelCodec):
         self.prior_inputs(context)
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
-        """Codes of the slots, then ids and levels of exact classes: see `Encoder`; the effort sets beam width and sweeps.
+        """Codes of the slots, then ids and levels of exact classes: see `Encoder`; the effort sets beam width and
+        sweeps.
 
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` chooses.
         """

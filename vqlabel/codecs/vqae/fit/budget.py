@@ -32,7 +32,8 @@ MIN_WEIGHT_BITS, DEFAULT_BITS, MAX_WEIGHT_BITS = 3, 4, 8  # of a stored number, 
 
 
 def within(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, budget: int) -> VqaeConfig:
-    """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the rest.
+    """The largest codec inside `budget` bytes: codes take about half of it, the latent and all that grows with it the
+    rest.
 
     Raises:
         UsageError: the labels do not fit into the budget; or no slot is left and there is no prior.
@@ -71,8 +72,8 @@ def _too_small(smallest: VqaeConfig, stats: DatasetStats, budget: int) -> UsageE
 def _min_latent(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, exact: int) -> int:
     """Minimum latent width to reach before spending bytes on codes.
 
-    Zero when the user minimises KL (exact classes or a variable rate) or when there is no prior, because codes are then the only
-    per-label information.
+    Zero when the user minimises KL (exact classes or a variable rate) or when there is no prior, because codes are then
+    the only per-label information.
     """
     if config.latent or prior is None or config.variable_rate or exact:
         return 0
@@ -91,8 +92,8 @@ class _Shape(NamedTuple):
 class _BudgetSearch:
     """Tries shapes in turn, and keeps the first with the minimum latent, else the one with the widest latent.
 
-    A shape is skipped if a smaller codebook serves better: if its codebooks take bytes that a wider latent could use (with fewer slots
-    even more so), or if even one slot of it leaves less than the minimum latent.
+    A shape is skipped if a smaller codebook serves better: if its codebooks take bytes that a wider latent could use
+    (with fewer slots even more so), or if even one slot of it leaves less than the minimum latent.
     """
 
     def __init__(self, config: FitConfig, stats: DatasetStats, budget: int, min_latent: int) -> None:
@@ -106,7 +107,7 @@ class _BudgetSearch:
         return shape.k == self._rejected_k or (self._narrow_at_one_slot and shape.has_smaller)
 
     def accepts(self, shape: _Shape, bare: VqaeConfig) -> bool:
-        """Whether `bare`, scaled to the budget, has the minimum latent; if it has not, it may still be the best so far."""
+        """Whether `bare`, scaled to the budget, has the minimum latent; otherwise it may still become `best`."""
         scaled = _with_weight_bits(bare, self.stats, self.budget, self.config, self.min_latent)
         if scaled is None:
             return False
@@ -123,7 +124,9 @@ class _BudgetSearch:
 
 
 def _with_weight_bits(bare: VqaeConfig, stats: DatasetStats, budget: int, config: FitConfig, min_latent: int) -> VqaeConfig | None:
-    """`largest` with the fewest bits per weight, or with more if the latent stays at its maximum or at least `min_latent`."""
+    """`largest` with the fewest bits per weight, or with more if the latent stays at its maximum or at least
+    `min_latent`.
+    """
     best = None
     for bits in [bare.weight_bits] if config.weight_bits else range(DEFAULT_BITS, MAX_WEIGHT_BITS + 1):
         finer = largest(replace(bare, weight_bits=bits), stats, budget, config)
@@ -138,8 +141,8 @@ def _with_weight_bits(bare: VqaeConfig, stats: DatasetStats, budget: int, config
 def _shapes(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, bits: float, exact_bits: int) -> Iterator[_Shape]:
     """Shapes to try in turn, from large to small.
 
-    Slots or bits that the user named are kept. Otherwise, for every code width, slots decrease from CODE_SHARE of the budget's `bits` per
-    label to one, and with a prior to none.
+    Slots or bits that the user named are kept. Otherwise, for every code width, slots decrease from CODE_SHARE of the
+    budget's `bits` per label to one, and with a prior to none.
 
     Raises:
         UsageError: no slot is left, and there is no prior.
@@ -168,7 +171,9 @@ def _shapes(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, b
 
 
 def _code_widths(config: FitConfig, stats: DatasetStats, exact_bits: int) -> list[int]:
-    """Bits of a code to try, in decreasing order: those that use all bits that the user named; only one if the user named slots."""
+    """Bits of a code to try, in decreasing order: those that use all bits that the user named; only one if the user
+    named slots.
+    """
     if config.codebook_size is not None:
         return [(config.codebook_size - 1).bit_length()]
     named = max(1, config.bits - exact_bits) if config.bits is not None and not config.variable_rate else None
@@ -185,7 +190,9 @@ def _code_widths(config: FitConfig, stats: DatasetStats, exact_bits: int) -> lis
 
 
 def _variable_shapes(config: FitConfig, bits: float, k: int) -> list[_Shape]:
-    """Shapes of a variable rate: average code bits per label and maximum slots; the code count of a label takes bits as well."""
+    """Shapes of a variable rate: average code bits per label and maximum slots; the code count of a label takes bits as
+    well.
+    """
     width = (k - 1).bit_length()
     if config.bits is not None or config.slots is not None:
         rate, slots = named_rate(config, width, config.bits)

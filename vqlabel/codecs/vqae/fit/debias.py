@@ -1,14 +1,17 @@
-"""Rescale decoded labels about their mean so that they are unbiased: regressing decoded on raw probabilities has slope 1.
+"""Rescale decoded labels about their mean so that they are unbiased:
+regressing decoded on raw probabilities has slope 1.
 
-A calibrated decoder gives E[raw | code], the mean of all labels with that code, and such means lie closer together than the labels.
-A student sees the view, not the code, and learns E[decoded | view]. That equals E[raw | view], what raw labels teach, if
-E[decoded | raw] = raw: if decoded labels are unbiased rather than calibrated. No scaling achieves this for every label. One factor on the
-distance from the mean label, the gain, achieves it on average. Directions of which codes hold little get an additional gain, the tail
-gain. Debiasing raises KL, and improves students more than any other use of the same bytes (docs/how-it-works.md).
+A calibrated decoder gives E[raw | code], the mean of all labels with that code, and such means lie closer together than
+the labels. A student sees the view, not the code, and learns E[decoded | view]. That equals E[raw | view], what raw
+labels teach, if E[decoded | raw] = raw: if decoded labels are unbiased rather than calibrated. No scaling achieves this
+for every label. One factor on the distance from the mean label, the gain, achieves it on average. Directions of which
+codes hold little get an additional gain, the tail gain. Debiasing raises KL, and improves students more than any other
+use of the same bytes (docs/how-it-works.md).
 
-If no gain up to MAX_GAIN makes labels unbiased, they stay calibrated: at a slope of s < 1 / 2, the squared error at a gain of 2 is
-V (1 - 4 s + 4 s) = V, which is that of one mean label for all. Of several temperatures, the one with the smallest gain counts. For the
-default mix of temperatures, the gain is raised to the power of MIX_POWER, which raises KL by at most a hundredth at each of them.
+If no gain up to MAX_GAIN makes labels unbiased, they stay calibrated: at a slope of s < 1 / 2, the squared error at a
+gain of 2 is V (1 - 4 s + 4 s) = V, which is that of one mean label for all. Of several temperatures, the one with the
+smallest gain counts. For the default mix of temperatures, the gain is raised to the power of MIX_POWER, which raises KL
+by at most a hundredth at each of them.
 """
 
 from collections.abc import Sequence
@@ -43,10 +46,11 @@ BISECTION_STEPS = 9  # to a gain within 0.003
 
 @torch.no_grad()
 def set_gain(codec: SingleRateVqae, split: Split, rates: Sequence[int], gain: float | None) -> None:
-    """Set the decoder's mean latent, tail gain and gains from labels of `split`, with codes chosen as `pack` will choose them.
+    """Measure and set the decoder's mean latent, tail gain and gains, with codes chosen as `pack` chooses them.
 
-    Labels with exact classes stay calibrated unless a gain is given, because their users want the lowest KL. If no gain up to MAX_GAIN
-    makes the labels of a rate unbiased, their gain is 1; if that rate is the codec's own, `codec.gain_limited` is set.
+    Labels with exact classes stay calibrated unless a gain is given, because their users want the lowest KL. If no gain
+    up to MAX_GAIN makes the labels of a rate unbiased, their gain is 1; if that rate is the codec's own,
+    `codec.gain_limited` is set.
 
     Args:
         rates: numbers of slots to measure at, the codec's own included; gains of rates between them are interpolated.
@@ -111,7 +115,9 @@ def _tail_gain(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[flo
 
 
 def _unbiased_gain(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple[float, ...], domain: str) -> float | None:
-    """The gain at which probabilities decoded from latents `z` [n, d_h] have slope 1 on those of `raw` [n, C]; None: above MAX_GAIN."""
+    """The gain at which probabilities decoded from latents `z` [n, d_h] have slope 1 on those of `raw` [n, C]; None:
+    above MAX_GAIN.
+    """
     targets = [_centred_probabilities(raw, t, domain) for t in temperatures]
 
     def reaches_slope_1(gain: float) -> bool:

@@ -18,7 +18,7 @@ PCA_LABELS, KMEANS_LABELS = 16_384, 65_536  # training labels that PCA and k-mea
 
 @torch.no_grad()
 def initialize_map(codec: SingleRateVqae, train: Split, generator: torch.Generator) -> None:
-    """Set the output map to the leading components of the logits, scaled to latents of unit variance; then initialize the prior."""
+    """Set the output map to the leading components of the logits, with latents of unit variance; then the prior."""
     decoder, config = codec.decoder, codec.config
     sample = train.labels[torch.randperm(len(train.labels), generator=generator)[:PCA_LABELS].to(train.labels.device)]
     logits = as_logits(sample, config.domain)
@@ -36,7 +36,8 @@ def initialize_map(codec: SingleRateVqae, train: Split, generator: torch.Generat
 
 
 def _initialize_prior(prior: Prior, inputs: PriorInputs, latents: Tensor) -> None:
-    """Set image vectors and mixed map by an SVD of every image's mean latent, weighted by lambda, and damp the hidden layer's output.
+    """Set image vectors and mixed map by an SVD of every image's mean latent, weighted by lambda, and damp the hidden
+    layer's output.
 
     Args:
         latents: [n, d] of the labels, d <= d_h.
@@ -60,10 +61,10 @@ def _initialize_prior(prior: Prior, inputs: PriorInputs, latents: Tensor) -> Non
 
 @torch.no_grad()
 def initialize_codebooks(codec: SingleRateVqae, train: Split, generator: torch.Generator) -> None:
-    """Set codebooks by k-means, then fit the linear decoder of their codes by least squares to the residual of the prior.
+    """Set codebooks by k-means, then refine them or the output map by least squares on the residual of the prior.
 
-    Without a prior that decoder becomes the output map. With one, which shares the map, it is projected onto the map and becomes
-    a linear transform of the codebooks.
+    Without a prior the least-squares decoder of the codes becomes the output map. With one, which shares the map, the
+    decoder is projected onto the map, which gives a linear transform of the codebooks.
     """
     decoder, config = codec.decoder, codec.config
     codebooks, codes = _kmeans_codes(codec, train, generator)
@@ -83,7 +84,7 @@ def initialize_codebooks(codec: SingleRateVqae, train: Split, generator: torch.G
 
 
 def _least_squares_decoder(codec: SingleRateVqae, train: Split, codes: Tensor) -> Tensor:
-    """[d + 1, C] ridge regression of the labels' logits, minus the prior's, on the latents of `codes` [n, m] and a constant."""
+    """[d + 1, C] ridge regression of the logits, minus the prior's, on latents of `codes` [n, m] and a constant."""
     decoder, config = codec.decoder, codec.config
     d = config.latent
     square, cross = decoder.out.new_zeros(d + 1, d + 1), decoder.out.new_zeros(d + 1, config.classes)
@@ -98,7 +99,7 @@ def _least_squares_decoder(codec: SingleRateVqae, train: Split, codes: Tensor) -
 
 
 def _residual_logits(codec: SingleRateVqae, train: Split, index: Tensor) -> Tensor:
-    """[b, C] logits of the labels `index` [b] minus the prior's, 0 for exact classes; without a prior at their mean logit."""
+    """[b, C] logits of the labels `index` [b] minus the prior's, 0 for exact classes."""
     residual = as_logits(train.labels[index], codec.config.domain)
     if train.prior_inputs is not None:
         residual -= codec.decoder(train.no_codes(index), train.prior_inputs.rows(index))
@@ -135,7 +136,9 @@ def _kmeans_codes(codec: SingleRateVqae, train: Split, generator: torch.Generato
 
 
 def _components(x: Tensor, count: int, iterations: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Randomized SVD of x [n, d]: at most `count` leading left vectors, values and right vectors; the global generator is restored."""
+    """Randomized SVD of x [n, d]: at most `count` leading left vectors, values and right vectors; the global generator
+    is restored.
+    """
     with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(1 << 31, (1,), generator=generator)))
         svd: tuple[Tensor, Tensor, Tensor] = torch.svd_lowrank(x, q=min(count, *x.shape), niter=iterations)
@@ -143,7 +146,7 @@ def _components(x: Tensor, count: int, iterations: int, generator: torch.Generat
 
 
 def _features(codec: SingleRateVqae, split: Split, index: Tensor) -> Tensor:
-    """[b, len(temperatures) * C] features of the labels `index` [b], minus those of the prior's labels if there is a prior."""
+    """[b, len(temperatures) * C] features of the labels `index` [b], minus those of the prior's labels, if any."""
     logits, temperatures = split.without_exact(as_logits(split.labels[index], codec.config.domain), index), codec.config.temperature
     features_at = likelihood_of(codec.config.domain).features
     features = torch.cat([features_at(logits, t) for t in temperatures], 1)
@@ -154,7 +157,9 @@ def _features(codec: SingleRateVqae, split: Split, index: Tensor) -> Tensor:
 
 
 def _balanced_order(variance: Tensor, slots: int, width: int) -> Tensor:
-    """[d_h] order of latent dimensions such that all groups have similar products of variances (initialization of OPQ, Ge et al. 2013)."""
+    """[d_h] order of latent dimensions such that all groups have similar products of variances (initialization of OPQ,
+    Ge et al. 2013).
+    """
     groups: list[list[int]] = [[] for _ in range(slots)]
     log_product = [0.0] * slots
     for dimension in variance.argsort(descending=True).tolist():

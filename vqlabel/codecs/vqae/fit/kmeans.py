@@ -13,8 +13,8 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
 
     Args:
         latents: [n, d_h] float32.
-        quantizer: "residual" (slot j codes the residual of the slots before it) or "grouped" (slot j codes its own d_h / m numbers, too
-            few for `shrink_noise` to matter).
+        quantizer: "residual" (slot j codes the residual of the slots before it) or "grouped" (slot j codes its own d_h
+            / m numbers, too few for `shrink_noise` to matter).
 
     Returns:
         [m, k, d_c] float32; d_c = d_h for residual slots, d_h / m for grouped ones.
@@ -32,7 +32,8 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
 def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """K-means that starts in the first principal component and adds dimensions, in which centroids start at the mean.
 
-    Started from random points in all dimensions, Lloyd's algorithm keeps their noise, which accumulates over residual slots.
+    Started from random points in all dimensions, Lloyd's algorithm keeps their noise, which accumulates over residual
+    slots.
 
     Source: faiss, ProgressiveDimClustering.
 
@@ -61,8 +62,8 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 def shrink_noise(points: Tensor, codebook: Tensor) -> Tensor:
     """`codebook` [k, d], k-means of `points` [n, d], with every dimension shrunk to its mean by its share of noise.
 
-    The mean of few points has a sampling error. In dimensions where codes differ by no more than that error, the mean of all points is
-    the better estimate: the James-Stein estimator, with one factor for all codes of a dimension.
+    The mean of few points has a sampling error. In dimensions where codes differ by no more than that error, the mean
+    of all points is the better estimate: the James-Stein estimator, with one factor for all codes of a dimension.
     """
     codes = nearest(points, codebook)
     count, mean = torch.bincount(codes, minlength=len(codebook)).to(points), points.mean(0)
@@ -94,7 +95,8 @@ def _lloyd(points: Tensor, centroids: Tensor, generator: torch.Generator) -> Ten
 
 
 def quantize(latents: Tensor, codebooks: Tensor, quantizer: str) -> Tensor:
-    """[n, m] int64: the nearest code of every slot in turn, to the residual of the slots before it or to its own group of numbers.
+    """[n, m] int64: the nearest code of every slot in turn, to the residual of the slots before it or to its own group
+    of numbers.
 
     Args:
         latents: [n, d_h]; codebooks: [m, k, d_c].

@@ -19,7 +19,7 @@ NESTED_EPOCHS = 0.5  # share of a stage's epochs for each nested rate, whose dec
 
 
 def training_rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
-    """Numbers of slots to train for, the codec's own first, then every halving; under a budget or at a variable rate only the first."""
+    """Numbers of slots to train for: the codec's own, and every halving unless a budget or variable rate is given."""
     rates, one_rate = [codec.config.slots], config.bytes is not None or config.ratio is not None or config.variable_rate
     while rates[-1] > 1 and not one_rate and codec.config.quantizer == "residual":
         rates.append(rates[-1] // 2)
@@ -28,7 +28,9 @@ def training_rates(config: FitConfig, codec: VqaeCodec) -> list[int]:
 
 @torch.no_grad()
 def choose_codes(codec: VqaeCodec, splits: tuple[Split, Split], rates: list[int], total: int = 0) -> None:
-    """Choose codes with the quantized decoder if weights have fewer than FREE_BITS bits, else with the full-precision one."""
+    """Choose codes with the quantized decoder if weights have fewer than FREE_BITS bits,
+    else with the full-precision one.
+    """
     trained = copy.deepcopy(codec.decoder.state_dict())
     if codec.config.weight_bits < FREE_BITS:
         codec.round()
@@ -63,9 +65,11 @@ def _fit_nested(
     state: dict[str, Any],
     hooks: FitHooks,
 ) -> VqaeCodec:
-    """The codec of the first `slots` slots of `above`, with its own output map, codebooks and prior network; image vectors are shared.
+    """The codec of the first `slots` slots of `above`, with its own output map, codebooks and prior network; image
+    vectors are shared.
 
-    One output map for all rates would raise the KL of the lowest by a tenth; separate maps add no byte to a `.vql`, which stores one rate.
+    One output map for all rates would raise the KL of the lowest by a tenth; separate maps add no byte to a `.vql`,
+    which stores one rate.
     """
     fitted, codec = state.setdefault("nested", {}), above.truncate(slots).to(splits[0].labels.device)
     if slots in fitted:

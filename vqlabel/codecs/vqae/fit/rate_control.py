@@ -1,4 +1,4 @@
-"""The rate-distortion multiplier of a variable rate: the loss that a code bit must remove, so that labels have the target bits on average."""
+"""The rate-distortion multiplier of a variable rate: the loss per code bit at which labels have the target bits."""
 
 from dataclasses import replace
 
@@ -16,10 +16,11 @@ RATE_MARGIN = 0.99  # share of the target rate that is aimed at: other labels ma
 
 @torch.no_grad()
 def set_rate_multiplier(codec: SingleRateVqae, splits: tuple[Split, Split], total: int, limit: int) -> None:
-    """Set the configuration's `price` such that a file of the dump's `total` labels has `config.rate` code bits per label.
+    """Set the configuration's `price` so that the dump's `total` labels have `config.rate` code bits on average.
 
-    Measured on up to `limit` labels of each split, evenly spaced. Held-out labels need more codes than training labels for the same loss,
-    so training labels are weighted by their own number, and held-out ones by the number of all other labels of the dump.
+    Measured on up to `limit` labels of each split, evenly spaced. Held-out labels need more codes than training labels
+    for the same loss, so training labels are weighted by their own number, and held-out ones by the number of all other
+    labels of the dump.
     """
     config = codec.config
     limit = min(limit, MAX_LOSSES // (config.slots + 1))

@@ -23,12 +23,12 @@ MAX_EXACT_TEMPERATURE = 4.0  # if the lowest temperature is below this
 
 
 def spread_slots(average: float) -> int:
-    """Maximum slots of a label at a variable rate with `average` codes per label: twice as many, and at least 2 more."""
+    """Maximum slots at a variable rate with `average` codes per label: twice as many, and at least 2 more."""
     return min(MAX_SLOTS, max(math.ceil(2 * average), math.ceil(average) + 2))
 
 
 def prior_for(config: FitConfig, stats: DatasetStats) -> PriorConfig | None:
-    """None if the records have no image indices, or by default if images have fewer than 2 training labels on average."""
+    """None if the records have no image indices, or by default if images have fewer than 2 training labels each."""
     if not stats.images or (config.prior is None and stats.seen < 2 * stats.images):
         return None
     return PriorConfig(
@@ -43,7 +43,9 @@ def exact_class_bits(stats: DatasetStats) -> int:
 
 
 def exact_classes(config: FitConfig, stats: DatasetStats, bits: int) -> int:
-    """Exact classes per label; if the user left it open, as many as lower KL at `bits` code bits per label and a low temperature."""
+    """Exact classes per label; if the user left it open, as many as lower KL at `bits` code bits per label and a low
+    temperature.
+    """
     if config.exact_classes is not None or stats.domain == "sigmoid":
         return config.exact_classes or 0
     if min(config.temperature or MIX) >= MAX_EXACT_TEMPERATURE:
@@ -52,7 +54,9 @@ def exact_classes(config: FitConfig, stats: DatasetStats, bits: int) -> int:
 
 
 def has_lift(config: FitConfig, stats: DatasetStats, exact: int, budget: int | None = None) -> bool:
-    """Whether labels get a tail gain (`debias.py`): only if they are debiased for known temperatures and its header bytes fit the budget."""
+    """Whether labels get a tail gain (`debias.py`): only if they are debiased for known temperatures and its header
+    bytes fit the budget.
+    """
     if budget is not None and MAX_LIFT_SHARE * budget < HEADER_GROWTH:
         return False
     if stats.domain == "sigmoid":

@@ -1,4 +1,4 @@
-"""Training or held-out labels of a sample on the device of the fit, with what the loss needs: soft targets, mean logits, prior inputs."""
+"""Training or held-out labels on the device of the fit, with soft targets, mean logits and prior inputs."""
 
 import dataclasses
 
@@ -24,15 +24,15 @@ class Split:
 
     Attributes:
         labels: [n, C] in the dump's domain.
-        target_fp16: [n, C] soft targets divided by `target_unit`, which scales the largest possible one to 2^15: fp16 keeps
-            probabilities down to 1e-12. None: computed from `labels` when needed.
+        target_fp16: [n, C] soft targets divided by `target_unit`, which scales the largest possible one to 2^15: fp16
+            keeps probabilities down to 1e-12. None: computed from `labels` when needed.
         target_unit: soft target that a 1 of `target_fp16` stands for.
         mean_logit: [n] mean over classes, which softmax ignores; see `_mean_logit`.
         prior_inputs: None without a prior.
         exact_ids: [n, M] exact classes, which slots need not code; None without exact classes.
         rest_mass: [n] probability of the other classes; None without exact classes.
         codes: slots -> [n, slots] codes chosen with that many slots alone; at a variable rate [n, 1 + m].
-        temperatures: of the loss, where `target_fp16` is None: sigmoid probabilities near 1 need more digits than fp16 has.
+        temperatures: of the loss, if `target_fp16` is None: sigmoid probabilities near 1 exceed the digits of fp16.
     """
 
     labels: Tensor
@@ -87,11 +87,11 @@ def make_split(codec: SingleRateVqae, sample: LabelSample, name: str, device: to
 
 
 def _mean_logit(labels: Tensor, domain: str) -> Tensor:
-    """[n] `logit_means` that the decoder is trained to reproduce; one number for all labels if they exceed MAX_LEVEL_SPREAD or
-    MAX_LEVEL_DISTANCE, because the output map's few bits would then hold little else.
+    """[n] `logit_means` that the decoder is trained to reproduce; one number for all labels if they exceed
+    MAX_LEVEL_SPREAD or MAX_LEVEL_DISTANCE, because the output map's few bits would then hold little else.
 
-    That number is their mean; beyond MAX_LEVEL_DISTANCE it is the level that puts a label's largest logit at 0 on average, where fp16 and
-    bf16 are finest.
+    That number is their mean; beyond MAX_LEVEL_DISTANCE it is the level that puts a label's largest logit at 0 on
+    average, where fp16 and bf16 are finest.
     """
     level = logit_means(labels, domain)
     level_std, logit_std = level_spread(labels, domain)
@@ -102,6 +102,6 @@ def _mean_logit(labels: Tensor, domain: str) -> Tensor:
 
 
 def level_spread(labels: Tensor, domain: str) -> tuple[float, float]:
-    """Standard deviation over labels of their mean logit, and of a class's logit (mean over classes, of the first CHUNK labels)."""
+    """Standard deviation over labels of their mean logit, and that of a class's logit over the first CHUNK labels."""
     logit_std = as_logits(labels[:CHUNK], domain).std(0, correction=0).mean()
     return float(logit_means(labels, domain).std(correction=0)), float(logit_std)

@@ -1,8 +1,8 @@
-"""Fit the VQAE in stages: train the prior; initialize codebooks by PCA and residual k-means of the prior's residual; train decoder and
-prior by KL on fixed codes; choose the codes again by the decoder's own loss; train again.
+"""Fit the VQAE in stages: train the prior; initialize codebooks by PCA and residual k-means of the prior's residual;
+train decoder and prior by KL on fixed codes; choose the codes again by the decoder's own loss; train again.
 
-Codes are fixed while the decoder trains: joint straight-through training from random weights ends with a larger error than faiss'
-residual quantizer.
+Codes are fixed while the decoder trains: joint straight-through training from random weights ends with a larger error
+than faiss' residual quantizer.
 """
 
 import copy
@@ -38,7 +38,8 @@ def default_epochs(sample: LabelSample) -> int:
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> VqaeCodec:
     """Fit a VQAE to `sample.seen` and keep the weights with the lowest loss on `sample.held`.
 
-    If a budget leaves room for a prior alone, and that prior does not predict the labels, the sizes are chosen again without a prior.
+    If a budget leaves room for a prior alone, and that prior does not predict the labels, the sizes are chosen again
+    without a prior.
 
     Raises:
         UsageError: only some logits of a label are known; the sizes contradict each other or the budget.

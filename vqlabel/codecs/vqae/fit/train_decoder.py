@@ -28,7 +28,7 @@ NESTED_SHARE = 0.25  # share of the steps that train on codes of lower rates, wh
 def train_decoder(
     codec: VqaeCodec, splits: tuple[Split, Split], epochs: int, state: dict[str, Any], hooks: FitHooks, title: str | None = None
 ) -> None:
-    """Minimise the mixed KL with AdamW; from half of the epochs on, weights of fewer than 8 bits are quantized in the forward pass.
+    """Minimise the mixed KL with AdamW; the second half of the epochs quantizes weights of fewer than 8 bits.
 
     Args:
         splits: training and held-out labels.
@@ -48,7 +48,7 @@ def train_decoder(
 
 
 class _Training:
-    """One training of a decoder: optimizer, schedule and the best weights so far; new, or resumed from `state["training"]`."""
+    """Optimizer, schedule and best weights of one training, new or resumed from `state["training"]`."""
 
     def __init__(self, codec: VqaeCodec, splits: tuple[Split, Split], epochs: int, state: dict[str, Any]) -> None:
         self.codec, self.splits, self.epochs, self.fit_state = codec, splits, epochs, state
