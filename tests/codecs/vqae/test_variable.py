@@ -287,7 +287,7 @@ FORGERIES = {
     "a code less": (lambda counts, codes: (counts, codes[:-1]), "its counts add up to"),
     "a code more": (lambda counts, codes: (counts, np.pad(codes, ((0, 1), (0, 0)))), "its counts add up to"),
     "a label more": (lambda counts, codes: (np.pad(counts, ((0, 1), (0, 0))), codes), "contain 3000 records, the header declares 3001"),
-    "no records but codes": (lambda counts, codes: (counts[:0], codes), "hold 3000 records"),
+    "no records but codes": (lambda counts, codes: (counts[:0], codes), "contain 3000 records"),
     "two fields of counts": (lambda counts, codes: (np.repeat(counts, 2, 1), codes), "counts of 2 x 4 bits, the codec's are 1 x 4"),
     "two fields of codes": (lambda counts, codes: (counts, np.repeat(codes, 2, 1)), "codes of 2 x 4 bits, the codec's are 1 x 4"),
 }  # fmt: skip
