@@ -152,7 +152,7 @@ def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
         (lambda: vqlabel.pack("d", "o", codec=(None, {})), r"codec is .*: fit and load_codec return .*; pass the first of them"),
         (
             lambda: vqlabel.relabel("ims", "x.vql"),
-            r"source is 'ims' \(str\); it must be a vqlabel\.workflows\.relabel\.TeacherSource",
+            r"source is 'ims' \(str\); it must be a vqlabel\.workflows\.teacher_source\.TeacherSource",
         ),
     ],
 )
