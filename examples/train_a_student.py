@@ -1,6 +1,7 @@
 """Images, a teacher and budgets -> labels of seeded views, codecs, `.vql` files, and the scores of students.
 
-    python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 [--mean 0.5 ...]
+    python examples/train_a_student.py IMAGES --teacher module:function --val VAL --work work/ --view 160 \
+        [--mean 0.5 ...]
 
 IMAGES       a folder of images; the teacher labels --epochs views of each, --view pixels wide
 --work       folder for the dump and the .vql files; existing files are reused, so name another folder for other options
@@ -121,7 +122,7 @@ def train(a, path, views, lpqld, seed):
 
 
 def new_images(a, teacher):
-    """Of --val: images at 32 x 32 pixels, the teacher's logits for them, the class of each folder, the folder of each image."""
+    """Of --val: images of 32 x 32 pixels, the teacher's logits, the class of each folder, the folder of each image."""
     new = ImageFolder(a.val)
     large = [torch.from_numpy(np.array(image.resize((a.view, a.view)))).permute(2, 0, 1) for image in new]
     logits = torch.cat([teacher(torch.stack(large[start : start + 100]) / 255) for start in range(0, len(large), 100)])

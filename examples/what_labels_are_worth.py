@@ -1,7 +1,8 @@
 """Student scores: train students from raw labels and from compressed ones, and test them on new images.
 
     python examples/what_labels_are_worth.py DUMP --images train/ --val val/ --val-labels val.npy --view 224 \
-        [--ratio 1000 500 125] [--temperature 1] [--passes 4] [--seeds 0 1 2] [--labels name=labels.npy] [--top-k 10] [--keep 0.1]
+        [--ratio 1000 500 125] [--temperature 1] [--passes 4] [--seeds 0 1 2] [--labels name=labels.npy] [--top-k 10] \
+        [--keep 0.1]
 
 DUMP         a dump whose records have image, crop and flip, such as SRe2L's tree with LPLD's order file
 --view       side in pixels of the views that the teacher labelled

@@ -1,4 +1,4 @@
-"""Shared fixtures: labels of a small teacher as an array and as a dump of batches, a codec fitted to them, and a `.vql` of them."""
+"""Shared fixtures: labels of a small teacher as an array and as a dump of batches, their codec, and their `.vql`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ def _one_precision(pytestconfig: pytest.Config) -> Iterator[None]:
 
 
 def draw_logits(epochs: int, images: int, classes: int, *, rank: int = 6, seed: int = 0) -> NDArray[np.float16]:
-    """[epochs, images, classes]: one vector per image, perturbed every epoch, mapped by a matrix of rank `rank`, plus noise."""
+    """[epochs, images, classes]: a vector per image, perturbed every epoch, times a matrix of this rank, plus noise."""
     rng = np.random.default_rng(seed)
     image = rng.normal(size=(images, rank))
     view = image + 0.3 * rng.normal(size=(epochs, images, rank))

@@ -1,7 +1,7 @@
 """CUDA tensors that compute on the CPU, to detect mixed devices on machines without a GPU.
 
-Unlike with torch's `FakeTensorMode`, tensors have values, so code that depends on values runs too. Like CUDA, operations refuse mixed
-devices (except CPU tensors with 0 dimensions), CPU generators and `.numpy()`.
+Unlike with torch's `FakeTensorMode`, tensors have values, so code that depends on values runs too. Like CUDA,
+operations refuse mixed devices (except CPU tensors with 0 dimensions), CPU generators and `.numpy()`.
 """
 
 from collections.abc import Iterator

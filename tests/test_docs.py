@@ -1,7 +1,7 @@
 """README.md, CONTRIBUTING.md and docs/*.md: python and console blocks run; options, scripts and links exist.
 
-The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of a
-page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
+The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of
+a page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Golden files of every published layout decode to their recorded labels. tests/golden/make.py wrote them; no test runs it."""
+"""Golden files of every published layout decode to their recorded labels. tests/golden/make.py wrote them, no test."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Imports point down, from the command line to bytes; type-only imports and imports inside functions count like all others."""
+"""Imports point down, from the command line to bytes; type-only imports and imports inside functions count, too."""
 
 import ast
 import graphlib
@@ -84,7 +84,7 @@ def package_of(module: str) -> str:
 
 
 def upward_imports(module: str, source: str) -> list[str]:
-    """Modules that `source`, the text of `module`, imports from its own layer or a higher one, except from its own package."""
+    """Modules that `source`, the text of `module`, imports from its own or a higher layer, its own package excepted."""
     package = package_of(module)
     others = (other for other in imported(ast.parse(source)) if other == "vqlabel" or package_of(other) != package)
     return [other for other in others if other == "vqlabel" or LAYER[package_of(other)] >= LAYER[package]]

@@ -262,7 +262,7 @@ def test_pack_refuses_more_images_than_the_epochs_contain(folder: Path, dump: Pa
     assert not (tmp_path / "a.vql").exists()
 
 
-# --- codecs ---------------------------------------------------------------------------------------------------------------------
+# --- codecs -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

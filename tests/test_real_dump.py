@@ -59,7 +59,7 @@ def test_crops_of_real_images_are_stored_in_at_most_40_bits(two_epochs: Path, tm
 def test_the_default_codec_has_lower_held_out_kl_than_a_residual_quantizer(
     bits: int, rq: tuple[float, float, float], tmp_path: Path
 ) -> None:
-    """`rq`: KL of faiss' residual quantizer at T = 1, 4 and 20 on the same split, from tests/benchmarks/distortion.py."""
+    """`rq`: KL of faiss' residual quantizer at T = 1, 4, 20 on the same split, from tests/benchmarks/distortion.py."""
     train, held = link(tmp_path / "train", range(24)), link(tmp_path / "held", range(24, 32))
     codec, _ = vqlabel.fit(train, vqlabel.FitConfig(bits=bits, temperature=MIX))
     vqlabel.pack(held, tmp_path / "held.vql", codec=codec)

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type: every public callable raises an error of vqlabel that names the argument, before any work."""
+"""Arguments of the wrong type: every public callable raises, before any work, an error that names the argument."""
 
 import inspect
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """vqlabel: compress a teacher's soft labels to a few bits per label.
 
-Public names are imported at first use (PEP 562), so that `import vqlabel` and `vqlabel --help` load neither torch nor numpy.
+Public names are imported at first use (PEP 562), so that `import vqlabel` and `vqlabel --help` load neither torch nor
+numpy.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Configurations: frozen, validated once, stored verbatim in the files they produce, and read back from JSON unchanged."""
+"""Configurations: frozen, validated once, stored verbatim in the files they produce, read back from JSON unchanged."""
 
 import dataclasses
 import json

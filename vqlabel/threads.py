@@ -1,4 +1,4 @@
-"""The number of threads of a computation: as many as it can use, and no more than processors that the process may use."""
+"""The number of threads of a computation: as many as it can use, at most as many as the process has processors."""
 
 import os
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def available_processors() -> int:
-    """Number of processors in this process's affinity, limited by its container's quota of processor time; at least 1."""
+    """Number of processors in this process's affinity, limited by its container's processor quota; at least 1."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         count = os.process_cpu_count() or 1
     elif hasattr(os, "sched_getaffinity"):

@@ -1,4 +1,7 @@
-"""Draw the pictures of docs/how-it-works.md from a dump of logits in SRe2L's tree: python docs/pictures/draw.py DUMP (needs matplotlib)."""
+"""Draw the pictures of docs/how-it-works.md from a dump of logits in SRe2L's tree; needs matplotlib.
+
+python docs/pictures/draw.py DUMP
+"""
 
 import sys
 from dataclasses import replace

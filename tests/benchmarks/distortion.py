@@ -1,7 +1,7 @@
 """Held-out distortion: codecs and baselines fitted to the first epochs of a dump and measured on the last.
 
-    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20] [--effort normal]
-        [--baselines rq topk]
+    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20]
+        [--effort normal] [--baselines rq topk]
         [--gain 1] [--exact-classes auto] [--variable-rate]
 
 DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method),
@@ -114,7 +114,7 @@ def flat_tail(codec: LabelCodec) -> Method:
 
 
 def faiss_rq(train: Path, bits: int, width: int = 128) -> Method:
-    """PCA to 128 components, slots of one byte, faiss' defaults; trained on at most 20,000 labels of the same epochs."""
+    """PCA to 128 components, slots of one byte, faiss' defaults; trained on up to 20,000 labels of the same epochs."""
     import faiss
 
     torch.manual_seed(0)

@@ -99,7 +99,7 @@ def measure(device: torch.device, folder: Path, size: Size) -> list[Row]:
 
 
 def write_dump(path: Path, size: Size) -> Path:
-    """fp16 logits [epochs, images, classes] of rank 32 with a little noise; views of an image share most of their label."""
+    """fp16 logits [epochs, images, classes] of rank 32 with a little noise; views of an image have similar labels."""
     rng = np.random.default_rng(0)
     rank = min(32, size.classes // 2)
     image, classes = rng.normal(size=(size.images, rank)), rng.normal(size=(rank, size.classes))

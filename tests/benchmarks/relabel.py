@@ -1,7 +1,7 @@
 """Overhead of `relabel`: labels per second written to a `.vql`, against the teacher alone on the same views.
 
-    python tests/benchmarks/relabel.py IMAGES --teacher module:function --view 224 [--codec codec.safetensors] [--epochs 2] [--batch 100]
-        [--mean 0.5] [--std 0.5] [--times 3]
+    python tests/benchmarks/relabel.py IMAGES --teacher module:function --view 224 [--codec codec.safetensors]
+        [--epochs 2] [--batch 100] [--mean 0.5] [--std 0.5] [--times 3]
 
 Runs alternate; the best of --times is reported. "teacher alone" runs the network on views in memory; "views and
 teacher" renders them first, in the same thread. Peak memory is that of the whole run.

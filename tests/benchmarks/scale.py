@@ -1,6 +1,7 @@
 """Size of labels at ImageNet's scale: a codec fitted to this dump, with the images and labels of a larger set.
 
-    python tests/benchmarks/scale.py DUMP [--bits 8 16 32 128] [--images 10000] [--views 300] [--temperature 1] [--teacher-bytes N]
+    python tests/benchmarks/scale.py DUMP [--bits 8 16 32 128] [--images 10000] [--views 300] [--temperature 1]
+        [--teacher-bytes N]
 
 Every codec is fitted and packed; the size by formula is compared with the file of this dump, then computed for `images
 * views` labels. Bits per label count the whole file except augmentation and order.

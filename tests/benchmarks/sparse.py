@@ -41,7 +41,8 @@ class Largest(LabelSource):
 def at_entropy(labels: Tensor, k: int, step: float | None) -> tuple[float, Tensor]:
     """Bits per label, frequency tables included, and the decoded labels [n, C].
 
-    Class ids are coded by frequency, each id once per label; values as fp16, or as differences of multiples of `step`, by rank.
+    Class ids are coded by frequency, each id once per label; values as fp16, or as differences of multiples of `step`,
+    by rank.
     """
     values, ids = labels.float().topk(k, 1)
     table = Frequencies(ids.reshape(-1, 1), (0, labels.shape[1] - 1))

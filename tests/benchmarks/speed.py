@@ -108,7 +108,7 @@ def peak_mb(*arguments: object) -> float:
 
 
 def faiss_seconds(dump: Path, bits: int, records: int, width: int = 128) -> tuple[float, float]:
-    """PCA to 128 components and a residual quantizer with faiss' defaults: seconds to encode and to decode all labels."""
+    """PCA to 128 components and faiss' default residual quantizer: seconds to encode and decode all labels."""
     labels = torch.cat([torch.from_numpy(batch.labels).float() for batch in open_labels(dump)])
     mean = labels.mean(0)
     basis = torch.svd_lowrank(labels[:8000] - mean, q=width)[2]

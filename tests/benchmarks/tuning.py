@@ -1,10 +1,11 @@
 """`tune` against its budget, and against an exhaustive search of its grid.
 
-    python tests/benchmarks/tuning.py [DUMP ...] [--random 100 10000] [--ratio 500] [--minutes 10] [--temperature 1] [--exhaustive]
+    python tests/benchmarks/tuning.py [DUMP ...] [--random 100 10000] [--ratio 500] [--minutes 10] [--temperature 1]
+        [--exhaustive]
 
 --random measures synthetic dumps of these numbers of classes: 8,000 labels, 16 views of 500 images. Prints a row per
-dump: bytes relative to the budget, held-out KL of the tuned codec, time. --exhaustive runs a quick fit of every shape of
-the grid that `tune` searches (slots x bits per number x codebook size) and compares the best of them with the shape
+dump: bytes relative to the budget, held-out KL of the tuned codec, time. --exhaustive runs a quick fit of every shape
+of the grid that `tune` searches (slots x bits per number x codebook size) and compares the best of them with the shape
 that tune chose.
 """
 

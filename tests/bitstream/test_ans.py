@@ -43,7 +43,7 @@ def test_uniform_fields_take_their_packed_size_and_two_bytes_each() -> None:
 
 
 def test_the_bytes_are_those_of_the_documented_format() -> None:
-    """Four rows of one field: lists 0 and 1, frequencies 3/4 and 1/4 and 0; each lane has a row, and no state gives a word."""
+    """Four rows of one field: lists 0 and 1, frequencies 3/4, 1/4 and 0; each lane has a row; no state gives a word."""
     values = np.array([[0], [0], [1], [0]] * 16, np.uint32)
     data = pack_ans(values, [8])
     frequencies = pack_fixed(np.array([[3072], [1024], [0]], np.uint32), [13])

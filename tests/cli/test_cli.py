@@ -80,7 +80,7 @@ def refused(code: int, message: str, *arguments: object) -> None:
         assert message in result.stderr
 
 
-# --- commands -----------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_fit_reports_the_held_out_distortion(dump: Path, codec_file: Path, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
     refused(3, "bad.vql: ", "verify", tmp_path / "bad.vql")
 
 
-# --- exit codes -----------------------------------------------------------------------------------------------------------------
+# --- exit codes -------------------------------------------------------------------------------------------------------
 
 
 def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_exit_codes_and_streams_in_a_shell(vql: Path, dump: Path, tmp_path: Path
         assert error.count("\n") == 1
 
 
-# --- help -----------------------------------------------------------------------------------------------------------------------
+# --- help -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -537,7 +537,7 @@ def test_every_command_that_reads_a_dump_accepts_array_and_dump_colon_name(tmp_p
     refused(2, "a dump has one teacher", "pack", tmp_path / "0.npy", "-o", tmp_path / "b.vql", "--axes", "teachers,images,classes")
 
 
-# --- interruption and closed pipes --------------------------------------------------------------------------------------------
+# --- interruption and closed pipes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to a process")

@@ -73,7 +73,10 @@ def test_a_file_is_a_valid_safetensors_file(file: Path) -> None:
 
 
 def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path: Path) -> None:
-    """Readers can map such a file. There are no gaps between tensors: payloads are multiples of 64, then come the widest items."""
+    """Readers can map such a file.
+
+    There are no gaps between tensors: payloads are multiples of 64, then come the widest items.
+    """
     with ContainerWriter(tmp_path / "a.vql") as writer:
         for name in ("codes", "columns.image"):
             writer.begin(name, [5])

@@ -1,4 +1,4 @@
-"""Damaged and forged files: every flipped bit, truncation and exceeded limit raises BadContainer, never another exception."""
+"""Damaged and forged files: every flipped bit, truncation and exceeded limit raises BadContainer, and nothing else."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ RNG = np.random.default_rng(0)
 
 
 class Forge:
-    """A `.vql` taken apart: change `header`, `metadata` (JSON values parsed) or `body`, then `write` it with new sums and seal."""
+    """A `.vql` taken apart: change `header`, `metadata` (parsed JSON) or `body`; `write` makes new sums and seal."""
 
     def __init__(self, path: Path) -> None:
         data = path.read_bytes()

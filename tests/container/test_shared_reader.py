@@ -1,4 +1,4 @@
-"""One reader shared by threads, forked and other processes, and files that are removed or replaced while they are open."""
+"""One reader shared by threads and by forked and other processes; files removed or replaced while they are open."""
 
 import os
 import pickle

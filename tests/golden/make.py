@@ -1,7 +1,7 @@
 """Makes the golden files that are missing beside it, once per layout: `python tests/golden/make.py`. No test runs this.
 
-A published layout never changes: where a golden file would come out different, the format needs a new minor or major version and new
-golden files beside these, not instead of them.
+A published layout never changes: where a golden file would come out different, the format needs a new minor or major
+version and new golden files beside these, not instead of them.
 """
 
 from collections.abc import Iterator
@@ -71,7 +71,10 @@ class PriorInputs(LabelSource):
 
 
 class Smoothed(LabelSource):
-    """Probabilities in bf16 of few different values, which zstd likes; row i of an epoch is image i; crops that are no fractions."""
+    """Probabilities in bf16 of few different values, which zstd compresses well.
+
+    Row i of an epoch is image i; crops are no fractions.
+    """
 
     path, layout, classes, domain, dtype, order = HERE, "arrays", CLASSES, "probs", "BF16", "rows"
     places = tuple(Place(epoch, 0) for epoch in range(EPOCHS))
@@ -84,7 +87,7 @@ class Smoothed(LabelSource):
 
 
 class Outside(LabelSource):
-    """Views of other layouts than SRe2L's: named images, partners that are no records, cutout, patches, RandAugment, seeds."""
+    """Views of layouts other than SRe2L's: names, partners outside the records, cutout, patches, RandAugment, seeds."""
 
     path, layout, classes, domain, dtype, order = HERE, "lpld", CLASSES, "logits", "F16", "explicit"
     names = tuple(f"n{at % 3}/{at} é.JPEG" for at in range(IMAGES))
@@ -175,7 +178,7 @@ def sparse(domain: str, gaps: tuple[int, ...], neighbours: int = 0, rest_bits: i
 
 
 def cases() -> Iterator[tuple[str, LabelSource, LabelCodec]]:
-    """Name, dump and codec of every golden file; those whose dump is `Drawn` have their recipe in the place of their columns."""
+    """Name, dump and codec of every golden file; if the dump is `Drawn`, a recipe takes the place of its columns."""
     raw = CODECS["raw"].codec(RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
     yield "raw", Views(), raw
     yield "smoothed", Smoothed(), CODECS["raw"].codec(RawConfig(classes=CLASSES, domain="probs", dtype="BF16"))
@@ -218,7 +221,8 @@ def records(source: LabelSource) -> np.ndarray:
     return out
 
 
-# unsummed.codec: the codec of the case vqae, as save_codec wrote it with the report {"held": {"labels": 1, "kl_T1": 0.5}} before codec files had a sum
+# unsummed.codec: the codec of the case vqae, as save_codec wrote it before codec files had a sum, with the report
+# {"held": {"labels": 1, "kl_T1": 0.5}}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

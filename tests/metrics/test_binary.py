@@ -1,4 +1,4 @@
-"""Labels of the domain "sigmoid": losses against closed forms, the encoder against brute force, means over classes preserved."""
+"""The domain "sigmoid": losses against closed forms, the encoder against brute force, means over classes preserved."""
 
 import itertools
 import math

@@ -85,7 +85,10 @@ def test_reliability_by_hand() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 def test_bins_have_equal_numbers_of_labels_and_errors_are_visible_at_every_temperature(temperature: float) -> None:
-    """At T = 20 all 1,000 probabilities of a label lie near 0.001: bins of equal width have one point, and an error of 0.0001."""
+    """At T = 20 all 1,000 probabilities of a label are near 0.001.
+
+    Bins of equal width have one point, and an error of 0.0001.
+    """
     logits = 3 * torch.randn(2000, 1000, generator=torch.Generator().manual_seed(0))
     found = figures(logits, 2 * logits, temperature)[f"T{temperature:g}"]
     assert len(found["bins"]) == 10

@@ -201,7 +201,10 @@ def test_figures_of_probabilities_are_those_of_their_logits() -> None:
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])
 def test_sets_are_compared_over_their_shared_classes(domain: str) -> None:
-    """Raw holds classes 0, 1, 2 with 1/2, 1/4, 1/4; decoded 0, 1, 3 with 1/4, 1/2, 1/4: what both hold is (2/3, 1/3) and (1/3, 2/3)."""
+    """The shared classes have (2/3, 1/3) in raw labels and (1/3, 2/3) in decoded ones.
+
+    Raw holds classes 0, 1, 2 with 1/2, 1/4, 1/4; decoded holds 0, 1, 3 with 1/4, 1/2, 1/4.
+    """
     raw, decoded = torch.tensor([[0.5, 0.25, 0.25, 0.0]]), torch.tensor([[0.25, 0.5, 0.0, 0.25]])
     if domain == "logits":
         raw, decoded = (torch.where(p > 0, 7 + p.log(), NOWHERE) for p in (raw, decoded))

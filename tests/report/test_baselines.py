@@ -20,7 +20,7 @@ MIX = (1.0, 4.0, 20.0)
 
 
 def draw(n: int, classes: int, *, rank: int = 8, seed: int = 0) -> Tensor:
-    """[n, C] logits with falling variance along `rank` directions and a little noise; all seeds share the directions."""
+    """[n, C] logits with falling variance along `rank` directionsand little noise; all seeds share the directions."""
     rng = np.random.default_rng(99)
     axes = rng.normal(size=(rank, classes)) * np.linspace(2, 0.5, rank)[:, None]
     rng = np.random.default_rng(seed)
@@ -60,7 +60,7 @@ def measure(baseline: Baseline, labels: Tensor, domain: str = "logits") -> tuple
     return baseline.bits(codes) / len(labels), distortion.figures()
 
 
-# --- entropy -------------------------------------------------------------------------------------------------------------------------
+# --- entropy ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_bits_of_a_known_distribution_are_its_entropy() -> None:
@@ -96,7 +96,7 @@ def test_distinct_ids_under_a_uniform_model_cost_the_log2_of_the_number_of_their
     assert bits_of_distinct(ids, flat).sum(1).numpy() == pytest.approx(ordered, abs=1e-2)
 
 
-# --- every logit stored --------------------------------------------------------------------------------------------------------------
+# --- every logit stored -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("domain", "dtype"), [("logits", "F16"), ("logits", "BF16"), ("probs", "F16")])
@@ -136,7 +136,7 @@ def test_quantized_logits_cost_at_most_their_width_and_the_two_extremes(train: T
     assert float(fitted.encode(torch.ones(2, 31))[2].min()) > 0, "the step of a label whose logits are all equal is a divisor too"
 
 
-# --- top-k --------------------------------------------------------------------------------------------------------------------------
+# --- top-k ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_flat_tail_keeps_the_top_logits_and_gives_all_others_one_value() -> None:
@@ -200,7 +200,7 @@ def test_a_hard_label_costs_the_entropy_of_the_largest_class() -> None:
     assert float(baseline.setting.removeprefix("smoothed by ")) == pytest.approx(1 - share, rel=0.01)
 
 
-# --- linear codes --------------------------------------------------------------------------------------------------------------------
+# --- linear codes -----------------------------------------------------------------------------------------------------
 
 
 def test_at_a_high_rate_the_error_of_a_component_is_a_twelfth_of_the_squared_step(
@@ -216,7 +216,7 @@ def test_at_a_high_rate_the_error_of_a_component_is_a_twelfth_of_the_squared_ste
 
 
 def test_pca_meets_its_rate_and_gains_six_decibels_per_bit() -> None:
-    """One component of unit variance: an extra bit quarters the error (Gish and Pierce 1968: 1.53 dB above the bound)."""
+    """One component of unit variance: a bit more quarters the error (Gish and Pierce 1968: 1.53 dB above the bound)."""
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(20_000, 1)).astype(np.float32)) * torch.tensor([[1.0, -1.0]]) / math.sqrt(2)
     train = TrainingLabels(sample_of(x, x), MIX, 0)
@@ -256,7 +256,7 @@ def test_the_fixed_bytes_of_a_faiss_quantizer_are_mean_basis_and_vectors(
     assert measure(baseline, sample.held)[0] == 24
 
 
-# --- all baselines -------------------------------------------------------------------------------------------------------------------
+# --- all baselines ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [name for name, baseline in BASELINES.items() if baseline.has_rate])

@@ -161,7 +161,7 @@ def test_a_raw_codec_has_its_bits_and_no_fixed_bytes(dump: Path) -> None:
     assert (measured.fixed_bytes, measured.code_bits) == (0, {"held out": 640.0, "all-in": 640.0})
 
 
-# --- refusals -----------------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_invalid_options_are_refused(dump: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_without_faiss_its_methods_are_skipped_by_default_and_refused_if_named(d
         compare(dump, (24,), methods=["topk", "rq"])
 
 
-# --- the plot -----------------------------------------------------------------------------------------------------------------------
+# --- the plot ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_plot_has_held_out_and_all_in_panels_with_the_values_of_the_points(

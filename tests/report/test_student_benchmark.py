@@ -97,7 +97,7 @@ def test_views_are_cropped_flipped_and_mixed_as_recorded(files: Files, tmp_path:
 
 
 class CutMixViews(FourViews):
-    """The left half of an image, and the whole image, each with the upper right quarter of the other's view of 224 pixels."""
+    """The left half of an image and the whole, each with the upper right quarter of the other's view (224 pixels)."""
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = super()._load(at)

@@ -1,4 +1,4 @@
-"""A file whose content does not match its name is reported with its type and a remedy; pipes and devices are never opened."""
+"""A file whose content contradicts its name is reported with its type and a remedy; pipes and devices stay unopened."""
 
 import bz2
 import gzip

@@ -44,7 +44,7 @@ def contents(path: Path) -> dict[str, str]:
     return {str(file.relative_to(path)): file.read_text() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
-# --- two runs -------------------------------------------------------------------------------------------------------------------
+# --- two runs ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_run_with_the_same_target_is_refused_while_the_first_one_lives(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_without_overwrite_the_second_of_two_runs_to_publish_is_refused(
             other.publish()
 
 
-# --- a kill ---------------------------------------------------------------------------------------------------------------------
+# --- a kill -----------------------------------------------------------------------------------------------------------
 
 
 def in_child(work: Callable[[], object]) -> tuple[int, str]:
@@ -159,7 +159,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_other_files_are_kept(tmp_path
     assert contents(tmp_path / "precious") == {"a.vql.lock": "", "years": "of work"}
 
 
-# --- links, folders, devices ----------------------------------------------------------------------------------------------------
+# --- links, folders, devices ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -198,7 +198,7 @@ def test_a_file_is_not_replaced_by_a_folder_and_devices_and_pipes_are_not_replac
             check_target(tmp_path / name, form, overwrite=True)
 
 
-# --- names ----------------------------------------------------------------------------------------------------------------------
+# --- names ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_an_unknown_suffix_is_accepted(name: str, form: TargetFormat, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-# --- inputs ---------------------------------------------------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_target_is_never_an_input_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_a_target_is_never_an_input_whatever_its_name(tmp_path: Path, monkeypatc
     check_apart(tmp_path / "dump2", tmp_path / "dump")
 
 
-# --- what cannot be written -----------------------------------------------------------------------------------------------------
+# --- what cannot be written -------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_is_detected_before_the_work(
@@ -353,7 +353,7 @@ def test_a_complete_tree_is_published_with_every_file(tmp_path: Path) -> None:
     assert len(list((tmp_path / "tree").rglob("*.tar"))) == 8
 
 
-# --- a full disk ----------------------------------------------------------------------------------------------------------------
+# --- a full disk ------------------------------------------------------------------------------------------------------
 
 
 def under_a_limit(folder: Path) -> tuple[list[str], list[str], list[str]]:

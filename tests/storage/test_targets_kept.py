@@ -1,4 +1,4 @@
-"""Every command and public function checks its target before it works: inputs and suffixes of other formats are refused."""
+"""Commands and public functions check their target before they work: inputs and other formats' suffixes are refused."""
 
 import gc
 import json

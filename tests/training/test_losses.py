@@ -47,7 +47,7 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
     return grad
 
 
-# --- KL ---------------------------------------------------------------------------------------------------------------------------
+# --- KL ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -103,7 +103,7 @@ def test_kl_of_probabilities_equals_kl_of_their_logits(labels: Tensor, student: 
     )
 
 
-# --- the k largest ----------------------------------------------------------------------------------------------------------------
+# --- the k largest ----------------------------------------------------------------------------------------------------
 
 
 def test_mr_k_matches_the_closed_form() -> None:
@@ -162,7 +162,7 @@ def test_loss_and_gradient_of_unknown_classes_are_finite_at_every_temperature(dt
             )
 
 
-# --- squared error ----------------------------------------------------------------------------------------------------------------
+# --- squared error ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weight", [0.1, 0.025])
@@ -185,7 +185,7 @@ def test_squared_error_depends_on_the_mean_logit_and_kl_does_not(labels: Tensor)
     assert kl(labels, labels + 2).item() == pytest.approx(0, abs=1e-6)
 
 
-# --- types ------------------------------------------------------------------------------------------------------------------------
+# --- types ------------------------------------------------------------------------------------------------------------
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -225,7 +225,7 @@ def test_labels_of_a_file_can_be_targets(name: str, vql: Path) -> None:
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
-# --- the teacher's temperature ----------------------------------------------------------------------------------------------------
+# --- the teacher's temperature ----------------------------------------------------------------------------------------
 
 
 def test_the_default_step_schedule_is_lpqlds() -> None:
@@ -246,7 +246,7 @@ def test_a_cosine_schedule_runs_from_start_to_end() -> None:
     assert [rises.temperature(e) for e in range(301)] == pytest.approx([22 - schedule.temperature(e) for e in range(301)])
 
 
-# --- the student's temperature ----------------------------------------------------------------------------------------------------
+# --- the student's temperature ----------------------------------------------------------------------------------------
 
 
 def fitted(student: Tensor, labels: Tensor, temperature: float = 1, *, grid: Any = None, batch: int = 64) -> float:
@@ -360,7 +360,7 @@ def test_labels_of_another_shape_are_refused(labels: Tensor) -> None:
             call(labels[0])
 
 
-# --- a loop -----------------------------------------------------------------------------------------------------------------------
+# --- a loop -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_student_learns_while_both_temperatures_change(vql: Path) -> None:
@@ -388,7 +388,7 @@ def test_a_student_learns_while_both_temperatures_change(vql: Path) -> None:
     assert temperature == 2 and held_out_kl(search.tau) < min(held_out_kl(1), 0.5 * before)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 Z = torch.zeros(4, 10)

@@ -1,4 +1,4 @@
-"""SRe2L's training loop, reimplemented from its description: on a dump with its own reader's rules, and on a `.vql` with the drop-in."""
+"""SRe2L's training loop, from its description: on a dump by its reader's rules, on a `.vql` by the drop-in."""
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -97,7 +97,7 @@ def to_view(image: Image.Image, coords: Tensor, flip: Tensor) -> tuple[Tensor, T
 
 
 def original(tree: Path, root: Path) -> Iterator[list[Any]]:
-    """Epochs of batches with the rules of SRe2L's own reader: it finds a batch's file by the first image, in a repeated shuffle."""
+    """Epochs of batches by rules of SRe2L's reader: the first image, in a repeated shuffle, finds a batch's file."""
     samples = [(file, int(file.parent.name[1:])) for folder in sorted(root.iterdir()) for file in sorted(folder.iterdir())]
     for epoch, (order, repeated) in enumerate(zip(shuffled(), shuffled(), strict=True)):
         number_of = {images[0]: number for number, images in enumerate(repeated)}

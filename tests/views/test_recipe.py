@@ -1,4 +1,4 @@
-"""Recipe and seed -> the same views in every version, as the documentation defines them, with the right distributions."""
+"""Recipe and seed -> the same views in every version, as documented, with the right distributions."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -55,7 +55,7 @@ def assert_same(columns: ColumnReader, batches: Sequence[LabelBatch]) -> None:
 
 
 def draw_crop(rng: np.random.Generator, sizes: Sizes, image: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Integer pixels as shares i/H, j/W, h/H, w/W, computed as RandomResizedCrop does: in float64, then rounded to float32."""
+    """Integer pixels as shares i/H, j/W, h/H, w/W, as RandomResizedCrop computes them: float64, rounded to float32."""
     side = sizes[image]
     extent = rng.integers(1, side + 1)
     start = rng.integers(0, side - extent + 1)

@@ -219,7 +219,7 @@ def test_a_tree_that_lplds_script_reads_in_some_settings_only_gives_a_note(
 def test_epochs_that_a_script_would_count_wrongly_are_not_written(
     layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    """LPLD's script takes batch i for batch i % B of epoch i // B; those of G-VBSM and EDC need a row per image in every epoch."""
+    """LPLD's script reads batch i as batch i % B of epoch i // B; G-VBSM's and EDC's need a row per image and epoch."""
     first_short = [batch for batch in batches if batch.place != (0, 3)]
     last_short = [batch for batch in batches if batch.place != (5, 3)]
     with pytest.raises(UsageError, match=rf"{layout} .*, but these (epochs )?have .*: write lpqld"):

@@ -52,7 +52,7 @@ def pack_raw(dump: Path, out: Path, domain: str | None = None) -> Path:
     return out
 
 
-# --- what returns ---------------------------------------------------------------------------------------------------------------
+# --- what returns -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("domain", ["logits", "probs"])
@@ -252,7 +252,7 @@ def test_between_two_decoded_steps_the_callers_gradient_mode_is_unchanged(vql: P
     assert sizes == [100, 100, 100, 60]
 
 
-# --- packing --------------------------------------------------------------------------------------------------------------------
+# --- packing ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_harder_search_gives_better_labels_in_no_more_bytes(
@@ -410,7 +410,7 @@ def test_bad_labels_in_the_middle_of_a_dump_leave_no_file(logits: NDArray[np.flo
     assert [path.name for path in tmp_path.iterdir()] == ["dump.npy"]
 
 
-# --- complete or absent --------------------------------------------------------------------------------------------------------
+# --- complete or absent -----------------------------------------------------------------------------------------------
 
 
 class Interrupted(LabelSource):
@@ -543,7 +543,7 @@ for name in ("replace", "fsync"):
 
 @pytest.fixture(scope="module")
 def killed(codec_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[str]]]:
-    """`pack`, killed with SIGKILL at six random moments and at every step of publishing; the state of the target after each."""
+    """`pack`, killed with SIGKILL at six random moments and at each step of publishing; the target's state after it."""
     folder = tmp_path_factory.mktemp("killed")
     np.save(folder / "dump.npy", np.random.default_rng(0).normal(size=(20, 1000, 40)).astype(np.float16))
     arguments = [folder / "dump.npy", codec_file, folder / "a.vql"]

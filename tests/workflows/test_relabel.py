@@ -1,4 +1,4 @@
-"""Images and a teacher -> labels: one dense batch at a time, the same bytes after any interruption, views that a seed draws again."""
+"""Images and a teacher -> labels: one dense batch at a time, the same bytes after interruptions, views from a seed."""
 
 import errno
 import hashlib
@@ -290,7 +290,7 @@ def test_a_dump_has_the_labels_of_the_file_and_its_recipe_beside_it(layout: str,
 
 
 def test_a_tree_of_sre2l_has_the_images_in_the_order_of_its_script(images: Path, work: Path, tmp_path: Path) -> None:
-    """The script draws batches from RandomSampler with seed 42, and reads the labels of the batch whose first image is the same."""
+    """The script draws batches by RandomSampler, seed 42, and reads the batch of labels with the same first image."""
     result = relabel(make_source(images), tmp_path / "dump", layout="sre2l")
     assert "notes" not in result
     assert sorted(path.name for path in (tmp_path / "dump").iterdir()) == [f"epoch_{epoch}" for epoch in range(EPOCHS)]
@@ -594,7 +594,7 @@ def test_crops_rounded_to_float16_by_lpqld_match_the_recipe(images: Path, work: 
     assert labels_of(tmp_path / "a.vql") == labels_of(raw(images, tmp_path / "b.vql"))
 
 
-# --- teachers -------------------------------------------------------------------------------------------------------------------
+# --- teachers ---------------------------------------------------------------------------------------------------------
 
 
 def scripted(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Teachers of libraries: their preprocessing; and errors on unreachable hubs, weights without a network, and scripts."""
+"""Teachers of libraries: their preprocessing; errors on unreachable hubs, weights without a network, and scripts."""
 
 import socket
 import sys

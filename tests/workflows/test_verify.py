@@ -1,4 +1,7 @@
-"""Faults behind valid checksums: codes outside their codebook, an incomplete decoder, columns that training cannot use. From Python and the shell."""
+"""Faults behind valid checksums, from Python and the shell.
+
+Codes outside their codebook, an incomplete decoder, columns that training cannot use.
+"""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -123,7 +123,7 @@ def _unpack_wide(groups: NDArray[np.uint8], bits: Sequence[int], out: NDArray[np
 
 
 def _machine_type(bits: Sequence[int]) -> np.dtype[np.unsignedinteger] | None:
-    """uint8, uint16 or uint32, little endian, if every field has exactly that width: packing is a copy then. Else None."""
+    """uint8, uint16 or uint32, little endian, if every field has that width, so that packing is a copy; else None."""
     if len(set(bits)) != 1 or bits[0] not in (8, 16, 32):
         return None
     return np.dtype(f"<u{bits[0] // 8}")

@@ -13,8 +13,8 @@ from vqlabel.cli.app import app
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, as a class of its own.
 
-    If a plain KeyboardInterrupt passes through an `exec`, such as those in torch's lazy imports, the interpreter kills itself at exit
-    (exit code -2), even though the command has caught it.
+    If a plain KeyboardInterrupt passes through an `exec`, such as those in torch's lazy imports, the interpreter kills
+    itself at exit (exit code -2), even though the command has caught it.
     """
 
 

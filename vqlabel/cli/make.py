@@ -112,8 +112,8 @@ def tune(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all bits per label except
-    those of the augmentation."""
+    """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all
+    bits per label except those of the augmentation."""
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC

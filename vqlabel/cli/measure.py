@@ -184,8 +184,8 @@ def demo(
     seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
     json: Json = False,
 ) -> None:
-    """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and trains two students, in
-    minutes and without downloads."""
+    """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and
+    trains two students, in minutes and without downloads."""
     from vqlabel.demo import run_demo
 
     with terminal.progress_bar() as progress:

@@ -112,7 +112,7 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class BitsCommand(TyperCommand):
-    """A command that accepts `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: options of Typer have one value each."""
+    """A command that accepts `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: Typer's take one value each."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         expanded, expects = list[str](), ""  # what the next word may be: the value of --bits, a further number, or neither
@@ -159,8 +159,8 @@ def read_exact_classes(text: str) -> int | None:
 def read_temperature(text: str | None) -> tuple[float, ...] | None:
     """Parse --temperature.
 
-    "1,4,20" -> these temperatures; "20:2", a schedule from 20 to 2 -> SCHEDULE_STEPS temperatures in geometric progression;
-    "mse" -> MSE_TEMPERATURE.
+    "1,4,20" -> these temperatures; "20:2", a schedule from 20 to 2 -> SCHEDULE_STEPS temperatures in geometric
+    progression; "mse" -> MSE_TEMPERATURE.
 
     Raises:
         UsageError: `text` has another form.

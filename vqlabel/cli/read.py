@@ -96,7 +96,7 @@ def convert(
 @app.command()
 @terminal.exit_with_errors
 def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")], json: Json = False) -> None:
-    """Show the header of a .vql file or codec file. No label is decoded; a codec file's report of its fit is included."""
+    """Show the header of a .vql file or codec file. No label is decoded; a codec file's fit report is included."""
     from vqlabel.container import is_codec_file
 
     if is_codec_file(path):

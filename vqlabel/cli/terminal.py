@@ -1,4 +1,4 @@
-"""The terminal behaviour shared by all commands: results on stdout, notes and progress on stderr, errors as exit codes."""
+"""Terminal behaviour of all commands: results on stdout, notes and progress on stderr, errors as exit codes."""
 
 import functools
 import json
@@ -76,7 +76,10 @@ def _stdout_for_results() -> Iterator[None]:
 
 @contextmanager
 def _descriptor_for_results() -> Iterator[TextIO]:
-    """A stream for results: `sys.stdout`, or, if that is file descriptor 1, a duplicate of it while descriptor 1 is redirected to stderr."""
+    """A stream for results: `sys.stdout`, or, if that is file descriptor 1, a duplicate of it.
+
+    The duplicate serves while descriptor 1 is redirected to stderr.
+    """
     try:
         are_descriptors = (sys.stdout.fileno(), sys.stderr.fileno()) == (1, 2)
     except (AttributeError, OSError, ValueError):  # replaced by an object without a file descriptor
@@ -150,7 +153,7 @@ def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]],
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A callback that draws progress bars on stderr; silent if stderr is not a terminal, and during the first second."""
+    """A callback that draws progress bars on stderr; silent in the first second, and if stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield silent
         return
@@ -187,7 +190,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    """Print columns on stdout, the first left-aligned, the others right-aligned; plain text, the same in a terminal and a pipe."""
+    """Print columns on stdout, the first left-aligned, the others right-aligned; plain text, also in a terminal."""
     cells = [header, *(tuple(map(printable, row)) for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     for row in cells:

@@ -42,7 +42,7 @@ def save_codec(
     """
     from safetensors.torch import save
 
-    # One metadata key, because safetensors writes several in an arbitrary order, and the same fit must give the same bytes.
+    # One metadata key, because safetensors writes several in an arbitrary order; the same fit must give equal bytes.
     description = {
         "kind": codec.kind,
         "config": codec.config.to_dict(),

@@ -22,7 +22,8 @@ HEADER_STEP = 4096  # bytes; the header area is a multiple of it, so that payloa
 HEADER_RESERVED = 8192  # bytes reserved in front of the streams; a larger header moves them, which copies the file once
 ALIGN = 64  # bytes; a compressed chunk, and the payload of a stream, is padded with zeros to a multiple of it
 
-# Limits. Larger values would let a small forged file claim more memory or time; smaller ones would refuse files that users make.
+# Limits. Larger values would let a small forged file claim more memory or time; smaller ones would refuse files that
+# users make.
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 4096
 MAX_CHUNKS = 1 << 26  # of a stream

@@ -18,6 +18,6 @@ CHUNK_TABLE_ROW = CHUNK_FIELDS * ITEM_BYTES["U64"]
 FILE_BYTES = HEADER_RESERVED + STREAM_PADDING + SEAL_BYTES
 # Bytes that the header area grows by if many tensors and columns outgrow HEADER_RESERVED.
 HEADER_GROWTH = HEADER_STEP
-# Bytes that a zstd chunk of counts may take above its packed size: padding and a frame header. An allowance, not a bound:
-# zstd is chosen if it makes the first chunk smaller, and later ones may be larger.
+# Bytes that a zstd chunk of counts may take above its packed size: padding and a frame header. An allowance, not a
+# bound: zstd is chosen if it makes the first chunk smaller, and later ones may be larger.
 ZSTD_CHUNK_EXCESS = STREAM_PADDING + 32

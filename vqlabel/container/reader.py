@@ -77,7 +77,7 @@ class ContainerReader:
         self._file.close()
 
     def _reset(self) -> None:
-        """A free lock and an empty cache. Needed after a fork, too: a thread that does not exist here may hold the lock."""
+        """A free lock and an empty cache, also after a fork: a thread that does not exist here may hold the lock."""
         self._lock = Lock()
         self._cache: OrderedDict[tuple[str, int], NDArray[np.unsignedinteger]] = OrderedDict()
         self._cached = 0  # bytes of the arrays in the cache

@@ -1,4 +1,4 @@
-"""Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles safely."""
+"""Dumps of teacher labels -> checked batches of records. Numpy; torch only inside the function that unpickles."""
 
 from vqlabel.labels.batch import Context, LabelBatch, Place, Support
 from vqlabel.labels.layouts.registry import LAYOUTS

@@ -28,8 +28,9 @@ class Support:
 
     Attributes:
         k: known numbers of a label.
-        rest: what stands for the others. "zero": probability 0, as logits NOWHERE; the known probabilities may sum to less than 1, and
-            students renormalise them. "uniform": equal shares of the remaining probability; probabilities only.
+        rest: what stands for the others. "zero": probability 0, as logits NOWHERE; the known probabilities may sum to
+            less than 1, and students renormalise them. "uniform": equal shares of the remaining probability;
+            probabilities only.
     """
 
     k: int
@@ -101,7 +102,7 @@ class LabelBatch:
         return len(self.labels)
 
     def rows(self, at: NDArray[np.int64]) -> "LabelBatch":
-        """The records `at` as a batch. Their partners may be outside it, so partners are stored by image, crop and flip."""
+        """The records `at` as a batch. Partners may be outside it, so they are stored by image, crop and flip."""
         context = self.context()
         own = {name: getattr(self, name) for name in OWN_COLUMNS}
         partners = {"partner_image": context.partner, "partner_crop": context.partner_crop, "partner_flip": context.partner_flip}
@@ -109,7 +110,7 @@ class LabelBatch:
         return replace(self, labels=self.labels[at], mix_index=None, **columns)
 
     def label_bytes(self) -> memoryview:
-        """The bytes of the labels, row by row, to be hashed: `labels_sha256` does not depend on the batch size of a dump."""
+        """The bytes of the labels, row by row, for hashing: `labels_sha256` is independent of a dump's batch size."""
         return np.ascontiguousarray(self.labels).data
 
     def context(self) -> Context:

@@ -23,9 +23,9 @@ class Column:
         per: RECORD or BATCH: the column has one row for each; or, for a table of the file, its maximum number of rows.
         fields: numbers per row; if `repeats` > 1, numbers of one item, of which a row has 1..repeats.
         bits: maximum width of a field.
-        kind: "integer", "float" (float32, stored as halves if that is exact), "lambda" (float64) or "table" (one per file).
-        of: "own" (the record's view), "partner" (the view mixed in, if it is not a record of the batch), "mix" (how two views are mixed);
-            "" for tables.
+        kind: "integer", "float" (float32, stored as halves if that is exact), "lambda" (float64) or "table" (per file).
+        of: "own" (the record's view), "partner" (the view mixed in, if it is not a record of the batch), "mix" (how two
+            views are mixed); "" for tables.
         repeats: maximum number of items of a row.
         image: the column with the image whose sides a crop is a share of; "" for other columns.
         drawn: whether a recipe can draw it again.

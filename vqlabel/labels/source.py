@@ -104,8 +104,8 @@ class LabelSource(ABC):
         """The batch at `places[index]`, checked.
 
         Raises:
-            BadLabels: the batch is malformed, has another number of classes, contains NaN or Inf, or is of another domain; or its file
-                changed since its first read.
+            BadLabels: the batch is malformed, has another number of classes, contains NaN or Inf, or is of another
+                domain; or its file changed since its first read.
         """
         self._check_files(index)
         batch, name = self._load(index)

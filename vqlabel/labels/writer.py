@@ -20,7 +20,8 @@ class LabelWriter(ABC):
         files: files written so far, if `out` is a folder.
 
     Raises:
-        UsageError: the layout cannot represent such a dump (in the constructor) or such a batch (in `add`); the message has the reason.
+        UsageError: the layout cannot represent such a dump (in the constructor) or such a batch (in `add`); the message
+            has the reason.
     """
 
     files = 0
@@ -30,7 +31,7 @@ class LabelWriter(ABC):
 
     @cached_property
     def notes(self) -> list[str]:
-        """What users of the layout's own script must know about the written files: sentences that begin with the layout's name."""
+        """What users of the layout's script must know about the files: sentences that begin with its name."""
         return []
 
     @abstractmethod

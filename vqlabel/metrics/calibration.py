@@ -28,8 +28,8 @@ class _Sums:
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, OCTAVES * STEPS)))
 
     def bins(self) -> list[NDArray[np.float64]]:
-        """For each bin, in order of confidence: [3] sums of labels, confidence and raw probability. At most BINS, with about
-        equal numbers of labels.
+        """For each bin, in order of confidence: [3] sums of labels, confidence and raw probability. At most BINS, with
+        about equal numbers of labels.
         """
         labels = self.counts[0]
         bin_of = ((labels.cumsum() - labels / 2) * BINS / max(1.0, labels.sum())).astype(np.int64)
@@ -66,7 +66,7 @@ class Calibration:
 
     @torch.no_grad()
     def add(self, raw: Tensor, decoded: Tensor) -> None:
-        """Count [n, C] labels and their decoded form, both in `domain`; not those with a centred logit from MAX_LOGIT on."""
+        """Count [n, C] labels and their decoded form, both in `domain`; not those with a centred logit >= MAX_LOGIT."""
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
         finite = ((x.abs() < MAX_LOGIT) & (y.abs() < MAX_LOGIT)).all(1)
         x, y = x[finite], y[finite]

@@ -51,5 +51,5 @@ BERNOULLI = Likelihood(
 
 
 def likelihood_of(domain: str) -> Likelihood:
-    """The likelihood of labels of a domain: independent sigmoids for "sigmoid", one softmax for "logits" and "probs"."""
+    """The likelihood of labels of a domain: independent sigmoids for "sigmoid", a softmax for "logits" and "probs"."""
     return BERNOULLI if domain == "sigmoid" else CATEGORICAL

@@ -117,7 +117,7 @@ class Journal:
 
 
 def _differences(stored: bytes, settings: bytes) -> str:
-    """The settings in a stored header that differ from those of this run, for messages; "" if there is no such header."""
+    """The settings in a stored header that differ from those of this run, for messages; "" if there is no header."""
     try:
         before, now = json.loads(stored[4:].rstrip()), json.loads(settings)
         names = [name for name in now if before.get(name) != now[name]]

@@ -1,4 +1,4 @@
-"""A `.vql` -> labels for a training loop: by index, by stored batch, or as codes with the decoder on the training device."""
+"""A `.vql` -> labels for a training loop: by index, by stored batch, or as codes and a decoder on the device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from vqlabel.vql.file import VqlFile
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
-    """One stored batch: labels, the indices of their images, and the augmentation of each view. Columns that the dump lacks are None."""
+    """One stored batch: labels, indices of their images, augmentation of each view. Columns the dump lacks are None."""
 
     labels: Tensor  # [n, C] float32
     place: Place  # (epoch, batch)
@@ -44,9 +44,10 @@ class TrainingBatch:
 class VqlDataset(Dataset[Tensor]):
     """The labels of a `.vql`, in record order.
 
-    `ds[i]` is a label [C]; `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C]; all float32, decoded on `device`. Codes stay on the CPU in
-    their stored width; only the requested records are decoded. The dataset works in DataLoader workers of any start method: it pickles to
-    its path, and a worker refuses the file if it was replaced in the meantime.
+    `ds[i]` is a label [C]; `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C]; all float32, decoded on `device`. Codes
+    stay on the CPU in their stored width; only the requested records are decoded. The dataset works in DataLoader
+    workers of any start method: it pickles to its path, and a worker refuses the file if it was replaced in the
+    meantime.
 
     To train on a GPU, let the workers return codes and decode them on the GPU:
 
@@ -95,7 +96,8 @@ class VqlDataset(Dataset[Tensor]):
 
     @cached_property
     def decoder(self) -> LabelCodec:
-        """A decoder module on `device`: codes [n, m] and context -> labels [n, C] in the dump's domain. Its parameters require no gradient.
+        """A decoder module on `device`: codes [n, m] and context -> labels [n, C] in the dump's domain. Its parameters
+        require no gradient.
 
         It may be moved to any device: the dataset, and workers forked from it, decode with a separate instance.
         """
@@ -206,7 +208,7 @@ class VqlDataset(Dataset[Tensor]):
 
 
 def record_indices(index: Any, records: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """An index, or a sequence, array or tensor of indices -> [n] int64 in 0..records-1; negative ones count from the end.
+    """An index, or a sequence, array or tensor of indices -> [n] int64 in 0..records-1; negative ones from the end.
 
     Raises:
         UsageError: indices are not integers, or have more than one axis.

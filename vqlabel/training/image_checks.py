@@ -1,4 +1,4 @@
-"""Checks before views are rendered: the images are the labelled ones, the size of a view is known, a batch fits into memory."""
+"""Checks before views are rendered: the images are the labelled ones, a view's size is known, a batch fits memory."""
 
 import warnings
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ CHECKED_IMAGES = 256  # images whose aspect ratio is compared with the recipe's;
 
 
 def require_folder_indices(file: VqlFile) -> None:
-    """Refuse a folder for a file whose image indices count its own list of names instead of the sorted files of a folder."""
+    """Refuse a folder for a file whose image indices count its own list of names, not the sorted files of a folder."""
     if file.columns.has("names"):
         raise UsageError(
             f"{file.container.path}: identifies its images by name, not by their index in a folder; pass a list of images in the order "
@@ -77,7 +77,8 @@ def require_labelled_images(
 
 
 def _require_recorded_shapes(file: VqlFile, images: Images) -> None:
-    """Refuse an image whose aspect ratio differs from the one that the recipe records; smaller copies agree up to rounding.
+    """Refuse an image whose aspect ratio differs from the one that the recipe records; smaller copies agree up to
+    rounding.
 
     Checks CHECKED_IMAGES evenly spaced images.
     """

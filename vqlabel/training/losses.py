@@ -1,7 +1,8 @@
-"""Losses of a student on stored labels, temperature schedules of the teacher, and a search for the student's temperature.
+"""Losses of a student on stored labels, temperature schedules of the teacher, and a search for the student's
+temperature.
 
-Plain functions of tensors on any device, for any training loop. Labels are those of `VqlDataset`, of any floating-point dtype; losses are
-computed in float32, and no gradient flows into the labels.
+Plain functions of tensors on any device, for any training loop. Labels are those of `VqlDataset`, of any floating-point
+dtype; losses are computed in float32, and no gradient flows into the labels.
 """
 
 import math
@@ -30,10 +31,11 @@ def kl(
     squared: bool = False,
     domain: str = "logits",
 ) -> Tensor:
-    """KL(softmax(labels / T) || softmax(student_logits / T_s)) in nats, averaged over labels: nn.KLDivLoss("batchmean").
+    """KL(softmax(labels / T) || softmax(student_logits / T_s)) in nats, averaged over labels:
+    nn.KLDivLoss("batchmean").
 
-    SRe2L, CDA, LPLD and RDED train with T = 20, without the factor T^2 that makes the gradient's scale independent of T. On labels with
-    only k known classes (from a `topk` or `sparse` codec, or `top_k`) this is LPQLD's MR-k loss.
+    SRe2L, CDA, LPLD and RDED train with T = 20, without the factor T^2 that makes the gradient's scale independent of
+    T. On labels with only k known classes (from a `topk` or `sparse` codec, or `top_k`) this is LPQLD's MR-k loss.
 
     Args:
         student_logits: [n, C].
@@ -81,8 +83,8 @@ def targets(labels: Tensor, temperature: float = 20.0, domain: str = "logits") -
 def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     """Keep the k largest values of each label: LPQLD's MR-k for logits, FKD's labels for probabilities.
 
-    The other classes have probability 0 at every temperature up to 500, so a softmax over all C classes equals one over the k. Kept
-    probabilities are normalised to sum to 1.
+    The other classes have probability 0 at every temperature up to 500, so a softmax over all C classes equals one over
+    the k. Kept probabilities are normalised to sum to 1.
 
     Args:
         labels: [n, C].
@@ -108,10 +110,11 @@ def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
 
 
 def bce(student_logits: Tensor, labels: Tensor, temperature: float = 1.0, *, squared: bool = False) -> Tensor:
-    """Binary cross entropy between sigmoid(labels / T) and sigmoid(student_logits / T), averaged over all n * C: nn.BCEWithLogitsLoss.
+    """Binary cross entropy between sigmoid(labels / T) and sigmoid(student_logits / T), averaged over all n * C:
+    nn.BCEWithLogitsLoss.
 
-    For labels of the domain "sigmoid", with an independent probability for each class. The loss is the binary KL plus the labels' entropy,
-    which does not depend on the student.
+    For labels of the domain "sigmoid", with an independent probability for each class. The loss is the binary KL plus
+    the labels' entropy, which does not depend on the student.
 
     Args:
         student_logits: [n, C].
@@ -131,10 +134,12 @@ def bce(student_logits: Tensor, labels: Tensor, temperature: float = 1.0, *, squ
 
 
 def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float = 0.1, *, domain: str = "logits") -> Tensor:
-    """Squared error of logits, averaged over all n * C, plus `weight` * cross entropy with the true classes; G-VBSM: 0.1, EDC: 0.025.
+    """Squared error of logits, averaged over all n * C, plus `weight` * cross entropy with the true classes;
+    G-VBSM: 0.1, EDC: 0.025.
 
-    Unlike KL, it depends on the mean of a label over its classes. The `raw` codec stores that exactly, a vqae approximately (`stats
-    --against` reports the error as `mse`), `topk` and `sparse` not at all, because most logits are unknown.
+    Unlike KL, it depends on the mean of a label over its classes. The `raw` codec stores that exactly, a vqae
+    approximately (`stats --against` reports the error as `mse`), `topk` and `sparse` not at all, because most logits
+    are unknown.
 
     Args:
         student_logits: [n, C].
@@ -165,8 +170,8 @@ def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float
 class StepSchedule:
     """Stepwise decay of the teacher's temperature: T = max(end, start * gamma^floor(epoch / every)).
 
-    The defaults are LPQLD's Dynamic Knowledge Reuse: 20, 14, 9.8 ... 2. With start = end the temperature is constant. A schedule is a
-    function of the epoch and has no state to checkpoint.
+    The defaults are LPQLD's Dynamic Knowledge Reuse: 20, 14, 9.8 ... 2. With start = end the temperature is constant. A
+    schedule is a function of the epoch and has no state to checkpoint.
 
     Attributes:
         start: temperature of the first epochs, at least `end`.
@@ -191,7 +196,8 @@ class StepSchedule:
         require(0 < self.gamma <= 1, "gamma", self.gamma, "must be above 0, at most 1")
 
     def temperature(self, epoch: int) -> float:
-        """The teacher's temperature in this epoch. LPQLD counts epochs from 1, so its first step comes one epoch earlier than counting from 0.
+        """The teacher's temperature in this epoch. LPQLD counts epochs from 1, so its first step comes one epoch
+        earlier than counting from 0.
 
         Raises:
             UsageError: `epoch` is negative.
@@ -238,15 +244,17 @@ class CosineSchedule:
 class StudentTemperature:
     """A grid search, repeated every epoch, for the student's temperature tau with the lowest KL on held-out labels.
 
-    At the end of an epoch, call `update` with a few batches that the student does not train on (in eval mode), then `step`. Use `tau` as
-    the `student_temperature` of the next epoch.
+    At the end of an epoch, call `update` with a few batches that the student does not train on (in eval mode), then
+    `step`. Use `tau` as the `student_temperature` of the next epoch.
 
-    This is LPQLD's Calibrated Student-Teacher Alignment; tau is an absolute temperature, not a fraction of the teacher's. LPQLD chooses it
-    on the last training mini-batch; here all held-out labels have equal weight. The state is one sum per temperature of the grid.
+    This is LPQLD's Calibrated Student-Teacher Alignment; tau is an absolute temperature, not a fraction of the
+    teacher's. LPQLD chooses it on the last training mini-batch; here all held-out labels have equal weight. The state
+    is one sum per temperature of the grid.
 
     Args:
         start: tau before the first `step`.
-        grid: candidate temperatures. If tau stays at an end of the grid, use a wider one, such as torch.logspace(-2, 1, 301).tolist().
+        grid: candidate temperatures. If tau stays at an end of the grid, use a wider one, such as
+            torch.logspace(-2, 1, 301).tolist().
 
     Attributes:
         tau: the current temperature.
@@ -293,7 +301,8 @@ class StudentTemperature:
         """Choose `tau` on the labels added since the last step, clear them, and return it.
 
         Raises:
-            UsageError: no label was added, or a student's logit is NaN or Inf; `tau` is unchanged, and the labels are cleared too.
+            UsageError: no label was added, or a student's logit is NaN or Inf; `tau` is unchanged, and the labels are
+                cleared too.
         """
         limit = "must be 1 or more: call update first"
         require(self._labels > 0, "number of held-out labels since the last step", self._labels, limit)

@@ -20,16 +20,17 @@ POOL = 5  # purpose of random bits; recipes use 1 to 4
 class StoredBatches(Sampler[list[int]]):
     """A batch sampler that yields stored batches in stored order: the record indices of each batch of one stored epoch.
 
-    Each iteration yields the next stored epoch, or the one chosen by `set_epoch`; the first epoch follows the last. The sampler runs in
-    the main process, so persistent workers never use an old epoch.
+    Each iteration yields the next stored epoch, or the one chosen by `set_epoch`; the first epoch follows the last. The
+    sampler runs in the main process, so persistent workers never use an old epoch.
 
-    With several ranks, rank r gets every world-th batch. All ranks get equally many: the first batches of the epoch are repeated if the
-    number of batches is not a multiple of `world`.
+    With several ranks, rank r gets every world-th batch. All ranks get equally many: the first batches of the epoch are
+    repeated if the number of batches is not a multiple of `world`.
 
     Args:
         dataset: labels, or views with labels.
         epochs: indices of the stored epochs to yield, 0 the first; the others stay held out. None: all.
-        rank: rank of this process, 0..world-1. None: torch.distributed's when an epoch begins, or 0 if it is not initialised.
+        rank: rank of this process, 0..world-1. None: torch.distributed's when an epoch begins, or 0 if it is not
+            initialised.
         world: number of ranks. None: torch.distributed's when an epoch begins, or 1 if it is not initialised.
 
     Raises:
@@ -74,8 +75,8 @@ class StoredBatches(Sampler[list[int]]):
         """The position in training, for a checkpoint.
 
         Args:
-            done: batches trained on since this iteration began. None: the number yielded so far, which is right for torchdata's
-                StatefulDataLoader. A plain DataLoader's workers prefetch batches, so its loop must count.
+            done: batches trained on since this iteration began. None: the number yielded so far, which is right for
+                torchdata's StatefulDataLoader. A plain DataLoader's workers prefetch batches, so its loop must count.
         """
         return {"epoch": self.epoch, "done": self._skip + (self._yielded if done is None else done)}
 
@@ -105,7 +106,8 @@ class StoredBatches(Sampler[list[int]]):
         return -(-len(self._epoch_batches()) // _rank_and_world(*self._ranks)[1])
 
     def __iter__(self) -> Iterator[list[int]]:
-        # A generator: DataLoader creates two iterators and draws from one, so the epoch advances at the first batch, not at creation.
+        # A generator: DataLoader creates two iterators and draws from one, so the epoch advances at the first batch,
+        # not at creation.
         if self._started:
             self.epoch, self._skip = self.epoch + 1, 0
         self._started, self._yielded = True, 0
@@ -121,8 +123,8 @@ class StoredBatches(Sampler[list[int]]):
 
 
 class PooledBatches(StoredBatches):
-    """A batch sampler that draws each epoch from a pool of all stored batches, as LPLD (with replacement) and LPQLD (without) train from
-    pruned labels.
+    """A batch sampler that draws each epoch from a pool of all stored batches, as LPLD (with replacement) and LPQLD
+    (without) train from pruned labels.
 
     Args:
         dataset: labels, or views with labels.

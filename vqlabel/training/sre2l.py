@@ -2,8 +2,9 @@
 
     from vqlabel.training.sre2l import ImageFolder_FKD_MIX      # below the script's own import of relabel.utils_fkd
 
-SRe2L's own reader needs a patched PyTorch, repeats a shuffle, and identifies a stored batch by its first image. This one identifies a
-batch of the epoch by all of its images in order, refuses any other, and works with PyTorch since 2.6, patched or not.
+SRe2L's own reader needs a patched PyTorch, repeats a shuffle, and identifies a stored batch by its first image. This
+one identifies a batch of the epoch by all of its images in order, refuses any other, and works with PyTorch since 2.6,
+patched or not.
 """
 
 import inspect
@@ -36,7 +37,7 @@ UNSUPPORTED_COLUMNS = ("partner_image", "cutout", "patches", "ops", "seed")  # a
 
 
 class WrongSetting(UsageError, ValueError):
-    """A setting of the script that the file does not support. Also a ValueError, which SRe2L's reader raises for these."""
+    """A setting of the script that the file does not support. Also a ValueError, as SRe2L's reader raises for these."""
 
 
 class ImageFolder_FKD_MIX(Dataset[Any]):
@@ -50,7 +51,8 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         args_epoch: number of epochs of the script; at most the number of stored epochs.
         args_bs: batch size of the script; must equal the stored one.
         root: folder with one subfolder of images per class, as for torchvision's ImageFolder.
-        transform: SRe2L's: called with an image, its coords [4] float32 and its flip, bool; returns the view, the flip and the coords.
+        transform: SRe2L's: called with an image, its coords [4] float32 and its flip, bool; returns the view, the flip
+            and the coords.
         target_transform: as ImageFolder's.
         loader: as ImageFolder's.
 
@@ -62,8 +64,8 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
         max_epoch: number of stored epochs.
 
     Raises:
-        WrongSetting: the file does not support this mode, batch size, number of epochs or --mix-type; the last is checked only if the
-            script's `args` are visible in a calling frame.
+        WrongSetting: the file does not support this mode, batch size, number of epochs or --mix-type; the last is
+            checked only if the script's `args` are visible in a calling frame.
         UsageError: the labels are probabilities, or belong to views that the script cannot render.
     """
 
@@ -166,7 +168,7 @@ class ImageFolder_FKD_MIX(Dataset[Any]):
 
     @property
     def sampler(self) -> "StoredOrder":
-        """For DataLoader(sampler=): the image indices of the current epoch in stored order, independent of the script's shuffle."""
+        """For DataLoader(sampler=): image indices of the current epoch in stored order, not the script's shuffle."""
         return StoredOrder(self)
 
     def order(self) -> list[NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""A `.vql` and its images -> the views that the teacher saw, with their labels, batch by batch through an ordinary DataLoader."""
+"""A `.vql` and its images -> the views that the teacher saw, with their labels, through an ordinary DataLoader."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,15 +45,16 @@ default_collate_fn_map[WholeBatch] = lambda batches, *, collate_fn_map=None: bat
 
 
 class VqlViews(Dataset[ViewBatch]):
-    """The views that the labels of a `.vql` belong to, cropped, flipped and mixed as recorded, with those labels; `ds[i]` is one record.
+    """The views that the labels of a `.vql` belong to, cropped, flipped and mixed as recorded, with those labels;
+    `ds[i]` is one record.
 
         ds = VqlViews("labels.vql", "images/train", 224, transform=Normalize(mean, std))
         loader = DataLoader(ds, batch_sampler=StoredBatches(ds), num_workers=4)
         for views, labels, image, record in loader: ...
 
-    Any sampler of record indices works. Stored batches are fastest, because views are mixed with views of the same batch. The dataset
-    works in DataLoader workers of any start method: it pickles to its paths. Workers decode labels on the CPU, or return codes, which are
-    far smaller, for the loop to decode:
+    Any sampler of record indices works. Stored batches are fastest, because views are mixed with views of the same
+    batch. The dataset works in DataLoader workers of any start method: it pickles to its paths. Workers decode labels
+    on the CPU, or return codes, which are far smaller, for the loop to decode:
 
         decoder = ds.labels.decoder.to("cuda")     # ds = VqlViews(..., decode=False)
         for views, codes, image, record in loader:

@@ -36,7 +36,8 @@ ONE_SIZE = np.ones((1, 2), np.int64)
 
 
 class ColumnWriter:
-    """Collects the columns of every batch in temporary files, so that memory does not grow with the dump, and writes them as streams.
+    """Collects the columns of every batch in temporary files, so that memory does not grow with the dump, and writes
+    them as streams.
 
     The first batch decides which columns the file has; all later batches must have the same.
     """
@@ -54,7 +55,7 @@ class ColumnWriter:
         """Append the place and the augmentation of one batch.
 
         Raises:
-            BadLabels: the batch lacks a column of the first batch, or has another one; or it exceeds a limit of the format.
+            BadLabels: the batch lacks a column of the first batch, or has another one, or exceeds a format limit.
         """
         self._check(batch)
         self._batches += 1

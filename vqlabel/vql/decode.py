@@ -41,7 +41,10 @@ def read_codec(file: VqlFile) -> LabelCodec:
 
 
 def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor]:
-    """Yield the labels of records start:stop as [n, C] float32 on `device`; n <= DECODE_RECORDS, and n * C * 4 <= DECODE_BYTES if n > 1."""
+    """Yield the labels of records start:stop as [n, C] float32 on `device`.
+
+    n <= DECODE_RECORDS, and n * C * 4 <= DECODE_BYTES if n > 1.
+    """
     step = max(1, min(DECODE_RECORDS, DECODE_BYTES // (4 * file.classes)))
     for first in range(start, stop, step):
         end = min(first + step, stop)
@@ -72,8 +75,8 @@ def decode(file: VqlFile, codec: LabelCodec, codes: Tensor, record: NDArray[np.i
 
 @contextmanager
 def as_bad_container(file: VqlFile) -> Iterator[None]:
-    """Re-raise UsageError as BadContainer: inside one file, a context that lacks a field the prior needs, or an unknown image index, means
-    that the file is corrupt.
+    """Re-raise UsageError as BadContainer: inside one file, a context that lacks a field the prior needs, or an unknown
+    image index, means that the file is corrupt.
     """
     try:
         yield
@@ -87,7 +90,7 @@ def as_tensor(codes: NDArray[np.unsignedinteger], device: str | torch.device = "
 
 
 def check_batch_memory(file: VqlFile, records: int) -> None:
-    """Raises UsageError if a stored batch has more than MAX_BATCH_NUMBERS numbers: a few kilobytes of codes can decode to terabytes."""
+    """Raises UsageError if a stored batch exceeds MAX_BATCH_NUMBERS numbers: few codes can decode to terabytes."""
     numbers = records * file.classes
     require(
         numbers <= MAX_BATCH_NUMBERS,
@@ -100,8 +103,8 @@ def check_batch_memory(file: VqlFile, records: int) -> None:
 def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Tensor:
     """Convert labels [n, C] from float32 to `dtype`. All conversions of decoded labels use this function.
 
-    Logits whose shift the file does not preserve have a meaning only through softmax; labels with too large logits are shifted, so that no
-    value overflows, see `_shift_into_range`.
+    Logits whose shift the file does not preserve have a meaning only through softmax; labels with too large logits are
+    shifted, so that no value overflows, see `_shift_into_range`.
 
     Args:
         first: index of the first record, for messages.
@@ -128,15 +131,17 @@ def narrow(labels: Tensor, dtype: torch.dtype, file: VqlFile, first: int) -> Ten
 
 
 def _coarse_from(dtype: torch.dtype) -> float:
-    """The magnitude above which neighbouring values of `dtype` are more than MAX_STEP apart: 256 for f16, 32 for bf16."""
+    """The magnitude above which neighbouring values of `dtype` differ by over MAX_STEP: 256 for f16, 32 for bf16."""
     return 2 * MAX_STEP / torch.finfo(dtype).eps
 
 
 def _shift_into_range(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, C] logits as `dtype`; a label whose largest logit is above `_coarse_from(dtype)` is shifted so that this logit is 0.
+    """[n, C] logits as `dtype`; a label whose largest logit is above `_coarse_from(dtype)` is shifted so that this
+    logit is 0.
 
-    Masked classes cause such logits: decoded labels have mean 0, so if most classes are at -1e4, the others are near 8,000, where float16 has
-    steps of 4. Logits below the range of `dtype` are clamped to its minimum, where their probability is 0, too.
+    Masked classes cause such logits: decoded labels have mean 0, so if most classes are at -1e4, the others are near
+    8,000, where float16 has steps of 4. Logits below the range of `dtype` are clamped to its minimum, where their
+    probability is 0, too.
     """
     top = logits.amax(1, keepdim=True)
     shifted = torch.where(top.abs() >= _coarse_from(dtype), logits - top, logits)

@@ -1,4 +1,4 @@
-"""A `.vql` file as records, label type, codec configuration, columns and codes, without decoding any label. No torch."""
+"""A `.vql` file as records, label type, codec configuration, columns and codes; no label is decoded. No torch."""
 
 from functools import cached_property
 from itertools import groupby
@@ -109,7 +109,7 @@ class VqlFile:
 
     @property
     def pruned(self) -> dict[str, Any] | None:
-        """The keep, by and seed of a pruned dump, as `Pruned` records them; None: not pruned, or the record is invalid."""
+        """The keep, by and seed of a pruned dump, as `Pruned` records them; None: not pruned, or an invalid record."""
         details = self.source.get("details")
         pruned = details.get("pruned") if isinstance(details, dict) else None
         types = {"keep": (int, float), "by": (str,), "seed": (int,)}
@@ -124,8 +124,8 @@ class VqlFile:
 
     @cached_property
     def images(self) -> ImageSet | None:
-        """Which images the labels are of, as the header records them; else a set of as many images as the recipe, the names or the first epoch
-        imply. None: unknown.
+        """Which images the labels are of, as the header records them; else a set of as many images as the recipe, the
+        names or the first epoch imply. None: unknown.
 
         Raises:
             BadContainer: header and recipe differ in the number of images.
@@ -172,7 +172,10 @@ class VqlFile:
 
     @property
     def label_bits(self) -> float:
-        """Code bits per label: the sum of the widths; at a variable rate or if codes are entropy-coded, the stored bits of the mean label."""
+        """Code bits per label: the sum of the widths.
+
+        At a variable rate, or if codes are entropy-coded, the stored bits of the mean label.
+        """
         codes = self.container.streams[CODES]
         if self._ragged:
             stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
@@ -186,7 +189,8 @@ class VqlFile:
         """Codes of records start:stop.
 
         Returns:
-            [stop - start, m] uint8, uint16 or uint32, writable; at a variable rate [stop - start, 1 + m]: count, codes, zeros.
+            [stop - start, m] uint8, uint16 or uint32, writable; at a variable rate [stop - start, 1 + m]: count, codes,
+            zeros.
 
         Raises:
             BadContainer: a code is not below the size of its codebook.
@@ -198,7 +202,7 @@ class VqlFile:
         return self._checked(self._ragged.take(index) if self._ragged else self.container.take(CODES, index))
 
     def _checked(self, codes: NDArray[np.unsignedinteger]) -> NDArray[np.unsignedinteger]:
-        """Every read passes this check: on a GPU, an index outside its codebook makes all later calls of the process fail."""
+        """Every read passes this check: on a GPU, an index outside its codebook makes all later calls fail."""
         tables = self.config.indices if self.config.widths else [(slice(None), 1)]  # labels without codes store one zero bit
         for slots, size in tables:
             largest = int(codes[:, slots].max(initial=0))
@@ -209,7 +213,7 @@ class VqlFile:
         return codes[:, : len(self.code_bits)]
 
     def _ragged_codes(self) -> RaggedCodes | None:
-        """The reader of codes at a variable rate; None at a fixed rate. Header and configuration must agree on which it is."""
+        """The reader of codes at a variable rate; None at a fixed rate. Header and configuration must agree on it."""
         slots = self.config.max_codes
         if (slots is not None) != (VARIABLE_SLOTS in self.container.requires):
             raise BadContainer(

@@ -16,7 +16,8 @@ Codes = NDArray[np.unsignedinteger]
 class RaggedCodes:
     """Reads codes as [n, 1 + m]: the count of a label, its codes, and zeros.
 
-    The first read makes one pass over all counts, to find the first code of every chunk of counts; memory holds one number per chunk.
+    The first read makes one pass over all counts, to find the first code of every chunk of counts; memory holds one
+    number per chunk.
 
     Args:
         slots: m, the maximum number of codes of a label.

@@ -84,7 +84,8 @@ Columns = ColumnReader | DrawnColumns | DrawnPart
 
 
 def write_drawn(writer: ContainerWriter, drawn: DrawnColumns, places: Sequence[Place]) -> dict[str, Any]:
-    """Write the sizes of the images and, for a pruned dump, the indices of its batches. Returns the content of `vql.columns`.
+    """Write the sizes of the images and, for a pruned dump, the indices of its batches. Returns the content of
+    `vql.columns`.
 
     Raises:
         UsageError: the batches are in another order than the recipe draws them.
@@ -119,8 +120,8 @@ def read_columns(reader: ContainerReader, header: dict[str, Any], records: int) 
         records: n, from the streams of codes.
 
     Raises:
-        BadContainer: header, streams and number of records contradict each other, or this program draws other views than those that were
-            labelled.
+        BadContainer: header, streams and number of records contradict each other, or this program draws other views
+            than those that were labelled.
     """
     if (header.get("order") == "seeded") != (SEEDED_VIEWS in reader.requires):
         raise BadContainer(f"{reader.path}: vql.requires is {reader.requires}, vql.columns {str(header)[:120]}; damaged or forged")
@@ -161,7 +162,7 @@ def _read_drawn(reader: ContainerReader, header: dict[str, Any], records: int) -
 
 
 def digest(drawn: DrawnColumns) -> str:
-    """sha256 of the columns of the first and the last batch, which shows whether views that are drawn again are the same."""
+    """sha256 of the columns of the first and the last batch, to check that views that are drawn again are the same."""
     total = hashlib.sha256()
     for index in (0, len(drawn.places) - 1):
         batch = drawn.batch(index, np.empty((0, 0), np.float32))
@@ -199,7 +200,8 @@ def _same_column(name: str, stored: Any, drawn: Any) -> bool:
 
 
 def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
-    """Which images the labels of a source are of, and the pixels along their views: from the source, else from the recipe beside its dump.
+    """Which images the labels of a source are of, and the pixels along their views: from the source, else from the
+    recipe beside its dump.
 
     Returns:
         Each None if unknown.

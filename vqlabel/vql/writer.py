@@ -116,7 +116,10 @@ class VqlWriter:
 
 
 def _label_of(config: CodecConfig, source: LabelSource) -> dict[str, Any]:
-    """The content of `vql.label`. `shift_preserved`: whether a label's mean over classes is kept; squared error needs it, softmax does not."""
+    """The content of `vql.label`.
+
+    `shift_preserved`: whether a label's mean over classes is kept; squared error needs it, softmax does not.
+    """
     preserved = config.keeps_level or source.domain == "sigmoid"
     label = {"classes": source.classes, "domain": source.domain, "dtype": source.dtype, "shift_preserved": preserved}
     return label if source.support is None else {**label, "support": {"k": source.support.k, "rest": source.support.rest}}

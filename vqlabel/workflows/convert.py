@@ -26,7 +26,8 @@ def open_any(
     """Open a dump (see `open_labels`) or the labels of a `.vql`.
 
     Args:
-        dtype: of the labels of a `.vql`: "f16", "bf16" or "f32"; None: that of its dump. Other arguments: see `open_labels`.
+        dtype: of the labels of a `.vql`: "f16", "bf16" or "f32"; None: that of its dump. Other arguments: see
+            `open_labels`.
 
     Raises:
         UsageError: `dtype` for a dump, or another argument for a `.vql`, which records these properties itself.
@@ -56,14 +57,15 @@ def convert(
 
     Args:
         source: a result of `open_any`, or a path for it.
-        layout: one of `vqlabel.labels.LAYOUTS`, with its form after a colon, such as "sre2l" or "lpqld:10"; None: by the suffix of `out`.
+        layout: one of `vqlabel.labels.LAYOUTS`, with its form after a colon, such as "sre2l" or "lpqld:10"; None: by
+            the suffix of `out`.
 
     Returns:
         path, layout, records, classes, dtype; notes, if there are any.
 
     Raises:
-        UsageError: the layout cannot represent the dump (the message has the reason); or `storage.targets.AtomicTarget` or
-            `storage.apart.check_apart` refuses the target.
+        UsageError: the layout cannot represent the dump (the message has the reason); or `storage.targets.AtomicTarget`
+            or `storage.apart.check_apart` refuses the target.
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """

@@ -41,7 +41,7 @@ def codec_on(codec: LabelCodec, effort: str, device: str) -> Iterator[None]:
 
 
 def check_codec(codec: LabelCodec, source: LabelSource) -> None:
-    """Raises UsageError unless `codec` was fitted for the classes, the domain and, if it is exact, the dtype of `source`."""
+    """Raises UsageError unless `codec` fits the classes, the domain and, if it is exact, the dtype of `source`."""
     config = codec.config
     if config.classes != source.classes:
         raise UsageError(
@@ -79,10 +79,11 @@ def check_fitted_on(codec: LabelCodec, labels: FittedOn, where: Path) -> list[st
 
 
 def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tuple[int, list[LabelBatch], Codes], None, None]:
-    """Yield (batches read so far, the next group of batches, their codes), in order; a group has about ENCODE_RECORDS records.
+    """Yield (batches read so far, the next group of batches, their codes), in order; a group has about ENCODE_RECORDS
+    records.
 
-    On a CPU each worker encodes its own group with one thread, since threads that share an operation wait for each other at its end.
-    Reading takes one thread, too: a second one would spin on the core of a worker.
+    On a CPU each worker encodes its own group with one thread, since threads that share an operation wait for each
+    other at its end. Reading takes one thread, too: a second one would spin on the core of a worker.
     """
     workers = worker_count() if device == "cpu" else 1
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()

@@ -36,19 +36,21 @@ def fit(
     Args:
         dump: a path for `open_labels`, or a source.
         out: the codec file to write; the state of an unfinished fit is stored beside it as `<out>.state`.
-        resume: continue from that state. With the same number of threads on the same machine, the result equals that of an uninterrupted fit,
-            byte for byte.
+        resume: continue from that state. With the same number of threads on the same machine, the result equals that of
+            an uninterrupted fit, byte for byte.
 
     Returns:
-        The codec, and a report: the resolved configuration; what was held out; distortion on the labels `seen` and `held`. If labels are
-        unbiased rather than calibrated: their `gain`, `bias_slope`, and `calibrated`, the held-out distortion at gain 1. `gain_limited` is true
-        if the codes represent too little of a label for unbiased labels, so that labels are calibrated. `mean_label`: held-out KL of one mean
-        label for all. `rates`: code bits -> held-out distortion at each of the codec's lower rates.
+        The codec, and a report: the resolved configuration; what was held out; distortion on the labels `seen` and
+        `held`. If labels are unbiased rather than calibrated: their `gain`, `bias_slope`, and `calibrated`, the
+        held-out distortion at gain 1. `gain_limited` is true if the codes represent too little of a label for unbiased
+        labels, so that labels are calibrated. `mean_label`: held-out KL of one mean label for all. `rates`: code bits
+        -> held-out distortion at each of the codec's lower rates.
 
     Raises:
         BadLabels: the dump is malformed, has fewer than 2 labels, or changed while it was read.
         TargetExists: `out` exists and `overwrite` is false; or another file has the name of the state.
-        UsageError: `resume` without a state, or with a state of another dump or configuration; or `out` is not a valid path of a codec file.
+        UsageError: `resume` without a state, or with a state of another dump or configuration; or `out` is not a valid
+            path of a codec file.
     """
     check_target(out, CODEC, overwrite=overwrite)
     if config is not None and config.codec is not None:

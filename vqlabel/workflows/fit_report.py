@@ -1,4 +1,4 @@
-"""A fitted codec and its sample -> the report: distortion on the labels seen and held out, code bits, notes for the user."""
+"""A fitted codec and its sample -> the report: distortion on labels seen and held out, code bits, notes."""
 
 import itertools
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temper
 
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
-    """Distortion of encoded and decoded labels at these temperatures; `part`: the split of the sample, "seen" or "held"."""
+    """Distortion of encoded and decoded labels at these temperatures; `part`: split of the sample, "seen" or "held"."""
     figures = likelihood_of(sample.domain).distortion(
         temperatures=temperatures,
         domain=sample.domain,
@@ -63,7 +63,10 @@ def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tup
 
 @torch.inference_mode()
 def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
-    """Held-out KL if one label stands for all: at each temperature the mean distribution of the training split, which minimises that KL."""
+    """Held-out KL if one label stands for all.
+
+    At each temperature it is the mean distribution of the training split, which minimises that split's KL.
+    """
     likelihood = likelihood_of(sample.domain)
     totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
     for labels, _ in sample.steps("seen", CHUNK):
@@ -82,7 +85,10 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
 
 @torch.inference_mode()
 def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
-    """Held-out slope of the regression of decoded on raw probabilities, at each of the codec's temperatures; 1 if labels are unbiased."""
+    """Held-out slope of the regression of decoded on raw probabilities, at each of the codec's temperatures.
+
+    It is 1 if labels are unbiased.
+    """
     slopes, probabilities = {}, likelihood_of(sample.domain).probabilities
     for t in codec.config.temperatures:
         sums, count = torch.zeros(2, dtype=torch.float64), len(sample.held)
@@ -98,7 +104,7 @@ def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
 
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
-    """Code bits per label; at a variable rate or with entropy coding the mean over these splits, code counts included."""
+    """Code bits per label; at a variable rate or with entropy coding the mean over these splits, with code counts."""
     if codec.config.max_codes is None and ANS not in codec.config.codings:
         return sum(codec.code_bits)
     effort_before, bits, count = codec.effort, 0.0, 0

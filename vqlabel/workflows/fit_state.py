@@ -1,4 +1,4 @@
-"""The state of an unfinished fit, beside its codec file: a fit resumed from it gives the same bytes as an uninterrupted one."""
+"""The state of an unfinished fit, beside its codec file: a resumed fit gives the bytes of an uninterrupted one."""
 
 import hashlib
 import io

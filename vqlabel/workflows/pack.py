@@ -1,4 +1,4 @@
-"""A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch, not with the dump."""
+"""A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch only."""
 
 import hashlib
 from contextlib import closing
@@ -52,8 +52,8 @@ def pack(
         config: of the codec to fit, or the rate at which a fitted codec is used; its seed chooses what `keep` keeps.
         codec: a fitted codec (`fit`, `load_codec`) or the path of its file; None: fit one.
         effort: of the search for the best codes of a label: "fast", "normal" or "best" (`vqae.choose.SWEEPS`, `BEAM`).
-        augmentation: "keep": store it as the dump has it. "seeded": store the seed of the recipe beside the dump, or of a recipe given in
-            memory, in place of the augmentation; every batch is compared with what the recipe draws.
+        augmentation: "keep": store it as the dump has it. "seeded": store the seed of the recipe beside the dump, or of
+            a recipe given in memory, in place of the augmentation; every batch is compared with what the recipe draws.
         keep: label pruning: share of the dump to keep, 0 < keep <= 1; None: no pruning, and the file records none.
         by: unit that pruning keeps or drops: "epoch", "batch" or "view".
 
@@ -61,15 +61,15 @@ def pack(
         records, classes, epochs, bytes.
         code_bits: per label before any coding; at a variable rate those of the mean label with its stored count.
         stored_code_bits: per label, as stored in the file.
-        augmentation_bits: per label, of augmentation and order; empty if the dump has neither. `stored`: in the file. With a recipe also
-            `if_kept`, about what they would take without it; without one `if_seeded`, what they would take as a seed, if a recipe lies
-            beside the dump.
+        augmentation_bits: per label, of augmentation and order; empty if the dump has neither. `stored`: in the file.
+            With a recipe also `if_kept`, about what they would take without it; without one `if_seeded`, what they
+            would take as a seed, if a recipe lies beside the dump.
         fit: see `quality.fit_quality`.
         notes: sentences on what may surprise the user.
 
     Raises:
-        UsageError: the codec is for another number of classes, domain or dtype, or its prior for other images or views; or `out` is not a
-            valid path of a .vql file (`storage.targets.check_target`, `storage.apart.check_apart`).
+        UsageError: the codec is for another number of classes, domain or dtype, or its prior for other images or views;
+            or `out` is not a valid path of a .vql file (`storage.targets.check_target`, `storage.apart.check_apart`).
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """
@@ -186,7 +186,10 @@ def encode_dump(
 
 
 def _stored_bits(file: VqlFile, kept_bits: int | None) -> dict[str, Any]:
-    """Bits per label of codes, and of augmentation and order; `kept_bits`: of the columns that a recipe replaced; None: none did."""
+    """Bits per label of codes, and of augmentation and order.
+
+    `kept_bits`: of the columns that a recipe replaced; None: none did.
+    """
     container, count = file.container, max(1, file.records)
     columns = {name for name in container.streams if name.startswith(PREFIX)}
     stored = 8 * sum(section.stop - section.start for name, section in container.sections.items() if name.startswith(PREFIX))
@@ -227,7 +230,7 @@ class _PassChecks:
         self.fingerprint.update(batch.label_bytes())
 
     def finish(self) -> None:
-        """Raises BadLabels or UsageError if the dump as a whole is invalid, or its views are larger than those of the codec's prior."""
+        """Raises BadLabels or UsageError if the whole dump is invalid, or has larger views than the codec's prior."""
         self._source.check_unchanged()
         self._constant.check()
         if self._prior is not None and self._box_ends:

@@ -1,4 +1,4 @@
-"""A library's image transform -> its normalisation of pixels, or an error. Resizing and cropping are those of the recipe."""
+"""A library's image transform -> its normalisation of pixels, or an error. The recipe resizes and crops."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,8 @@ from vqlabel.errors import UsageError
 
 # Mean and standard deviation of ImageNet's channels, which torchvision's and most of timm's networks expect.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# Steps of a processor in transformers: those that choose pixels, those that change their values, and those without effect on RGB images.
+# Steps of a processor in transformers: those that choose pixels, those that change their values, and those without
+# effect on RGB images.
 GEOMETRY = ("do_resize", "do_center_crop", "do_pad")
 PIXELS = ("do_rescale", "do_normalize", "do_flip_channel_order")
 HARMLESS = ("do_convert_rgb", "do_convert_annotations", "do_reduce_labels")
@@ -18,7 +19,7 @@ TOLERANCE = 1e-3  # of normalised pixels, which are near unit size; processors r
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preprocessing:
-    """(scale * view - mean) / deviation for each channel of a view in 0..1; with `bgr` the channels are reversed first."""
+    """(scale * view - mean) / deviation for each channel of a view in 0..1; `bgr`: the channels are reversed first."""
 
     mean: tuple[float, ...] = IMAGENET[0]
     deviation: tuple[float, ...] = IMAGENET[1]

@@ -1,4 +1,4 @@
-"""Images, a recipe and a teacher -> the labels of all views, as codes or as a dump; dense labels exist for one batch at a time."""
+"""Images, a recipe and a teacher -> the labels of all views, as codes or as a dump; one dense batch at a time."""
 
 from os import PathLike
 from pathlib import Path
@@ -45,11 +45,12 @@ def relabel(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Label every view of a recipe, into a `.vql` or a dump. After an interruption, even by kill -9, a second run continues and gives the bytes
-    of an uninterrupted one.
+    """Label every view of a recipe, into a `.vql` or a dump. After an interruption, even by kill -9, a second run
+    continues and gives the bytes of an uninterrupted one.
 
     Args:
-        out: a `.vql`, which stores the views as a recipe at 0 bits per label; or a dump of `layout`, with the recipe in a file beside it.
+        out: a `.vql`, which stores the views as a recipe at 0 bits per label; or a dump of `layout`, with the recipe in
+            a file beside it.
         layout: one of LAYOUTS. "sre2l" has the images in the order of SRe2L's script.
         codec: for a `.vql`: a fitted codec, or the path of its file; None: uncompressed labels.
         effort: of the search for codes, see `pack`.
@@ -97,7 +98,10 @@ def relabel(
 
 
 def _check_layout(source: TeacherSource, layout: str) -> None:
-    """Raises UsageError if the layout cannot represent the first batch. Labels for "sre2l" are put in its script's order first."""
+    """Raises UsageError if the layout cannot represent the first batch.
+
+    Labels for "sre2l" are put in its script's order first.
+    """
     if layout == "sre2l":
         source.shuffle_as_sre2l()
     zeros = np.zeros((int(source.drawn.starts[1]), source.classes), numpy_type(source.dtype))
@@ -113,7 +117,7 @@ def check_relabel_target(out: Path, layout: str | None, *, overwrite: bool) -> N
 
 
 def _layout_of(target: Path, layout: str | None) -> str:
-    """The layout with its form. Raises UsageError unless it records the view of every label; the message lists those that do."""
+    """The layout, with form. Raises UsageError unless it records a label's view; the message lists those that do."""
     if layout is None or layout.partition(":")[0] not in LAYOUTS:
         fault = f"{target} is not a .vql file"
         if layout is not None:

@@ -23,8 +23,8 @@ HELD_LABELS = 8192  # maximum of the held-out split
 def read_sample(source: LabelSource, progress: Progress = silent, min_labels: int = 2) -> tuple[LabelSample, str]:
     """Read a training split and a held-out split of a dump.
 
-    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Both splits leave out labels with one
-    value for all classes.
+    With two epochs or more the last eighth of the epochs is held out; else the last tenth of the records. Both splits
+    leave out labels with one value for all classes.
 
     Args:
         min_labels: minimum number of labels: 2, or 1 for a codec that is not trained; one label is then in both splits.
@@ -115,7 +115,10 @@ def _split_last_tenth(batches: list[LabelBatch]) -> tuple[list[LabelBatch], list
 
 
 def _rows_without_partners(batch: LabelBatch, start: int, stop: int) -> LabelBatch:
-    """Records start:stop of a batch. Of a part of a batch only labels and images are kept: its mixing partners may be in the other part."""
+    """Records start:stop of a batch.
+
+    Of a part of a batch only labels and images are kept: its mixing partners may be in the other part.
+    """
     if (start, stop) == (0, len(batch)):
         return batch
     image = None if batch.image is None else batch.image[start:stop]

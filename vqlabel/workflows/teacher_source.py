@@ -66,7 +66,7 @@ class TeacherSource(LabelSource):
             raise UsageError(f"{error}; it must accept any number of views of the size --view") from error
 
     def shuffle_as_sre2l(self) -> None:
-        """Order the images as SRe2L's script, with PyTorch 1.11 or later, will read the labels; views stay those of the recipe."""
+        """Order the images as SRe2L's script, with PyTorch 1.11 or later, reads the labels; views stay the recipe's."""
         shuffle = Shuffle(self.drawn.recipe.images, self.drawn.recipe.epochs)
         self.drawn = ReorderedColumns(self.drawn, shuffle.order_of, f"SRe2L's script (seed {SEED}, {DRAWS} permutations an epoch)")
 
@@ -85,7 +85,10 @@ class TeacherSource(LabelSource):
         return {**self.made_by, "scale": self.teacher.scale, "bgr": self.teacher.bgr, **views, "dtype": self.dtype}
 
     def read_from(self, first: int) -> Iterator[tuple[LabelBatch, torch.Tensor]]:
-        """Yield the batches from index `first` on, each with its views [n, 3, view, view]; the next views are rendered while the teacher runs."""
+        """Yield the batches from index `first` on, each with its views [n, 3, view, view].
+
+        The next views are rendered while the teacher runs.
+        """
         with ThreadPoolExecutor(1) as pool:
             ahead: Future[torch.Tensor] | None = pool.submit(self._views, first) if first < len(self) else None
             for index in range(first, len(self)):

@@ -97,10 +97,11 @@ def load_teacher(
     """Load a teacher. Load only what you trust: modules and networks in files can run any code.
 
     Args:
-        name: "module:function", a function that returns a torch.nn.Module, or a module object; modules are also searched in the current
-            folder. Or the path of a file that torch.jit.save or torch.export.save wrote. Or "timm:NAME", "torchvision:NAME" or
-            "transformers:NAME", if that library is installed.
-        mean, deviation: normalisation of views in 0..1, three numbers each, or one. None: those of the model's library, else ImageNet's.
+        name: "module:function", a function that returns a torch.nn.Module, or a module object; modules are also
+            searched in the current folder. Or the path of a file that torch.jit.save or torch.export.save wrote. Or
+            "timm:NAME", "torchvision:NAME" or "transformers:NAME", if that library is installed.
+        mean, deviation: normalisation of views in 0..1, three numbers each, or one. None: those of the model's library,
+            else ImageNet's.
 
     Raises:
         UsageError: there is no such teacher, its hub cannot be reached, or its preprocessing is not supported.

@@ -72,13 +72,14 @@ def tune(
     """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
     Args:
-        config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. Trials are compared as calibrated
-            labels (gain 1), whose KL depends on the codes only; the result has the gain that `config` asks for.
+        config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. Trials are
+            compared as calibrated labels (gain 1), whose KL depends on the codes only; the result has the gain that
+            `config` asks for.
         bits: the budget in bits per label, all parts counted.
-        kl: instead of a budget, the held-out KL (nats, times T^2) at the first temperature to reach with the fewest bytes. The gain is then 1,
-            which gives the lowest KL, unless `config` has another.
-        minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs if one trial took too
-            long.
+        kl: instead of a budget, the held-out KL (nats, times T^2) at the first temperature to reach with the fewest
+            bytes. The gain is then 1, which gives the lowest KL, unless `config` has another.
+        minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs
+            if one trial took too long.
         tried: called after every trial.
 
     Returns:
@@ -183,7 +184,7 @@ class Search:
         return moves
 
     def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
-        """Changes of one size that the user left open; or of slots against bits per stored number, which share the budget."""
+        """Changes of one size that the user left open; or of slots against bits per stored number, at one budget."""
         given, shape = self.config, best.resolved
         slots, free_slots = _slots(shape), given.slots is None and given.bits is None
         moves: list[dict[str, Any]] = []
@@ -239,7 +240,8 @@ class Search:
         return {**others, "bits": options["slots"] * width}
 
     def reach(self, kl: float) -> Trial:
-        """The default shape with the fewest bytes whose trial has at most this KL, by the secant method on the logarithms of both.
+        """The default shape with the fewest bytes whose trial has at most this KL, by the secant method on the
+        logarithms of both.
 
         Raises:
             UsageError: no trial reached it; the message has the nearest.

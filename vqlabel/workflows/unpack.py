@@ -33,9 +33,10 @@ def unpack(
 
     Args:
         out: a `.npy` or `.safetensors` file (tensor "logits" or "probs", [n, C]), or a file or folder of `layout`.
-        layout: one of `vqlabel.labels.LAYOUTS`, with its form after a colon, such as "lpqld:10"; None: by the suffix of `out`, or else the
-            layout of the dump.
-        records: first record, and the one after the last; None: from the start, to the end. For `.npy` and `.safetensors` only.
+        layout: one of `vqlabel.labels.LAYOUTS`, with its form after a colon, such as "lpqld:10"; None: by the suffix of
+            `out`, or else the layout of the dump.
+        records: first record, and the one after the last; None: from the start, to the end. For `.npy` and
+            `.safetensors` only.
         dtype: of the labels: "f16", "bf16" or "f32"; None: that of the dump.
         device: where labels are decoded.
 
@@ -43,8 +44,9 @@ def unpack(
         path, records, classes, dtype; notes, if there are any.
 
     Raises:
-        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value outside the range of the dtype, a layout that cannot
-            represent these labels or their augmentation; or `storage.targets.AtomicTarget` or `storage.apart.check_apart` refuses the target.
+        UsageError: a range outside the file, an unknown suffix, bf16 in a .npy, a value outside the range of the dtype,
+            a layout that cannot represent these labels or their augmentation; or `storage.targets.AtomicTarget` or
+            `storage.apart.check_apart` refuses the target.
         TargetExists: `out` exists and `overwrite` is false.
         BadContainer: the `.vql` is damaged.
     """

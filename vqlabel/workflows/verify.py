@@ -17,8 +17,9 @@ CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # codes read at a time, as records 
 
 @check_argument_types
 def verify(path: str | PathLike[str]) -> dict[str, int]:
-    """Check every byte of a `.vql`, every code against its codebook, every context against the prior, that decoded labels are finite, and that
-    training can use the columns. Memory does not grow with the file; the time is that of decoding all labels.
+    """Check every byte of a `.vql`, every code against its codebook, every context against the prior, that decoded
+    labels are finite, and that training can use the columns. Memory does not grow with the file; the time is that of
+    decoding all labels.
 
     `container.verify` checks the bytes only.
 

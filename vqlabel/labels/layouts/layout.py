@@ -21,7 +21,7 @@ class Layout:
         detect: a folder -> the name of the layout, or None if it is of another; None: only other layouts detect it.
         step: OWN_NAMES; SHARED_NAMES if parts of other dumps have such names, too; ANY_TAR if any tar below is taken.
         entries: regular expression of the names at the top of a dump, by which a folder is known to hold nothing else.
-        holds_only: a folder -> whether it holds nothing but such a dump, if names at the top do not tell; None: they do.
+        holds_only: a folder -> whether it holds nothing but such a dump, if names at the top do not tell; else None.
         options: "" (path and domain are all), "array" (a Selection: its files may hold several arrays), or "topk" (the
             number of classes, which dumps of the k largest values do not record).
     """

@@ -5,7 +5,8 @@ members of a file, and returns uninitialised memory if a file of the older forma
 is in `pickle_names` and `torch_tensors`; this module finds the bytes of the storages:
 
 zip (torch 1.6 and later)   NAME/data.pkl, NAME/data/KEY for every storage, NAME/byteorder; nothing is compressed
-older                       pickles of a magic number, a version, properties of the machine, the object and its storage keys;
+older                       pickles of a magic number, a version, properties of the machine, the object and its
+                            storage keys;
                             then for each key the number of values, int64, and the values
 """
 

@@ -73,7 +73,7 @@ def _rows_and_parts(comparison: dict[str, Any]) -> tuple[dict[str, str], list[st
 
 
 def _draw_panel(axes: Any, comparison: dict[str, Any], part: str, quantity: str) -> None:
-    """A line per method; the teacher's bytes (all-in) as a vertical line; raw labels' score (students) as a dashed one."""
+    """A line per method; the teacher's bytes (all-in) as a vertical line, raw labels' score (students) dashed."""
     for number, (method, title) in enumerate(comparison["methods"].items()):
         points = [p for p in comparison["points"] if (p["method"], p["part"]) == (method, part)]
         if points:

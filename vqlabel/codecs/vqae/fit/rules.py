@@ -17,7 +17,8 @@ NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none;
 MIN_CODE_LABELS = 6  # training labels per code: with fewer, k-means does not use the larger codebook
 LATENT_LABELS = 24  # training labels per number of a latent, without a budget
 FREE_BITS = 6  # bits of a stored number without a budget: the fewest that add no measurable distortion
-# --exact-classes auto: code bits per label, in multiples of one exact class's bits, above which one and two classes lower KL,
+# --exact-classes auto: code bits per label, in multiples of one exact class's bits, above which one and two
+# classes lower KL,
 EXACT_CLASS_MULTIPLES = (2, 8)
 MAX_EXACT_TEMPERATURE = 4.0  # if the lowest temperature is below this
 

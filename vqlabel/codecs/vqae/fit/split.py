@@ -13,7 +13,7 @@ from vqlabel.metrics.binary import binary_soft_target
 from vqlabel.metrics.distortion import as_logits, logit_means, soft_target, temperature_weight
 
 CHUNK = 2048  # labels processed at a time; memory grows with it
-# Limits of a label's mean logit, in standard deviations of a logit, below which the few bits of the output map can hold it:
+# Limits of a label's mean logit, in standard deviations of a logit, below which the few bits of the output map hold it:
 MAX_LEVEL_SPREAD = 0.25  # its standard deviation over labels
 MAX_LEVEL_DISTANCE = 32.0  # the magnitude of its mean over labels
 

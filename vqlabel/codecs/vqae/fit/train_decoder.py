@@ -54,7 +54,8 @@ class _Training:
         self.codec, self.splits, self.epochs, self.fit_state = codec, splits, epochs, state
         self.batch = max(MIN_BATCH, min(MAX_BATCH, len(splits[0].labels) // MIN_STEPS))
         self.optimizer, self.schedule = self._optimizer()
-        # Softmax ignores a label's mean logit, squared error does not: the output map can hold it, and a small weight is enough.
+        # Softmax ignores a label's mean logit, squared error does not: the output map can hold it, and a small weight
+        # is enough.
         self.likelihood = likelihood_of(codec.config.domain)
         weight = MEAN_LOGIT_WEIGHT * sum(map(temperature_weight, codec.config.temperature))
         self.mean_logit_weight = weight if self.likelihood.shift_invariant else 0.0
