@@ -164,7 +164,7 @@ def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, 
         (BadLabels, "records lack image, crop or flip", {"dump": dump}),
         (UsageError, "not a folder with images", {"images": tmp_path / "none"}),
         (UsageError, "1 images; the dump's labels are of", {"images": tmp_path / "few"}),
-        (UsageError, "no readable image", {"val": tmp_path / "broken", "class_map": tmp_path / "one.json", "val_labels": None}),
+        (UsageError, "not a readable image", {"val": tmp_path / "broken", "class_map": tmp_path / "one.json", "val_labels": None}),
         (
             UsageError,
             "1 folders, but the labels have 40 classes",

@@ -175,7 +175,7 @@ def test_labels_are_written_in_the_requested_dtype(dtype: str, vql: Path, datase
             {"layout": "sre2l"},
             r"layout is 'sre2l'; it needs a folder as target, but .*a\.npy is a single array: pass a folder",
         ),
-        ("a", {"layout": "fkd2"}, "layout is 'fkd2'; it must be one of arrays, sre2l, lpld"),
+        ("a", {"layout": "fkd2"}, "layout is 'fkd2'; it must be one of sre2l, lpld"),
         (
             "a",
             {"records": (0, 10)},

@@ -206,7 +206,7 @@ def test_packed_weights_in_another_type_are_refused(dtype: str, prior_vql: Path,
     assert tensor["dtype"] == "U8"
     tensor["dtype"], tensor["shape"] = dtype, [tensor["shape"][0] // (2 if dtype == "F16" else 1)]
     with pytest.raises(
-        BadContainer, match=r"codec tensor 'decoder\.prior\.images' (is torch\.int8|has shape)|begins at byte|in \d+ bytes"
+        BadContainer, match=r"codec tensor 'decoder\.prior\.images' (has dtype torch\.int8|has shape)|begins at byte|in \d+ bytes"
     ):
         vqlabel.open(forge.write(tmp_path / "forged.vql"))[:]
 

@@ -724,4 +724,4 @@ def test_the_command_line_labels_images_and_reports_the_result(images: Path, wor
     again = CliRunner().invoke(app, [str(word) for word in words])
     assert again.exit_code == 4
     bad = CliRunner().invoke(app, [str(word) for word in [*words, "--overwrite", "--mean", "grey"]])
-    assert (bad.exit_code, "--mean 'grey': must be one number or three" in bad.stderr) == (2, True)
+    assert (bad.exit_code, "--mean 'grey': must be one number, or three" in bad.stderr) == (2, True)
