@@ -101,7 +101,12 @@ class FitConfig(JsonConfig):
             require(value is None or low <= value <= high, name, value, f"must be {low}..{high}")
         budget = self.bytes is not None or self.ratio is not None
         vqae = self.codec in (None, "vqae")
-        require(not budget or vqae, "codec", self.codec, "has no sizes that a budget could determine; use vqae")
+        require(
+            not budget or vqae,
+            "codec",
+            self.codec,
+            "must be vqae, or left out, beside --ratio or --bytes; for topk and sparse pass --slots or --bits, raw has a fixed size",
+        )
         require(not budget or self.code_width is None, "code_width", self.code_width, "must be given with bits, not with a budget")
         residual = vqae and self.code_width is None
         require(

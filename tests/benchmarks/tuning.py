@@ -19,7 +19,7 @@ from pathlib import Path
 
 from dumps import random_dump
 
-from vqlabel.codecs.vqae.fit.budget import DEFAULT_BITS
+from vqlabel.codecs.vqae.fit.budget import DEFAULT_WEIGHT_BITS
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import open_labels
@@ -67,7 +67,7 @@ def exhaust(dump: Path, config: FitConfig) -> tuple[str, int]:
     budget = int(2 * search.facts.labels * search.facts.classes / config.ratio)
     bits_per_label, base = 8 * budget / search.facts.labels, replace(config, bytes=budget, ratio=None)
     began = time.monotonic()
-    for k, weight_bits in itertools.product((256, SMALL), (DEFAULT_BITS, *WEIGHT_BITS)):
+    for k, weight_bits in itertools.product((256, SMALL), (DEFAULT_WEIGHT_BITS, *WEIGHT_BITS)):
         width = (k - 1).bit_length()
         for slots in range(round(max(SHARES) * bits_per_label / width) + 1):
             try:

@@ -379,7 +379,7 @@ def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, co
     out = tmp_path / "a"
     for message, arguments in (
         ("bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
-        ("0 slots leave nothing but a prior", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
+        ("the rate leaves no codes", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
         ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
         ("codec is 'zip'; it must be one of vqae, sparse, topk, raw", ("fit", dump, "-o", out, "--codec", "zip")),
         ("--temperature '20:x': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "20:x")),

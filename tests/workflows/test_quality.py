@@ -59,6 +59,17 @@ def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
     assert len(fit_quality(report(held=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
+def test_the_gain_is_found_by_its_name_in_earlier_codec_files_too() -> None:
+    quality = fit_quality(report(calibrated=held(), contrast=1.25, contrast_limited=True), 32)
+    assert quality["gain"] == 1.25 and quality["gain_limited"] is True and "calibrated" in quality
+
+
+def test_calibrated_figures_without_a_gain_are_left_out() -> None:
+    for odd in ({}, {"gain": "large"}, {"gain": None}):
+        quality = fit_quality(report(calibrated=held(), **odd), 32)
+        assert "calibrated" not in quality and "gain" not in quality
+
+
 def test_a_lower_rate_has_its_own_figures_or_none() -> None:
     several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), gain=1.5)
     assert fit_quality(several, 16)["held"]["top1_agreement"] == 0.6

@@ -169,7 +169,7 @@ def test_the_command_tunes_and_pack_accepts_fit_options_and_a_lower_rate(dump: P
     assert json.loads(cut.stdout)["code_bits"] == 3
     late = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--ratio", "500"])
     assert late.exit_code == 2
-    assert "ratio is 500.0; it is for a fit, and this codec is fitted" in late.stderr
+    assert "ratio is 500.0; it only applies when a codec is fitted" in late.stderr
     over = runner.invoke(app, ["pack", str(dump), "-o", str(tmp_path / "d.vql"), "--codec", str(codec), "--bits", "3000"])
     assert over.exit_code == 2
     assert "bits is 3000; it must be 3..15, the codec's 5 slots of 3 bits each" in over.stderr

@@ -111,7 +111,7 @@ def _gain(report: dict[str, Any]) -> str:
     bias_slope = report.get("bias_slope", {})  # absent from older codec files
     slopes = ", ".join(f"{slope:.2f} at T = {name[1:]}" for name, slope in bias_slope.items()) or "not measured"
     smallest_bias = min((abs(slope - 1) for slope in bias_slope.values()), default=1)
-    if report["fit"]["gain"] is not None:
+    if report["fit"].get("gain") is not None:
         why = "set by --gain"
     elif smallest_bias <= MAX_BIAS:
         why = "labels are rescaled to be unbiased: better for students, higher KL (--gain 1 gives the lowest KL)"

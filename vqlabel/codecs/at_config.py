@@ -19,7 +19,12 @@ def at_config(codec: LabelCodec, config: FitConfig) -> LabelCodec:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         applicable = field.name in APPLICABLE or value == getattr(defaults, field.name)
-        require(applicable, field.name, value, "is for a fit, and this codec is fitted; leave it out, or give no codec file")
+        require(
+            applicable,
+            field.name,
+            value,
+            "only applies when a codec is fitted, but a fitted one is given; remove this option, or --codec FILE to fit a new codec",
+        )
     if config.bits is None and config.slots is None:
         return codec
     return codec.at_rate(bits=config.bits, slots=config.slots)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 POOR_AGREEMENT = 0.5  # share of held-out labels; below it, fit_quality warns
 POOR_KL = 1.0  # nats, times T^2; above it, fit_quality warns
 POOR_MASS = 0.9  # share of the probability at T = 1 that the stored classes have; below it, fit_quality warns
+GAIN_NAMES = ("gain", "contrast")  # of a report; "contrast" in codec files of earlier versions
 REMEDY = "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
 
 
@@ -45,15 +46,18 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     parts = {"held": held_figures | _numbers(held, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
         parts |= {part: numbers} if (numbers := _numbers(report.get(part), kls)) else {}
-    if held is not report.get("held"):  # calibrated labels are measured at the highest rate only
+    gain = next((report[name] for name in GAIN_NAMES if type(report.get(name)) in (int, float)), None)
+    if gain is None or held is not report.get("held"):  # calibrated labels are measured at the highest rate only
         parts.pop("calibrated", None)
+    labels = report["held"].get("labels")
     return {
         "codec_file": codec_file,
         "held_out": str(report.get("held_out")),
-        "labels": report["held"].get("labels"),
+        "labels": labels if type(labels) is int else 0,
         "temperature": temperatures,
         **parts,
-        **{name: report[name] for name in ("gain", "gain_limited") if name in report},
+        **({} if gain is None else {"gain": gain}),
+        **({"gain_limited": True} if report.get("gain_limited") or report.get("contrast_limited") else {}),
         "warnings": _warnings(parts, figures, temperatures),
     }
 

@@ -10,8 +10,7 @@ from typing import Any
 from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
 from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
-from vqlabel.codecs.vqae.fit.budget import DEFAULT_BITS as DEFAULT_WEIGHT_BITS
-from vqlabel.codecs.vqae.fit.budget import MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
+from vqlabel.codecs.vqae.fit.budget import DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.vqae.fit.train import default_epochs
@@ -124,7 +123,12 @@ def _check_budget(config: FitConfig, bits: float | None, kl: float | None, minut
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
     for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
         require(value is None or 0 < value < math.inf, name, value, "must be above 0")
-    require(config.codec in (None, "vqae"), "codec", config.codec, "has no sizes that a search could determine; use vqae")
+    require(
+        config.codec in (None, "vqae"),
+        "codec",
+        config.codec,
+        "must be vqae, or left out: tune searches the sizes of a vqae, and other codecs have none",
+    )
     require(config.code_width is None, "code_width", config.code_width, "must be given with bits, not with a budget")
 
 

@@ -228,7 +228,7 @@ def test_a_prior_that_predicts_nothing_is_dropped_unless_requested() -> None:
     assert not any("prior" in name for name in codec.decoder_tensors())
     assert fit(labels, context, prior=True).config.prior is not None
     with pytest.raises(
-        UsageError, match="0 slots leave nothing but a prior, which predicts these labels no better than their mean"
+        UsageError, match=r"the rate leaves no codes .*, and the prior predicts these labels no better than their mean"
     ):
         fit(labels, context, bits=0)
 
@@ -297,7 +297,10 @@ def test_records_without_images_have_no_prior_and_a_requested_one_is_refused(con
     assert resolve(FitConfig(), dataset_stats(sample_of(labels, context))).prior is None
     with pytest.raises(UsageError, match="prior: these records have no image indices"):
         resolve(FitConfig(prior=True), dataset_stats(sample_of(labels, context)))
-    with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none; give --bits, or image"):
+    with pytest.raises(
+        UsageError,
+        match=r"the rate leaves no codes \(0 slots\), and labels cannot be predicted without codes because the dump does not",
+    ):
         resolve(FitConfig(bits=0), dataset_stats(sample_of(labels, context)))
 
 

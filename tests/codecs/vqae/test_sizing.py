@@ -148,7 +148,7 @@ def test_few_bits_have_a_small_codebook_within_a_budget() -> None:
 
 @pytest.mark.parametrize("named", [{"slots": 0}, {"bits": 0}])
 def test_zero_slots_without_a_prior_are_refused_within_a_budget(named: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="0 slots leave nothing but a prior, and these records allow none"):
+    with pytest.raises(UsageError, match="the rate leaves no codes"):
         resolve(FitConfig(ratio=100, **named), stats_of(images=0, fields=()))
 
 

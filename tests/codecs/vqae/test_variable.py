@@ -234,7 +234,7 @@ def test_a_variable_codec_has_one_rate(fitted: tuple[LabelCodec, dict[str, Any]]
         at_config(codec, FitConfig(slots=3))
     same = at_config(codec, FitConfig(slots=12))
     assert torch.equal(same.encode(torch.zeros(3, C)), codec.encode(torch.zeros(3, C)))
-    with pytest.raises(UsageError, match="variable_rate is True; it is for a fit, and this codec is fitted"):
+    with pytest.raises(UsageError, match="variable_rate is True; it only applies when a codec is fitted"):
         at_config(codec, FitConfig(variable_rate=True))
 
 

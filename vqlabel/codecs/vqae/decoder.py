@@ -17,8 +17,9 @@ class Decoder(nn.Module):
     are still a decoder. At a variable rate the first column of the codes is their count, and only that many codes are
     summed. `forward` gives calibrated logits, which training and encoding use; `debiased` gives those for students.
 
-    Buffers have the names of stored tensors: `center` is the mean latent, `contrast` the gain at every number of slots,
-    `lift` the tail gain.
+    The published file format fixes the names of the buffers. In prose, `center` is the mean latent, `contrast[j]` the
+    gain if j slots are decoded, and `lift` the matrix of the tail gain; in the configuration, `head` is the number of
+    exact classes and `price` the rate-distortion multiplier lambda.
     """
 
     def __init__(self, config: VqaeConfig) -> None:

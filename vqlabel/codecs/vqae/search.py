@@ -6,9 +6,9 @@ of a slot for all labels is two matrix products:
     lse(y + a_j) = log sum_c exp(y_c) exp(a_jc)
 
 At high temperatures a code changes no probability by much, and the loss is replaced by its second-order Taylor
-polynomial in the latent, with one curvature for all labels and no exponentials. The codes found are as good at T >= 16;
-at T >= 4 only beside a lower temperature, which is exact. Codes that move logits by more than half a temperature are
-evaluated exactly at any temperature.
+polynomial in the latent, with one curvature for all labels and no exponentials. This loses no quality if T >= 16, or if
+T >= 4 and the loss also has a lower temperature, which is then evaluated exactly. Codes that move logits by more than
+half a temperature are evaluated exactly at any temperature.
 
 A beam keeps several hypotheses (codes of the first slots) of a label in place of the best one, at proportional cost.
 Their losses are comparable because probabilities are normalised after every slot.
@@ -33,7 +33,7 @@ MIN_PROBABILITY = 1e-30  # below it a probability may have lost its digits, and 
 MIN_FLAT, MIN_FLAT_BESIDE = (
     16.0,
     4.0,
-)  # temperatures from which the polynomial replaces the loss: as the lowest one, beside a lower one
+)  # the polynomial is used from the first temperature on if it is the lowest of the loss, else from the second on
 MAX_VARIANCE = 0.25  # of a code's logits over a temperature, the mean of a slot's codes; above it the polynomial is inaccurate
 BISECTION_STEPS = 30  # to 1e-9 of the initial interval
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from vqlabel.labels.source import LabelSource
 from vqlabel.labels.writer import LabelWriter
 
-# How sure `detect` is: a folder is shown to all layouts of one step before those of the next.
+# Order of detection: layouts with unmistakable file names are tried first, then those whose names also occur inside
+# other dumps, then those that accept any tar.
 OWN_NAMES, SHARED_NAMES, ANY_TAR = range(3)
 
 

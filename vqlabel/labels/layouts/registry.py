@@ -1,4 +1,4 @@
-"""Every layout by its name, in the order in which a folder is shown to them."""
+"""Every layout by its name, in the order in which they are tried."""
 
 from importlib import import_module
 

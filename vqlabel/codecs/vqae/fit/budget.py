@@ -28,7 +28,7 @@ CODE_SHARE = 0.5  # share of a budget for codes; the codec gets the rest
 MIN_LATENT = 12  # latent width below which students lose more than additional codes gain (docs/how-it-works.md)
 MIN_CODE_WIDTH = 4  # bits of a code of the smallest codebook to try
 MAX_CODEBOOK_SHARE = 0.2  # bytes of codebooks over bytes of codes; above it, a wider latent lowers the loss more
-MIN_WEIGHT_BITS, DEFAULT_BITS, MAX_WEIGHT_BITS = 3, 4, 8  # of a stored number, under a budget
+MIN_WEIGHT_BITS, DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS = 3, 4, 8  # of a stored number, under a budget
 
 
 def within(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, budget: int) -> VqaeConfig:
@@ -49,7 +49,7 @@ def within(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, bu
             continue
         bare = VqaeConfig(
             classes=stats.classes, domain=stats.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
-            quantizer="residual", weight_bits=config.weight_bits or DEFAULT_BITS, prior=prior, temperature=config.temperature or MIX,
+            quantizer="residual", weight_bits=config.weight_bits or DEFAULT_WEIGHT_BITS, prior=prior, temperature=config.temperature or MIX,
             head=exact, lift=lift, variable=config.variable_rate, rate=shape.rate,
         )  # fmt: skip
         if search.accepts(shape, bare):
@@ -92,8 +92,9 @@ class _Shape(NamedTuple):
 class _BudgetSearch:
     """Tries shapes in turn, and keeps the first with the minimum latent, else the one with the widest latent.
 
-    A shape is skipped if a smaller codebook serves better: if its codebooks take bytes that a wider latent could use
-    (with fewer slots even more so), or if even one slot of it leaves less than the minimum latent.
+    Shapes of a codebook size are skipped once that size is known to be too large: its codebooks take more than
+    MAX_CODEBOOK_SHARE of the bytes of the codes while a wider latent is possible, or even with one slot the latent is
+    below the minimum. Both apply only while smaller codebooks remain to be tried.
     """
 
     def __init__(self, config: FitConfig, stats: DatasetStats, budget: int, min_latent: int) -> None:
@@ -128,7 +129,7 @@ def _with_weight_bits(bare: VqaeConfig, stats: DatasetStats, budget: int, config
     `min_latent`.
     """
     best = None
-    for bits in [bare.weight_bits] if config.weight_bits else range(DEFAULT_BITS, MAX_WEIGHT_BITS + 1):
+    for bits in [bare.weight_bits] if config.weight_bits else range(DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS + 1):
         finer = largest(replace(bare, weight_bits=bits), stats, budget, config)
         if finer is None or (best is not None and finer.latent < min_latent):
             break

@@ -8,10 +8,12 @@ for every label. One factor on the distance from the mean label, the gain, achie
 codes hold little get an additional gain, the tail gain. Debiasing raises KL, and improves students more than any other
 use of the same bytes (docs/how-it-works.md).
 
-If no gain up to MAX_GAIN makes labels unbiased, they stay calibrated: at a slope of s < 1 / 2, the squared error at a
-gain of 2 is V (1 - 4 s + 4 s) = V, which is that of one mean label for all. Of several temperatures, the one with the
-smallest gain counts. For the default mix of temperatures, the gain is raised to the power of MIX_POWER, which raises KL
-by at most a hundredth at each of them.
+If no gain up to MAX_GAIN (2) makes labels unbiased, they stay calibrated. Let V be the variance of raw labels and s the
+slope of decoded on raw. Calibrated labels have the variance s V, so at a gain g the squared error is
+V (1 - 2 g s + g^2 s). At the limit g = 2 that is V: no better than giving every label the mean.
+
+Of several temperatures, the one with the smallest gain counts. For the default mix of temperatures, the gain is raised
+to the power of MIX_POWER, which raises KL by at most a hundredth at each of them.
 """
 
 from collections.abc import Sequence

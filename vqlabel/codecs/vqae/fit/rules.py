@@ -13,7 +13,10 @@ from vqlabel.errors import UsageError, require
 
 MAX_LATENT, MAX_IMAGE_WIDTH, MAX_HIDDEN = 256, 64, 256  # numbers per latent and per image, hidden units, without a budget
 MAX_LIFT_SHARE = 0.05  # share of a budget that the header may grow by to store the tail gain
-NOTHING_LEFT = "0 slots leave nothing but a prior, and these records allow none; give --bits, or image indices"
+NOTHING_LEFT = (
+    "the rate leaves no codes (0 slots), and labels cannot be predicted without codes because the dump does not record its images, or "
+    "--no-prior is given; raise --bits or --slots, or pass --images"
+)
 MIN_CODE_LABELS = 6  # training labels per code: with fewer, k-means does not use the larger codebook
 LATENT_LABELS = 24  # training labels per number of a latent, without a budget
 FREE_BITS = 6  # bits of a stored number without a budget: the fewest that add no measurable distortion

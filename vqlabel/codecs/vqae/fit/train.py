@@ -147,7 +147,9 @@ def _restore(codec: VqaeCodec, splits: tuple[Split, Split], state: dict[str, Any
 
 def _drop_prior(codec: VqaeCodec, splits: tuple[Split, Split]) -> None:
     if not codec.config.slots:
-        raise UselessPrior("0 slots leave nothing but a prior, which predicts these labels no better than their mean; give --bits")
+        raise UselessPrior(
+            "the rate leaves no codes (0 slots), and the prior predicts these labels no better than their mean; raise --bits"
+        )
     _forget_prior(codec, splits)
 
 
