@@ -27,6 +27,7 @@ class Coding:
         pack: rows [n, m] integers, widths -> bytes; CodeOutOfRange if a value does not fit its field.
         unpack: bytes, number of rows, widths -> rows [n, m] of the narrowest unsigned type; CodeOutOfRange if the bytes
             are damaged.
+        entropy_coder: whether the bits of a code depend on its frequency, so that a rate is measured, not computed.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Coding:
     raw_size: Callable[[int, Widths], int]
     pack: Callable[[NDArray[np.integer], Widths], bytes]
     unpack: Callable[[bytes | memoryview, int, Widths], NDArray[np.unsignedinteger]]
+    entropy_coder: bool = False
 
     def allows(self, stored: int, raw: int) -> bool:
         """Whether a chunk of `raw` bytes before compression may take `stored` bytes; incompressible data grows."""
@@ -42,5 +44,5 @@ class Coding:
 
 FIXED = Coding(name="fixed", compressed=False, raw_size=packed_size, pack=pack_fixed, unpack=unpack_fixed)
 ZSTD = Coding(name="zstd", compressed=True, raw_size=planes_size, pack=pack_planes, unpack=unpack_planes)
-ANS = Coding(name="ans", compressed=True, raw_size=planes_size, pack=pack_ans, unpack=unpack_ans)
+ANS = Coding(name="ans", compressed=True, raw_size=planes_size, pack=pack_ans, unpack=unpack_ans, entropy_coder=True)
 CODINGS = {coding.name: coding for coding in (FIXED, ZSTD, ANS)}

@@ -47,11 +47,6 @@ class LabelCodec(nn.Module, ABC):
         """Side information that encode and decode need: `CodecConfig.needs`."""
         return self.config.needs
 
-    @property
-    def rates(self) -> list[int]:
-        """Code bits per label that `at_rate` accepts, in decreasing order."""
-        return [sum(self.code_bits)]
-
     def at_rate(self, *, bits: int | None = None, slots: int | None = None) -> "LabelCodec":
         """The codec at a lower rate, given in code bits per label or in slots.
 

@@ -19,14 +19,12 @@ class CodeStream:
 
     Attributes:
         bits: stored width of every field of a row.
-        per_label: whether a row is a label; else it is one code of a label.
         codings: codings of a chunk, of which the smallest result is stored.
         chunk_rows: rows per chunk; None: the container's default.
     """
 
     name: str
     bits: tuple[int, ...]
-    per_label: bool = True
     codings: tuple[Coding, ...] = (FIXED, ZSTD)
     chunk_rows: int | None = None
 
@@ -90,7 +88,7 @@ class CodecConfig(JsonConfig):
         """The streams of codes, in writing order."""
         widths = self.widths
         if self.max_codes is not None:
-            codes = CodeStream(CODES, tuple(widths[1:2]), per_label=False, chunk_rows=CHUNK_CODES)
+            codes = CodeStream(CODES, tuple(widths[1:2]), chunk_rows=CHUNK_CODES)
             return codes, CodeStream(COUNTS, tuple(widths[:1]))
         if not widths:
             return (CodeStream(CODES, NO_CODES, chunk_rows=CHUNK_CODES),)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream.codings import ANS
 from vqlabel.codecs.config import CODES, COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
@@ -179,7 +178,7 @@ class VqlFile:
         codes = self.container.streams[CODES]
         if self._ragged:
             stored = codes.rows * codes.bits[0] + 8 * self.container.stored(COUNTS)
-        elif codes.coding is ANS:
+        elif codes.coding.entropy_coder:
             stored = 8 * self.container.stored(CODES)
         else:
             return sum(self.code_bits)

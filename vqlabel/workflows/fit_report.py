@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from vqlabel.bitstream.codings import ANS
 from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.codecs.vqae.fit.split import MAX_LEVEL_SPREAD, level_spread
@@ -105,7 +104,7 @@ def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
 
 def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
     """Code bits per label; at a variable rate or with entropy coding the mean over these splits, with code counts."""
-    if codec.config.max_codes is None and ANS not in codec.config.codings:
+    if codec.config.max_codes is None and not any(coding.entropy_coder for coding in codec.config.codings):
         return sum(codec.code_bits)
     effort_before, bits, count = codec.effort, 0.0, 0
     codec.set_effort("fast")  # the number of codes of a label does not depend on the effort

@@ -47,13 +47,6 @@ class VqaeCodec(SingleRateVqae):
         return codec
 
     @property
-    def rates(self) -> list[int]:
-        if self.config.quantizer != "residual" or self.config.variable:
-            return [sum(self.code_bits)]
-        exact_bits, width = sum(self.config.head_bits), self.config.code_bits
-        return [exact_bits + width * slots for slots in range(self.config.slots, self._min_slots - 1, -1)]
-
-    @property
     def _min_slots(self) -> int:
         """Least number of slots of a nested rate: 0 with a prior, which then predicts the label alone."""
         return 0 if self.config.prior is not None else 1
