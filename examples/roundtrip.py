@@ -24,7 +24,7 @@ def main() -> None:
         labels, stats = vqlabel.open(target), vqlabel.stats(target, against=dump)
 
         print(
-            f"codec: {report['config']['slots']} codes of {codec.code_bits[0]} bits, KL at T = 1 held out: {report['held']['kl_T1']:.3f}"
+            f"codec: {report['config']['slots']} codes of {codec.code_bits[0]} bits, KL at T = 1 held out: {report['held_out']['kl_T1']:.3f}"
         )
         print(f"file: {stats['bytes']['total']:,} bytes for {len(labels):,} labels; the dump has {dump.stat().st_size:,}")
         print(f"first label of epoch 3, image 7: top class {int(labels[3 * 200 + 7].argmax())}")

@@ -51,7 +51,7 @@ def test_a_fit_on_cuda_gives_the_same_codec_as_on_the_cpu(name: str, dump: Path)
         with pretended_cuda():
             cuda_codec, cuda_report = vqlabel.fit(dump, FitConfig(**options, device="cuda"))
     assert torch.equal(torch.get_rng_state(), rng_state)
-    assert cuda_report["held"] == report["held"]
+    assert cuda_report["held_out"] == report["held_out"]
     assert all(weight.device.type == "cpu" for weight in cuda_codec.state_dict().values())
     for (name, weight), (cuda_name, cuda_weight) in zip(codec.state_dict().items(), cuda_codec.state_dict().items(), strict=True):
         assert name == cuda_name and torch.equal(weight, cuda_weight)

@@ -60,7 +60,7 @@ def test_the_default_codec_has_lower_held_out_kl_than_a_residual_quantizer(
     bits: int, rq: tuple[float, float, float], tmp_path: Path
 ) -> None:
     """`rq`: KL of faiss' residual quantizer at T = 1, 4, 20 on the same split, from tests/benchmarks/distortion.py."""
-    train, held = link(tmp_path / "train", range(24)), link(tmp_path / "held", range(24, 32))
+    train, held = link(tmp_path / "train", range(24)), link(tmp_path / "held_out", range(24, 32))
     codec, _ = vqlabel.fit(train, vqlabel.FitConfig(bits=bits, temperature=MIX))
     vqlabel.pack(held, tmp_path / "held.vql", codec=codec)
     distortion = vqlabel.stats(tmp_path / "held.vql", against=held)["distortion"]

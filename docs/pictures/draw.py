@@ -30,7 +30,7 @@ def draw_slots(sample: LabelSample, bits: int = 64) -> None:
     with torch.enable_grad():
         codec, _ = fit_sample(sample, "", FitConfig(bits=bits, temperature=(1.0,), gain=1.0))
     assert isinstance(codec, VqaeCodec)
-    labels, context = sample.held[:512].float(), sample.held_context and sample.held_context.rows(slice(0, 512))
+    labels, context = sample.held_out[:512].float(), sample.held_out_context and sample.held_out_context.rows(slice(0, 512))
     known = codec.prior_inputs(context)
     rates = [0, 1, 2, codec.config.slots]
     codecs = [codec.truncate(0), codec.at_slots(1), codec.at_slots(2), codec]
@@ -54,19 +54,21 @@ def draw_slots(sample: LabelSample, bits: int = 64) -> None:
 def draw_overfitting(sample: LabelSample, bits: int = 32) -> None:
     """Draw KL on training labels and on held-out labels over the number of training views per image."""
     images = sample.classes  # of an epoch, in a dump of one image a class
-    views = [count for count in (2, 4, 8, 16, 32) if count * images <= len(sample.seen)]
-    seen, held = [], []
+    views = [count for count in (2, 4, 8, 16, 32) if count * images <= len(sample.train)]
+    train, held_out = [], []
     for count in views:
-        context = sample.seen_context and sample.seen_context.rows(slice(0, count * images))
+        context = sample.train_context and sample.train_context.rows(slice(0, count * images))
         _, report = fit_sample(
-            replace(sample, seen=sample.seen[: count * images], seen_context=context), "", FitConfig(bits=bits, temperature=(1.0,))
+            replace(sample, train=sample.train[: count * images], train_context=context),
+            "",
+            FitConfig(bits=bits, temperature=(1.0,)),
         )
-        seen.append(report["seen"]["kl_T1"])
-        held.append(report["held"]["kl_T1"])
+        train.append(report["train"]["kl_T1"])
+        held_out.append(report["held_out"]["kl_T1"])
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    axes.plot(views, held, "o-", label="held-out labels")
-    axes.plot(views, seen, "o--", label="training labels")
+    axes.plot(views, held_out, "o-", label="held-out labels")
+    axes.plot(views, train, "o--", label="training labels")
     axes.set(xscale="log", xlabel="training views per image", ylabel="KL at T = 1, nats", ylim=(0, None))
     axes.set_xticks(views, map(str, views))
     axes.minorticks_off()

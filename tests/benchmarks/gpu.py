@@ -116,7 +116,7 @@ def compare_fits(dump: Path, device: torch.device, size: Size) -> tuple[LabelCod
     (_, report), device_seconds = timed(lambda: vqlabel.fit(dump, FitConfig(**settings, device=str(device))))
     rows = [Row(name="fit, seconds", value=device_seconds, reference=f"CPU, one thread: {seconds:.4g}")]
     for name in ("kl_T1", "kl_T4", "kl_T20"):
-        a, b = reference["held"][name], report["held"][name]
+        a, b = reference["held_out"][name], report["held_out"][name]
         rows.append(
             Row(
                 name=f"fit, held-out {name}",

@@ -39,7 +39,7 @@ def main() -> None:
     for bits in options.rates:
         lower, separate = nested.at_slots(bits // nested.config.code_bits), fit(bits)
         pairs = [(lower, separate), (lower.calibrated(), separate.calibrated())]
-        figures = [[measure(codec, sample, "held", temperatures) for codec in pair] for pair in pairs]
+        figures = [[measure(codec, sample, "held_out", temperatures) for codec in pair] for pair in pairs]
         for t in temperatures:
             values = [[of_codec[f"kl_T{t:g}"] for of_codec in pair] for pair in figures]
             cells = " | ".join(f"{a:.4f} | {b:.4f} | {a / b:.3f}" for a, b in values)

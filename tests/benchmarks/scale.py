@@ -43,7 +43,7 @@ def main() -> None:
         written = groups["codes"] + groups["codec"] + groups["container"]
         formula = file_bytes(codec.config, records)
         scaled = file_bytes(at_scale(codec.config, options.images), labels)
-        kl = report["held"][f"kl_T{options.temperature[0]:g}"]
+        kl = report["held_out"][f"kl_T{options.temperature[0]:g}"]
         print(
             f"| {bits} | {records:,} | {written / 1e6:.2f} | {formula / 1e6:.2f} | {stats['bits_per_label']['labels']:.2f} | {kl:.3f} "
             f"| {scaled / 1e6:.2f} | {8 * scaled / labels:.2f} |",

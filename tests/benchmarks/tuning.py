@@ -54,7 +54,7 @@ def print_rows(dumps: list[Path], options: argparse.Namespace) -> None:
         name = f"kl_T{options.temperature[0]:g}"
         print(
             f"| {dump.name} | {report['budget']:,} | {100 * report['bytes'] / report['budget']:.2f} % | {codec.config.slots} "
-            f"| {codec.config.weight_bits} | {report['held'][name]:.4f} | {len(report['trials'])} | {report['seconds'] / 60:.1f} "
+            f"| {codec.config.weight_bits} | {report['held_out'][name]:.4f} | {len(report['trials'])} | {report['seconds'] / 60:.1f} "
             f"| {chosen['kl'][name]:.4f} | {best} | {shapes} |",
             flush=True,
         )

@@ -86,15 +86,15 @@ def refused(code: int, message: str, *arguments: object) -> None:
 def test_fit_reports_the_held_out_distortion(dump: Path, codec_file: Path, tmp_path: Path) -> None:
     found = ok_json("fit", dump, "-o", tmp_path / "a.codec", *QUICK)
     assert found["path"] == str(tmp_path / "a.codec")
-    assert found["held_out"] == "the last epoch (5)"
-    assert (found["held"]["labels"], found["seen"]["labels"], found["code_bits"]) == (60, 300, 12)
+    assert found["split"] == "the last epoch (5)"
+    assert (found["held_out"]["labels"], found["train"]["labels"], found["code_bits"]) == (60, 300, 12)
     assert (tmp_path / "a.codec").read_bytes() == codec_file.read_bytes(), "the same bytes as from Python"
     out = ok("fit", dump, "-o", tmp_path / "b.codec", *QUICK)
     assert "vqae, 12 code bits per label, 40 classes of logits" in out
     assert "held out: the last epoch (5)" in out
     assert "training labels" in out
     assert "perplexity per slot" in out
-    assert f"{found['held']['kl_T20']:.4f}" in out
+    assert f"{found['held_out']['kl_T20']:.4f}" in out
 
 
 def test_every_option_of_fit_reaches_the_configuration(dump: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_pack_accepts_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_
     found = ok_json("pack", tree, "-o", tmp_path / "a.vql", "--codec", codec_file)
     assert found.pop("augmentation_bits")["stored"] > 30
     fit = found.pop("fit")
-    assert fit["codec_file"] == str(codec_file) and fit["held"]["kl_T1"] > 0
+    assert fit["codec_file"] == str(codec_file) and fit["held_out"]["kl_T1"] > 0
     assert found.pop("stored_code_bits") == pytest.approx(12, abs=0.1)
     read = {"records": 360, "classes": 40, "epochs": 6}
     assert found == {"path": str(tmp_path / "a.vql"), **read, "bytes": vql.stat().st_size, "code_bits": 12}
@@ -221,7 +221,7 @@ def test_a_rate_outside_the_codecs_range_is_refused(tree: Path, codec_file: Path
 
 def test_info_of_a_codec_file_shows_the_report_of_its_fit(codec_file: Path) -> None:
     found = ok_json("info", codec_file)
-    assert (found["codec"], found["code_bits"], found["report"]["held"]["labels"]) == ("vqae", 12, 60)
+    assert (found["codec"], found["code_bits"], found["report"]["held_out"]["labels"]) == ("vqae", 12, 60)
     assert "held out: the last epoch (5)" in ok("info", codec_file)
     for command in ("verify", "stats"):
         result = run(command, codec_file)
@@ -250,9 +250,9 @@ def test_labels_are_called_unbiased_only_if_the_slope_is_near_1(
         "codec": "vqae",
         "config": {"classes": 3, "domain": "logits"},
         "code_bits": 8,
-        "held_out": "x",
-        "held": part,
-        "seen": part,
+        "split": "x",
+        "held_out": part,
+        "train": part,
     }
     show.show_fit({**report, "gain": 1.2, "bias_slope": slopes, "fit": {"gain": gain}})
     assert re.search(message, capsys.readouterr().out)

@@ -69,7 +69,7 @@ def test_the_json_object_has_the_published_keys(dump: Path) -> None:
     result = run(dump, "--bits", "44", *QUICK, "--teacher-bytes", 4500, "--json")
     found = json.loads(result.stdout)
     assert list(found) == [
-        "dump", "classes", "domain", "dtype", "labels", "sampled", "held_out", "temperature", "seed", "bits", "methods", "skipped",
+        "dump", "classes", "domain", "dtype", "labels", "sampled", "split", "temperature", "seed", "bits", "methods", "skipped",
         "teacher", "student", "points",
     ]  # fmt: skip
     assert found["teacher"] == {"bytes": 4500, "all_in_bits": 100.0}

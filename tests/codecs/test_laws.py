@@ -124,7 +124,9 @@ def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDA
     context = draw_context(fields, *logits.shape[:2])
     seen, held = (None if context is None else context.rows(rows) for rows in (slice(-HELD), slice(-HELD, None)))
     config = FitConfig(**{"codec": "vqae", "epochs": 1, **options})
-    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain=domain, dtype=dtype)
+    sample = LabelSample(
+        train=labels[:-HELD], held_out=labels[-HELD:], train_context=seen, held_out_context=held, domain=domain, dtype=dtype
+    )
     with bf16_products(bool(bf16)):
         codec = fit_codec(sample, config).requires_grad_(False)
     return Case(name, codec, labels, context, domain)
@@ -333,10 +335,10 @@ def test_an_unknown_effort_is_refused(case: Case) -> None:
 
 def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "some.codec"
-    save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
+    save_codec(case.codec, path, {"held_out": {"kl_T1": 0.5}})
     loaded, report = load_codec(path)
     codes = case.encode()
-    assert report == {"held": {"kl_T1": 0.5}}
+    assert report == {"held_out": {"kl_T1": 0.5}}
     assert loaded.config == case.codec.config
     assert torch.equal(loaded.encode(case.labels, case.context), codes)
     assert torch.equal(loaded.decode(codes, case.context), case.decode(codes))
@@ -347,7 +349,7 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
 
 def test_a_codec_file_with_one_flipped_bit_is_refused_or_loads_unchanged(case: Case, tmp_path: Path) -> None:
     path = tmp_path / "some.codec"
-    save_codec(case.codec, path, {"held": {"kl_T1": 0.5}})
+    save_codec(case.codec, path, {"held_out": {"kl_T1": 0.5}})
     data, want = path.read_bytes(), case.codec.file_tensors()
     refused = 0
     for at in range(3, len(data), max(1, len(data) // 150)):
@@ -357,7 +359,7 @@ def test_a_codec_file_with_one_flipped_bit_is_refused_or_loads_unchanged(case: C
         except BadContainer:
             refused += 1
             continue
-        assert (loaded.config, report) == (case.codec.config, {"held": {"kl_T1": 0.5}})
+        assert (loaded.config, report) == (case.codec.config, {"held_out": {"kl_T1": 0.5}})
         assert all(torch.equal(loaded.file_tensors()[name], tensor) for name, tensor in want.items())
     assert refused > 100
 

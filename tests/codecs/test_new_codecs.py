@@ -47,7 +47,7 @@ def test_the_codec_of_the_contributing_page_fits_packs_and_unpacks(
     register("uniform", module, monkeypatch, "UniformConfig UniformCodec fit")
     config = vqlabel.FitConfig(codec="uniform", bits=8 * logits.shape[2])
     codec, report = vqlabel.fit(dump, config, out=tmp_path / "c.safetensors")
-    assert report["held"]["top1_agreement"] > 0.9
+    assert report["held_out"]["top1_agreement"] > 0.9
     assert vqlabel.pack(dump, tmp_path / "a.vql", codec=tmp_path / "c.safetensors")["code_bits"] == 8 * logits.shape[2]
     step = float(codec.decoder_tensors()["ends"].diff()) / 255
     labels = vqlabel.open(tmp_path / "a.vql")[:]

@@ -49,10 +49,10 @@ def sparse_labels(domain: str, rest: str, k: int, dtype: str = "f2", scale: floa
 
 def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
     return LabelSample(
-        seen=labels[:-50],
-        held=labels[-50:],
-        seen_context=None,
-        held_context=None,
+        train=labels[:-50],
+        held_out=labels[-50:],
+        train_context=None,
+        held_out_context=None,
         domain=domain,
         dtype="F16",
         support=Support(k=k, rest=rest),
@@ -195,7 +195,7 @@ def test_a_fit_notes_how_many_classes_its_bits_omit(tmp_path: Path) -> None:
     lpqld(tmp_path / "dump", 8)
     source = vqlabel.open_labels(tmp_path / "dump", classes=CLASSES)
     report = vqlabel.fit(source, FitConfig(bits=24))[1]
-    mass = 100 * report["held"]["mass_kept"]
+    mass = 100 * report["held_out"]["mass_kept"]
     assert 50 < mass < 99
     (note,) = report["notes"]
     assert note.startswith(
@@ -238,7 +238,7 @@ def test_a_dump_of_k_logits_packs_by_default_without_losing_a_class(tmp_path: Pa
     codec, report = vqlabel.fit(source)
     size = vqlabel.pack(source, tmp_path / "l.vql", codec=codec)["bytes"]
     topk = vqlabel.pack(source, tmp_path / "t.vql", codec=vqlabel.fit(source, FitConfig(codec="topk"))[0])["bytes"]
-    assert codec.kind == "sparse" and "notes" not in report and report["held"]["top1_agreement"] == 1 and size < topk
+    assert codec.kind == "sparse" and "notes" not in report and report["held_out"]["top1_agreement"] == 1 and size < topk
     figures = vqlabel.stats(tmp_path / "l.vql", against=source)["distortion"]
     assert figures["top1_agreement"] == figures["mass_kept"] == 1 and max(figures[f"kl_T{t:g}"] for t in MIX) < 0.02
     decoded = vqlabel.open(tmp_path / "l.vql")[:].numpy()
@@ -257,7 +257,7 @@ def test_an_array_of_k_logits_with_a_fill_value_packs_as_sparse_labels(fill: flo
     codec, report = vqlabel.fit(tmp_path / "a.npy")
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "a.vql", codec=codec)
     figures = vqlabel.stats(tmp_path / "a.vql", against=tmp_path / "a.npy")["distortion"]
-    assert codec.kind == "sparse" and report["held"]["top1_agreement"] == figures["top1_agreement"] == figures["mass_kept"] == 1
+    assert codec.kind == "sparse" and report["held_out"]["top1_agreement"] == figures["top1_agreement"] == figures["mass_kept"] == 1
     assert max(figures[f"kl_T{t:g}"] for t in MIX) < 0.02
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "raw.vql", codec=vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))[0])
     assert np.array_equal(vqlabel.open(tmp_path / "raw.vql")[:].numpy(), labels)

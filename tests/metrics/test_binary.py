@@ -149,8 +149,8 @@ def test_means_over_classes_and_positive_classes_are_preserved(dump: Path, tmp_p
     assert found["distortion"].keys() >= {"binary_kl_T1", "binary_kl_per_class_T1", "half_agreement", "half_f1"}
     assert found["calibration"] == {}
     quality = fit_quality(report, 40)
-    assert quality["held"].keys() == {"binary_kl_T1", "half_f1"}
-    assert quality["held"]["binary_kl_T1"] < 0.1 * quality["mean_label"]["binary_kl_T1"]
+    assert quality["held_out"].keys() == {"binary_kl_T1", "half_f1"}
+    assert quality["held_out"]["binary_kl_T1"] < 0.1 * quality["mean_label"]["binary_kl_T1"]
     assert quality["warnings"] == []
 
 
@@ -180,7 +180,7 @@ def test_a_file_requires_a_reader_that_supports_the_domain(dump: Path, tmp_path:
 )
 def test_codecs_of_one_distribution_refuse_sigmoid_labels(options: dict[str, object], message: str) -> None:
     labels = draw(60)
-    sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="sigmoid", dtype="F32")
+    sample = LabelSample(train=labels, held_out=labels, train_context=None, held_out_context=None, domain="sigmoid", dtype="F32")
     with pytest.raises(UsageError, match=message):
         fit_codec(sample, FitConfig(epochs=0, **options))  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ def draw(n: int, classes: int, *, rank: int = 8, seed: int = 0) -> Tensor:
 def sample_of(seen: Tensor, held: Tensor, domain: str = "logits", dtype: str = "F16") -> LabelSample:
     if domain == "probs":
         seen, held = (torch.softmax(x, 1).half().float() for x in (seen, held))
-    return LabelSample(seen=seen, held=held, seen_context=None, held_context=None, domain=domain, dtype=dtype)
+    return LabelSample(train=seen, held_out=held, train_context=None, held_out_context=None, domain=domain, dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,8 @@ def test_raw_labels_are_lossless_and_zstd_adds_little_at_worst(domain: str, dtyp
     labels = labels.bfloat16().float() if dtype == "BF16" else labels
     sample = sample_of(labels, labels, domain, dtype)
     baseline = Raw.fit(TrainingLabels(sample, MIX, 0), 8)
-    assert torch.equal(baseline.decode(baseline.encode(sample.seen)), as_logits(sample.seen, domain))
-    assert 100 < baseline.bits(baseline.encode(sample.seen)) / 200 < 16 * 30 + 2
+    assert torch.equal(baseline.decode(baseline.encode(sample.train)), as_logits(sample.train, domain))
+    assert 100 < baseline.bits(baseline.encode(sample.train)) / 200 < 16 * 30 + 2
     constant = torch.ones(200, 30)
     assert baseline.bits(baseline.encode(constant)) / 200 < 5
 
@@ -167,23 +167,23 @@ def test_a_label_with_a_flat_tail_is_reconstructed() -> None:
 
 
 def test_top_k_takes_16_bits_and_an_id_per_class_and_keeps_at_most_all_classes(train: TrainingLabels, sample: LabelSample) -> None:
-    assert measure(fit("topk", train, 47), sample.held)[0] == 2 * 21
-    bits, figures = measure(fit("topk", train, 10**4), sample.held)
+    assert measure(fit("topk", train, 47), sample.held_out)[0] == 2 * 21
+    bits, figures = measure(fit("topk", train, 10**4), sample.held_out)
     assert bits == 30 * 21
     assert figures["kl_T1"] < 1e-4
 
 
 def test_entropy_coded_top_k_keeps_its_classes_within_half_a_step_at_its_rate(train: TrainingLabels, sample: LabelSample) -> None:
     baseline = fit("topk-coded", train, 60)
-    codes = baseline.encode(sample.held)
-    kept, ids = as_logits(sample.held, "logits").topk(codes[0].shape[1], 1)
+    codes = baseline.encode(sample.held_out)
+    kept, ids = as_logits(sample.held_out, "logits").topk(codes[0].shape[1], 1)
     assert torch.equal(codes[0], ids)
     assert (baseline.decode(codes).gather(1, ids) - kept).abs().max() <= STEP / 2 + 1e-5
-    bits = measure(baseline, sample.held)[0]
+    bits = measure(baseline, sample.held_out)[0]
     assert 50 < bits < 64
     plain = BASELINES["topk"].fit(train, 60)
     assert plain is not None
-    assert codes[0].shape[1] > plain.encode(sample.held)[0].shape[1], "entropy coding keeps more classes at the same rate"
+    assert codes[0].shape[1] > plain.encode(sample.held_out)[0].shape[1], "entropy coding keeps more classes at the same rate"
 
 
 def test_a_hard_label_costs_the_entropy_of_the_largest_class() -> None:
@@ -208,8 +208,8 @@ def test_at_a_high_rate_the_error_of_a_component_is_a_twelfth_of_the_squared_ste
 ) -> None:
     baseline = fit("pca-scalar", train, 150)
     assert isinstance(baseline, PcaScalar)
-    x = as_logits(sample.held, "logits")
-    error = ((baseline.decode(baseline.encode(sample.held)) - x) @ baseline.basis.T).square().mean().item()
+    x = as_logits(sample.held_out, "logits")
+    error = ((baseline.decode(baseline.encode(sample.held_out)) - x) @ baseline.basis.T).square().mean().item()
     assert error == pytest.approx(baseline.step**2 / 12, rel=0.1)
     assert len(baseline.basis) == 29
     assert baseline.fixed_bytes > 2 * 30 * 30
@@ -241,7 +241,7 @@ def test_principal_components_are_orthonormal_and_sorted_by_variance(train: Trai
 def test_a_residual_quantizer_has_the_same_first_slot_whatever_the_number_of_slots(sample: LabelSample) -> None:
     pytest.importorskip("faiss", reason="the extra `baselines` is not installed")
     alone, with_more_slots = TrainingLabels(sample, MIX, 0), TrainingLabels(sample, MIX, 0, max_bits=18)
-    expected, figures = (measure(fit("rq", train, 6), sample.held)[1] for train in (alone, with_more_slots))
+    expected, figures = (measure(fit("rq", train, 6), sample.held_out)[1] for train in (alone, with_more_slots))
     assert figures == expected
 
 
@@ -253,7 +253,7 @@ def test_the_fixed_bytes_of_a_faiss_quantizer_are_mean_basis_and_vectors(
     d, vectors = {"rq": (29, 4 * 64 * 29)}.get(name, (28, 4 * 64 * 7))
     assert baseline.setting == f"4 slots of 6 bits, {d} components"
     assert baseline.fixed_bytes == 2 * (30 * (d + 1) + vectors)
-    assert measure(baseline, sample.held)[0] == 24
+    assert measure(baseline, sample.held_out)[0] == 24
 
 
 # --- all baselines ----------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_the_fixed_bytes_of_a_faiss_quantizer_are_mean_basis_and_vectors(
 @pytest.mark.parametrize("name", [name for name, baseline in BASELINES.items() if baseline.has_rate])
 def test_more_bits_never_hurt(name: str, train: TrainingLabels, sample: LabelSample) -> None:
     rates = (6, 12, 24) if name in FAISS else (24, 48, 96)
-    measured = [measure(fit(name, train, bits), sample.held) for bits in rates]
+    measured = [measure(fit(name, train, bits), sample.held_out) for bits in rates]
     for figure in ("kl_T1", "kl_T4", "kl_T20", "relative_mse"):
         values = [figures[figure] for _, figures in measured]
         assert values == sorted(values, reverse=True), figure
@@ -277,10 +277,10 @@ def test_more_bits_never_hurt(name: str, train: TrainingLabels, sample: LabelSam
 def test_few_labels_of_few_classes_can_be_coded(name: str, domain: str, n: int, classes: int) -> None:
     sample = sample_of(draw(n, classes), draw(3, classes, seed=1), domain)
     baseline = fit(name, TrainingLabels(sample, MIX, 0), 64)
-    bits, figures = measure(baseline, sample.held, domain)
+    bits, figures = measure(baseline, sample.held_out, domain)
     assert bits >= 0
     assert all(math.isfinite(value) for value in figures.values())
-    codes = baseline.encode(sample.held)
+    codes = baseline.encode(sample.held_out)
     assert baseline.decode(codes).shape == (3, classes)
 
 
@@ -305,5 +305,5 @@ def test_principal_components_depend_on_the_seed_and_not_on_the_state_of_torch_s
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_same_seed_gives_the_same_figures(name: str, sample: LabelSample) -> None:
     bits = 12 if name in FAISS else 24
-    first, second = (measure(fit(name, TrainingLabels(sample, MIX, 3), bits), sample.held) for _ in range(2))
+    first, second = (measure(fit(name, TrainingLabels(sample, MIX, 3), bits), sample.held_out) for _ in range(2))
     assert first == second

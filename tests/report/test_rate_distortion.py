@@ -53,8 +53,8 @@ def test_every_method_has_the_same_settings_held_out_and_all_in(comparison: dict
             assert set(point) == {"method", "setting", "part", "code_bits", "fixed_bytes", "all_in_bits", *FIGURES}
             assert all(point[name] >= 0 for name in FIGURES)
     assert (comparison["labels"], comparison["classes"], comparison["domain"], comparison["dtype"]) == (360, 40, "logits", "F16")
-    assert comparison["sampled"] == {"seen": 300, "held": 60}
-    assert comparison["held_out"] == "the last epoch (5)"
+    assert comparison["sampled"] == {"train": 300, "held_out": 60}
+    assert comparison["split"] == "the last epoch (5)"
     assert comparison["temperature"] == [1, 4, 20]
     assert comparison["bits"] == [24, 48]
     assert comparison["skipped"] == {}
@@ -75,7 +75,7 @@ def test_a_vqae_point_has_the_bytes_and_figures_of_its_codec(comparison: dict[st
     point = points_of(comparison, "vqae", "held out")[0]
     assert point["fixed_bytes"] == sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
     assert point["code_bits"] == sum(codec.code_bits)
-    held, seen = measure(codec, sample, "held"), measure(codec, sample, "seen")
+    held, seen = measure(codec, sample, "held_out"), measure(codec, sample, "train")
     assert {name: point[name] for name in FIGURES} == pytest.approx({name: held[name] for name in FIGURES}, abs=2e-6)
     every = points_of(comparison, "vqae", "all-in")[0]
     assert every["kl_T4"] == pytest.approx((300 * seen["kl_T4"] + 60 * held["kl_T4"]) / 360, abs=2e-6)
@@ -83,11 +83,11 @@ def test_a_vqae_point_has_the_bytes_and_figures_of_its_codec(comparison: dict[st
 
 def test_all_in_figures_equal_those_of_all_sampled_labels_measured_at_once(tree: Path) -> None:
     sample, _ = read_sample(open_labels(tree))
-    sample = replace(sample, held=3 * sample.held)  # of another power, to which the squared error is relative
+    sample = replace(sample, held_out=3 * sample.held_out)  # of another power, to which the squared error is relative
     baseline = BASELINES["pca-scalar"].fit(TrainingLabels(sample, (1.0,), 0), 24)
     assert baseline is not None
     measured, figures = measure_baseline(baseline, sample), Distortion()
-    both = torch.cat([sample.seen, sample.held])
+    both = torch.cat([sample.train, sample.held_out])
     codes = baseline.encode(both)
     figures.add(both, baseline.decode(codes))
     assert measured.distortion["all-in"] == pytest.approx(figures.figures(), rel=1e-4)
@@ -131,7 +131,7 @@ def test_without_image_indices_vqae_with_and_without_prior_are_one_fit(
     (one,), (two,) = points_of(comparison, "vqae", "held out"), points_of(comparison, "vqae-no-prior", "held out")
     assert one["setting"] == two["setting"] + ", no prior: it would cost more than it saves"
     assert one["kl_T1"] == two["kl_T1"]
-    assert comparison["held_out"] == "the last tenth of the records"
+    assert comparison["split"] == "the last tenth of the records"
 
 
 def test_a_few_probabilities_or_logits_of_two_classes_can_be_compared(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def numbered(sizes: list[int], epochs: int = 1) -> Memory:
 
 def test_the_last_epoch_is_held_out(dump: Path, logits: NDArray[np.float16]) -> None:
     sample, words = read_sample(open_labels(dump))
-    assert torch.equal(sample.seen, torch.from_numpy(logits[:-1]).flatten(0, 1))
-    assert torch.equal(sample.held, torch.from_numpy(logits[-1]))
+    assert torch.equal(sample.train, torch.from_numpy(logits[:-1]).flatten(0, 1))
+    assert torch.equal(sample.held_out, torch.from_numpy(logits[-1]))
     assert words == "the last epoch (5)"
     assert (sample.classes, sample.domain, sample.dtype) == (40, "logits", "F16")
 
@@ -64,8 +64,8 @@ def test_the_last_epoch_is_held_out(dump: Path, logits: NDArray[np.float16]) -> 
 @pytest.mark.parametrize(("epochs", "held"), [(2, 1), (8, 1), (15, 1), (16, 2), (33, 4)])
 def test_an_eighth_of_the_epochs_is_held_out(epochs: int, held: int) -> None:
     sample, words = read_sample(numbered([2, 1], epochs))
-    assert sample.seen[:, 0].tolist() == list(range(3 * (epochs - held)))
-    assert sample.held[:, 0].tolist() == list(range(3 * (epochs - held), 3 * epochs))
+    assert sample.train[:, 0].tolist() == list(range(3 * (epochs - held)))
+    assert sample.held_out[:, 0].tolist() == list(range(3 * (epochs - held), 3 * epochs))
     assert words == (f"the last epoch ({epochs - 1})" if held == 1 else f"the last {held} epochs (from {epochs - held})")
 
 
@@ -75,8 +75,8 @@ def test_an_eighth_of_the_epochs_is_held_out(epochs: int, held: int) -> None:
 def test_the_last_tenth_of_the_records_of_a_single_epoch_is_held_out(sizes: list[int], held: int) -> None:
     sample, words = read_sample(numbered(sizes))
     total = sum(sizes)
-    assert sample.seen[:, 0].tolist() == list(range(total - held))
-    assert sample.held[:, 0].tolist() == list(range(total - held, total))
+    assert sample.train[:, 0].tolist() == list(range(total - held))
+    assert sample.held_out[:, 0].tolist() == list(range(total - held, total))
     assert words == "the last tenth of the records"
 
 
@@ -84,24 +84,24 @@ def test_a_tree_holds_out_its_last_epoch_with_its_images(tree: Path, batches: li
     sample, words = read_sample(open_labels(tree))
     last = [batch for batch in batches if batch.place.epoch == 5]
     assert words == "the last epoch (5)"
-    np.testing.assert_array_equal(sample.held.numpy(), np.concatenate([batch.labels for batch in last]))
-    assert sample.held_context is not None
-    assert sample.seen_context is not None
-    np.testing.assert_array_equal(sample.held_context.image, np.concatenate([batch.context().image for batch in last]))
-    np.testing.assert_array_equal(sample.held_context.partner, np.concatenate([batch.context().partner for batch in last]))
-    assert len(sample.seen_context.image) == len(sample.seen) == 300
+    np.testing.assert_array_equal(sample.held_out.numpy(), np.concatenate([batch.labels for batch in last]))
+    assert sample.held_out_context is not None
+    assert sample.train_context is not None
+    np.testing.assert_array_equal(sample.held_out_context.image, np.concatenate([batch.context().image for batch in last]))
+    np.testing.assert_array_equal(sample.held_out_context.partner, np.concatenate([batch.context().partner for batch in last]))
+    assert len(sample.train_context.image) == len(sample.train) == 300
 
 
 def test_a_large_dump_is_sampled_over_all_its_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vqlabel.workflows.sample.SAMPLE_LABELS", 100)
-    monkeypatch.setattr("vqlabel.workflows.sample.HELD_LABELS", 20)
+    monkeypatch.setattr("vqlabel.workflows.sample.HELD_OUT_LABELS", 20)
     sample, _ = read_sample(numbered([10, 10], epochs=32))
-    seen = sample.seen[:, 0] // 20
-    assert len(sample.seen) == 100
-    assert len(sample.held) == 20
+    seen = sample.train[:, 0] // 20
+    assert len(sample.train) == 100
+    assert len(sample.held_out) == 20
     assert len(seen.unique()) == 10, "ten batches from ten epochs"
     assert float(seen.max()) >= 24
-    assert float(seen.max()) < 28 <= float((sample.held[:, 0] // 20).min())
+    assert float(seen.max()) < 28 <= float((sample.held_out[:, 0] // 20).min())
 
 
 def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logits: NDArray[np.float16]) -> None:
@@ -111,9 +111,9 @@ def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logit
         "config",
         "fit",
         "code_bits",
+        "split",
+        "train",
         "held_out",
-        "seen",
-        "held",
         "gain",
         "calibrated",
         "rates",
@@ -121,22 +121,22 @@ def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logit
         "mean_label",
         "bias_slope",
     }
-    assert report["held_out"] == "the last epoch (5)"
+    assert report["split"] == "the last epoch (5)"
     assert report["code_bits"] == sum(codec.code_bits) == 12
     assert report["fit"] == {**QUICK.to_dict(), "codec": "vqae", "temperature": MIX}
     assert report["config"] == codec.config.to_dict()
-    for part, labels in (("seen", logits[:-1].reshape(-1, 40)), ("held", logits[-1])):
+    for part, labels in (("train", logits[:-1].reshape(-1, 40)), ("held_out", logits[-1])):
         figures, raw = Distortion(), torch.from_numpy(labels)
         with torch.no_grad():
             figures.add(raw, codec.decode(codec.encode(raw)))
         assert report[part] == pytest.approx({"labels": len(raw), **figures.figures()}, rel=1e-3)
-    assert report["held"]["kl_T1"] > report["seen"]["kl_T1"] > 0
+    assert report["held_out"]["kl_T1"] > report["train"]["kl_T1"] > 0
     assert report["rates"].keys() == {"3", "6"}
-    assert report["held"]["kl_T1"] < report["rates"]["6"]["kl_T1"] < report["rates"]["3"]["kl_T1"]
+    assert report["held_out"]["kl_T1"] < report["rates"]["6"]["kl_T1"] < report["rates"]["3"]["kl_T1"]
     assert report["gain"] == codec.gain > 1  # type: ignore[attr-defined]
     plain = fit(dump, replace(QUICK, gain=1.0))[1]
     assert plain.keys() == report.keys() - {"gain", "calibrated", "bias_slope"}
-    assert report["calibrated"] == plain["held"] != report["held"]
+    assert report["calibrated"] == plain["held_out"] != report["held_out"]
     assert len(report["perplexity"]) == 4
     assert all(4 < p <= 8 for p in report["perplexity"])
 
@@ -336,7 +336,7 @@ def test_a_dump_of_a_few_labels_is_fitted(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codec, report = fit(tmp_path / "few.npy", FitConfig(**{"epochs": 2, **options}), out=tmp_path / "few.codec")
-    assert (report["seen"]["labels"], report["held"]["labels"]) == (labels - 1, 1)
+    assert (report["train"]["labels"], report["held_out"]["labels"]) == (labels - 1, 1)
     raw = torch.from_numpy(logits[0, :labels])
     again = vqlabel.load_codec(tmp_path / "few.codec")[0]
     with torch.no_grad():
@@ -345,7 +345,7 @@ def test_a_dump_of_a_few_labels_is_fitted(
 
 def test_a_dump_of_one_label_is_refused_except_for_the_raw_codec(logits: NDArray[np.float16], tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", logits[0, :1])
-    assert fit(tmp_path / "one.npy", FitConfig(codec="raw"))[1]["held"]["kl_T1"] == 0
+    assert fit(tmp_path / "one.npy", FitConfig(codec="raw"))[1]["held_out"]["kl_T1"] == 0
     for codec in ("vqae", "topk"):
         with pytest.raises(BadLabels, match=r"one\.npy: 1 labels; a fit needs at least 2"):
             fit(tmp_path / "one.npy", FitConfig(codec=codec))
@@ -386,7 +386,7 @@ def test_logits_outside_the_range_of_float16_are_refused_before_a_codec_is_writt
     ):
         fit(tmp_path / "masked.npy", QUICK)
     np.save(tmp_path / "masked.npy", np.clip(masked, -100, None))
-    assert fit(tmp_path / "masked.npy", QUICK)[1]["held"]["kl_T1"] < 1
+    assert fit(tmp_path / "masked.npy", QUICK)[1]["held_out"]["kl_T1"] < 1
 
 
 def test_labels_of_the_other_domain_are_refused(dump: Path, probs: NDArray[np.float16], tmp_path: Path) -> None:
@@ -416,8 +416,8 @@ def test_a_few_zero_rows_give_a_note_and_are_not_evaluated(logits: NDArray[np.fl
     labels[710:] = 1
     np.save(tmp_path / "a.npy", labels)
     sample, _ = read_sample(open_labels(tmp_path / "a.npy"))
-    assert len(sample.seen) + len(sample.held) == 708
-    assert bool((sample.held != sample.held[:, :1]).any(1).all())
+    assert len(sample.train) + len(sample.held_out) == 708
+    assert bool((sample.held_out != sample.held_out[:, :1]).any(1).all())
     codec, report = vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))
     names = ["2 of 720 rows are all zero: were these labels never written?", "10 of 720 rows have the same value for all classes"]
     assert [note.partition(": ")[2] for note in report["notes"]] == names
@@ -430,7 +430,7 @@ def test_a_varying_mean_over_classes_gives_a_note_if_it_is_not_stored(logits: ND
     level = 3 * torch.randn(len(flat), 1, generator=torch.Generator().manual_seed(0))
     for labels, noted in ((flat, False), (flat + level, True)):
         sample = LabelSample(
-            seen=labels[:300], held=labels[300:], seen_context=None, held_context=None, domain="logits", dtype="F32"
+            train=labels[:300], held_out=labels[300:], train_context=None, held_out_context=None, domain="logits", dtype="F32"
         )
         report = fit_sample(sample, "some", FitConfig(bits=3, codebook_size=8, epochs=0))[1]
         assert ("notes" in report) == noted

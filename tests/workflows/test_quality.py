@@ -19,8 +19,8 @@ MEAN = {"kl_T1": 2.0, "kl_T4": 2.0, "kl_T20": 1.5}
 def report(**changes: Any) -> dict[str, Any]:
     """The report of a fit for students at T = 1 and 20."""
     default = {
-        "codec": "vqae", "code_bits": 32, "config": {"temperature": [1.0, 20.0]}, "held_out": "the last epoch (5)",
-        "held": {"labels": 100, **GOOD}, "mean_label": {"labels": 100, **MEAN},
+        "codec": "vqae", "code_bits": 32, "config": {"temperature": [1.0, 20.0]}, "split": "the last epoch (5)",
+        "held_out": {"labels": 100, **GOOD}, "mean_label": {"labels": 100, **MEAN},
     }  # fmt: skip
     return {**default, **changes}
 
@@ -31,9 +31,9 @@ def held(**changes: float) -> dict[str, Any]:
 
 def test_figures_are_at_the_students_temperatures_with_those_of_one_mean_label() -> None:
     quality = fit_quality(report(), 32)
-    assert quality["held"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
+    assert quality["held_out"] == {"kl_T1": 0.1, "kl_T20": 0.3, "top1_agreement": 0.9}
     assert quality["mean_label"] == {"kl_T1": 2.0, "kl_T20": 1.5}
-    assert (quality["held_out"], quality["labels"], quality["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
+    assert (quality["split"], quality["labels"], quality["temperature"]) == ("the last epoch (5)", 100, [1.0, 20.0])
     assert quality["warnings"] == []
 
 
@@ -47,16 +47,16 @@ def test_figures_are_at_the_students_temperatures_with_those_of_one_mean_label()
     ],
 )
 def test_poor_labels_give_a_warning(worse: dict[str, float], message: str) -> None:
-    (warning,) = fit_quality(report(held=held(**worse)), 32)["warnings"]
+    (warning,) = fit_quality(report(held_out=held(**worse)), 32)["warnings"]
     assert message in warning
     assert "--bits" in warning
 
 
 def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
-    unbiased = report(held=held(kl_T20=1.4), calibrated=held(), gain=1.5)
+    unbiased = report(held_out=held(kl_T20=1.4), calibrated=held(), gain=1.5)
     assert fit_quality(unbiased, 32)["warnings"] == []
     assert fit_quality(unbiased, 32)["calibrated"] == {"kl_T1": 0.1, "kl_T20": 0.3}
-    assert len(fit_quality(report(held=held(kl_T20=1.4)), 32)["warnings"]) == 1
+    assert len(fit_quality(report(held_out=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
 def test_the_gain_is_found_by_its_name_in_earlier_codec_files_too() -> None:
@@ -72,7 +72,7 @@ def test_calibrated_figures_without_a_gain_are_left_out() -> None:
 
 def test_a_lower_rate_has_its_own_figures_or_none() -> None:
     several = report(rates={"16": held(top1_agreement=0.6)}, calibrated=held(), gain=1.5)
-    assert fit_quality(several, 16)["held"]["top1_agreement"] == 0.6
+    assert fit_quality(several, 16)["held_out"]["top1_agreement"] == 0.6
     assert "calibrated" not in fit_quality(several, 16)
     assert fit_quality(several, 24) == {}
 
@@ -84,7 +84,7 @@ def test_raw_labels_are_exact() -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        {}, {"held": 7}, {"held": {}}, {"held": {"kl_T1": "low"}}, {"config": None}, {"config": {"temperature": "hot"}}, {"rates": 7},
+        {}, {"held_out": 7}, {"held_out": {}}, {"held_out": {"kl_T1": "low"}}, {"config": None}, {"config": {"temperature": "hot"}}, {"rates": 7},
         {"mean_label": []}, {"code_bits": None},
     ],
     ids=str,
@@ -97,7 +97,7 @@ def test_the_report_of_another_program_raises_no_error(odd: dict[str, Any]) -> N
 def test_the_mean_label_has_the_least_kl_of_all_constant_labels() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = 2 * torch.randn(500, 12, generator=generator) + torch.linspace(-2, 2, 12)
-    sample = LabelSample(seen=labels, held=labels, seen_context=None, held_context=None, domain="logits", dtype="F32")
+    sample = LabelSample(train=labels, held_out=labels, train_context=None, held_out_context=None, domain="logits", dtype="F32")
     figures = measure_mean_label(sample, (1.0, 5.0))
     for t in (1.0, 5.0):
         mean = (labels / t).softmax(1).mean(0).log() * t
@@ -110,8 +110,10 @@ def test_the_mean_label_has_the_least_kl_of_all_constant_labels() -> None:
 def test_a_fit_reports_figures_at_its_own_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.randn(200, 12, generator=generator)
-    sample = LabelSample(seen=labels[:150], held=labels[150:], seen_context=None, held_context=None, domain="logits", dtype="F32")
+    sample = LabelSample(
+        train=labels[:150], held_out=labels[150:], train_context=None, held_out_context=None, domain="logits", dtype="F32"
+    )
     report = fit_sample(sample, "some", FitConfig(bits=4, codebook_size=4, epochs=1, temperature=(2.0,)))[1]
-    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < report["held"].keys()
-    assert fit_quality(report, 4)["held"].keys() == {"kl_T2", "top1_agreement"}
+    assert {"kl_T1", "kl_T2", "kl_T20", "top1_agreement"} < report["held_out"].keys()
+    assert fit_quality(report, 4)["held_out"].keys() == {"kl_T2", "top1_agreement"}
     assert report["mean_label"].keys() == {"labels", "kl_T1", "kl_T2", "kl_T4", "kl_T20"}

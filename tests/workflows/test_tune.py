@@ -105,7 +105,7 @@ def test_a_budget_in_bits_per_label_counts_all_parts(dump: Path) -> None:
 
 def test_a_distortion_is_reached_with_few_bytes(dump: Path) -> None:
     near, far = (tune(dump, FitConfig(temperature=(1.0,), **QUICK), kl=kl, minutes=9)[1] for kl in (0.5, 1.5))
-    assert near["held"]["kl_T1"] < 0.6
+    assert near["held_out"]["kl_T1"] < 0.6
     assert near["bytes"] > far["bytes"]
 
 

@@ -41,12 +41,12 @@ def _show_quality(fit: dict[str, Any]) -> None:
         typer.echo("the codec file does not record the distortion at this rate; vqlabel stats --against DUMP measures it")
         return
 
-    sigmoid = "half_f1" in fit["held"]
+    sigmoid = "half_f1" in fit["held_out"]
     figure = "binary_kl_T" if sigmoid else "kl_T"
     agreement = (
-        f"F1 of classes above 0.5 {100 * fit['held']['half_f1']:.1f} %, binary KL summed over classes"
+        f"F1 of classes above 0.5 {100 * fit['held_out']['half_f1']:.1f} %, binary KL summed over classes"
         if sigmoid
-        else f"top-1 agreement {100 * fit['held']['top1_agreement']:.1f} %, KL"
+        else f"top-1 agreement {100 * fit['held_out']['top1_agreement']:.1f} %, KL"
     )
 
     def kls(part: str) -> str:
@@ -55,10 +55,10 @@ def _show_quality(fit: dict[str, Any]) -> None:
         )
 
     origin = "held out" if fit["codec_file"] is None else f"{fit['codec_file']}, on the dump that it was fitted to: held out"
-    typer.echo(f"{origin} ({fit['held_out']}, {fit['labels']:,} labels): {agreement} {kls('held')}")
-    if "mass_kept" in fit["held"]:
+    typer.echo(f"{origin} ({fit['split']}, {fit['labels']:,} labels): {agreement} {kls('held_out')}")
+    if "mass_kept" in fit["held_out"]:
         typer.echo(
-            f"KL is computed over the stored classes, which have {100 * fit['held']['mass_kept']:.1f} % of the probability at T = 1"
+            f"KL is computed over the stored classes, which have {100 * fit['held_out']['mass_kept']:.1f} % of the probability at T = 1"
         )
     if "calibrated" in fit:
         typer.echo(
@@ -76,14 +76,14 @@ def show_fit(report: dict[str, Any]) -> None:
         f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}"
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
-    names = [name for name in report["held"] if name != "labels"]
-    parts = {"held": f"held out: {report['held_out']}", "seen": "training labels", "calibrated": "held out, with --gain 1"}
+    names = [name for name in report["held_out"] if name != "labels"]
+    parts = {"held_out": f"held out: {report['split']}", "train": "training labels", "calibrated": "held out, with --gain 1"}
     rows = [
         (title, str(report[part]["labels"]), *(f"{report[part][n]:.4f}" for n in names))
         for part, title in parts.items()
         if part in report
     ]
-    labels = str(report["held"]["labels"])
+    labels = str(report["held_out"]["labels"])
     for bits, distortion in report.get("rates", {}).items():
         rows.append((f"held out, packed with --bits {bits}", labels, *(f"{distortion[n]:.4f}" for n in names)))
     table(rows, ("distortion (KL in nats, times T^2)", "labels", *names))
@@ -100,7 +100,7 @@ def show_fit(report: dict[str, Any]) -> None:
 def show_codec(result: dict[str, Any]) -> None:
     """A codec file: the report of its fit if vqlabel wrote one, otherwise its configuration."""
     typer.echo(f"{result['path']}: codec file, {size(result['bytes'])}")
-    if {"codec", "config", "fit", "code_bits", "held_out", "seen", "held"} <= result["report"].keys():
+    if {"codec", "config", "fit", "code_bits", "split", "train", "held_out"} <= result["report"].keys():
         show_fit(result["report"])
     else:
         table([(name, str(value)) for name, value in result["config"].items()], (result["codec"], ""))
@@ -221,11 +221,11 @@ def show_compare(comparison: dict[str, Any]) -> None:
     typer.echo(
         f"{comparison['labels']:,} labels of {comparison['classes']:,} classes of {comparison['domain']}; fitted for T = {temperatures}"
     )
-    held, sampled = comparison["sampled"]["held"], sum(comparison["sampled"].values())
+    held_out, sampled = comparison["sampled"]["held_out"], sum(comparison["sampled"].values())
     _show_points(
         comparison,
         "held out",
-        f"{comparison['held_out']}, {held:,} labels, not used by any fit; fixed parts are not counted",
+        f"{comparison['split']}, {held_out:,} labels, not used by any fit; fixed parts are not counted",
         (),
     )
     _show_points(

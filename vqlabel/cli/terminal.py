@@ -179,7 +179,7 @@ def progress_bar() -> Iterator[Progress]:
             is_shown = True
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total, figures="")
-        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("seen", "loss", "kl")))
+        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("train", "loss", "kl")))
         bars.update(tasks[stage], completed=done, total=total, figures=text)
 
     try:

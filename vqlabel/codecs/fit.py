@@ -14,7 +14,7 @@ from vqlabel.threads import small_operations
 
 
 def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = None) -> LabelCodec:
-    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.seen`; `sample.held` is held out.
+    """Fit a codec of kind `config.codec` (None: see `with_codec`) to `sample.train`; `sample.held_out` is held out.
 
     Computes in float32, regardless of autocast, default dtype and default device of the caller.
 
@@ -39,7 +39,7 @@ def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:
         return config
     if sample.support is None:
         return replace(config, codec="vqae")
-    labels = sample.total or len(sample.seen) + len(sample.held)
+    labels = sample.total or len(sample.train) + len(sample.held_out)
     budget = budget_of(config, labels, sample.classes)
     bits = config.bits if budget is None else max(0, code_bits_within(budget, labels))
     return replace(config, codec="sparse", bits=bits, bytes=None, ratio=None)

@@ -13,16 +13,16 @@ from vqlabel.progress import Progress, silent
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSample:
-    """Training labels `seen` and held-out labels `held` of a fit.
+    """Training labels `train` and held-out labels `held_out` of a fit.
 
     Both are [n, C] in the dump's domain, and their contexts have as many records. `dtype` is that of the dump: F16,
     BF16 or F32.
     """
 
-    seen: Tensor
-    held: Tensor
-    seen_context: Context | None
-    held_context: Context | None
+    train: Tensor
+    held_out: Tensor
+    train_context: Context | None
+    held_out_context: Context | None
     domain: str
     dtype: str
     support: Support | None = None  # known entries of a label; None: all
@@ -32,10 +32,10 @@ class LabelSample:
 
     @property
     def classes(self) -> int:
-        return self.seen.shape[1]
+        return self.train.shape[1]
 
     def steps(self, split: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
-        """Labels and contexts of a split ("seen" or "held"), `size` labels at a time."""
+        """Labels and contexts of a split ("train" or "held_out"), `size` labels at a time."""
         labels, context = getattr(self, split), getattr(self, split + "_context")
         for start in range(0, len(labels), size):
             rows = slice(start, start + size)

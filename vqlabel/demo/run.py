@@ -86,7 +86,7 @@ def run_demo(
     return {
         **stats(vql),
         "raw_dump_bytes": sum(file.stat().st_size for file in dump.rglob("*") if file.is_file()),
-        "held_out": report["held"],
+        "held_out": report["held_out"],
         "top1": top1,
         "seconds": round(time.perf_counter() - began, 1),
     }

@@ -31,7 +31,7 @@ METHODS = {  # method -> its title in tables and plots
     "vqae-no-prior": "vqae without prior",
     **{name: baseline.title for name, baseline in BASELINES.items()},
 }
-SPLITS = ("seen", "held")  # of a sample: training and held-out labels
+SPLITS = ("train", "held_out")  # of a sample: training and held-out labels
 MAX_CHUNK_LABELS, MAX_CHUNK_BYTES = 8192, 64 << 20  # labels that are coded at a time, and compressed as one zstd frame
 COMPRESSED_CHUNKS = 4  # of each split, evenly spaced: those that a method which compresses is measured on
 
@@ -127,7 +127,7 @@ class MethodFitter:
 
 def measure_codec(codec: LabelCodec, sample: LabelSample) -> Measurement:
     """Measure a fitted codec; its fixed bytes are those of the tensors that a `.vql` stores."""
-    bits = {HELD_OUT: float(code_bits(codec, sample, ["held"])), ALL_IN: float(code_bits(codec, sample))}
+    bits = {HELD_OUT: float(code_bits(codec, sample, ["held_out"])), ALL_IN: float(code_bits(codec, sample))}
     return Measurement(
         setting=f"{bits[HELD_OUT]:g} bits",
         fixed_bytes=sum(tensor.nbytes for tensor in codec.decoder_tensors().values()),
@@ -144,7 +144,7 @@ def measure_baseline(baseline: Baseline, sample: LabelSample, progress: Progress
     return Measurement(
         setting=baseline.setting,
         fixed_bytes=baseline.fixed_bytes,
-        code_bits={HELD_OUT: bits["held"], ALL_IN: _weighted_mean(bits, labels)},
+        code_bits={HELD_OUT: bits["held_out"], ALL_IN: _weighted_mean(bits, labels)},
         distortion=_by_part({split: figures for split, (_, figures) in measured.items()}, sample),
     )
 
@@ -171,9 +171,9 @@ def _by_part(figures: dict[str, dict[str, float]], sample: LabelSample) -> dict[
     power = {split: _power(sample, split) for split in figures}
     all_in = {
         name: _weighted_mean({split: figures[split][name] for split in figures}, power if name == "relative_mse" else labels)
-        for name in figures["held"]
+        for name in figures["held_out"]
     }
-    return {HELD_OUT: figures["held"], ALL_IN: all_in}
+    return {HELD_OUT: figures["held_out"], ALL_IN: all_in}
 
 
 def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:

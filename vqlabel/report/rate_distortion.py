@@ -107,7 +107,7 @@ def compare_methods(
     methods, skipped = config.installed_methods()
     if skipped:
         notify(f"{', '.join(skipped)}: skipped; {next(iter(skipped.values()))}")
-    sample, held_out = read_sample(source, progress)
+    sample, split = read_sample(source, progress)
     labels = _count_labels(source, progress)
     _check_fp16_range(source, sample)
     students = None if benchmark is None else _Students(benchmark, config, fit_config, progress)
@@ -118,8 +118,8 @@ def compare_methods(
         "domain": source.domain,
         "dtype": source.dtype,
         "labels": labels,
-        "sampled": {"seen": len(sample.seen), "held": len(sample.held)},
-        "held_out": held_out,
+        "sampled": {"train": len(sample.train), "held_out": len(sample.held_out)},
+        "split": split,
         "temperature": list(fit_config.temperature or ()),
         "seed": config.seed,
         "bits": list(config.rates),
@@ -191,7 +191,7 @@ def _count_labels(source: LabelSource, progress: Progress) -> int:
 
 def _check_fp16_range(source: LabelSource, sample: LabelSample) -> None:
     """Raises BadLabels for a label that the baselines, which store fp16, would clip."""
-    largest = max(float(labels.abs().max()) for labels in (sample.seen, sample.held))
+    largest = max(float(labels.abs().max()) for labels in (sample.train, sample.held_out))
     if largest > MAX_FP16:
         raise BadLabels(
             f"{source.path}: a label has {largest:.3g}; the methods compared here store fp16, whose largest number is {MAX_FP16:.0f}: "

@@ -40,11 +40,11 @@ def fit(
             an uninterrupted fit, byte for byte.
 
     Returns:
-        The codec, and a report: the resolved configuration; what was held out; distortion on the labels `seen` and
-        `held`. If labels are unbiased rather than calibrated: their `gain`, `bias_slope`, and `calibrated`, the
-        held-out distortion at gain 1. `gain_limited` is true if the codes represent too little of a label for unbiased
-        labels, so that labels are calibrated. `mean_label`: held-out KL of one mean label for all. `rates`: code bits
-        -> held-out distortion at each of the codec's lower rates.
+        The codec, and a report: the resolved configuration; `split`, what was held out; distortion on the labels
+        `train` and `held_out`. If labels are unbiased rather than calibrated: their `gain`, `bias_slope`, and
+        `calibrated`, the held-out distortion at gain 1. `gain_limited` is true if the codes represent too little of a
+        label for unbiased labels, so that labels are calibrated. `mean_label`: held-out KL of one mean label for all.
+        `rates`: code bits -> held-out distortion at each of the codec's lower rates.
 
     Raises:
         BadLabels: the dump is malformed, has fewer than 2 labels, or changed while it was read.
@@ -62,8 +62,8 @@ def fit(
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:
         refuse_other_state(state_of(out))
-    sample, held_out = read_sample(source, progress, min_labels=1 if config.codec == "raw" else 2)
-    return fit_sample(sample, held_out, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
+    sample, split = read_sample(source, progress, min_labels=1 if config.codec == "raw" else 2)
+    return fit_sample(sample, split, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
 
 def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
@@ -79,7 +79,7 @@ def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
 @cpu_by_default()
 def fit_sample(
     sample: LabelSample,
-    held_out: str,
+    split: str,
     config: FitConfig,
     *,
     out: str | PathLike[str] | None = None,
@@ -90,7 +90,7 @@ def fit_sample(
     """As `fit`, for a sample that is already in memory.
 
     Args:
-        held_out: what was held out, in words, for the report.
+        split: what was held out, in words, for the report.
     """
     config = with_codec(config, sample)
     hooks = FitHooks(progress=progress)
@@ -101,7 +101,7 @@ def fit_sample(
         hooks = FitHooks(progress=progress, save=StateKeeper(state, mark), resumed=resumed)
     codec = fit_codec(sample, config, hooks)
     report = {"codec": codec.kind, "config": codec.config.to_dict(), "fit": config.to_dict()}
-    report |= describe_codec(codec, sample, held_out, config.temperature)
+    report |= describe_codec(codec, sample, split, config.temperature)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
         state_of(out).unlink(missing_ok=True)

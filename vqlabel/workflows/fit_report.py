@@ -13,32 +13,32 @@ from vqlabel.config import MIX
 from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
-from vqlabel.workflows.sample import HELD_LABELS
+from vqlabel.workflows.sample import HELD_OUT_LABELS
 
 CHUNK = 2048  # labels encoded at a time
 
 
-def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temperature: tuple[float, ...] | None) -> dict[str, Any]:
+def describe_codec(codec: LabelCodec, sample: LabelSample, split: str, temperature: tuple[float, ...] | None) -> dict[str, Any]:
     """The measured part of a fit's report; its keys are those that `fit` documents."""
     temperatures = temperature or MIX
     if sample.domain != "sigmoid":
         temperatures = tuple(sorted({*MIX, *temperatures}))
 
-    def on_held(variant: LabelCodec) -> dict[str, float]:
-        return measure(variant, sample, "held", temperatures)
+    def on_held_out(variant: LabelCodec) -> dict[str, float]:
+        return measure(variant, sample, "held_out", temperatures)
 
     report: dict[str, Any] = {
         "code_bits": code_bits(codec, sample),
-        "held_out": held_out,
-        "seen": {"labels": len(sample.seen), **measure(codec, sample, "seen", temperatures)},
-        "held": {"labels": len(sample.held), **on_held(codec)},
+        "split": split,
+        "train": {"labels": len(sample.train), **measure(codec, sample, "train", temperatures)},
+        "held_out": {"labels": len(sample.held_out), **on_held_out(codec)},
     }
     if codec.config.exact_dtype is None and not _over_sets(codec, sample):
-        report["mean_label"] = {"labels": len(sample.held), **measure_mean_label(sample, temperatures)}
-    figures = codec.fit_figures(on_held)
+        report["mean_label"] = {"labels": len(sample.held_out), **measure_mean_label(sample, temperatures)}
+    figures = codec.fit_figures(on_held_out)
     if "calibrated" in figures:
         report["bias_slope"] = bias_slope(codec, sample)
-        figures["calibrated"] = {"labels": len(sample.held), **figures["calibrated"]}
+        figures["calibrated"] = {"labels": len(sample.held_out), **figures["calibrated"]}
     report |= figures
     if codec.config.codebooks is not None and codec.config.codebooks[0]:
         report["perplexity"] = _perplexity(codec, sample, *codec.config.codebooks)
@@ -48,7 +48,7 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, held_out: str, temper
 
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
-    """Distortion of encoded and decoded labels at these temperatures; `part`: split of the sample, "seen" or "held"."""
+    """Distortion of encoded and decoded labels of the split `part`, "train" or "held_out", at these temperatures."""
     figures = likelihood_of(sample.domain).distortion(
         temperatures=temperatures,
         domain=sample.domain,
@@ -68,17 +68,17 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
     """
     likelihood = likelihood_of(sample.domain)
     totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
-    for labels, _ in sample.steps("seen", CHUNK):
+    for labels, _ in sample.steps("train", CHUNK):
         logits = as_logits(labels, sample.domain)
         for total, t in zip(totals, temperatures, strict=True):
             total += likelihood.probabilities(logits / t).sum(0, dtype=torch.float64)
-    means = [t * likelihood.inverse(total / len(sample.seen)).float() for total, t in zip(totals, temperatures, strict=True)]
+    means = [t * likelihood.inverse(total / len(sample.train)).float() for total, t in zip(totals, temperatures, strict=True)]
     sums = [0.0] * len(temperatures)
-    for labels, _ in sample.steps("held", CHUNK):
+    for labels, _ in sample.steps("held_out", CHUNK):
         logits = as_logits(labels, sample.domain)
         for i, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
             sums[i] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
-    count = max(1, len(sample.held))
+    count = max(1, len(sample.held_out))
     return {f"{likelihood.figure}{t:g}": round(kl_sum / count, 6) for t, kl_sum in zip(temperatures, sums, strict=True)}
 
 
@@ -90,9 +90,9 @@ def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
     """
     slopes, probabilities = {}, likelihood_of(sample.domain).probabilities
     for t in codec.config.temperatures:
-        sums, count = torch.zeros(2, dtype=torch.float64), len(sample.held)
+        sums, count = torch.zeros(2, dtype=torch.float64), len(sample.held_out)
         means = torch.zeros(2, sample.classes, dtype=torch.float64)
-        for labels, context in sample.steps("held", CHUNK):
+        for labels, context in sample.steps("held_out", CHUNK):
             decoded = codec.decode(codec.encode(labels, context), context)
             raw, coded = (probabilities(as_logits(x, sample.domain) / t).double() for x in (labels, decoded))
             sums += torch.stack([(raw * coded).sum(), raw.square().sum()])
@@ -102,7 +102,7 @@ def bias_slope(codec: LabelCodec, sample: LabelSample) -> dict[str, float]:
     return slopes
 
 
-def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("seen", "held")) -> float:
+def code_bits(codec: LabelCodec, sample: LabelSample, parts: Sequence[str] = ("train", "held_out")) -> float:
     """Code bits per label; at a variable rate or with entropy coding the mean over these splits, with code counts."""
     if codec.config.max_codes is None and not any(coding.entropy_coder for coding in codec.config.codings):
         return sum(codec.code_bits)
@@ -122,7 +122,7 @@ def _perplexity(codec: LabelCodec, sample: LabelSample, slots: int, codebook_siz
     usage = CodeUsage(slots, codebook_size)
     ragged = codec.config.max_codes is not None
     with torch.inference_mode():
-        for labels, context in itertools.islice(sample.steps("seen", CHUNK), HELD_LABELS // CHUNK):
+        for labels, context in itertools.islice(sample.steps("train", CHUNK), HELD_OUT_LABELS // CHUNK):
             codes = codec.encode(labels, context).numpy()
             usage.add(codes[:, int(ragged) :][:, :slots], codes[:, 0] if ragged else None)
     return [round(float(perplexity), 1) for perplexity in usage.perplexity()]
@@ -137,7 +137,7 @@ def _level_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
     """A note if labels lose a varying mean over classes, which matters to students that use no softmax."""
     if codec.config.keeps_level or codec.config.kept_classes is not None or sample.domain != "logits":
         return []
-    level, spread = level_spread(sample.seen, sample.domain)
+    level, spread = level_spread(sample.train, sample.domain)
     if level < MAX_LEVEL_SPREAD * spread:
         return []
     sentence = (
@@ -152,7 +152,7 @@ def _dropped_notes(codec: LabelCodec, sample: LabelSample) -> list[str]:
     kept = codec.config.kept_classes
     if sample.support is None or kept is None or kept >= sample.support.k:
         return []
-    mass = measure(codec, sample, "held", ()).get("mass_kept")
+    mass = measure(codec, sample, "held_out", ()).get("mass_kept")
     share = "" if mass is None else f", which have {100 * mass:.1f} % of the probability at T = 1"
     return [
         f"{kept} of the {sample.support.k} known classes of a label are stored{share}; more --bits, or a smaller --ratio, keep all"

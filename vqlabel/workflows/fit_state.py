@@ -28,7 +28,7 @@ def state_of(out: str | PathLike[str]) -> Path:
 def state_mark(config: FitConfig, sample: LabelSample) -> str:
     """sha256 of the configuration and the training split; a state with another mark is of another fit."""
     mark = hashlib.sha256(f"{STATE} {config.to_json()}".encode())
-    mark.update(np.ascontiguousarray(sample.seen.numpy()).data)
+    mark.update(np.ascontiguousarray(sample.train.numpy()).data)
     return mark.hexdigest()
 
 

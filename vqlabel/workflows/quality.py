@@ -29,30 +29,30 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         codec_file: the file that the report comes from; None: the codec was fitted to the packed dump.
 
     Returns:
-        codec_file, held_out and labels; temperature, those of the students that the codec was fitted for; held,
-        calibrated and mean_label, each with its KL at these temperatures, `held` with the agreement as well and, if
-        only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
+        codec_file; split, what was held out; labels; temperature, those of the students that the codec was fitted for;
+        held_out, calibrated and mean_label, each with its KL at these temperatures, `held_out` with the agreement as
+        well and, if only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
         sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
     """
     if report.get("codec") == "raw":
         return {"exact": True}
-    held, temperatures = _held_out(report, code_bits), _temperatures(report)
+    held_out, temperatures = _held_out(report, code_bits), _temperatures(report)
     sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
     figures = SIGMOIDS if sigmoid else DISTRIBUTIONS
     kls = tuple(f"{figures.kl}{t:g}" for t in temperatures)
-    held_figures = _numbers(held, (*kls, figures.agreement))
-    if not kls or len(held_figures) <= len(kls):
+    held_out_figures = _numbers(held_out, (*kls, figures.agreement))
+    if not kls or len(held_out_figures) <= len(kls):
         return {}
-    parts = {"held": held_figures | _numbers(held, ("mass_kept",))}
+    parts = {"held_out": held_out_figures | _numbers(held_out, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
         parts |= {part: numbers} if (numbers := _numbers(report.get(part), kls)) else {}
     gain = next((report[name] for name in GAIN_NAMES if type(report.get(name)) in (int, float)), None)
-    if gain is None or held is not report.get("held"):  # calibrated labels are measured at the highest rate only
+    if gain is None or held_out is not report.get("held_out"):  # calibrated labels are measured at the highest rate only
         parts.pop("calibrated", None)
-    labels = report["held"].get("labels")
+    labels = report["held_out"].get("labels")
     return {
         "codec_file": codec_file,
-        "held_out": str(report.get("held_out")),
+        "split": str(report.get("split")),
         "labels": labels if type(labels) is int else 0,
         "temperature": temperatures,
         **parts,
@@ -64,7 +64,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
 
 def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
     """Held-out figures of the rate that was packed; None if there are none."""
-    if not isinstance(report.get("held"), dict):
+    if not isinstance(report.get("held_out"), dict):
         return None
     rates = report.get("rates")
     bits = f"{code_bits:g}"
@@ -72,7 +72,7 @@ def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
         return rates[bits]
     config = report.get("config")
     one_rate = report.get("codec") != "vqae" or (isinstance(config, dict) and config.get("variable") is True)
-    return report["held"] if one_rate or report.get("code_bits") == code_bits else None
+    return report["held_out"] if one_rate or report.get("code_bits") == code_bits else None
 
 
 def _temperatures(report: Mapping[str, Any]) -> list[float]:
@@ -93,12 +93,12 @@ def _numbers(figures: Any, names: tuple[str, ...]) -> dict[str, float]:
 
 def _warnings(parts: Mapping[str, Mapping[str, float]], figures: _Figures, temperatures: list[float]) -> list[str]:
     """KL is judged on calibrated labels where there are any: unbiased labels have a higher KL by design."""
-    held, mean = parts["held"], parts.get("mean_label", {})
-    judged = parts.get("calibrated", held)
+    held_out, mean = parts["held_out"], parts.get("mean_label", {})
+    judged = parts.get("calibrated", held_out)
     kls = {t: (judged[f"{figures.kl}{t:g}"], mean.get(f"{figures.kl}{t:g}")) for t in temperatures}
     sentences = [
-        _warn_of_agreement(held[figures.agreement], figures),
-        _warn_of_mass(held.get("mass_kept", 1)),
+        _warn_of_agreement(held_out[figures.agreement], figures),
+        _warn_of_mass(held_out.get("mass_kept", 1)),
         *(_warn_of_kl(t, kl, kl_of_mean, limited=figures is DISTRIBUTIONS) for t, (kl, kl_of_mean) in kls.items()),
     ]
     return [sentence for sentence in sentences if sentence is not None]

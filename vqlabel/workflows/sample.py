@@ -17,7 +17,7 @@ SAMPLE_LABELS, SAMPLE_BYTES = (
     131_072,
     512 << 20,
 )  # maximum of the training split, as labels and as float32; larger dumps are sampled by batch
-HELD_LABELS = 8192  # maximum of the held-out split
+HELD_OUT_LABELS = 8192  # maximum of the held-out split
 
 
 def read_sample(source: LabelSource, progress: Progress = silent, min_labels: int = 2) -> tuple[LabelSample, str]:
@@ -37,24 +37,24 @@ def read_sample(source: LabelSource, progress: Progress = silent, min_labels: in
     """
     epochs = sorted({place.epoch for place in source.places})
     last = set(epochs[-max(1, len(epochs) // 8) :]) if len(epochs) > 1 else set()
-    seen_at = [i for i, place in enumerate(source.places) if place.epoch not in last]
-    held_at = [i for i, place in enumerate(source.places) if place.epoch in last]
+    train_indices = [i for i, place in enumerate(source.places) if place.epoch not in last]
+    held_out_indices = [i for i, place in enumerate(source.places) if place.epoch in last]
     max_labels = max(2, min(SAMPLE_LABELS, SAMPLE_BYTES // (4 * source.classes)))
-    seen = _read_some(source, seen_at, max_labels, lambda done, total: progress("reading", done, total, {}))
-    held = _read_some(source, held_at, min(HELD_LABELS, max_labels), lambda *_: None)
+    train = _read_some(source, train_indices, max_labels, lambda done, total: progress("reading", done, total, {}))
+    held_out = _read_some(source, held_out_indices, min(HELD_OUT_LABELS, max_labels), lambda *_: None)
     source.check_unchanged()
-    total = _estimated_labels(seen, seen_at) + _estimated_labels(held, held_at)
+    total = _estimated_labels(train, train_indices) + _estimated_labels(held_out, held_out_indices)
     constant = ConstantRows(path=source.path)
-    seen, held = ([_without_constant_rows(batch, constant) for batch in split] for split in (seen, held))
+    train, held_out = ([_without_constant_rows(batch, constant) for batch in split] for split in (train, held_out))
     constant.check()
     if last:
         words = f"the last epoch ({min(last)})" if len(last) == 1 else f"the last {len(last)} epochs (from {min(last)})"
     else:
-        seen, held = _split_last_tenth(seen)
+        train, held_out = _split_last_tenth(train)
         words = "the last tenth of the records"
-    if not sum(map(len, seen)) and min_labels == 1:
-        seen = held
-    counts = [sum(map(len, split)) for split in (seen, held)]
+    if not sum(map(len, train)) and min_labels == 1:
+        train = held_out
+    counts = [sum(map(len, split)) for split in (train, held_out)]
     if constant.rows < 2 and not all(counts):
         raise BadLabels(f"{source.path}: {constant.rows} labels; a fit needs at least 2")
     if not all(counts):
@@ -63,10 +63,10 @@ def read_sample(source: LabelSource, progress: Progress = silent, min_labels: in
             "fit needs at least one of each"
         )
     return LabelSample(
-        seen=_stack(seen),
-        held=_stack(held),
-        seen_context=Context.join([b.context() for b in seen]),
-        held_context=Context.join([b.context() for b in held]),
+        train=_stack(train),
+        held_out=_stack(held_out),
+        train_context=Context.join([b.context() for b in train]),
+        held_out_context=Context.join([b.context() for b in held_out]),
         domain=source.domain,
         dtype=source.dtype,
         support=source.support,
@@ -102,16 +102,16 @@ def _without_constant_rows(batch: LabelBatch, constant: ConstantRows) -> LabelBa
 
 
 def _split_last_tenth(batches: list[LabelBatch]) -> tuple[list[LabelBatch], list[LabelBatch]]:
-    """(seen, held): the last tenth of the records, at least one, is held out."""
+    """(train, held_out): the last tenth of the records, at least one, is held out."""
     total = sum(map(len, batches))
     remaining = total - max(1, total // 10)  # records that still go to the training split
-    seen, held = [], []
+    train, held_out = [], []
     for batch in batches:
         cut = max(0, min(len(batch), remaining))
         remaining -= cut
-        seen += [_rows_without_partners(batch, 0, cut)] if cut else []
-        held += [_rows_without_partners(batch, cut, len(batch))] if cut < len(batch) else []
-    return seen, held
+        train += [_rows_without_partners(batch, 0, cut)] if cut else []
+        held_out += [_rows_without_partners(batch, cut, len(batch))] if cut < len(batch) else []
+    return train, held_out
 
 
 def _rows_without_partners(batch: LabelBatch, start: int, stop: int) -> LabelBatch:

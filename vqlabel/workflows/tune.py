@@ -95,7 +95,7 @@ def tune(
     config = replace(with_temperature(config, source), codec="vqae")
     if kl is not None and config.gain is None:
         config = replace(config, gain=1.0)
-    sample, held_out = read_sample(source, progress)
+    sample, split = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
     search = Search(sample, config, start + 60 * minutes, tried)
@@ -105,7 +105,7 @@ def tune(
         best = search.reach(kl)
     else:
         best = search.within(budget)
-    codec, report = fit_sample(sample, held_out, search.in_time(best), progress=progress)
+    codec, report = fit_sample(sample, split, search.in_time(best), progress=progress)
     assert isinstance(codec.config, VqaeConfig)
     size = file_bytes(codec.config, search.stats.labels)
     report |= {
@@ -292,7 +292,7 @@ class Search:
         start = time.monotonic()
         codec = fit_codec(self.sample, replace(quick, epochs=self._quick_epochs()))
         assert isinstance(codec.config, VqaeConfig)
-        figures = measure(codec, self.sample, "held", codec.config.temperature)
+        figures = measure(codec, self.sample, "held_out", codec.config.temperature)
         kl = {name: value for name, value in figures.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
         loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
         trial = Trial(

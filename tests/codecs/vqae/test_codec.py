@@ -34,7 +34,9 @@ def labels() -> Tensor:
 
 
 def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
-    sample = LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=None, held_context=None, domain=domain, dtype="F16")
+    sample = LabelSample(
+        train=labels[:-HELD], held_out=labels[-HELD:], train_context=None, held_out_context=None, domain=domain, dtype="F16"
+    )
     codec = fit_codec(
         sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, **options}), hooks or FitHooks()
     )
@@ -44,7 +46,7 @@ def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None
 def blank(labels: int, classes: int, domain: str = "logits") -> LabelSample:
     """A sample whose labels have a shape but no values, for `dataset_stats`."""
     empty = torch.empty(1, classes).expand(labels, classes)
-    return LabelSample(seen=empty, held=empty, seen_context=None, held_context=None, domain=domain, dtype="F16")
+    return LabelSample(train=empty, held_out=empty, train_context=None, held_out_context=None, domain=domain, dtype="F16")
 
 
 def loss_of(

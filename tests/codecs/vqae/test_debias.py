@@ -24,7 +24,9 @@ def labels() -> Tensor:
 
 
 def fit(labels: Tensor, **options: Any) -> VqaeCodec:
-    sample = LabelSample(seen=labels[:-200], held=labels[-200:], seen_context=None, held_context=None, domain="logits", dtype="F16")
+    sample = LabelSample(
+        train=labels[:-200], held_out=labels[-200:], train_context=None, held_out_context=None, domain="logits", dtype="F16"
+    )
     return fit_codec(sample, FitConfig(**{"bits": 16, "codebook_size": 16, "epochs": 3, **options}), FitHooks()).eval()
 
 

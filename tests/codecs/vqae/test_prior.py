@@ -60,7 +60,9 @@ def mixed_labels(*, noise: float, shuffled: bool = False) -> tuple[Tensor, Conte
 
 def sample_of(labels: Tensor, context: Context | None) -> LabelSample:
     seen, held = (None if context is None else context.rows(rows) for rows in (slice(-HELD), slice(-HELD, None)))
-    return LabelSample(seen=labels[:-HELD], held=labels[-HELD:], seen_context=seen, held_context=held, domain="logits", dtype="F32")
+    return LabelSample(
+        train=labels[:-HELD], held_out=labels[-HELD:], train_context=seen, held_out_context=held, domain="logits", dtype="F32"
+    )
 
 
 def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:

@@ -30,7 +30,7 @@ FIELDS = ("mix", "crop", "flip", "partner_crop", "partner_flip", "box")
 def stats_of(**changes: Any) -> DatasetStats:
     """A dump of 80,000 labels of 1,000 classes, of 2,000 images."""
     defaults: dict[str, Any] = {
-        "labels": 80_000, "seen": 70_000, "classes": 1000, "domain": "logits", "images": 2000, "fields": FIELDS, "view": 160,
+        "labels": 80_000, "train_labels": 70_000, "classes": 1000, "domain": "logits", "images": 2000, "fields": FIELDS, "view": 160,
     }  # fmt: skip
     return DatasetStats(**{**defaults, **changes})
 
@@ -50,7 +50,7 @@ def test_a_budget_is_filled_to_97_percent_and_never_exceeded(ratio: float, chang
 
 @pytest.mark.parametrize("variable", [False, True], ids=["fixed", "variable"])
 def test_a_budget_too_small_for_the_default_share_of_codes_has_fewer_codes(variable: bool) -> None:
-    dump = stats_of(labels=2000, seen=1800, classes=100, images=0, fields=())
+    dump = stats_of(labels=2000, train_labels=1800, classes=100, images=0, fields=())
     least = next(
         size
         for size in range(8300, 40_000, 20)
@@ -78,7 +78,7 @@ def test_variable_bits_are_at_most_those_of_the_slots() -> None:
 
 
 def test_codes_are_dropped_before_the_latent_is_below_its_minimum() -> None:
-    few = stats_of(labels=20_000, seen=18_000)
+    few = stats_of(labels=20_000, train_labels=18_000)
     sizes = [resolve(FitConfig(ratio=ratio), few) for ratio in (500, 1000, 1500)]
     assert [(size.slots, size.codebook_size) for size in sizes] == [(2, 256), (1, 16), (0, 256)]
     assert min(size.latent for size in sizes) >= MIN_LATENT
@@ -89,8 +89,8 @@ def test_codes_are_dropped_before_the_latent_is_below_its_minimum() -> None:
 
 
 def test_codes_are_kept_if_the_latent_is_small_anyway() -> None:
-    assert resolve(FitConfig(ratio=8), stats_of(labels=20_000, seen=18_000, classes=14)).slots == 2
-    alone = stats_of(labels=2000, seen=1800, classes=10_000, images=0, fields=())
+    assert resolve(FitConfig(ratio=8), stats_of(labels=20_000, train_labels=18_000, classes=14)).slots == 2
+    alone = stats_of(labels=2000, train_labels=1800, classes=10_000, images=0, fields=())
     bits = [resolve(FitConfig(ratio=ratio), alone).label_bits for ratio in (420, 460, 500)]
     assert bits == sorted(bits, reverse=True) and bits[-1] > 64
 
@@ -99,12 +99,14 @@ def test_codes_are_kept_if_the_latent_is_small_anyway() -> None:
 def test_codebooks_grow_with_the_number_of_labels(changes: dict[str, Any]) -> None:
     sizes = []
     for labels in (10_000, 80_000, 1_000_000):
-        config = resolve(FitConfig(ratio=125), stats_of(labels=labels, seen=labels * 9 // 10, **changes))
+        config = resolve(FitConfig(ratio=125), stats_of(labels=labels, train_labels=labels * 9 // 10, **changes))
         codes, books = labels * config.slots * config.code_bits / 8, config.slots * config.codebook_size * config.latent
         assert books * config.weight_bits / 8 < 0.2 * codes or config.codebook_size == 16 or config.latent >= MAX_LATENT
         sizes.append(config.codebook_size)
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1] == 256
-    assert resolve(FitConfig(ratio=125, codebook_size=256), stats_of(labels=10_000, seen=9000, **changes)).codebook_size == 256
+    assert (
+        resolve(FitConfig(ratio=125, codebook_size=256), stats_of(labels=10_000, train_labels=9000, **changes)).codebook_size == 256
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,13 +115,13 @@ def test_codebooks_grow_with_the_number_of_labels(changes: dict[str, Any]) -> No
     ids=["20 classes", "100 classes", "a given latent"],
 )  # fmt: skip
 def test_codebooks_are_not_reduced_if_the_latent_is_at_its_maximum(given: Any, changes: dict[str, Any]) -> None:
-    dump = stats_of(**{"labels": 5000, **changes}, seen=4500)
+    dump = stats_of(**{"labels": 5000, **changes}, train_labels=4500)
     config = resolve(FitConfig(ratio=4 if changes else 30, **given), dump)
     assert config.codebook_size == 256 and config.latent == given.get("latent", dump.classes - 1)
 
 
 def test_given_slots_and_bits_are_kept_within_a_budget() -> None:
-    few = stats_of(labels=10_000, seen=9000)
+    few = stats_of(labels=10_000, train_labels=9000)
     for variable in (False, True):
         assert resolve(FitConfig(slots=16, ratio=60, variable_rate=variable), few).codebook_size == 256
     for bits in (3, 60, 64, 100):
@@ -130,13 +132,13 @@ def test_given_slots_and_bits_are_kept_within_a_budget() -> None:
 
 
 def test_without_a_budget_codebooks_and_latent_grow_with_the_labels() -> None:
-    resolved = [resolve(FitConfig(), stats_of(labels=seen, seen=seen)) for seen in (200, 2000, 8000, 80_000)]
+    resolved = [resolve(FitConfig(), stats_of(labels=seen, train_labels=seen)) for seen in (200, 2000, 8000, 80_000)]
     assert [(config.codebook_size, config.latent) for config in resolved] == [(16, 16), (256, 83), (256, 256), (256, 256)]
 
 
 @pytest.mark.parametrize(("latent", "ratio", "classes"), [(99, 20, 100), (256, 60, 1000)])
 def test_a_given_latent_is_kept_within_a_budget(latent: int, ratio: float, classes: int) -> None:
-    dump = stats_of(labels=20_000, seen=18_000, classes=classes)
+    dump = stats_of(labels=20_000, train_labels=18_000, classes=classes)
     config = resolve(FitConfig(latent=latent, ratio=ratio), dump)
     assert config.latent == latent
     assert file_bytes(config, dump.labels) <= 2 * dump.labels * classes / ratio
@@ -199,11 +201,11 @@ def test_a_budget_for_a_codec_without_sizes_is_refused(options: dict[str, Any]) 
 @pytest.mark.parametrize("images", [0, 2])
 def test_a_dump_smaller_than_a_header_is_refused_with_the_least_possible(labels: int, images: int) -> None:
     with pytest.raises(UsageError, match=r"labels of 10 classes do not fit into \d+ bytes; the least is about \d+"):
-        resolve(FitConfig(ratio=3), stats_of(labels=labels, seen=labels, classes=10, images=images))
+        resolve(FitConfig(ratio=3), stats_of(labels=labels, train_labels=labels, classes=10, images=images))
 
 
 def test_a_budget_larger_than_useful_is_not_filled() -> None:
-    config = resolve(FitConfig(bytes=1 << 40), stats_of(labels=100, seen=80, classes=10, images=0))
+    config = resolve(FitConfig(bytes=1 << 40), stats_of(labels=100, train_labels=80, classes=10, images=0))
     assert file_bytes(config, 100) < 1 << 30
 
 
@@ -221,7 +223,7 @@ def test_the_predicted_bytes_are_those_of_the_file(options: dict[str, Any], tmp_
     image = np.tile(np.arange(logits.shape[1]), len(logits))
     context = Context(image=image)
     sample = LabelSample(
-        seen=labels[:-60], held=labels[-60:], seen_context=context.rows(slice(0, -60)), held_context=context.rows(slice(-60, None)),
+        train=labels[:-60], held_out=labels[-60:], train_context=context.rows(slice(0, -60)), held_out_context=context.rows(slice(-60, None)),
         domain="logits", dtype="F16",
     )  # fmt: skip
     config = FitConfig(codebook_size=8, epochs=1, **{"prior": True, **options})

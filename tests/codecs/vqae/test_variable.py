@@ -89,7 +89,7 @@ def test_a_variable_rate_lowers_the_kl_at_equal_bits(uneven: Path, fitted: tuple
     """Held out: 28 bits at a fixed rate, 24 plus the counts at a variable one."""
     fixed, variable = vqlabel.fit(uneven, replace(FIXED_RATE, bits=28))[1], fitted[1]
     assert BITS < variable["code_bits"] <= fixed["code_bits"] == 28
-    assert variable["held"]["kl_T1"] < 0.9 * fixed["held"]["kl_T1"]
+    assert variable["held_out"]["kl_T1"] < 0.9 * fixed["held_out"]["kl_T1"]
 
 
 def test_the_report_has_the_bits_and_perplexity_of_the_labels(
@@ -106,12 +106,12 @@ def test_the_report_has_the_bits_and_perplexity_of_the_labels(
 def test_held_out_labels_represent_all_labels_outside_the_training_split(uneven: Path) -> None:
     """So that a dump much larger than the sample has the target rate."""
     sample = read_sample(open_labels(uneven))[0]
-    easy = sample.seen[sample.seen.float().std(1).argsort()[:2000]]
+    easy = sample.train[sample.train.float().std(1).argsort()[:2000]]
     rates = []
     for total in (0, 1000 * N):
-        split = replace(sample, seen=easy, total=total)
+        split = replace(sample, train=easy, total=total)
         codec = fit_codec(split, replace(VARIABLE_RATE, codec="vqae"))
-        rates.append([4 * float(codec.encode(labels)[:, 0].double().mean()) for labels in (split.seen, split.held)])
+        rates.append([4 * float(codec.encode(labels)[:, 0].double().mean()) for labels in (split.train, split.held_out)])
     (train, held_out), (train_of_large, held_out_of_large) = rates
     assert held_out > train > train_of_large and held_out > BITS
     assert 0.97 * BITS < held_out_of_large <= BITS
@@ -121,7 +121,7 @@ def test_held_out_labels_represent_all_labels_outside_the_training_split(uneven:
 @pytest.mark.parametrize("budget", [200_000, 900_000])
 def test_a_budget_includes_codes_and_counts(budget: int, bits: int) -> None:
     dump_stats = DatasetStats(
-        labels=80_000, seen=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160
+        labels=80_000, train_labels=70_000, classes=1000, domain="logits", images=2000, fields=("mix", "flip"), view=160
     )
     config = resolve(FitConfig(bytes=budget, variable_rate=True), dump_stats)
     assert 0.97 * budget <= file_bytes(config, dump_stats.labels) <= budget

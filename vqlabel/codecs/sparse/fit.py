@@ -34,9 +34,9 @@ def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> SparseCodec:
         )
     known = sample.classes if sample.support is None else sample.support.k
     max_k, rest = min(config.slots or known, known), "zero" if sample.support is None else sample.support.rest
-    train, held_out = (depths_of(labels, max_k, sample.domain, rest)[0] for labels in (sample.seen, sample.held))
+    train, held_out = (depths_of(labels, max_k, sample.domain, rest)[0] for labels in (sample.train, sample.held_out))
     table = choose_neighbours(train, held_out, sample.classes, sample.total or len(train) + len(held_out))
-    labels = sample.seen[torch.linspace(0, len(train) - 1, min(len(train), MAX_LABELS)).long()]
+    labels = sample.train[torch.linspace(0, len(train) - 1, min(len(train), MAX_LABELS)).long()]
 
     def sized(k: int, step: float) -> SparseConfig:
         depth = depths_of(labels, k, sample.domain, rest)[1]

@@ -35,8 +35,8 @@ class TrainingLabels:
 
     def __init__(self, sample: LabelSample, temperature: Sequence[float], seed: int, max_bits: int = 0) -> None:
         count = max(2, min(MAX_FIT_LABELS, MAX_FIT_BYTES // (4 * sample.classes)))
-        rows = torch.randperm(len(sample.seen), generator=torch.Generator().manual_seed(seed))[:count]
-        self.logits = as_logits(sample.seen[rows], sample.domain)
+        rows = torch.randperm(len(sample.train), generator=torch.Generator().manual_seed(seed))[:count]
+        self.logits = as_logits(sample.train[rows], sample.domain)
         self.domain, self.dtype, self.classes = sample.domain, sample.dtype, sample.classes
         self.temperature, self.seed, self.max_bits = tuple(temperature), seed, max_bits
         self.longest_quantizer: Any = None  # faiss' residual quantizer with the most slots that was trained so far

@@ -54,7 +54,7 @@ def plot_rate_distortion(comparison: dict[str, Any], out: Path, *, overwrite: bo
     temperatures = ", ".join(f"{t:g}" for t in comparison["temperature"])
     figure.suptitle(
         f"{Path(comparison['dump']).name}: {comparison['labels']:,} labels of {comparison['classes']:,} classes, fitted for "
-        f"T = {temperatures}; held out: {comparison['held_out']}",
+        f"T = {temperatures}; held out: {comparison['split']}",
         x=0.01,
         ha="left",
         fontsize="medium",

@@ -11,7 +11,7 @@ class DatasetStats:
     """Properties of a dump that determine the sizes of a codec."""
 
     labels: int  # in the whole dump
-    seen: int  # training labels
+    train_labels: int
     classes: int
     domain: str
     images: int  # 0: the records have no image indices
@@ -21,10 +21,16 @@ class DatasetStats:
 
 def dataset_stats(sample: LabelSample) -> DatasetStats:
     """The properties of the dump that `sample` is drawn from."""
-    fields, images, view = ((), 0, 1) if sample.seen_context is None else describe_context(sample.seen_context)
-    if sample.held_context is not None:
-        images = max(images, describe_context(sample.held_context)[1]) if images else 0
-    total = sample.total or len(sample.seen) + len(sample.held)
+    fields, images, view = ((), 0, 1) if sample.train_context is None else describe_context(sample.train_context)
+    if sample.held_out_context is not None:
+        images = max(images, describe_context(sample.held_out_context)[1]) if images else 0
+    total = sample.total or len(sample.train) + len(sample.held_out)
     return DatasetStats(
-        labels=total, seen=len(sample.seen), classes=sample.classes, domain=sample.domain, images=images, fields=fields, view=view
+        labels=total,
+        train_labels=len(sample.train),
+        classes=sample.classes,
+        domain=sample.domain,
+        images=images,
+        fields=fields,
+        view=view,
     )

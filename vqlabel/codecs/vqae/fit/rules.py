@@ -33,7 +33,7 @@ def spread_slots(average: float) -> int:
 
 def prior_for(config: FitConfig, stats: DatasetStats) -> PriorConfig | None:
     """None if the records have no image indices, or by default if images have fewer than 2 training labels each."""
-    if not stats.images or (config.prior is None and stats.seen < 2 * stats.images):
+    if not stats.images or (config.prior is None and stats.train_labels < 2 * stats.images):
         return None
     return PriorConfig(
         images=stats.images, image_width=config.image_width or MAX_IMAGE_WIDTH, hidden=config.hidden or MAX_HIDDEN,
@@ -70,7 +70,7 @@ def has_lift(config: FitConfig, stats: DatasetStats, exact: int, budget: int | N
 
 def widest_code(stats: DatasetStats, bits: int) -> int:
     """Bits of a code: at most 8 and `bits`, and few enough for MIN_CODE_LABELS training labels per code."""
-    return max(1, min(8, bits, int(math.log2(max(1, stats.seen / MIN_CODE_LABELS)))))
+    return max(1, min(8, bits, int(math.log2(max(1, stats.train_labels / MIN_CODE_LABELS)))))
 
 
 def codebook_size(config: FitConfig, stats: DatasetStats, bits: int) -> int:
@@ -93,7 +93,7 @@ def at_code_bits(config: FitConfig, stats: DatasetStats, prior: PriorConfig | No
     bits -= exact_bits
     k = codebook_size(config, stats, bits)
     width = (k - 1).bit_length()
-    latent = config.latent or max(2, min(MAX_LATENT, max(16, stats.seen // LATENT_LABELS), stats.classes - 1))
+    latent = config.latent or max(2, min(MAX_LATENT, max(16, stats.train_labels // LATENT_LABELS), stats.classes - 1))
     rate = 0.0
     if config.variable_rate:
         rate, slots = named_rate(config, width, bits)

@@ -67,7 +67,7 @@ class Split:
 
 
 def make_split(codec: SingleRateVqae, sample: LabelSample, name: str, device: torch.device) -> Split:
-    """The labels `name`, "seen" (training) or "held" (held out), of `sample`, on `device` and without codes."""
+    """The labels `name`, "train" (training) or "held_out" (held out), of `sample`, on `device` and without codes."""
     labels: Tensor = getattr(sample, name).to(device)
     config = codec.config
     inputs = None if config.prior is None else read_prior_inputs(config.prior, getattr(sample, name + "_context"), device)

@@ -32,11 +32,11 @@ class UselessPrior(UsageError):
 
 def default_epochs(sample: LabelSample) -> int:
     """Passes over the training labels in each stage, if the user gives no number: 8 to 20, fewer for larger samples."""
-    return max(8, min(20, 300_000 // max(1, len(sample.seen))))
+    return max(8, min(20, 300_000 // max(1, len(sample.train))))
 
 
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> VqaeCodec:
-    """Fit a VQAE to `sample.seen` and keep the weights with the lowest loss on `sample.held`.
+    """Fit a VQAE to `sample.train` and keep the weights with the lowest loss on `sample.held_out`.
 
     If a budget leaves room for a prior alone, and that prior does not predict the labels, the sizes are chosen again
     without a prior.
@@ -67,7 +67,7 @@ def _check_labels(sample: LabelSample) -> None:
             f"{sample.support.k} logits of each label are known and the other classes have none, which vqae cannot learn; use codec sparse "
             "(the default for such labels) or topk"
         )
-    largest = float(sample.seen.abs().max())
+    largest = float(sample.train.abs().max())
     if largest > torch.finfo(torch.float16).max:
         raise BadLabels(
             f"a label holds {largest:.3g}; the decoder is stored in fp16, whose largest number is 65504: clamp the labels "
@@ -85,7 +85,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
     """Fit `codec` in place; the same seed on the same machine gives the same bytes, interrupted and resumed or not."""
     device = torch.device(config.device)
     codec.to(device)
-    splits = (make_split(codec, sample, "seen", device), make_split(codec, sample, "held", device))
+    splits = (make_split(codec, sample, "train", device), make_split(codec, sample, "held_out", device))
     state = hooks.resumed or {"stage": 0, "seed": config.seed, "training": None}
     if state["stage"] == 0 and state["training"] is None:
         initialize_map(codec, splits[0], torch.Generator().manual_seed(config.seed))
