@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.batch import LabelBatch
-from vqlabel.labels.layouts.dtypes import BF16, NUMPY_TYPES
+from vqlabel.labels.layouts.label_dtypes import BF16, NUMPY_TYPES
 from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
 from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
 from vqlabel.labels.source import About

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vqlabel.errors import BadLabels
 from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
-from vqlabel.labels.layouts.dtypes import NARROWED, numpy_code
+from vqlabel.labels.layouts.label_dtypes import NARROWED_NOTE, numpy_dtype_name
 from vqlabel.labels.source import LabelSource
 
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20  # a batch of labels in float32 reaches neither limit by more than one image
@@ -41,15 +41,15 @@ class Rows(ABC):
         axes: tuple[str, ...] | None = None,
         note: str | None = None,
     ) -> None:
-        code = numpy_code(dtype)
-        if code is None:
+        stored = numpy_dtype_name(dtype)
+        if stored is None:
             raise BadLabels(f"{name}: type {dtype}; {_remedy(dtype)}")
         self.name, self.domain, self.type = name, domain, dtype
         self.layout = read_shape(shape, name, axes)
-        self.dtype = "F32" if code == "F64" else code
+        self.dtype = "F32" if stored == "F64" else stored
         self.notes = {} if note is None else {"array": note}
-        if code == "F64":
-            self.notes["type"] = f"{name}: {NARROWED}"
+        if stored == "F64":
+            self.notes["type"] = f"{name}: {NARROWED_NOTE}"
         if self.layout.stored != shape:
             self.notes["shape"] = f"{name}: shape {list(shape)} is read as {list(self.layout.stored)}"
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.batch import LabelBatch
-from vqlabel.labels.layouts.dtypes import BF16
+from vqlabel.labels.layouts.label_dtypes import BF16
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
 from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, is_array_name, select_array
@@ -174,7 +174,7 @@ def _can_be_joined(path: Path, items: Sequence[Any]) -> bool:
 
 
 def to_array(path: Path, item: Any) -> NDArray[Any]:
-    """A tensor or array as a NumPy array; bfloat16, which NumPy lacks, as `dtypes.BF16`.
+    """A tensor or array as a NumPy array; bfloat16, which NumPy lacks, as `label_dtypes.BF16`.
 
     Raises:
         BadLabels: the item is neither, spans more bytes than its file, or is of a type that NumPy lacks.
