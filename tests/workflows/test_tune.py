@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
-from vqlabel.cli.options import read_size
+from vqlabel.cli.parse import read_size
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import open_labels

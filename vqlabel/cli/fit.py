@@ -1,33 +1,29 @@
-"""Commands that write codecs and `.vql` files. They import torch inside their bodies, so that --help is fast."""
+"""Commands that fit codecs: fit and tune. They import torch inside their bodies, so that --help is fast."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
-from vqlabel.cli.arguments import (
+from vqlabel.cli.fit_options import fit_options
+from vqlabel.cli.options import (
     CODECS,
     Array,
     Axes,
     Classes,
     ClassMap,
-    Device,
     Domain,
     Dump,
-    ImageDigest,
     Images,
     Json,
     Kl,
     Layout,
+    OutCodec,
     Overwrite,
     Threads,
 )
-from vqlabel.cli.options import fit_options, read_numbers
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
@@ -38,7 +34,7 @@ from vqlabel.threads import named_threads
 @fit_options
 def fit(
     dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
+    out: OutCodec,
     config: FitConfig,
     codec: Annotated[
         str | None, typer.Option(help=f"kind of codec: {CODECS} (default: sparse for top-k labels, otherwise vqae)")
@@ -64,30 +60,24 @@ def fit(
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
     from vqlabel.storage.targets import check_target
+    from vqlabel.workflows.fit import fit as run
+    from vqlabel.workflows.tune import tune as search
 
     if kl is not None and resume:
         raise UsageError("--resume: a search for --kl saves no state; run it again without --resume")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map))
+    config = replace(config, codec=codec)
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
             open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
-        options = {} if kl is not None else {"resume": resume}
-        report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
+        if kl is None:
+            report = run(source, config, out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
+        else:
+            report = search(source, config, kl=kl, out=out, overwrite=overwrite, progress=progress)[1]
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_fit)
-
-
-def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """The function that fits a codec: one fit for a rate or a size budget, a search of several fits for a target KL."""
-    if kl is None:
-        from vqlabel.workflows.fit import fit as run
-
-        return run
-    from vqlabel.workflows.tune import tune as search
-
-    return functools.partial(search, kl=kl)
 
 
 @app.command()
@@ -95,7 +85,7 @@ def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
 @fit_options
 def tune(
     dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
+    out: OutCodec,
     config: FitConfig,
     kl: Kl = None,
     minutes: Annotated[
@@ -132,162 +122,3 @@ def tune(
         )[1]  # fmt: skip
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_tuned)
-
-
-@app.command()
-@terminal.exit_with_errors
-@fit_options
-def pack(
-    dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
-    config: FitConfig,
-    codec: Annotated[
-        str | None,
-        typer.Option(
-            help=f"codec file, or the kind of codec to fit first: {CODECS} (default: sparse for top-k labels, otherwise vqae)"
-        ),
-    ] = None,
-    kl: Kl = None,
-    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
-    augmentation: Annotated[
-        str,
-        typer.Option(help="keep: store the augmentation of the dump; seeded: store only its seed, at 0 bits per label"),
-    ] = "keep",
-    keep: Annotated[float | None, typer.Option(help="label pruning: fraction of the labels to keep, sampled with --seed")] = None,
-    by: Annotated[str | None, typer.Option(help="unit of pruning with --keep: epoch, batch or view (default: epoch)")] = None,
-    layout: Layout = None,
-    domain: Domain = None,
-    classes: Classes = None,
-    images: Images = None,
-    class_map: ClassMap = None,
-    image_digest: ImageDigest = None,
-    array: Array = None,
-    axes: Axes = None,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
-    from vqlabel.codecs import CODECS
-    from vqlabel.labels import open_labels
-    from vqlabel.labels.pruning import Pruned
-    from vqlabel.storage.apart import check_apart
-    from vqlabel.storage.formats import VQL
-    from vqlabel.storage.targets import check_target
-    from vqlabel.vql.seeded import read_recipe, recipe_file
-    from vqlabel.workflows.pack import pack as run
-    from vqlabel.workflows.quality import fit_quality
-
-    codec_file = None if codec is None or codec in CODECS else Path(codec)
-    if by is not None and keep is None:
-        raise UsageError(f"--by {by}: needs --keep, the fraction of labels to keep")
-    if kl is not None and codec_file is not None:
-        raise UsageError(f"--kl {kl:g}: {codec_file} is already fitted; remove --kl, or pass a kind of codec to fit")
-    check_target(out, VQL, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, class_map, codec_file))
-    if augmentation == "seeded":
-        read_recipe(recipe_file(dump))  # raises before the dump is read
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = terminal.report_order_evidence(
-            open_labels(
-                dump,
-                layout,
-                domain,
-                classes=classes,
-                images=images,
-                class_map=class_map,
-                image_digest=image_digest,
-                array=array,
-                axes=axes,
-            )
-        )
-        code_bits, fitted_codec = 0, cast(Any, codec_file)
-        rate, report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
-        if kl is not None:
-            sample = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
-            fitted_codec, report = _fitter(kl)(sample, rate, progress=progress)
-            code_bits = sum(fitted_codec.code_bits)
-            rate = FitConfig(seed=config.seed, device=config.device)
-        result = run(
-            source, out, rate, codec=fitted_codec, effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite,
-            progress=progress,
-        )  # fmt: skip
-    if report:
-        result["fit"] = fit_quality(report, code_bits)
-        result["notes"] = list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])]))
-    terminal.notes(result)
-    for warning in result["fit"].get("warnings", ()):
-        terminal.note(warning)
-    terminal.emit(result, json, show.show_pack)
-
-
-@app.command()
-@terminal.exit_with_errors
-def relabel(
-    images: Annotated[Path, typer.Argument(help="folder of images; image i is the i-th of its sorted files")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write, or a dump if --layout is given")],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="teacher: module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME; its code "
-            "is executed"
-        ),
-    ],
-    codec: Annotated[str | None, typer.Option(help="codec file for a .vql (default: labels are stored losslessly)")] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="write a dump in this layout: sre2l (in the order of its script's shuffle), lpld, lpqld, lpqld:K, gvbsm or edc"
-        ),
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="number of epochs: views per image")] = 300,
-    batch: Annotated[int, typer.Option(help="batch size; views are mixed within a batch")] = 128,
-    view: Annotated[int, typer.Option(help="side of a view in pixels")] = 224,
-    mix: Annotated[str, typer.Option(help="mixing of views: cutmix, mixup or none")] = "cutmix",
-    scale: Annotated[tuple[float, float], typer.Option(help="range of the crop area, as fractions of the image area")] = (
-        0.08,
-        1.0,
-    ),
-    flip: Annotated[float, typer.Option(help="probability of a horizontal flip")] = 0.5,
-    mean: Annotated[
-        str | None,
-        typer.Option(help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: ImageNet's)"),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="standard deviation of pixels in 0..1, in the form of --mean (default: ImageNet's)")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the views; the file stores it instead of the augmentation of each view")] = 0,
-    dtype: Annotated[str, typer.Option(help="dtype of the labels: f16 or f32")] = "f16",
-    image_digest: ImageDigest = None,
-    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
-    device: Device = "cpu",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Label views of images with a teacher. After an interruption, the same command resumes."""
-    from vqlabel.codecs import load_codec
-    from vqlabel.storage.apart import check_apart
-    from vqlabel.views.image_folder import ImageFolder
-    from vqlabel.views.recipe import Recipe
-    from vqlabel.workflows.quality import fit_quality
-    from vqlabel.workflows.relabel import check_relabel_target
-    from vqlabel.workflows.relabel import relabel as run
-    from vqlabel.workflows.teacher_source import TeacherSource
-    from vqlabel.workflows.teachers import load_teacher
-
-    check_relabel_target(out, layout, overwrite=overwrite)
-    check_apart(out, images, beside=(codec, teacher))
-    folder = ImageFolder(images)
-    recipe = Recipe(seed=seed, images=len(folder), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
-    model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = TeacherSource(folder, model, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
-        loaded, report = (None, {}) if codec is None else load_codec(codec)
-        result = run(
-            source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
-    if loaded is not None:
-        result["fit"] = fit_quality(report, sum(loaded.code_bits), codec)
-    terminal.notes(result)
-    terminal.emit(result, json, show.show_relabelled)

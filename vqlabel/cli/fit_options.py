@@ -3,27 +3,18 @@
 import dataclasses
 import functools
 import inspect
-import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
+from vqlabel.cli.options import Device, Seed, Temperature
+from vqlabel.cli.parse import read_exact_classes, read_size, read_temperature
 from vqlabel.cli.terminal import note
 from vqlabel.config import FitConfig
-from vqlabel.errors import UsageError
 
-Temperature = Annotated[
-    str | None,
-    typer.Option(
-        help="temperatures of the student's loss, such as 1,4,20; a schedule, such as 20:2; or mse for squared error of logits (default: "
-        "the temperature of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
-    ),
-]
 USED_OPTIONS = {"raw": (), "topk": ("slots", "bits"), "sparse": ("slots", "bits")}  # codec -> options that change it
 NEVER_REPORTED = ("codec", "temperature", "seed", "device", "bytes", "ratio")  # every codec uses or refuses these
-SEED_HELP = "random seed; results are reproducible on the same machine with the same number of threads"
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
         float | None,
@@ -77,13 +68,9 @@ OPTIONS: dict[str, Any] = {
         ),
     ],
     "epochs": Annotated[int | None, typer.Option(help="training passes over the labels in each stage of a fit")],
-    "seed": Annotated[int, typer.Option(help=SEED_HELP)],
-    "device": Annotated[str, typer.Option(help="PyTorch device: cpu, cuda, cuda:1, mps")],
+    "seed": Seed,
+    "device": Device,
 }
-LAYOUTS = "arrays, sre2l, lpld, lpqld, gvbsm, edc, hald, fkd, tinyvit or tensor"  # a copy of labels.LAYOUTS: --help loads no NumPy
-SCHEDULE_STEPS = 4  # temperatures that approximate a schedule; each adds a KL to the training loss
-MSE_TEMPERATURE = 100.0  # T^2 * KL approaches squared error of logits as T grows; above this, float32 loses the differences
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def fit_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -111,21 +98,6 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-class BitsCommand(TyperCommand):
-    """A command that accepts `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: Typer's take one value each."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        expanded, expects = list[str](), ""  # what the next word may be: the value of --bits, a further number, or neither
-        for word in args:
-            is_further = expects == "further" and re.fullmatch(r"[\d,]+", word) is not None
-            expanded += ["--bits", word] if is_further else [word]
-            if word == "--bits":
-                expects = "value"
-            else:
-                expects = "further" if is_further or expects == "value" or word.startswith("--bits=") else ""
-        return super().parse_args(ctx, expanded)
-
-
 def unused_options(codec: object, values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """One sentence for each option of a fit that was set and does not change this codec."""
     if codec not in USED_OPTIONS:
@@ -141,69 +113,3 @@ def _config(values: dict[str, Any]) -> FitConfig:
     values["temperature"] = read_temperature(values["temperature"])
     values["bytes"] = None if values["bytes"] is None else read_size(values["bytes"])
     return FitConfig(**values)
-
-
-def read_exact_classes(text: str) -> int | None:
-    """ "2" -> 2, "auto" -> None.
-
-    Raises:
-        UsageError: `text` is neither a number nor "auto".
-    """
-    if text == "auto":
-        return None
-    if not text.isdecimal():
-        raise UsageError(f"--exact-classes {text!r}: must be a number of classes, or auto")
-    return int(text)
-
-
-def read_temperature(text: str | None) -> tuple[float, ...] | None:
-    """Parse --temperature.
-
-    "1,4,20" -> these temperatures; "20:2", a schedule from 20 to 2 -> SCHEDULE_STEPS temperatures in geometric
-    progression; "mse" -> MSE_TEMPERATURE.
-
-    Raises:
-        UsageError: `text` has another form.
-    """
-    if text is None:
-        return None
-    if text == "mse":
-        return (MSE_TEMPERATURE,)
-    first, colon, last = text.partition(":")
-    try:
-        if not colon:
-            return tuple(float(t) for t in text.split(","))
-        start, ratio = float(first), float(last) / float(first)
-        return tuple(round(start * ratio ** (step / (SCHEDULE_STEPS - 1)), 4) for step in range(SCHEDULE_STEPS))
-    except (ValueError, ZeroDivisionError, TypeError):
-        raise UsageError(
-            f"--temperature {text!r}: must be comma-separated numbers such as 1,4,20, a schedule such as 20:2, or mse"
-        ) from None
-
-
-def read_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
-    """ "0.5" or "0.485,0.456,0.406" -> the numbers.
-
-    Raises:
-        UsageError: `text` has another form.
-    """
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{option} {text!r}: must be one number, or three comma-separated numbers such as 0.485,0.456,0.406"
-        ) from None
-
-
-def read_size(text: str) -> int:
-    """ "5MB" -> 5,000,000 bytes; kB, MB and GB are decimal, KiB, MiB and GiB binary.
-
-    Raises:
-        UsageError: `text` is not a number with a known unit.
-    """
-    number = text.strip().rstrip("BKMGkmgib").strip()
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        return int(float(number) * UNITS[unit])
-    except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"--bytes {text!r}: must be a number of bytes, such as 500000, 500kB or 5MB") from None

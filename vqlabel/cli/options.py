@@ -1,13 +1,13 @@
-"""Arguments and options that several commands share; the options of a fit are in options.py."""
+"""Arguments and options that several commands have, each declared once; fit_options.py has those of a fit."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vqlabel.cli.options import LAYOUTS
 from vqlabel.codecs.registry import CODECS as REGISTRY
 
+LAYOUTS = "arrays, sre2l, lpld, lpqld, gvbsm, edc, hald, fkd, tinyvit or tensor"  # a copy of labels.LAYOUTS: --help loads no NumPy
 CODECS = f"{', '.join([*REGISTRY][:-1])} or {[*REGISTRY][-1]}"
 
 Dump = Annotated[
@@ -18,6 +18,7 @@ Dump = Annotated[
     ),
 ]
 Vql = Annotated[Path, typer.Argument(help=".vql file")]
+OutCodec = Annotated[Path, typer.Option("-o", "--out", help="codec file to write")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing output files")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 Threads = Annotated[
@@ -75,3 +76,14 @@ Domain = Annotated[
         help="logits, probs, or sigmoid (logits of a multi-label teacher) (default: the domain that the dump records, otherwise logits)"
     ),
 ]
+Temperature = Annotated[
+    str | None,
+    typer.Option(
+        help="temperatures of the student's loss, such as 1,4,20; a schedule, such as 20:2; or mse for squared error of logits (default: "
+        "the temperature of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
+    ),
+]
+Seed = Annotated[
+    int, typer.Option(help="random seed; results are reproducible on the same machine with the same number of threads")
+]
+Effort = Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")]
