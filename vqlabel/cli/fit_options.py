@@ -11,9 +11,9 @@ import typer
 from vqlabel.cli.options import Device, Seed, Temperature
 from vqlabel.cli.parse import read_exact_classes, read_size, read_temperature
 from vqlabel.cli.terminal import note
+from vqlabel.codecs.registry import config_class
 from vqlabel.config import FitConfig
 
-USED_OPTIONS = {"raw": (), "topk": ("slots", "bits"), "sparse": ("slots", "bits")}  # codec -> options that change it
 NEVER_REPORTED = ("codec", "temperature", "seed", "device", "bytes", "ratio")  # every codec uses or refuses these
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
@@ -100,9 +100,9 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def unused_options(codec: object, values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
     """One sentence for each option of a fit that was set and does not change this codec."""
-    if codec not in USED_OPTIONS:
+    used = config_class(codec).fit_options
+    if used is None:
         return []
-    used = USED_OPTIONS[str(codec)]
     why = f"uses only {' and '.join('--' + name for name in used)}" if used else "stores labels unchanged"
     unused = [name for name, value in values.items() if name not in (*used, *NEVER_REPORTED) and value != defaults[name]]
     return [f"--{name.replace('_', '-')} {values[name]} has no effect: --codec {codec} {why}" for name in unused]

@@ -56,10 +56,17 @@ class CodecConfig(JsonConfig):
         codings: codings of a chunk of codes.
         keeps_level: whether decoded logits keep the label's mean over classes, which matters to squared error but not
             to softmax.
+        lossless: whether labels are decoded bit for bit; such a codec trains nothing.
+        has_lower_rates: whether a fitted codec can also encode at lower rates, each with a distortion of its own.
+        fit_options: fields of `FitConfig` that change this codec, besides budgets, temperature, seed and device; None:
+            all.
     """
 
     codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)
     keeps_level: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    has_lower_rates: ClassVar[bool] = False
+    fit_options: ClassVar[tuple[str, ...] | None] = None
     classes: int
     domain: str
 
