@@ -75,6 +75,9 @@ class SelectedArray(NamedTuple):
     note: str | None
 
 
+UNNAMED = SelectedArray("", None, None)  # the array of a file that holds a single one without a name
+
+
 def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: object) -> SelectedArray:
     """Select the array of labels among those of a file.
 
