@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.bitstream import FIXED, ZSTD, pack_fixed
+from vqlabel.bitstream import ANS, FIXED, ZSTD, pack_fixed
 from vqlabel.cli import app
 from vqlabel.codecs import CODECS, LabelCodec, fit_codec
 from vqlabel.codecs.at_config import at_config
@@ -151,6 +151,23 @@ def test_only_a_file_of_a_variable_rate_declares_it(packed: Path, vql: Path) -> 
     assert {"counts", "codes"} < set(reader.streams)
     assert ContainerReader(vql).metadata["vql.requires"] == "[]" and "counts" not in ContainerReader(vql).streams
     assert "variable" not in VqlFile(vql).codec["config"]
+
+
+def test_codes_are_stored_in_a_coding_that_the_codec_declares(
+    uneven: Path,
+    fitted: tuple[LabelCodec, dict[str, Any]],
+    codes: NDArray[np.int32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(VqaeConfig, "codings", (ANS,))
+    vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
+    file = VqlFile(tmp_path / "a.vql")
+    assert {name: file.container.streams[name].coding.name == "ans" for name in ("codes", "counts")} == {
+        "codes": True,
+        "counts": False,
+    }
+    np.testing.assert_array_equal(file.codes(0, len(codes)), codes)
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 64, 4096])
