@@ -20,7 +20,8 @@ from vqlabel.labels import open_labels
 from vqlabel.report import account
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune import Search, Trial, tune
+from vqlabel.workflows.tune import tune
+from vqlabel.workflows.tune_search import Search, Trial
 
 
 @pytest.fixture

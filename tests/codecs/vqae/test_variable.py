@@ -30,7 +30,8 @@ from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune import Trial, tune
+from vqlabel.workflows.tune import tune
+from vqlabel.workflows.tune_search import Trial
 
 N, C, BITS = 3000, 40, 24
 FIXED_RATE = FitConfig(codebook_size=16, temperature=(1.0,), gain=1.0, epochs=3)
