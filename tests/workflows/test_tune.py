@@ -37,7 +37,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "codebook_size": 8}
 def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Path, tmp_path: Path) -> None:
     budget, trials = 14_000, list[Trial]()
     codec, report = tune(
-        dump, FitConfig(bytes=budget, **QUICK | {"epochs": 1}), minutes=9, tried=trials.append, out=tmp_path / "c.safetensors"
+        dump, FitConfig(bytes=budget, **QUICK | {"epochs": 1}), minutes=9, on_trial=trials.append, out=tmp_path / "c.safetensors"
     )
     assert 0.97 * budget <= report["bytes"] <= budget
     assert len(trials) == len(report["trials"]) > 2

@@ -118,7 +118,7 @@ def tune(
         )
         report = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
-            tried=show.show_trial,
+            on_trial=show.show_trial,
         )[1]  # fmt: skip
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_tuned)

@@ -131,11 +131,7 @@ def compare(
 ) -> None:
     """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
     rates, temperatures = read_rates(bits), read_temperature(temperature)
-    if teacher is not None and teacher_bytes is not None:
-        raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
-    if teacher is not None and not teacher.is_file():
-        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or use --teacher-bytes")
-    size = teacher_bytes if teacher is None else teacher.stat().st_size
+    size = _teacher_size(teacher, teacher_bytes)
     if plot is not None:
         from vqlabel.report.plots import check_plot_file, plot_rate_distortion
         from vqlabel.storage.apart import check_apart
@@ -180,6 +176,17 @@ def compare(
     if plot is not None:
         plot_rate_distortion(comparison, plot, overwrite=overwrite)
     terminal.emit(comparison, json, show.show_compare)
+
+
+def _teacher_size(weights: Path | None, teacher_bytes: int | None) -> int | None:
+    """Size of the teacher in bytes, from the file of its weights or as given; None: neither is."""
+    if weights is None:
+        return teacher_bytes
+    if teacher_bytes is not None:
+        raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
+    if not weights.is_file():
+        raise UsageError(f"{weights}: no such file; name the teacher's weights, or use --teacher-bytes")
+    return weights.stat().st_size
 
 
 @app.command()

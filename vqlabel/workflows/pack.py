@@ -73,8 +73,8 @@ def pack(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """
-    known = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
-    require(known, "augmentation", augmentation, "must be keep or seeded")
+    is_valid = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
+    require(is_valid, "augmentation", augmentation, "must be keep or seeded")
     config = config or FitConfig()
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     source = source if keep is None else Pruned(source, keep, by, config.seed)
@@ -173,7 +173,7 @@ def encode_dump(
         checks.finish()
         kept_bits = 0 if drawn is None else writer.column_bits()
         tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
-        images = _images_of(source, about.images, checks.shown.images() if drawn is None else drawn.recipe.images)
+        images = _images_of(source, about.images, checks.whole_epochs.images() if drawn is None else drawn.recipe.images)
         made_by = {"labels_sha256": checks.fingerprint.hexdigest()}
         size = writer.finish(source, tensors, made_by, drawn=drawn, images=images)
     result = {"path": str(writer.path), "records": records, "classes": source.classes}
@@ -209,20 +209,20 @@ class _PassChecks:
 
     Attributes:
         fingerprint: sha256 of the bytes of all labels in order.
-        shown: the images that complete epochs show.
+        whole_epochs: the images that complete epochs show.
     """
 
     def __init__(self, source: LabelSource, codec: LabelCodec, drawn: DrawnColumns | None, *, unknown_view: bool) -> None:
         self._source, self._codec, self._drawn = source, codec, drawn
         self._prior = codec.config.image_prior if unknown_view else None
         self._box_ends, self._constant = list[int](), ConstantRows(path=source.path)
-        self.fingerprint, self.shown = hashlib.sha256(), WholeEpochs()
+        self.fingerprint, self.whole_epochs = hashlib.sha256(), WholeEpochs()
 
     def add(self, batch: LabelBatch) -> None:
         """Raises BadLabels if the batch is not the one that the recipe draws."""
         self._constant.add(batch.labels)
         if batch.image is not None:
-            self.shown.add(batch.place.epoch, batch.image)
+            self.whole_epochs.add(batch.place.epoch, batch.image)
         if self._prior is not None and batch.mix_box is not None:
             self._box_ends.append(max(batch.mix_box))
         if self._drawn is not None:

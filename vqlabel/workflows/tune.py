@@ -36,7 +36,7 @@ def tune(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-    tried: Callable[[Trial], None] = lambda _: None,
+    on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
@@ -49,7 +49,7 @@ def tune(
             bytes. The gain is then 1, which gives the lowest KL, unless `config` has another.
         minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs
             if one trial took too long.
-        tried: called after every trial.
+        on_trial: called after every trial.
 
     Returns:
         The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `trials` and `seconds` added.
@@ -68,7 +68,7 @@ def tune(
     sample, split = read_sample(source, progress)
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
-    search = Search(sample, config, start + 60 * minutes, tried)
+    search = Search(sample, config, start + 60 * minutes, on_trial)
     budget = budget_of(config, search.stats.labels, search.stats.classes)
     if budget is None:
         assert kl is not None

@@ -60,11 +60,11 @@ class Search:
 
     Args:
         until: end of the time budget, on the clock of `time.monotonic`.
-        tried: called after every trial.
+        on_trial: called after every trial.
     """
 
-    def __init__(self, sample: LabelSample, config: FitConfig, until: float, tried: Callable[[Trial], None]) -> None:
-        self.sample, self.config, self.until, self.tried = sample, config, until, tried
+    def __init__(self, sample: LabelSample, config: FitConfig, until: float, on_trial: Callable[[Trial], None]) -> None:
+        self.sample, self.config, self.until, self.on_trial = sample, config, until, on_trial
         self.stats: DatasetStats = dataset_stats(sample)
         self.trials: list[Trial] = []
 
@@ -165,31 +165,35 @@ class Search:
         """
         labels, classes = self.stats.labels, self.stats.classes
         low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # bytes: too few; 1/4 of fp16, more than any KL needs
-        size, good, before = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
+        size, smallest, previous = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
         for _ in range(REACH_TRIALS):
             try:
                 trial = self.run(replace(self.config, bytes=int(math.exp(size)), ratio=None))
             except UsageError:  # no codec is so small
-                low, size = size, (size + high) / 2 if good is None else (size + math.log(good.bytes)) / 2
+                low, size = size, (size + high) / 2 if smallest is None else (size + math.log(smallest.bytes)) / 2
                 continue
-            off = math.log(max(_first_kl(trial), 1e-9) / (0.99 * kl))
-            slope = -0.5 if before is None or abs(size - before[0]) < 1e-3 else min(-0.2, (off - before[1]) / (size - before[0]))
-            before = size, off
-            if off <= 0:
-                high, good = size, trial
+            excess = math.log(max(_first_kl(trial), 1e-9) / (0.99 * kl))
+            slope = (
+                -0.5
+                if previous is None or abs(size - previous[0]) < 1e-3
+                else min(-0.2, (excess - previous[1]) / (size - previous[0]))
+            )
+            previous = size, excess
+            if excess <= 0:
+                high, smallest = size, trial
             else:
                 low = size
-            if high - low < NEAR or -NEAR < off <= 0 or not self._time_for_more():
+            if high - low < NEAR or -NEAR < excess <= 0 or not self._time_for_more():
                 break
-            secant = size - off / slope
+            secant = size - excess / slope
             size = secant if low < secant < high else (low + high) / 2
-        if good is None:
+        if smallest is None:
             nearest = min(self.trials, key=_first_kl)
             raise UsageError(
                 f"--kl {kl:g} was not reached in the time; the nearest is {_first_kl(nearest):.3f} with {nearest.bytes} bytes "
                 "(--minutes gives more time)"
             )
-        return good
+        return smallest
 
     def run(self, config: FitConfig) -> Trial:
         """A trial fit, measured on held-out labels; if the shape was tried before, that trial.
@@ -213,7 +217,7 @@ class Search:
             seconds=round(time.monotonic() - start, 1),
         )  # fmt: skip
         self.trials.append(trial)
-        self.tried(trial)
+        self.on_trial(trial)
         return trial
 
     def in_time(self, best: Trial) -> FitConfig:

@@ -399,7 +399,7 @@ def test_a_file_with_all_columns_and_tensors_is_within_its_budget(tree: Path, tm
 def test_tune_tries_several_variable_rates(uneven: Path, tmp_path: Path) -> None:
     trials = list[Trial]()
     config = replace(VARIABLE_RATE, bits=None, epochs=1, bytes=22_000, gain=None)
-    codec, report = tune(uneven, config, minutes=0.25, tried=trials.append)
+    codec, report = tune(uneven, config, minutes=0.25, on_trial=trials.append)
     assert len({trial.resolved.rate for trial in trials}) > 1 and all(trial.resolved.variable for trial in trials)
     assert max(trial.bytes for trial in trials) <= report["budget"] == 22_000
     vqlabel.pack(uneven, tmp_path / "a.vql", codec=codec)
