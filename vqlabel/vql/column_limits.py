@@ -44,8 +44,8 @@ def check_streams(reader: ContainerReader, kinds: Mapping[str, Any], records: in
 def _check_shape(stream: Stream, column: Column, rows: int | None, where: str) -> None:
     """`rows`: required number of rows; None: a table, whose number of rows is limited instead."""
     fields = len(stream.bits)
-    good = fields % column.fields == 0 and fields <= column.fields * column.repeats
-    if not good or rows not in (None, stream.rows):
+    is_valid = fields % column.fields == 0 and fields <= column.fields * column.repeats
+    if not is_valid or rows not in (None, stream.rows):
         expected = f"{column.fields} times 1..{column.repeats}" if column.repeats > 1 else column.fields
         raise BadContainer(
             f"{where} has {stream.rows} rows of {fields} fields; expected {'rows' if rows is None else f'{rows} rows'} of {expected} fields"

@@ -43,7 +43,7 @@ class ColumnWriter:
     The first batch decides which columns the file has; all later batches must have the same.
 
     Attributes:
-        shown: the images that complete epochs show.
+        whole_epochs: the images that complete epochs show.
     """
 
     def __init__(self, folder: Path, order: str) -> None:
@@ -52,7 +52,7 @@ class ColumnWriter:
         self._sizes = SizeFinder()
         self._kinds: dict[str, str] = {}  # float column -> how its numbers are stored: "integers", "float16" or "float32"
         self._halves: dict[str, bool] = {}  # float column -> whether float16 represents all its numbers exactly
-        self.shown = WholeEpochs()
+        self.whole_epochs = WholeEpochs()
         self._batches = 0
         self._present: dict[str, bool] | None = None
 
@@ -66,7 +66,7 @@ class ColumnWriter:
         self._batches += 1
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
         if batch.image is not None:
-            self.shown.add(batch.place.epoch, batch.image)
+            self.whole_epochs.add(batch.place.epoch, batch.image)
         explicit = self._order == "explicit"
         for name in INTEGER_COLUMNS:
             value = getattr(batch, name)

@@ -84,7 +84,7 @@ class VqlWriter:
 
     def images_shown(self) -> int | None:
         """The number of images that complete epochs show; None if no epoch is complete."""
-        return self._columns.shown.images()
+        return self._columns.whole_epochs.images()
 
     def column_bits(self) -> int:
         """Size of the columns in bits before any coding, without chunk tables and names."""

@@ -74,8 +74,8 @@ def pack(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """
-    known = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
-    require(known, "augmentation", augmentation, "must be keep or seeded")
+    is_valid = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
+    require(is_valid, "augmentation", augmentation, "must be keep or seeded")
     config = config or FitConfig()
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     source = source if keep is None else Pruned(source, keep, by, config.seed)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.batch import LabelBatch, Place, Support
-from vqlabel.labels.layouts.dtypes import torch_code
+from vqlabel.labels.layouts.label_dtypes import torch_dtype_name
 from vqlabel.labels.layouts.layout import ANY_TAR, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.layouts.torch_items import array_item, describe, label_dtype, list_length, read_items, to_tensor, write_items
@@ -78,7 +78,7 @@ class FkdSource(LabelSource):
         self.places = [Place(0, image) for image in range(len(self.names))]
         first = read_file(self._file(0))
         self._kind, (form, labels_dtype, coords_dtype) = first.kind, first.kind
-        self.dtype = label_dtype(self, torch_code(labels_dtype) or "F16")  # hard labels are held as probabilities 1 in fp16
+        self.dtype = label_dtype(self, torch_dtype_name(labels_dtype) or "F16")  # hard labels are held as probabilities 1 in fp16
         self.details = {"form": form, "coords": coords_dtype}
         if first.ids is None:
             self.classes = first.values.shape[1]
