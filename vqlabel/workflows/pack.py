@@ -16,6 +16,7 @@ from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.labels.pruning import Pruned
+from vqlabel.labels.sparse import hash_labels
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import VQL
@@ -227,7 +228,7 @@ class _PassChecks:
             self._box_ends.append(max(batch.mix_box))
         if self._drawn is not None:
             check_drawn(batch, self._drawn, _index_in_recipe(batch, self._drawn, self._source), self._source.path)
-        self.fingerprint.update(batch.label_bytes())
+        hash_labels(self.fingerprint, batch.labels)
 
     def finish(self) -> None:
         """Raises BadLabels or UsageError if the whole dump is invalid, or has larger views than the codec's prior."""
