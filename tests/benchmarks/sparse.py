@@ -19,7 +19,8 @@ import vqlabel
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelBatch, LabelSource, Support, open_labels
 from vqlabel.labels.batch import NOWHERE
-from vqlabel.labels.topk import scatter, topk
+from vqlabel.labels.sparse import as_dense
+from vqlabel.labels.topk import sparse_labels, topk
 from vqlabel.metrics.distortion import Distortion
 from vqlabel.report.baselines.entropy import Frequencies, bits_of_distinct
 
@@ -35,7 +36,7 @@ class Largest(LabelSource):
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = self._source._load(at)
         ids, values = topk(batch.labels, self.support.k)  # type: ignore[union-attr]
-        return LabelBatch(labels=scatter(ids, values, self.classes, name, NOWHERE), place=batch.place), name
+        return LabelBatch(labels=sparse_labels(ids, values, self.classes, name, NOWHERE), place=batch.place), name
 
 
 def at_entropy(labels: Tensor, k: int, step: float | None) -> tuple[float, Tensor]:
@@ -67,7 +68,7 @@ def rows(source: LabelSource, k: int, rates: list[int]) -> Iterator[tuple[str, f
             stats = vqlabel.stats(out, against=source)
             bits = stats["bits_per_label"]["labels"]
             yield title, bits, bits * stats["records"] / 8, stats["distortion"]
-    labels = torch.from_numpy(np.concatenate([batch.labels for batch in source]))
+    labels = torch.from_numpy(np.concatenate([as_dense(batch.labels) for batch in source]))
     for title, step in (
         ("topk, ids at their entropy, fp16 values", None),
         ("topk, ids and values of step 0.25 at their entropy", 0.25),

@@ -23,7 +23,9 @@ from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Support
 from vqlabel.labels.batch import NOWHERE
-from vqlabel.labels.topk import scatter, scatter_probs, topk
+from vqlabel.labels.sparse import as_dense
+from vqlabel.labels.topk import sparse_labels as of_ids
+from vqlabel.labels.topk import sparse_probs, topk
 from vqlabel.metrics.distortion import Distortion
 
 CLASSES, LABELS = 40, 300
@@ -39,12 +41,12 @@ def sparse_labels(domain: str, rest: str, k: int, dtype: str = "f2", scale: floa
     logits = scale * np.random.default_rng(k).normal(size=(LABELS, CLASSES))
     if domain == "logits":
         ids, values = topk(logits.astype(dtype), k)
-        return torch.from_numpy(scatter(ids, values, CLASSES, "made", NOWHERE))
+        return torch.from_numpy(of_ids(ids, values, CLASSES, "made", NOWHERE).as_dense())
     probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     ids, values = topk(probs.astype(np.float32), k)
     if rest == "zero":
         values = values / values.sum(1, keepdims=True)
-    return torch.from_numpy(scatter_probs(ids, values.astype(dtype), CLASSES, "made", rest))
+    return torch.from_numpy(sparse_probs(ids, values.astype(dtype), CLASSES, "made", rest).as_dense())
 
 
 def sample_of(labels: Tensor, domain: str, rest: str, k: int) -> LabelSample:
@@ -245,7 +247,7 @@ def test_a_dump_of_k_logits_packs_by_default_without_losing_a_class(tmp_path: Pa
     assert np.array_equal(decoded > NOWHERE, labels > NOWHERE)
     vqlabel.unpack(tmp_path / "l.vql", tmp_path / "back")
     back = vqlabel.open_labels(tmp_path / "back", classes=CLASSES)
-    again = np.concatenate([batch.labels for batch in back])
+    again = np.concatenate([as_dense(batch.labels) for batch in back])
     assert np.array_equal(again > NOWHERE, labels > NOWHERE) and np.array_equal(again.argmax(1), labels.argmax(1))
 
 

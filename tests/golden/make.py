@@ -21,7 +21,7 @@ from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig, VqaeConfig
 from vqlabel.labels import LabelBatch, LabelSource, Place, Support
 from vqlabel.labels.batch import NOWHERE
-from vqlabel.labels.topk import scatter, topk
+from vqlabel.labels.topk import sparse_labels, topk
 from vqlabel.views import Recipe
 from vqlabel.views.recipe import DrawnColumns
 
@@ -66,7 +66,7 @@ class PriorInputs(LabelSource):
         first = rng.integers(0, CLASSES, 2000)
         logits = rng.standard_normal((2000, CLASSES)) - np.abs(np.arange(CLASSES) - first[:, None])
         ids, values = topk(logits.astype(np.float16), 4)
-        labels = scatter(ids, values, CLASSES, "known", NOWHERE)
+        labels = sparse_labels(ids, values, CLASSES, "known", NOWHERE)
         return LabelBatch(labels=labels, place=self.places[at], image=np.arange(2000)), "known"
 
 

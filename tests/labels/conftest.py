@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from vqlabel.labels import open_labels
+from vqlabel.labels.sparse import as_dense
 
 SPECIAL = (-0.0, 6e-8, -65504.0, 65504.0, 1.0)  # minus zero, a subnormal fp16, the extreme fp16 values
 Write = Callable[..., Path]
@@ -96,4 +97,4 @@ def change_pickle() -> Callable[[Path, Callable[[bytes], bytes]], None]:
 @pytest.fixture(scope="session")
 def read_all() -> Callable[..., NDArray[np.floating]]:
     """All labels of a dump, in order."""
-    return lambda path, **how: np.concatenate([batch.labels for batch in open_labels(path, **how)])
+    return lambda path, **how: np.concatenate([as_dense(batch.labels) for batch in open_labels(path, **how)])

@@ -17,6 +17,7 @@ from vqlabel import FitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelBatch, Place, Support, open_labels, writing
 from vqlabel.labels.layouts.fkd import FkdSource
+from vqlabel.labels.sparse import SparseLabels, as_dense
 
 Write = Callable[..., Path]
 Items = list[Any]
@@ -120,9 +121,10 @@ def test_a_file_is_read_as_fkd_wrote_it(form: str, dtype: str, kind: str, tmp_pa
         assert batch.image.tolist() == [i] * CROPS and batch.place == source.places[i]
         assert batch.crop.dtype == np.float32 and (batch.crop == coords).all() and (batch.flip == flip).all()
         assert batch.labels.dtype == width
-        np.testing.assert_allclose(batch.labels, recovered(labels), rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-7)
+        dense = as_dense(batch.labels)
+        np.testing.assert_allclose(dense, recovered(labels), rtol=1e-3 if dtype == "float16" else 1e-5, atol=1e-7)
         if labels.ndim == 3:
-            stored = np.take_along_axis(batch.labels, labels[:, 0].astype(np.int64), 1)
+            stored = np.take_along_axis(dense, labels[:, 0].astype(np.int64), 1)
             assert (stored == labels[:, 1]).all()
 
 
@@ -141,9 +143,10 @@ def test_stored_classes_stay_the_largest_even_if_rounding_leaves_more_for_the_ot
     for dtype in (np.float16, np.float32):
         write_dump(tmp_path, {"a/x": [coords, flip, pairs.astype(dtype)]})
         (batch,) = FkdSource(tmp_path, None, classes=1000)
-        assert (np.sort(batch.labels[0])[::-1][:3] == pairs[0, 1].astype(dtype)).all() and batch.labels[0].argmax() == 3
-        assert batch.labels[0, 1] > batch.labels[0, 2] > batch.labels[0, 4] >= 0 and batch.labels[0, 4] == batch.labels[0, 999]
-        assert batch.labels[1].tolist() == [1.0] + [0.0] * 999
+        labels = as_dense(batch.labels)
+        assert (np.sort(labels[0])[::-1][:3] == pairs[0, 1].astype(dtype)).all() and labels[0].argmax() == 3
+        assert labels[0, 1] > labels[0, 2] > labels[0, 4] >= 0 and labels[0, 4] == labels[0, 999]
+        assert labels[1].tolist() == [1.0] + [0.0] * 999
 
 
 # --- packing and unpacking
@@ -160,7 +163,7 @@ def test_a_packed_dump_is_unpacked_with_identical_values(form: str, dtype: str, 
     again = open_labels(tmp_path / "back")
     assert again.names == source.names and again.details == source.details
     for ours, theirs in zip(again, source, strict=True):  # the shares of the other classes are rounded to the type
-        np.testing.assert_allclose(ours.labels, theirs.labels, rtol=1e-3 if dtype == "float16" else 0)
+        np.testing.assert_allclose(as_dense(ours.labels), as_dense(theirs.labels), rtol=1e-3 if dtype == "float16" else 0)
 
 
 @pytest.mark.parametrize("form", ["hard", "smoothing", "ms-k5", "mr-k5", "ms-k10", "ms-k12", "full"])
@@ -372,7 +375,7 @@ def test_a_class_above_the_number_of_classes_is_refused(tmp_path: Path) -> None:
         list(FkdSource(tmp_path, None, classes=10))
     with pytest.raises(BadLabels, match=r"a\.tar: contains class 4, but the dump has 4 classes; pass --classes"):
         list(FkdSource(tmp_path, None, classes=4))
-    np.testing.assert_allclose(open_labels(tmp_path, classes=1000).read(0).labels, probs, rtol=1e-5)
+    np.testing.assert_allclose(as_dense(open_labels(tmp_path, classes=1000).read(0).labels), probs, rtol=1e-5)
     write_dump(tmp_path, {"n01/a": items_of(probs, "full")})
     with pytest.raises(UsageError, match="classes is 999; it must be 1000, as in the files, or left out"):
         open_labels(tmp_path, classes=999)
@@ -382,8 +385,12 @@ def test_a_forged_class_does_not_exhaust_the_memory(tmp_path: Path) -> None:
     ids = np.zeros(5000, np.int64)
     ids[-1] = (1 << 20) - 1
     write_dump(tmp_path, {"n01/a": [np.zeros((5000, 4), np.float32), np.zeros(5000, bool), ids]})
-    with pytest.raises(BadLabels, match=r"a\.tar: 5000 labels of 1048576 classes take 10485760000 bytes; the limit is 268435456"):
-        open_labels(tmp_path).read(0)
+    labels = open_labels(tmp_path).read(0).labels
+    assert isinstance(labels, SparseLabels) and labels.values.shape == (5000, 1)
+    with pytest.raises(
+        BadLabels, match="5000 top-k labels of 1048576 classes have 5242880000 numbers as dense labels; the limit is"
+    ):
+        labels.as_dense()
 
 
 def test_other_folders_files_and_domains_are_refused(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_pruning_to_one_half_keeps_half_of_the_epochs_batches_or_views(
 @pytest.mark.parametrize("by", ["epoch", "batch", "view"])
 def test_different_seeds_keep_different_parts(by: str, tree: Path) -> None:
     def seen(seed: int) -> bytes:
-        return b"".join(batch.label_bytes().tobytes() for batch in Pruned(open_labels(tree), 0.5, by, seed))
+        return b"".join(batch.labels.tobytes() for batch in Pruned(open_labels(tree), 0.5, by, seed))
 
     assert seen(1) == seen(1)
     assert len({seen(seed) for seed in range(4)}) > 1

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from vqlabel.codecs.config import CodecConfig
 from vqlabel.codecs.fitted_on import FittedOn
 from vqlabel.codecs.precision import float32_arithmetic
 from vqlabel.errors import BadLabels, UsageError, require
-from vqlabel.labels import Context
+from vqlabel.labels import Context, SparseLabels
 
 EFFORTS = ("fast", "normal", "best")
 
@@ -24,6 +24,7 @@ class LabelCodec(nn.Module, ABC):
     training loop.
     """
 
+    takes_sparse: ClassVar[bool] = False  # whether `encode` also takes sparse labels, and there is `decode_sparse`
     effort: str = "normal"  # see `set_effort`
     config: CodecConfig
     fitted_on: FittedOn = FittedOn()  # as far as the codec file records it
@@ -79,20 +80,29 @@ class LabelCodec(nn.Module, ABC):
         return float(len(codes) * sum(self.code_bits))
 
     @torch.no_grad()
-    def encode(self, labels: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, labels: Tensor | SparseLabels, context: Context | None = None) -> Tensor:
         """[n, C] labels in the codec's domain -> [n, m] int32 codes, whose bits are those of uint32.
 
+        Args:
+            labels: dense; or sparse, of tensors, if the codec `takes_sparse`.
+
         Raises:
-            BadLabels: the labels have another number of classes.
+            BadLabels: the labels have another number of classes, or are sparse and the codec takes dense ones only.
             UsageError: see `check_context`.
         """
         self.check_labels(labels)
         with float32_arithmetic(labels.device):
+            if isinstance(labels, SparseLabels):
+                return self._encode_sparse(labels, context)
             return self._encode(labels, context)
 
     @abstractmethod
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         """`encode` for checked labels, in float32 arithmetic."""
+
+    def _encode_sparse(self, labels: SparseLabels, context: Context | None) -> Tensor:
+        """`encode` for checked sparse labels, in float32 arithmetic, if the codec `takes_sparse`."""
+        raise NotImplementedError
 
     def decode(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """[n, m] codes of any integer type -> [n, C] float32 labels in the codec's domain.
@@ -110,6 +120,15 @@ class LabelCodec(nn.Module, ABC):
     @abstractmethod
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
         """`decode`, in float32 arithmetic."""
+
+    def decode_sparse(self, codes: Tensor, context: Context | None = None) -> SparseLabels:
+        """As `decode`, as sparse labels of tensors; for codecs that `takes_sparse`."""
+        with float32_arithmetic(codes.device):
+            return self._decode_sparse(codes, context)
+
+    def _decode_sparse(self, codes: Tensor, context: Context | None) -> SparseLabels:
+        """`decode_sparse`, in float32 arithmetic."""
+        raise NotImplementedError
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         """Tensors that a `.vql` stores for decoding, by name, in their stored dtypes."""
@@ -144,9 +163,11 @@ class LabelCodec(nn.Module, ABC):
     def check_context(self, context: Context | None) -> None:
         """Raises UsageError unless records with this context can be encoded and decoded."""
 
-    def check_labels(self, labels: Tensor) -> None:
-        """Raises BadLabels unless `labels` has this codec's number of classes."""
-        if labels.dim() != 2 or labels.shape[1] != self.config.classes:
+    def check_labels(self, labels: Tensor | SparseLabels) -> None:
+        """Raises BadLabels unless `labels` has this codec's number of classes, in a form that it takes."""
+        if isinstance(labels, SparseLabels) and not self.takes_sparse:
+            raise BadLabels(f"labels are sparse, and codec {self.kind} takes dense ones [n, C]: pass labels.as_dense()")
+        if labels.ndim != 2 or labels.shape[1] != self.config.classes:
             raise BadLabels(
                 f"labels have shape {list(labels.shape)}, the codec was fitted for {self.config.classes} classes; "
                 "fit a codec on this dump, or give another one"

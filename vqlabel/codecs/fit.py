@@ -26,9 +26,14 @@ def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = N
     check_kind(kind)
     device = torch.device(config.device)
     with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
-        codec: LabelCodec = CODECS[kind].fit(sample, config, hooks or FitHooks())
+        codec: LabelCodec = CODECS[kind].fit(sample_for(kind, sample), config, hooks or FitHooks())
     codec.fitted_on = sample.fitted_on
     return codec.eval()
+
+
+def sample_for(kind: str, sample: LabelSample) -> LabelSample:
+    """The sample in a form that codecs of this kind take: sparse labels become dense ones for most."""
+    return sample if CODECS[kind].codec.takes_sparse else sample.dense()
 
 
 def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:

@@ -13,6 +13,7 @@ from vqlabel.config import MAX_VIEW
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import LabelBatch
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.sparse import hash_labels
 
 MIN_EDGE_BATCHES = 64  # batches after which the largest box edge is the view's size: a box touches the far side in half of them
 REMEDY = "fit a codec to labels of these, or with --no-prior"
@@ -114,5 +115,5 @@ class FittedOn:
 def digest_of(batch: LabelBatch) -> str:
     """sha256 of a batch's images and labels."""
     digest = hashlib.sha256(b"" if batch.image is None else np.ascontiguousarray(batch.image, "<i8").tobytes())
-    digest.update(batch.label_bytes())
+    hash_labels(digest, batch.labels)
     return digest.hexdigest()

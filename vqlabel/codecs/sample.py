@@ -1,13 +1,11 @@
 """Inputs of a fit: training and held-out labels, and hooks for progress and saved state."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.labels import Context, Support
+from vqlabel.labels import Context, SparseLabels, Support
 from vqlabel.progress import Progress, silent
 
 
@@ -15,12 +13,12 @@ from vqlabel.progress import Progress, silent
 class LabelSample:
     """Training labels `train` and held-out labels `held_out` of a fit.
 
-    Both are [n, C] in the dump's domain, and their contexts have as many records. `dtype` is that of the dump: F16,
-    BF16 or F32.
+    Both are [n, C] in the dump's domain, dense or sparse as the dump's, and their contexts have as many records.
+    `dtype` is that of the dump: F16, BF16 or F32.
     """
 
-    train: Tensor
-    held_out: Tensor
+    train: Any  # Tensor | SparseLabels
+    held_out: Any
     train_context: Context | None
     held_out_context: Context | None
     domain: str
@@ -32,9 +30,15 @@ class LabelSample:
 
     @property
     def classes(self) -> int:
-        return self.train.shape[1]
+        return int(self.train.shape[1])
 
-    def steps(self, split: str, size: int) -> Iterator[tuple[Tensor, Context | None]]:
+    def dense(self) -> Self:
+        """The sample with dense labels, for codecs that take no others and for baselines."""
+        if not isinstance(self.train, SparseLabels):
+            return self
+        return replace(self, train=self.train.as_dense(), held_out=self.held_out.as_dense())
+
+    def steps(self, split: str, size: int) -> Iterator[tuple[Any, Context | None]]:
         """Labels and contexts of a split ("train" or "held_out"), `size` labels at a time."""
         labels, context = getattr(self, split), getattr(self, split + "_context")
         for start in range(0, len(labels), size):

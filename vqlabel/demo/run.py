@@ -14,6 +14,7 @@ from vqlabel.demo.glyphs import DISTILLED_FACES, HELD_OUT_FACES, TEACHER_FACES, 
 from vqlabel.demo.train import Batch, accuracy, dump_labels, train_student, train_teacher
 from vqlabel.demo.views import Augmentation
 from vqlabel.labels import open_labels
+from vqlabel.labels.sparse import as_dense
 from vqlabel.progress import Progress, silent
 from vqlabel.report import stats
 from vqlabel.storage.targets import refuse_existing
@@ -101,7 +102,7 @@ def _from_dump(dump: Path) -> _Labelled:
     def batches() -> Iterator[tuple[Tensor, Augmentation, Tensor]]:
         for batch in open_labels(dump):
             assert batch.image is not None
-            yield torch.from_numpy(batch.image), _augmentation(batch, torch.from_numpy), torch.from_numpy(batch.labels)
+            yield torch.from_numpy(batch.image), _augmentation(batch, torch.from_numpy), torch.from_numpy(as_dense(batch.labels))
 
     return batches
 

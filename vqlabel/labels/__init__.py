@@ -4,6 +4,7 @@ from vqlabel.labels.batch import Context, LabelBatch, Place, Support
 from vqlabel.labels.layouts.registry import LAYOUTS
 from vqlabel.labels.open import open_labels, writing
 from vqlabel.labels.source import About, LabelSource
+from vqlabel.labels.sparse import SparseLabels
 from vqlabel.labels.writer import LabelWriter
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LabelSource",
     "LabelWriter",
     "Place",
+    "SparseLabels",
     "Support",
     "open_labels",
     "writing",

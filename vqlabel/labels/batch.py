@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import require
 from vqlabel.labels.schema import OWN_COLUMNS
+from vqlabel.labels.sparse import SparseLabels
 from vqlabel.type_checks import check_field_types
 
 NOWHERE = -10_000.0  # logit of a class that was not stored: finite in fp16, and its softmax is 0 at temperatures up to 500
@@ -77,10 +78,11 @@ class Context:
 class LabelBatch:
     """The labels of one batch as the teacher wrote them, with the augmentation of each image.
 
-    `labels` [n, C] is float16 or float32; bf16 dumps are read as float32, which represents them exactly.
+    `labels` [n, C], dense or sparse, is float16 or float32; bf16 dumps are read as float32, which represents them
+    exactly.
     """
 
-    labels: NDArray[np.floating]
+    labels: NDArray[np.floating] | SparseLabels
     place: Place
     image: NDArray[np.int64] | None = None  # [n] index in the sorted image list
     crop: NDArray[np.float32] | None = None  # [n, 4] top/H, left/W, height/H, width/W of RandomResizedCrop
@@ -111,10 +113,6 @@ class LabelBatch:
         partners = {"partner_image": context.partner, "partner_crop": context.partner_crop, "partner_flip": context.partner_flip}
         columns: dict[str, Any] = {name: None if value is None else value[at] for name, value in {**own, **partners}.items()}
         return replace(self, labels=self.labels[at], mix_index=None, **columns)
-
-    def label_bytes(self) -> memoryview:
-        """The bytes of the labels, row by row, for hashing: `labels_sha256` is independent of a dump's batch size."""
-        return np.ascontiguousarray(self.labels).data
 
     def context(self) -> Context:
         """The side information of the batch, with partners looked up in it."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
+from vqlabel.labels.sparse import Labels, every_value
 
 MAX_ZERO_SHARE = 0.01  # a dump with a larger share of all-zero rows is refused: its array was allocated, but never filled
 
@@ -23,14 +24,15 @@ class ConstantRows:
     zero: int = 0  # all-zero labels, as in an array that was allocated and never filled
     constant: int = 0  # labels whose one value is not 0
 
-    def add(self, labels: NDArray[np.floating]) -> NDArray[np.bool_]:
+    def add(self, labels: Labels) -> NDArray[np.bool_]:
         """Count the labels [n, C]; returns [n], True for each label whose classes differ in value."""
+        values = every_value(labels)
         is_constant: NDArray[np.bool_] = (
-            labels[:, 0] == labels[:, -1]
+            values[:, 0] == values[:, -1]
         )  # a cheap test first, then all classes of the few that pass it
-        is_constant[is_constant] = (labels[is_constant] == labels[is_constant, :1]).all(1)
-        zero = int((labels[is_constant, 0] == 0).sum())
-        self.rows += len(labels)
+        is_constant[is_constant] = (values[is_constant] == values[is_constant, :1]).all(1)
+        zero = int((values[is_constant, 0] == 0).sum())
+        self.rows += len(values)
         self.zero += zero
         self.constant += int(is_constant.sum()) - zero
         return ~is_constant

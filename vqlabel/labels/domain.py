@@ -12,6 +12,7 @@ from vqlabel.errors import BadLabels, VqlabelError
 from vqlabel.labels.batch import ABSENT, NOWHERE, Support
 from vqlabel.labels.checks import SUM_TOLERANCE
 from vqlabel.labels.source import LabelSource
+from vqlabel.labels.sparse import every_value
 
 SAMPLED_BATCHES, SAMPLED_ROWS = 16, 256  # batches in the sample, evenly spread over the dump; rows of each of them
 MAX_ROUNDING = 0.01  # probabilities that arithmetic made negative are above -0.01; lower values are not probabilities
@@ -98,22 +99,24 @@ def _sample(source: LabelSource) -> RowStats:
     """Statistics of some rows of some batches. Unreadable batches are skipped: reading them later raises the error."""
     count = len(source)
     chosen = sorted({round(i * (count - 1) / max(1, SAMPLED_BATCHES - 1)) for i in range(SAMPLED_BATCHES)}) if count else []
-    parts = [_statistics(np.empty((0, source.classes), np.float32))] + [_sample_batch(source, index) for index in chosen]
+    parts = [_statistics(np.empty((0, source.classes), np.float32), source.classes)] + [
+        _sample_batch(source, index) for index in chosen
+    ]
     columns = [field.name for field in fields(RowStats) if field.name != "classes"]
     return RowStats(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}, classes=source.classes)
 
 
 def _sample_batch(source: LabelSource, index: int) -> RowStats:
-    labels = _readable_labels(source, index)
+    labels = _readable_values(source, index)
     rows = labels[:: max(1, -(-len(labels) // SAMPLED_ROWS))].astype(np.float32)
     rows = rows[np.isfinite(rows).all(1) & rows.any(1)]
     if source.support is not None and source.domain != "probs":
         rows[rows == NOWHERE] = 0
-    return _statistics(rows)
+    return _statistics(rows, source.classes)
 
 
-def _statistics(rows: NDArray[np.float32]) -> RowStats:
-    """Statistics of rows [n, C]."""
+def _statistics(rows: NDArray[np.float32], classes: int) -> RowStats:
+    """Statistics of rows [n, C]; of top-k labels [n, k + 1], see `_readable_values`."""
     with np.errstate(over="ignore"):
         largest, smallest = rows.max(1, initial=-np.inf), rows.min(1, initial=np.inf)
         is_smallest = rows == smallest[:, None]
@@ -126,7 +129,7 @@ def _statistics(rows: NDArray[np.float32]) -> RowStats:
             min_count=is_smallest.sum(1),
             min_classes=is_smallest @ np.arange(rows.shape[1], dtype=np.int64) ** 2,
             min_gap=np.where(is_smallest, largest[:, None], rows).min(1, initial=np.inf) - smallest,
-            classes=rows.shape[1],
+            classes=classes,
         )
 
 
@@ -153,16 +156,23 @@ def _check_probabilities(source: LabelSource, rows: RowStats) -> None:
 
 def _max_kept(source: LabelSource, fill: float) -> int:
     """The largest number of values in one label that differ from `fill`; reads all labels."""
-    return max(int((_readable_labels(source, index) != fill).sum(1).max(initial=0)) for index in range(len(source)))
+    return max(int((_readable_values(source, index) != fill).sum(1).max(initial=0)) for index in range(len(source)))
 
 
-def _readable_labels(source: LabelSource, index: int) -> NDArray[np.floating]:
-    """[n, C] labels of a batch before its domain is checked; [0, C] if the batch cannot be read."""
+def _readable_values(source: LabelSource, index: int) -> NDArray[np.floating]:
+    """[n, C] labels of a batch before its domain is checked; no rows if the batch cannot be read.
+
+    Of sparse labels [n, k + 1]: their other classes are one column. It counts as 0 in logits, and the sums of top-k
+    probabilities, which their reader checks, are not looked at.
+    """
     try:
         labels = source.load(index)[0].labels
     except VqlabelError:
         labels = np.empty((0, 0), np.float32)
-    return labels if labels.shape[1] == source.classes else np.empty((0, source.classes), np.float32)
+    if labels.shape[1] != source.classes:
+        return np.empty((0, source.classes), np.float32)
+    values: NDArray[np.floating] = every_value(labels)
+    return values
 
 
 def _check_logits(source: LabelSource, rows: RowStats, requested: str | None) -> None:

@@ -7,6 +7,7 @@ import hashlib
 
 from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.source import LabelSource
+from vqlabel.labels.sparse import hash_labels
 
 
 class LabelsHash:
@@ -21,7 +22,7 @@ class LabelsHash:
     def add(self, index: int, batch: LabelBatch) -> None:
         """Add batch `index` of the dump."""
         if index == self._next:
-            self._hash.update(batch.label_bytes())
+            hash_labels(self._hash, batch.labels)
             self._next += 1
 
     def hexdigest(self, source: LabelSource) -> str:

@@ -15,6 +15,8 @@ from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.batch import LabelBatch
 from vqlabel.labels.layouts.tree import Indices
 from vqlabel.labels.source import LabelSource
+from vqlabel.labels.sparse import Labels, SparseLabels
+from vqlabel.labels.topk import topk
 
 MAX_LABELS, MAX_BATCHES = 5000, 250  # size of the sample
 CLEAR_Z = 6.0  # standard deviations above chance that a guessed order needs
@@ -116,11 +118,16 @@ def sample_agreement(
         batch = source.read(int(rng.choice(stretch)))
         rows = rng.permutation(len(batch))[: max_labels // len(stretches)]
         epochs.append(np.full(len(rows), batch.place.epoch))
-        top_classes.append(batch.labels[rows].argmax(1))
+        top_classes.append(_top_class(batch.labels[rows]))
         for order, classes in zip(orders, shown, strict=True):
             classes.append(_classes_shown(order(batch), image_class, source)[rows])
     epoch, top_class = np.concatenate(epochs), np.concatenate(top_classes)
     return [SampledAgreement(epoch, *agreement(top_class, np.concatenate(classes), source.classes)) for classes in shown]
+
+
+def _top_class(labels: Labels) -> Indices:
+    """[n] the largest class of every label."""
+    return topk(labels, 1)[0][:, 0] if isinstance(labels, SparseLabels) else labels.argmax(1)
 
 
 def _classes_shown(batch: LabelBatch, image_class: Indices, source: LabelSource) -> Indices:

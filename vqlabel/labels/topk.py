@@ -1,5 +1,6 @@
-"""Top-k labels (class ids and values [n, k]) <-> dense labels [n, C], for layouts that store only the top k."""
+"""Top-k labels (class ids and values [n, k]): checks, the value of the other classes, and the k largest of a label."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ from vqlabel.errors import BadLabels
 from vqlabel.labels.checks import SUM_TOLERANCE
 from vqlabel.labels.layouts.axes import MAX_CLASSES
 from vqlabel.labels.source import About
+from vqlabel.labels.sparse import Labels, SparseLabels, every_value, row_sums
 
-MAX_DENSE_BYTES = 1 << 28  # of one batch of dense labels: a forged class id in a small file must not exhaust the memory
 _LOW_WORD = np.uint64((1 << 32) - 1)
 
 
@@ -47,10 +48,10 @@ def check_topk_probs(ids: NDArray[Any], values: NDArray[np.floating], name: str)
     return ids.astype(np.int64)
 
 
-def scatter_probs(
+def sparse_probs(
     ids: NDArray[np.int64], values: NDArray[np.floating], classes: int, name: str, rest: str = "uniform"
-) -> NDArray[np.floating]:
-    """Dense probabilities of top-k ones; others get 0 (`rest` "zero") or equal shares of what is left of 1 ("uniform").
+) -> SparseLabels:
+    """Top-k probabilities; other classes have 0 (`rest` "zero") or equal shares of what is left of 1 ("uniform").
 
     A share stays below the smallest stored value of its row. The stored values were rounded, so their sum may leave
     more than another class can have had, and the k stored values must stay the k largest. Where the smallest stored
@@ -62,22 +63,18 @@ def scatter_probs(
         classes: C.
         name: of the file, for messages.
 
-    Returns:
-        [n, C] of the type of `values`.
-
     Raises:
-        BadLabels: an id is outside 0..C-1, shares below the smallest value cannot sum to the rest, or the dense labels
-            take more than MAX_DENSE_BYTES.
+        BadLabels: an id is outside 0..C-1, or shares below the smallest value cannot sum to the rest.
     """
     k = ids.shape[1]
     others = classes - k
     if rest == "zero" or others <= 0:
-        return scatter(ids, values, classes, name, 0.0)
+        return sparse_labels(ids, values, classes, name, 0.0)
     left, smallest = 1 - values.sum(1, dtype=np.float64), values.min(1)
     below = np.where(smallest > 0, np.nextafter(smallest, values.dtype.type(0)), values.dtype.type(-0.0))
     share = np.where(smallest > 0, np.minimum(np.maximum(left / others, 0).astype(values.dtype), below), below)
     unexplained = left - others * share.astype(np.float64) > SUM_TOLERANCE
-    labels = scatter(ids, values, classes, name, share[:, None])
+    labels = sparse_labels(ids, values, classes, name, share[:, None])
     if unexplained.any():
         row = int(unexplained.argmax())
         raise BadLabels(
@@ -87,62 +84,79 @@ def scatter_probs(
     return labels
 
 
-def scatter(
+def sparse_labels(
     ids: NDArray[np.int64], values: NDArray[np.floating], classes: int, name: str, rest: NDArray[np.floating] | float
-) -> NDArray[np.floating]:
-    """Dense labels: `values` [n, k] at the classes `ids` [n, k], and `rest` (a number, or [n, 1]) at all other classes.
-
-    Returns:
-        [n, C] of the type of `values`.
+) -> SparseLabels:
+    """Labels with `values` [n, k] at the classes `ids` [n, k], and `rest` (a number, or [n, 1]) at all other classes.
 
     Raises:
-        BadLabels: an id is outside 0..C-1, or the dense labels take more than MAX_DENSE_BYTES.
+        BadLabels: an id is outside 0..C-1.
     """
-    n = len(ids)
-    if n and int(ids.max()) >= classes:
+    if len(ids) and int(ids.max()) >= classes:
         raise BadLabels(f"{name}: contains class {int(ids.max())}, but the dump has {classes} classes; pass --classes")
-    size = n * classes * values.itemsize
-    if size > MAX_DENSE_BYTES:
-        raise BadLabels(
-            f"{name}: {n} labels of {classes} classes take {size} bytes; the limit is {MAX_DENSE_BYTES}: split the file"
-        )
-    labels = np.empty((n, classes), values.dtype)
-    labels[:] = rest
-    np.put_along_axis(labels, ids, values, 1)
-    return labels
+    column = np.empty((len(ids), 1), values.dtype)
+    column[:] = rest
+    return SparseLabels(ids=ids, values=np.ascontiguousarray(values), rest=column, classes=classes)
 
 
-def topk(labels: NDArray[np.floating], k: int, *, signed_zeros: bool = False) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+def topk(labels: Labels, k: int, *, signed_zeros: bool = False) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
     """The k largest values of every label, in descending order; of equal values the lower class comes first.
 
     Args:
-        labels: [n, C].
-        signed_zeros: order -0 below 0: `scatter_probs` marks classes that were not stored by -0.
+        labels: [n, C], dense or sparse.
+        k: at most C.
+        signed_zeros: order -0 below 0: `sparse_probs` marks classes that were not stored by -0.
 
     Returns:
         Class ids [n, k] and values [n, k].
     """
+    if isinstance(labels, SparseLabels):
+        return _topk_of_sparse(labels, k, signed_zeros)
     classes = labels.shape[1]
-    floats = np.ascontiguousarray(labels, np.float32)
-    if not signed_zeros:
-        floats = floats + np.float32(0)  # -0 becomes 0
-    bits = floats.view(np.int32).astype(np.int64)
-    bits = np.where(bits < 0, ~(bits & 0x7FFFFFFF), bits) + (1 << 31)  # integers that sort as the floats do
-    keys = bits.astype(np.uint64) << np.uint64(32) | _LOW_WORD - np.arange(classes, dtype=np.uint64)
+    keys = _sort_keys(labels, np.arange(classes), signed_zeros)
     largest = np.sort(np.partition(keys, classes - k, axis=1)[:, classes - k :], axis=1)[:, ::-1]
     ids = (_LOW_WORD - (largest & _LOW_WORD)).astype(np.int64)
     return ids, np.take_along_axis(labels, ids, 1)
 
 
-def to_probabilities(labels: NDArray[np.floating], about: About) -> NDArray[np.float32]:
-    """Probabilities [n, C] of labels [n, C]: the softmax of logits at temperature 1.
+def _topk_of_sparse(labels: SparseLabels, k: int, signed_zeros: bool) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """As `topk`. Of the other classes, which are equal, the lowest come first: at most k of them are candidates."""
+    stored = labels.ids.shape[1]
+    lowest = np.tile(np.arange(min(labels.classes, stored + k)), (len(labels), 1))
+    ids = np.concatenate([labels.ids, lowest], 1)
+    values = np.concatenate([labels.values, np.broadcast_to(labels.rest, lowest.shape)], 1)
+    keys = _sort_keys(values, ids, signed_zeros)
+    row, column = np.nonzero(labels.ids < lowest.shape[1])
+    keys[row, stored + labels.ids[row, column]] = 0  # a stored class, which is no other one; below all keys
+    largest = np.argsort(keys, axis=1)[:, : -k - 1 : -1]
+    return np.take_along_axis(ids, largest, 1), np.take_along_axis(values, largest, 1)
+
+
+def _sort_keys(values: NDArray[np.floating], ids: NDArray[np.int64], signed_zeros: bool) -> NDArray[np.uint64]:
+    """[n, m] values and their classes -> integers that sort as the values do, of equal values the lower class last."""
+    floats = np.ascontiguousarray(values, np.float32)
+    if not signed_zeros:
+        floats = floats + np.float32(0)  # -0 becomes 0
+    bits = floats.view(np.int32).astype(np.int64)
+    bits = np.where(bits < 0, ~(bits & 0x7FFFFFFF), bits) + (1 << 31)
+    keys: NDArray[np.uint64] = bits.astype(np.uint64) << np.uint64(32) | _LOW_WORD - ids.astype(np.uint64)
+    return keys
+
+
+def to_probabilities(labels: Labels, about: About) -> Labels:
+    """float32 probabilities of labels [n, C], in the same form: the softmax of logits at temperature 1.
 
     Probabilities are returned as they are; top-k ones whose other classes are 0 are normalised to sum to 1.
     """
     if about.domain == "probs" and (about.support is None or about.support.rest == "uniform"):
-        return labels.astype(np.float32)
-    probs = labels.astype(np.float64)
+        return _map_values(labels, lambda values: values.astype(np.float32))
+    probs = _map_values(labels, lambda values: values.astype(np.float64))
     if about.domain == "logits":
-        probs = np.exp(probs - probs.max(1, keepdims=True))
-    probs /= probs.sum(1, keepdims=True)
-    return probs.astype(np.float32)
+        top = every_value(probs).max(1, keepdims=True)
+        probs = _map_values(probs, lambda values: np.exp(values - top))
+    total = row_sums(probs, np.float64)[:, None]
+    return _map_values(probs, lambda values: (values / total).astype(np.float32))
+
+
+def _map_values(labels: Labels, function: Callable[[NDArray[np.floating]], NDArray[np.floating]]) -> Labels:
+    return labels.map_values(function) if isinstance(labels, SparseLabels) else function(labels)

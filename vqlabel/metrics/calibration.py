@@ -65,15 +65,19 @@ class Calibration:
     _sums: list[_Sums] = field(default_factory=list)
 
     @torch.no_grad()
-    def add(self, raw: Tensor, decoded: Tensor) -> None:
-        """Count [n, C] labels and their decoded form, both in `domain`; not those with a centred logit >= MAX_LOGIT."""
+    def add(self, raw: Tensor, decoded: Tensor, classes: int | None = None) -> None:
+        """Count [n, C] labels and their decoded form, both in `domain`; not those with a centred logit >= MAX_LOGIT.
+
+        Args:
+            classes: C, if the labels [n, k] have only some of the classes and all others have probability 0.
+        """
         x, y = as_logits(raw, self.domain), as_logits(decoded, self.domain)
         finite = ((x.abs() < MAX_LOGIT) & (y.abs() < MAX_LOGIT)).all(1)
         x, y = x[finite], y[finite]
         self._sums = self._sums or [_Sums() for _ in self.temperatures]
-        self.labels, self.classes = self.labels + len(x), x.shape[1]
+        self.labels, self.classes = self.labels + len(x), classes or x.shape[1]
         for t, sums in zip(self.temperatures, self._sums, strict=True):
-            _count(sums, F.log_softmax(x / t, 1), F.log_softmax(y / t, 1))
+            _count(sums, F.log_softmax(x / t, 1), F.log_softmax(y / t, 1), self.classes)
 
     def figures(self) -> dict[str, Any]:
         """Calibration at each temperature, by the key "T<t>", as JSON-compatible values.
@@ -114,8 +118,8 @@ class Calibration:
         }
 
 
-def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
-    """Add [n, C] log probabilities, raw p and decoded q."""
+def _count(sums: _Sums, log_p: Tensor, log_q: Tensor, classes: int) -> None:
+    """Add [n, C] log probabilities, raw p and decoded q; or [n, k], if the other classes have probability 0."""
     p, q = log_p.exp(), log_q.exp()
     sums.entropy -= [(p * log_p).sum(dtype=torch.float64).item(), (q * log_q).sum(dtype=torch.float64).item()]
     confidence, top = q.max(1)
@@ -124,6 +128,7 @@ def _count(sums: _Sums, log_p: Tensor, log_q: Tensor) -> None:
     octave = np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES
     step = (octave * STEPS).astype(np.int64).clip(0, size - 1)  # a confidence of 1 belongs to the last step
     sums.counts += [np.bincount(step, weights, size) for weights in (None, *pair)]
-    p, q = p.sub_(1 / p.shape[1]), q.sub_(1 / q.shape[1])
-    sums.power += q.square().sum(dtype=torch.float64).item()
-    sums.product += p.mul_(q).sum(dtype=torch.float64).item()
+    absent = len(p) * (classes - p.shape[1]) / classes**2  # sum of (0 - 1/C)^2
+    p, q = p.sub_(1 / classes), q.sub_(1 / classes)
+    sums.power += q.square().sum(dtype=torch.float64).item() + absent
+    sums.product += p.mul_(q).sum(dtype=torch.float64).item() + absent

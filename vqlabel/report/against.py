@@ -5,7 +5,6 @@ import math
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,14 +12,17 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
-from vqlabel.labels import LabelBatch, LabelSource, open_labels
+from vqlabel.labels import LabelBatch, LabelSource, SparseLabels, open_labels
 from vqlabel.labels.pruning import Pruned
+from vqlabel.labels.sparse import hash_labels
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.likelihood import likelihood_of
+from vqlabel.metrics.pairs import pairs
 from vqlabel.progress import Progress, silent
 from vqlabel.threads import large_operations
-from vqlabel.vql.decode import decode_steps, narrow, read_codec
+from vqlabel.vql.decode import decode_steps, label_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
+from vqlabel.workflows.encode import to_tensors
 
 # Figures before and after rounding to the dump's dtype are both reported if one changes by this share, or by 1e-4 if it
 # is below 0.01.
@@ -54,7 +56,7 @@ def distortion_against(
             raise UsageError(
                 f"{source.path} has more than the {file.records} records of {file.container.path}: not the dump it was packed from"
             )
-        fingerprint.update(batch.label_bytes())
+        hash_labels(fingerprint, batch.labels)
         comparison.add(batch, start, device)
         start += len(batch)
         progress("comparing", done + 1, len(source), {})
@@ -100,19 +102,27 @@ class _Comparison:
 
     def add(self, batch: LabelBatch, start: int, device: str) -> None:
         """Compare a batch of raw labels with the records from `start` on."""
-        raw, first = torch.from_numpy(np.ascontiguousarray(batch.labels)).to(device), start
-        for decoded in decode_steps(self.file, self.codec, start, start + len(batch), device):
-            raw_step, raw = raw.tensor_split([len(decoded)])
-            self._add_step(raw_step, decoded, first)
+        raw, first = to_tensors(batch.labels, device), 0
+        steps = label_steps if isinstance(raw, SparseLabels) else decode_steps
+        for decoded in steps(self.file, self.codec, start, start + len(batch), device):
+            self._add_step(raw[first : first + len(decoded)], decoded, start + first)
             first += len(decoded)
 
-    def _add_step(self, raw: Tensor, decoded: Tensor, first: int) -> None:
-        written = narrow(decoded, self.dtype, self.file, first).float()
-        self.written.add(raw, written)
-        if self.calibration is not None:
-            self.calibration.add(raw, written)
+    def _add_step(self, raw: Tensor | SparseLabels, decoded: Tensor | SparseLabels, first: int) -> None:
+        written: Tensor | SparseLabels
+        if isinstance(decoded, SparseLabels):
+            written = decoded.map_values(lambda values: narrow(values, self.dtype, self.file, first).float())
+        else:
+            written = narrow(decoded, self.dtype, self.file, first).float()
+        domain, sets = self.written.domain, self.written.sets
+        for x, y in pairs(raw, written, domain, sets=sets):
+            self.written.add(x, y)
+        if self.calibration is not None:  # which counts an absent class of probabilities as MIN_PROBABILITY
+            for x, y in pairs(raw, written, domain, sets=domain == "logits"):
+                self.calibration.add(x, y, self.file.classes)
         if self.dtype != torch.float32:
-            self.decoded.add(raw, decoded)
+            for x, y in pairs(raw, decoded, domain, sets=sets):
+                self.decoded.add(x, y)
 
     def figures(self) -> dict[str, Any]:
         """`distortion`, `distortion_f32` if it differs, `calibration`."""

@@ -108,6 +108,7 @@ def compare_methods(
     if skipped:
         notify(f"{', '.join(skipped)}: skipped; {next(iter(skipped.values()))}")
     sample, split = read_sample(source, progress)
+    sample = sample.dense()
     labels = _count_labels(source, progress)
     _check_fp16_range(source, sample)
     students = None if benchmark is None else _Students(benchmark, config, fit_config, progress)

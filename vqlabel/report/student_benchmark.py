@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.labels.class_map import teacher_classes
+from vqlabel.labels.sparse import as_dense
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.progress import Progress, silent
 from vqlabel.report.student_network import student_input, student_network
@@ -78,7 +79,7 @@ class StudentBenchmark:
         folder, views, raw_labels = ImageFolder(images), list[Tensor](), list[Tensor]()
         for done, batch in enumerate(source):
             views.append(torch.from_numpy(small_views(folder, batch, view, str(source.path))))
-            raw_labels.append(as_logits(torch.from_numpy(batch.labels), source.domain).half())
+            raw_labels.append(as_logits(torch.from_numpy(as_dense(batch.labels)), source.domain).half())
             progress("views", done + 1, len(source), {})
         self.source, self.views, self.raw_labels = source, torch.cat(views), torch.cat(raw_labels)
 
@@ -145,7 +146,7 @@ class StudentBenchmark:
         """[N, C] float16 centred logits: the dump's labels, read again and replaced batch by batch."""
         parts = []
         for batch in self.source:
-            logits = recode(torch.from_numpy(batch.labels), batch.context())
+            logits = recode(torch.from_numpy(as_dense(batch.labels)), batch.context())
             parts.append((logits - logits.mean(1, keepdim=True)).clamp_(-MAX_FP16, MAX_FP16).half())
         return torch.cat(parts)
 

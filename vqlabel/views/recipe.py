@@ -18,6 +18,7 @@ from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.places import Places
 from vqlabel.labels.schema import MAX_BATCHES
+from vqlabel.labels.sparse import Labels
 from vqlabel.philox import below, bits, shuffled, uniform
 from vqlabel.views.crops import MAX_SIDE, to_fractions
 
@@ -150,7 +151,7 @@ class DrawnColumns:
         epoch, slot = np.divmod(record, self.recipe.images)
         return np.asarray(epoch * self.recipe.batches + slot // self.recipe.batch)
 
-    def batch(self, number: int, labels: NDArray[np.floating]) -> LabelBatch:
+    def batch(self, number: int, labels: Labels) -> LabelBatch:
         """The batch at `places[number]`, with these labels [b, C]."""
         record = np.arange(self.starts[number], self.starts[number + 1])
         image = self.image(record)

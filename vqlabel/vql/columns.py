@@ -14,6 +14,7 @@ from vqlabel.errors import BadContainer
 from vqlabel.labels import Context, LabelBatch
 from vqlabel.labels.places import Places
 from vqlabel.labels.schema import CROP_COLUMNS, FLOAT_COLUMNS, MAX_BATCH_RECORDS
+from vqlabel.labels.sparse import Labels
 from vqlabel.views.crops import to_fractions
 from vqlabel.vql.column_limits import PREFIX, check_streams
 
@@ -77,7 +78,7 @@ class ColumnReader:
         """[n] batch number of each record."""
         return np.searchsorted(self.starts, record, side="right") - 1
 
-    def batch(self, at: int, labels: NDArray[np.floating]) -> LabelBatch:
+    def batch(self, at: int, labels: Labels) -> LabelBatch:
         """The batch at `places[at]`, with these labels."""
         start, stop = int(self.starts[at]), int(self.starts[at + 1])
         record = np.arange(start, stop)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vqlabel.codecs import LabelCodec, build_codec
 from vqlabel.dtypes import stored_type, torch_type
 from vqlabel.errors import BadContainer, UsageError, require
+from vqlabel.labels import SparseLabels
 from vqlabel.vql.file import CODEC, VqlFile
 
 DECODE_RECORDS, DECODE_BYTES = 2048, 32 << 20  # labels decoded at a time, as records and as bytes of float32
@@ -50,6 +51,19 @@ def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device
         end = min(first + step, stop)
         with torch.inference_mode():  # not around the yield: the mode would be on in the caller's code
             labels = decode(file, codec, as_tensor(file.codes(first, end), device), np.arange(first, end))
+        yield labels
+
+
+def label_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor | SparseLabels]:
+    """As `decode_steps`, but sparse labels of DECODE_RECORDS at most if the codec has them."""
+    if not codec.takes_sparse:
+        yield from decode_steps(file, codec, start, stop, device)
+        return
+    for first in range(start, stop, DECODE_RECORDS):
+        end = min(first + DECODE_RECORDS, stop)
+        with torch.inference_mode(), as_bad_container(file):
+            context = file.columns.context(np.arange(first, end)) if codec.needs else None
+            labels = codec.decode_sparse(as_tensor(file.codes(first, end), device), context)
         yield labels
 
 

@@ -18,6 +18,7 @@ from vqlabel.labels import Context, LabelBatch, LabelSource, Place
 from vqlabel.labels.batch import in_order
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.schema import DRAWN_COLUMNS, NEVER_DRAWN
+from vqlabel.labels.sparse import Labels
 from vqlabel.storage.filetypes import read_text
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target
@@ -62,7 +63,7 @@ class DrawnPart:
     def batch_of(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
         return np.searchsorted(self.starts, record, side="right") - 1
 
-    def batch(self, at: int, labels: NDArray[np.floating]) -> LabelBatch:
+    def batch(self, at: int, labels: Labels) -> LabelBatch:
         return self.drawn.batch(int(self._at[at]), labels)
 
     def image(self, record: NDArray[np.int64]) -> NDArray[np.int64]:

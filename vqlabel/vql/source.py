@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from vqlabel.dtypes import LABEL_TYPES, torch_type
 from vqlabel.errors import require
-from vqlabel.labels import LabelBatch, LabelSource, Place
-from vqlabel.vql.decode import check_batch_memory, decode_steps, narrow, read_codec
+from vqlabel.labels import LabelBatch, LabelSource, Place, SparseLabels
+from vqlabel.labels.sparse import Labels, concatenate
+from vqlabel.vql.decode import check_batch_memory, label_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
 
 
@@ -41,9 +44,22 @@ class VqlSource(LabelSource):
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         columns = self.file.columns
         start, stop = int(columns.starts[index]), int(columns.starts[index + 1])
-        check_batch_memory(self.file, stop - start)
-        parts = list(decode_steps(self.file, self.codec, start, stop, self._device))
-        decoded = torch.cat(parts) if parts else torch.empty(0, self.classes, dtype=torch.float32, device="cpu")
-        labels = narrow(decoded, self.torch_dtype, self.file, start).cpu()
-        batch = columns.batch(index, (labels.float() if self.dtype == "BF16" else labels).numpy())
-        return batch, f"{self.path}, record {start}"
+        if not self.codec.takes_sparse:
+            check_batch_memory(self.file, stop - start)
+        parts, first = list[Labels](), start
+        for decoded in label_steps(self.file, self.codec, start, stop, self._device):
+            parts.append(self._stored(decoded, first))
+            first += len(decoded)
+        labels = concatenate(parts) if parts else np.empty((0, self.classes), np.float16 if self.dtype == "F16" else np.float32)
+        return columns.batch(index, labels), f"{self.path}, record {start}"
+
+    def _stored(self, labels: Tensor | SparseLabels, first: int) -> Labels:
+        """Decoded labels in the dtype of this source; bf16 as float32."""
+        if isinstance(labels, SparseLabels):
+            return labels.map_values(lambda values: self._narrow(values, first)).map(lambda tensor: tensor.cpu().numpy())
+        narrowed: NDArray[np.floating] = self._narrow(labels, first).cpu().numpy()
+        return narrowed
+
+    def _narrow(self, values: Tensor, first: int) -> Tensor:
+        narrowed = narrow(values, self.torch_dtype, self.file, first)
+        return narrowed.float() if self.dtype == "BF16" else narrowed

@@ -70,7 +70,8 @@ class VqlWriter:
         Raises:
             BadLabels: see `ColumnWriter.add`.
         """
-        self._waiting[indices.start] = indices.stop, codes, [replace(batch, labels=batch.labels[:, :0]) for batch in batches]
+        without_labels = [replace(batch, labels=np.empty((len(batch), 0), np.float16)) for batch in batches]
+        self._waiting[indices.start] = indices.stop, codes, without_labels
         while self._next in self._waiting:
             self._next, codes, batches = self._waiting.pop(self._next)
             for batch in batches:

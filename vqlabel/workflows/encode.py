@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.errors import UsageError
-from vqlabel.labels import Context, LabelBatch, LabelSource
+from vqlabel.labels import Context, LabelBatch, LabelSource, SparseLabels
+from vqlabel.labels.sparse import Labels, as_dense, concatenate
 from vqlabel.threads import worker_count
 from vqlabel.vql.seeded import known_views
 
@@ -131,6 +132,8 @@ def _groups(source: LabelSource, span: range) -> Iterator[tuple[range, list[Labe
 def encode(codec: LabelCodec, batches: list[LabelBatch], device: str, views: torch.Tensor | None = None) -> Codes:
     """Encode the records of some batches to [n, m] uint32 codes.
 
+    Sparse labels become dense ones [n, C] only for codecs that take no others.
+
     Args:
         views: [n, 3, h, w] float32 in 0..1, the pixels that the teacher saw, for codecs that need them.
 
@@ -141,6 +144,14 @@ def encode(codec: LabelCodec, batches: list[LabelBatch], device: str, views: tor
         raise UsageError(
             f"codec {codec.kind} needs the pixels of the views, which a dump does not have: label images with `vqlabel relabel`"
         )
-    labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches])).to(device)
+    parts = [batch.labels if codec.takes_sparse else as_dense(batch.labels) for batch in batches]
+    labels = to_tensors(concatenate(parts), device)
     side = replace(Context.join([batch.context() for batch in batches]), views=views) if codec.needs else None
     return codec.encode(labels, side).cpu().numpy().view(np.uint32)
+
+
+def to_tensors(labels: Labels, device: str = "cpu") -> torch.Tensor | SparseLabels:
+    """Labels of NumPy arrays -> the same of tensors on `device`."""
+    if isinstance(labels, SparseLabels):
+        return labels.map(lambda array: torch.from_numpy(array).to(device))
+    return torch.from_numpy(labels).to(device)

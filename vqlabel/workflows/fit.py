@@ -5,7 +5,7 @@ from os import PathLike
 from typing import Any
 
 from vqlabel.codecs import FitHooks, LabelCodec, LabelSample, check_kind, fit_codec, save_codec
-from vqlabel.codecs.fit import with_codec
+from vqlabel.codecs.fit import sample_for, with_codec
 from vqlabel.codecs.precision import cpu_by_default
 from vqlabel.codecs.registry import config_class
 from vqlabel.config import MIX, FitConfig
@@ -94,6 +94,8 @@ def fit_sample(
         split: what was held out, in words, for the report.
     """
     config = with_codec(config, sample)
+    check_kind(str(config.codec))
+    sample = sample_for(str(config.codec), sample)
     hooks = FitHooks(progress=progress)
     if out is not None:
         state = state_of(out)

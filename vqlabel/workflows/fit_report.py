@@ -1,18 +1,21 @@
 """A fitted codec and its sample -> the report: distortion on labels seen and held out, code bits, notes."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vqlabel.bitstream.ragged import COUNT_ROWS
 from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.codecs.vqae.fit.split import MAX_LEVEL_SPREAD, level_spread
 from vqlabel.config import MIX
+from vqlabel.labels import SparseLabels
 from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
+from vqlabel.metrics.pairs import pairs
 from vqlabel.workflows.sample import HELD_OUT_LABELS
 
 CHUNK = 2048  # labels encoded at a time
@@ -49,14 +52,14 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, split: str, temperatu
 
 def measure(codec: LabelCodec, sample: LabelSample, part: str, temperatures: tuple[float, ...] = MIX) -> dict[str, float]:
     """Distortion of encoded and decoded labels of the split `part`, "train" or "held_out", at these temperatures."""
-    figures = likelihood_of(sample.domain).distortion(
-        temperatures=temperatures,
-        domain=sample.domain,
-        sets=_over_sets(codec, sample),
-    )
+    sets = _over_sets(codec, sample)
+    figures = likelihood_of(sample.domain).distortion(temperatures=temperatures, domain=sample.domain, sets=sets)
     with torch.inference_mode():
         for labels, context in sample.steps(part, CHUNK):
-            figures.add(labels, codec.decode(codec.encode(labels, context), context))
+            codes, sparse = codec.encode(labels, context), isinstance(labels, SparseLabels)
+            decoded = codec.decode_sparse(codes, context) if sparse else codec.decode(codes, context)
+            for raw, coded in pairs(labels, decoded, sample.domain, sets=sets):
+                figures.add(raw, coded)
     return {name: round(value, 6) for name, value in figures.figures().items()}
 
 
@@ -68,18 +71,25 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
     """
     likelihood = likelihood_of(sample.domain)
     totals = [torch.zeros(sample.classes, dtype=torch.float64) for _ in temperatures]
-    for labels, _ in sample.steps("train", CHUNK):
+    for labels in _wide_steps(sample, "train"):
         logits = as_logits(labels, sample.domain)
         for total, t in zip(totals, temperatures, strict=True):
             total += likelihood.probabilities(logits / t).sum(0, dtype=torch.float64)
     means = [t * likelihood.inverse(total / len(sample.train)).float() for total, t in zip(totals, temperatures, strict=True)]
     sums = [0.0] * len(temperatures)
-    for labels, _ in sample.steps("held_out", CHUNK):
+    for labels in _wide_steps(sample, "held_out"):
         logits = as_logits(labels, sample.domain)
         for i, (mean, t) in enumerate(zip(means, temperatures, strict=True)):
             sums[i] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
     count = max(1, len(sample.held_out))
     return {f"{likelihood.figure}{t:g}": round(kl_sum / count, 6) for t, kl_sum in zip(temperatures, sums, strict=True)}
+
+
+def _wide_steps(sample: LabelSample, split: str) -> Iterator[Tensor]:
+    """Labels of a split as dense tensors [n, C]: CHUNK at a time, or a few if they are sparse."""
+    for labels, _ in sample.steps(split, CHUNK):
+        for raw, _ in pairs(labels, labels, sample.domain, sets=False):
+            yield raw
 
 
 @torch.inference_mode()

@@ -7,12 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from vqlabel.codecs import LabelSample
 from vqlabel.config import FitConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError, VqlabelWarning
+from vqlabel.labels.sparse import SparseLabels, hash_labels
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target
 
@@ -28,7 +28,8 @@ def state_of(out: str | PathLike[str]) -> Path:
 def state_mark(config: FitConfig, sample: LabelSample) -> str:
     """sha256 of the configuration and the training split; a state with another mark is of another fit."""
     mark = hashlib.sha256(f"{STATE} {config.to_json()}".encode())
-    mark.update(np.ascontiguousarray(sample.train.numpy()).data)
+    train = sample.train
+    hash_labels(mark, train.map(torch.Tensor.numpy) if isinstance(train, SparseLabels) else train.numpy())
     return mark.hexdigest()
 
 

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vqlabel.codecs import LabelSample
 from vqlabel.errors import BadLabels
 from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.labels.constant_rows import ConstantRows
+from vqlabel.labels.sparse import concatenate
 from vqlabel.progress import Progress, silent
-from vqlabel.workflows.encode import describe_fit
+from vqlabel.workflows.encode import describe_fit, to_tensors
 
 SAMPLE_LABELS, SAMPLE_BYTES = (
     131_072,
@@ -63,8 +62,8 @@ def read_sample(source: LabelSource, progress: Progress = silent, min_labels: in
             "fit needs at least one of each"
         )
     return LabelSample(
-        train=_stack(train),
-        held_out=_stack(held_out),
+        train=to_tensors(concatenate([batch.labels for batch in train])),
+        held_out=to_tensors(concatenate([batch.labels for batch in held_out])),
         train_context=Context.join([b.context() for b in train]),
         held_out_context=Context.join([b.context() for b in held_out]),
         domain=source.domain,
@@ -123,7 +122,3 @@ def _rows_without_partners(batch: LabelBatch, start: int, stop: int) -> LabelBat
         return batch
     image = None if batch.image is None else batch.image[start:stop]
     return LabelBatch(labels=batch.labels[start:stop], place=batch.place, image=image)
-
-
-def _stack(batches: list[LabelBatch]) -> Tensor:
-    return torch.from_numpy(np.concatenate([batch.labels for batch in batches]))

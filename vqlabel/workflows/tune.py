@@ -66,6 +66,7 @@ def tune(
     if kl is not None and config.gain is None:
         config = replace(config, gain=1.0)
     sample, split = read_sample(source, progress)
+    sample = sample.dense()
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
     search = Search(sample, config, start + 60 * minutes, on_trial)

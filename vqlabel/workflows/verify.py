@@ -6,10 +6,11 @@ import numpy as np
 
 from vqlabel.container import verify as verify_bytes
 from vqlabel.errors import BadContainer
+from vqlabel.labels.sparse import every_value
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.column_checks import check_columns
 from vqlabel.vql.columns import ColumnReader
-from vqlabel.vql.decode import decode_steps, read_codec
+from vqlabel.vql.decode import label_steps, read_codec
 from vqlabel.vql.file import VqlFile
 
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # codes read at a time, as records and as bytes of uint32
@@ -37,8 +38,8 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
     if isinstance(file.columns, ColumnReader):  # drawn columns are valid by construction
         check_columns(file.columns)
     first = 0
-    for labels in decode_steps(file, codec, 0, file.records):
-        bad = ~labels.isfinite().all(1)
+    for labels in label_steps(file, codec, 0, file.records):
+        bad = ~every_value(labels).isfinite().all(1)
         if bad.any():
             raise BadContainer(f"{path}: label {first + int(bad.int().argmax())} decodes to NaN or Inf; damaged or forged")
         first += len(labels)

@@ -7,7 +7,7 @@ values. An entropy coder exploits both.
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.sparse.neighbours import to_ids, to_ranks
 from vqlabel.codecs.weights import take
 from vqlabel.errors import BadContainer
-from vqlabel.labels import Context
+from vqlabel.labels import Context, SparseLabels
 from vqlabel.labels.batch import NOWHERE
+from vqlabel.labels.sparse import Labels, row_sums
 from vqlabel.labels.topk import topk
 
 MIN_FIRST_GAP = 1 / 8  # steps; least decoded gap below the first class, so that the top-1 class is kept
@@ -37,6 +38,7 @@ class SparseCodec(LabelCodec):
     Each gap is rounded relative to the decoded sum of those before it, so that rounding errors do not accumulate.
     """
 
+    takes_sparse: ClassVar[bool] = True
     config: SparseConfig
 
     def __init__(self, config: SparseConfig, neighbours: Tensor | None = None) -> None:
@@ -77,6 +79,12 @@ class SparseCodec(LabelCodec):
         return min(super().stored_bits(codes), 8.0 * len(pack_ans(rows, self.code_bits)))
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
+        return self._encode_known(labels)
+
+    def _encode_sparse(self, labels: SparseLabels, context: Context | None) -> Tensor:
+        return self._encode_known(labels)
+
+    def _encode_known(self, labels: Tensor | SparseLabels) -> Tensor:
         config = self.config
         ids, depth = depths_of(labels, config.k, config.domain, config.rest)
         min_gaps, decoded_depth = self.min_gaps.tolist(), np.zeros(len(ids))
@@ -92,6 +100,15 @@ class SparseCodec(LabelCodec):
         return torch.from_numpy(np.concatenate([ids, gaps], 1)).int().to(labels.device)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
+        ids, values, rest = self._known(codes)
+        return rest.expand(-1, self.config.classes).scatter(1, ids, values)
+
+    def _decode_sparse(self, codes: Tensor, context: Context | None) -> SparseLabels:
+        ids, values, rest = self._known(codes)
+        return SparseLabels(ids=ids, values=values, rest=rest, classes=self.config.classes)
+
+    def _known(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes -> ids [n, k], their values [n, k], and the value of each other class [n, 1]."""
         config = self.config
         ids, gaps = codes[:, : config.k].long(), codes[:, config.k :].float()
         if config.neighbours:
@@ -99,31 +116,35 @@ class SparseCodec(LabelCodec):
         depth = (config.step * torch.maximum(gaps, self.min_gaps)).cumsum(1)
         logits = torch.cat([depth.new_zeros(len(codes), 1), -depth], 1)
         if config.domain == "logits":
-            return depth.new_full((len(codes), config.classes), NOWHERE).scatter(1, ids, logits)
+            return ids, logits, depth.new_full((len(codes), 1), NOWHERE)
         mass = logits.exp()
         other = mass[:, config.k :]  # [n, 1] of each class that is not stored, or [n, 0]
         total = mass[:, : config.k].sum(1, keepdim=True) + (config.classes - config.k) * other.sum(1, keepdim=True)
-        rest = other.sum(1, keepdim=True) / total
-        return rest.expand(-1, config.classes).scatter(1, ids, mass[:, : config.k] / total)
+        return ids, mass[:, : config.k] / total, other.sum(1, keepdim=True) / total
 
 
-def depths_of(labels: Tensor, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def depths_of(labels: Tensor | SparseLabels, k: int, domain: str, rest: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The k largest classes of labels, and their depths: the differences from the first class's logit.
 
     Args:
-        labels: [n, C] in `domain`.
+        labels: [n, C] in `domain`, dense or sparse.
         rest: "zero", or "uniform": the other classes share the remaining mass.
 
     Returns:
         ids [n, k], and depths [n, k] in nats; with a uniform rest and k < C [n, k + 1], the last column being that of
         each other class.
     """
-    array = labels.float().cpu().numpy() if labels.dtype == torch.bfloat16 else labels.cpu().numpy()
-    ids, values = topk(array, k, signed_zeros=domain == "probs")
+    known: Labels = labels.map(_as_array) if isinstance(labels, SparseLabels) else _as_array(labels)
+    ids, values = topk(known, k, signed_zeros=domain == "probs")
     values = values.astype(np.float64)
-    if rest == "uniform" and k < array.shape[1]:
-        others = array.sum(1, keepdims=True, dtype=np.float64) - values.sum(1, keepdims=True)
-        values = np.concatenate([values, others / (array.shape[1] - k)], 1)
+    if rest == "uniform" and k < labels.shape[1]:
+        others = (row_sums(known, np.float64) - values.sum(1))[:, None]
+        values = np.concatenate([values, others / (labels.shape[1] - k)], 1)
     if domain == "probs":
         values = np.log(values.clip(MIN_PROBABILITY))
     return ids, values[:, :1] - values
+
+
+def _as_array(tensor: Tensor) -> NDArray[np.floating]:
+    array: NDArray[np.floating] = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+    return array

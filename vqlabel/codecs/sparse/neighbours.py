@@ -26,13 +26,12 @@ def choose_neighbours(train: Ids, held_out: Ids, classes: int, labels: int) -> I
     """
     ranks_per_label, id_bits = train.shape[1] - 1, max(1, (classes - 1).bit_length())
     best, least_bits = np.empty((classes, 0), np.int64), float(ranks_per_label * id_bits)
-    if not ranks_per_label or not len(held_out):
+    lengths = [length for length in LENGTHS if length < classes and classes * length / max(1, labels) < ranks_per_label]
+    if not lengths or not len(held_out):
         return best
-    ranked = _most_frequent(train, classes, min(max(LENGTHS), classes - 1))
-    for length in LENGTHS:
+    ranked = _most_frequent(train, classes, max(lengths))
+    for length in lengths:  # longer lists alone take more bits than ids
         table = ranked[:, :length]
-        if table.shape[1] < length:
-            break
         symbols = np.minimum(to_ranks(held_out, table)[:, 1:], length)
         count = np.stack([np.bincount(column, minlength=length + 1) for column in symbols.T])
         share = count / len(held_out)

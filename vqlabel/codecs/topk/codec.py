@@ -1,7 +1,7 @@
 """LPQLD's MR-k: the k largest entries and their class ids; students re-normalise over them."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from vqlabel.codecs.sample import FitHooks, LabelSample
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
-from vqlabel.labels import Context
+from vqlabel.labels import Context, SparseLabels
 from vqlabel.labels.batch import NOWHERE
+from vqlabel.labels.topk import topk
 
 MAX_FP16 = 65504.0  # larger logits are clamped to it
 
@@ -24,6 +25,7 @@ class TopkCodec(LabelCodec):
     softmax over the decoded label is softmax over the k entries, as in LPQLD's trainer.
     """
 
+    takes_sparse: ClassVar[bool] = True
     config: TopkConfig
 
     def __init__(self, config: TopkConfig) -> None:
@@ -36,17 +38,33 @@ class TopkCodec(LabelCodec):
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
         value, index = labels.float().topk(self.config.k, 1)
-        return torch.cat([index.int(), value.clamp(-MAX_FP16, MAX_FP16).half().view(torch.int16).int() & 0xFFFF], 1)
+        return _to_codes(index, value)
+
+    def _encode_sparse(self, labels: SparseLabels, context: Context | None) -> Tensor:
+        index, value = (torch.from_numpy(part) for part in topk(labels.map(lambda tensor: tensor.cpu().numpy()), self.config.k))
+        return _to_codes(index, value).to(labels.device)
 
     def _decode(self, codes: Tensor, context: Context | None) -> Tensor:
+        index, value, fill = self._known(codes)
+        out = torch.full((len(codes), self.config.classes), fill, dtype=torch.float32, device=codes.device)
+        return out.scatter_(1, index, value)
+
+    def _decode_sparse(self, codes: Tensor, context: Context | None) -> SparseLabels:
+        index, value, fill = self._known(codes)
+        return SparseLabels(ids=index, values=value, rest=value.new_full((len(codes), 1), fill), classes=self.config.classes)
+
+    def _known(self, codes: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Codes -> class ids [n, k], their values [n, k], and the value of every other class."""
         k = self.config.k
         index, value = codes[:, :k].long(), codes[:, k:].to(torch.int32).to(torch.int16).contiguous().view(torch.float16).float()
         if self.config.domain == "probs":
-            value, fill = value / value.sum(1, keepdim=True).clamp_min(1e-12), 0.0
-        else:
-            fill = NOWHERE
-        out = torch.full((len(codes), self.config.classes), fill, dtype=torch.float32, device=codes.device)
-        return out.scatter_(1, index, value)
+            return index, value / value.sum(1, keepdim=True).clamp_min(1e-12), 0.0
+        return index, value, NOWHERE
+
+
+def _to_codes(index: Tensor, value: Tensor) -> Tensor:
+    """[n, k] class ids and their values -> [n, 2k] codes."""
+    return torch.cat([index.int(), value.float().clamp(-MAX_FP16, MAX_FP16).half().view(torch.int16).int() & 0xFFFF], 1)
 
 
 def fit(sample: LabelSample, config: FitConfig, hooks: FitHooks) -> TopkCodec:

@@ -17,6 +17,7 @@ from vqlabel.labels.layouts.label_dtypes import BF16, NUMPY_TYPES
 from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
 from vqlabel.labels.layouts.select_array import UNNAMED, ArrayInfo, SelectedArray, Selection, select_array
 from vqlabel.labels.source import About
+from vqlabel.labels.sparse import as_dense
 from vqlabel.labels.writer import LabelWriter
 
 FORMS = ("npy", "safetensors")  # the forms that are written
@@ -248,7 +249,7 @@ class ArrayWriter(LabelWriter):
         self._file.write(bytes(HEADER_BYTES))
 
     def add(self, batch: LabelBatch) -> None:
-        labels = np.ascontiguousarray(batch.labels)
+        labels = np.ascontiguousarray(as_dense(batch.labels))
         if self._about.dtype == "BF16":
             labels = (labels.view(np.uint32) >> 16).astype(np.uint16)
         if len(labels):  # a view of no bytes cannot be cast

@@ -28,7 +28,8 @@ from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.layouts.torch_items import array_item, describe, label_dtype, list_length, read_items, to_tensor, write_items
 from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelSource
-from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
+from vqlabel.labels.sparse import Labels, as_dense
+from vqlabel.labels.topk import check_topk_probs, sparse_probs, to_probabilities, topk
 from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import is_sidecar
 
@@ -106,9 +107,9 @@ class FkdSource(LabelSource):
 
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         content, name = self._read_file(index), str(self._file(index))
-        labels = content.values
+        labels: Labels = content.values
         if content.ids is not None:
-            labels = scatter_probs(content.ids, content.values, self.classes, name, content.rest)
+            labels = sparse_probs(content.ids, content.values, self.classes, name, content.rest)
         return LabelBatch(
             labels=labels,
             place=self.places[index],
@@ -225,11 +226,11 @@ class FkdWriter(LabelWriter):
         self._spool.write(rows.tobytes())
         self._images.append(batch.image)
 
-    def _to_form(self, labels: NDArray[np.floating]) -> NDArray[Any]:
+    def _to_form(self, labels: Labels) -> NDArray[Any]:
         """Labels [n, C] -> item 2 of the form."""
         probs = to_probabilities(labels, self._about)
         if self._form == "full":
-            return probs
+            return as_dense(probs)
         ids, values = topk(probs, self._k, signed_zeros=True)
         if self._form == "hard":
             return ids[:, 0]

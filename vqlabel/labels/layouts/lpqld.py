@@ -28,11 +28,11 @@ from vqlabel.labels.layouts.torch_items import to_tensor, write_items
 from vqlabel.labels.layouts.tree import Indices, read_order, write_order
 from vqlabel.labels.layouts.webdataset import is_tar
 from vqlabel.labels.source import About, LabelSource
-from vqlabel.labels.topk import scatter, topk
+from vqlabel.labels.sparse import as_dense
+from vqlabel.labels.topk import sparse_labels, topk
 from vqlabel.labels.writer import LabelWriter
 
 BATCH_ORDER_FILE = "sampler_indices_batch.json"
-MAX_VALUES = 1 << 26  # of one dense batch: a forged class id in a small file must not exhaust the memory
 MAX_CLASSES, MAX_SLOTS = 1 << 15, 256  # classes are written as int16, mix_index as uint8
 
 
@@ -87,12 +87,9 @@ class LpqldSource(LabelSource):
 
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         batch, classes, _ = self._read_file(index)
-        name = str(self.files[index])
-        if len(batch) * self.classes > MAX_VALUES:
-            raise BadLabels(
-                f"{name}: {len(batch)} labels of {self.classes} classes have more than {MAX_VALUES} values; split it into smaller batches"
-            )
-        labels = batch.labels if classes is None else scatter(classes, batch.labels, self.classes, name, NOWHERE)
+        name, labels = str(self.files[index]), batch.labels
+        if classes is not None:
+            labels = sparse_labels(classes, as_dense(labels), self.classes, name, NOWHERE)
         return replace(batch, labels=labels, image=self._images(self._numbers[index], len(batch))), name
 
     def _images(self, number: int, records: int) -> Indices | None:
@@ -155,7 +152,7 @@ class LpqldWriter(LabelWriter):
 
     def _label_items(self, batch: LabelBatch) -> list[Any]:
         if self._k is None:
-            return [to_tensor(self._narrow(batch.labels, batch))]
+            return [to_tensor(self._narrow(as_dense(batch.labels), batch))]
         classes, logits = topk(batch.labels, self._k)
         if (logits <= NOWHERE).any():
             raise UsageError(

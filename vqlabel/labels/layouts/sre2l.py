@@ -29,6 +29,7 @@ from vqlabel.labels.layouts.torch_items import (
 )
 from vqlabel.labels.layouts.tree import DRAWS, ORDER_FILE, SEED, Indices, TreeSource, batch_file, detect_tree, matching_draws
 from vqlabel.labels.source import About
+from vqlabel.labels.sparse import as_dense
 from vqlabel.labels.writer import LabelWriter
 
 ITEMS = "coords, flip, mix_index, mix_lam, mix_bbox, logits"
@@ -183,7 +184,7 @@ def six_items(batch: LabelBatch, about: About) -> list[Any]:
     """The six items of a batch; inverse of `parse_six`."""
     flip_or_cutout = batch.flip if batch.cutout is None else batch.cutout
     box = None if batch.mix_box is None else [int(edge) for edge in batch.mix_box]
-    labels = to_tensor(batch.labels, "bfloat16" if about.dtype == "BF16" else None)
+    labels = to_tensor(as_dense(batch.labels), "bfloat16" if about.dtype == "BF16" else None)
     return [to_tensor(batch.crop), to_tensor(flip_or_cutout), to_tensor(batch.mix_index), batch.mix_lam, box, labels]
 
 

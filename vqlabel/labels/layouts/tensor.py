@@ -29,6 +29,7 @@ from vqlabel.labels.layouts.sre2l import refuse_form
 from vqlabel.labels.layouts.torch_items import describe, save, to_plain, to_tensor
 from vqlabel.labels.layouts.unpickle import unpickle
 from vqlabel.labels.source import About
+from vqlabel.labels.sparse import as_dense
 from vqlabel.labels.writer import LabelWriter
 
 SUFFIXES = (".pt", ".pth")
@@ -249,7 +250,7 @@ class TensorWriter(LabelWriter):
             if image in self._row:
                 raise UsageError(f"tensor stores one label per image, but image {image} has several; write .npy, or keep one epoch")
             self._row[image] = len(self._row)
-        self._labels.append(batch.labels)
+        self._labels.append(as_dense(batch.labels))
 
     def finish(self) -> None:
         rows = [self._row.get(image) for image in range(len(self._row))]

@@ -22,7 +22,7 @@ from vqlabel.labels.batch import LabelBatch, Place, Support
 from vqlabel.labels.layouts.layout import SHARED_NAMES, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.source import About, LabelSource
-from vqlabel.labels.topk import check_topk_probs, scatter_probs, to_probabilities, topk
+from vqlabel.labels.topk import check_topk_probs, sparse_probs, to_probabilities, topk
 from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import read_text
 
@@ -108,7 +108,7 @@ class TinyVitSource(LabelSource):
         rows = read_records(package, self._k, start, start + self._step)
         name = f"{package.values}, records from {start}" if start else str(package.values)
         return LabelBatch(
-            labels=scatter_probs(check_topk_probs(rows["ids"], rows["values"], name), rows["values"], self.classes, name),
+            labels=sparse_probs(check_topk_probs(rows["ids"], rows["values"], name), rows["values"], self.classes, name),
             place=self.places[index],
             image=self._images(package)[start : start + self._step],
             seed=rows["seed"].astype(np.int64),
