@@ -16,7 +16,7 @@ from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
 from vqlabel.labels import Place
 from vqlabel.metrics.code_usage import CodeUsage
-from vqlabel.training import losses
+from vqlabel.training import losses, temperature
 from vqlabel.type_checks import check_type
 from vqlabel.workflows.teacher_source import TeacherSource
 
@@ -74,13 +74,13 @@ CALLS: dict[str, Call] = {
     "targets": (losses.targets, {"labels": LOGITS, "temperature": 1.0, "domain": "logits"}),
     "top_k": (losses.top_k, {"labels": LOGITS, "k": 1, "domain": "logits"}),
     "mse_gt": (losses.mse_gt, {**LOSS, "target": torch.tensor([0, 1]), "weight": 0.1}),
-    "StepSchedule": (losses.StepSchedule, {"start": 20.0, "end": 2.0, "every": 30, "gamma": 0.7}),
-    "StepSchedule.temperature": (losses.StepSchedule().temperature, {"epoch": 1}),
-    "CosineSchedule": (losses.CosineSchedule, {"start": 20.0, "end": 2.0, "epochs": 30}),
-    "CosineSchedule.temperature": (losses.CosineSchedule().temperature, {"epoch": 1}),
-    "StudentTemperature": (losses.StudentTemperature, {"start": 1.0, "grid": [1.0]}),
-    "StudentTemperature.update": (losses.StudentTemperature().update, {**LOSS, "temperature": 1.0}),
-    "StudentTemperature.load_state_dict": (losses.StudentTemperature().load_state_dict, {"state": {}}),
+    "StepSchedule": (temperature.StepSchedule, {"start": 20.0, "end": 2.0, "every": 30, "gamma": 0.7}),
+    "StepSchedule.temperature": (temperature.StepSchedule().temperature, {"epoch": 1}),
+    "CosineSchedule": (temperature.CosineSchedule, {"start": 20.0, "end": 2.0, "epochs": 30}),
+    "CosineSchedule.temperature": (temperature.CosineSchedule().temperature, {"epoch": 1}),
+    "StudentTemperature": (temperature.StudentTemperature, {"start": 1.0, "grid": [1.0]}),
+    "StudentTemperature.update": (temperature.StudentTemperature().update, {**LOSS, "temperature": 1.0}),
+    "StudentTemperature.load_state_dict": (temperature.StudentTemperature().load_state_dict, {"state": {}}),
     "CodeUsage": (CodeUsage, {"slots": 3, "codebook_size": 8}),
     "CodeUsage.add": (CodeUsage(3, 8).add, {"codes": CODES, "used": np.ones(2, int)}),
     "stored_count_bits": (bitstream.stored_count_bits, {"counts": CODES[:, :1], "width": 8}),
@@ -125,7 +125,8 @@ def test_an_argument_of_another_type_is_refused_with_its_name(name: str, argumen
 def test_every_public_callable_and_every_argument_is_covered() -> None:
     public = {name for name in vqlabel.__all__ if name != "VqlabelError"}
     public |= {name for name in bitstream.__all__ if inspect.isfunction(getattr(bitstream, name))}
-    public |= {n for n, v in vars(losses).items() if getattr(v, "__module__", "") == losses.__name__ and not n.startswith("_")}
+    for module in (losses, temperature):
+        public |= {n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__ and not n.startswith("_")}
     assert public <= set(CALLS)
     for call, right in CALLS.values():
         assert set(right) <= set(every(call, right))

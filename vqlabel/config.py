@@ -153,5 +153,5 @@ def check_labels(classes: int, domain: str) -> None:
 
 def check_temperatures(values: tuple[float, ...]) -> None:
     """Raises UsageError unless these are 1 to 16 numbers in 0.01..1000."""
-    good = 1 <= len(values) <= 16 and all(math.isfinite(t) and 0.01 <= t <= 1000 for t in values)
-    require(good, "temperature", list(values), "must be 1 to 16 numbers in 0.01..1000")
+    is_valid = 1 <= len(values) <= 16 and all(math.isfinite(t) and 0.01 <= t <= 1000 for t in values)
+    require(is_valid, "temperature", list(values), "must be 1 to 16 numbers in 0.01..1000")

@@ -15,11 +15,11 @@ def named_threads(count: int | None) -> Iterator[None]:
     """In this context, all computations of the package use `count` threads; None: keep the number of the outer context,
     or the default of each computation.
     """
-    before = _named.set(count or _named.get())
+    token = _named.set(count or _named.get())
     try:
         yield
     finally:
-        _named.reset(before)
+        _named.reset(token)
 
 
 def worker_count() -> int:
@@ -51,12 +51,12 @@ def large_operations() -> Iterator[None]:
 def _torch_threads(count: int) -> Iterator[None]:
     import torch
 
-    before = torch.get_num_threads()
+    threads_before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads_before)
 
 
 def available_processors() -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vqlabel
-from vqlabel.cli.options import read_exact_classes
+from vqlabel.cli.parse import read_exact_classes
 from vqlabel.codecs import LabelCodec
 from vqlabel.config import MIX, FitConfig
 from vqlabel.labels import Context, open_labels

@@ -24,7 +24,8 @@ from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import open_labels
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune import SHARES, SMALL, WEIGHT_BITS, Search, tune
+from vqlabel.workflows.tune import tune
+from vqlabel.workflows.tune_search import SHARES, SMALL, WEIGHT_BITS, Search
 
 
 def main() -> None:

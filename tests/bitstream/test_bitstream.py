@@ -1,12 +1,15 @@
 """Laws of all codings: round trips, sizes, refusal of values out of range; and the exact bytes, once."""
 
 import math
+import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
+from paths import ROOT
 
 from vqlabel.bitstream import (
     CODINGS,
@@ -27,8 +30,24 @@ WIDTHS = [[width] * fields for width in range(1, 33) for fields in (1, 3)]
 MIXED = [[1, 32], [32, 1, 7], [5, 8, 16, 3], [10] * 4 + [16] * 4, [31, 2], list(range(1, 33))]
 
 
-@pytest.fixture(params=CODINGS)
-def coding(request: pytest.FixtureRequest) -> Coding:
+def coding_on_the_contributing_page() -> Coding:
+    """The example of "How to add a coding"."""
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    block = next(text for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "pack_delta" in text)
+    names: dict[str, Any] = {"planes_size": planes_size, "Coding": Coding}
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    (entry,) = re.findall(r"^\+DELTA = (.*)$", page, re.MULTILINE)
+    coding: Coding = eval(entry, names)
+    return coding
+
+
+EXAMPLE = coding_on_the_contributing_page()
+
+
+@pytest.fixture(params=[*CODINGS, EXAMPLE.name])
+def coding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Coding:
+    """Every coding, and the example of the contributing page."""
+    monkeypatch.setitem(CODINGS, EXAMPLE.name, EXAMPLE)
     return CODINGS[request.param]
 
 

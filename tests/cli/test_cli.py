@@ -22,7 +22,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app, show
 from vqlabel.cli.options import LAYOUTS as LAYOUT_NAMES
-from vqlabel.cli.options import read_temperature
+from vqlabel.cli.parse import read_temperature
 from vqlabel.labels import LAYOUTS, open_labels
 
 COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")

@@ -222,7 +222,7 @@ def records(source: LabelSource) -> np.ndarray:
 
 
 # unsummed.codec: the codec of the case vqae, as save_codec wrote it before codec files had a sum, with the report
-# {"held_out": {"labels": 1, "kl_T1": 0.5}}
+# {"held": {"labels": 1, "kl_T1": 0.5}}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_detected_before_the_work(
         "a.npy": lambda out: vqlabel.unpack(vql, out, progress=untouched),
         "tree": lambda out: convert(dump, out, layout="gvbsm", progress=untouched),
         "a.codec": lambda out: vqlabel.fit(dump, FitConfig(), out=out, progress=untouched),
-        "b.codec": lambda out: tune(dump, FitConfig(bytes=20_000), out=out, progress=untouched, tried=untouched),
+        "b.codec": lambda out: tune(dump, FitConfig(bytes=20_000), out=out, progress=untouched, on_trial=untouched),
     }
     for name, run in runs.items():
         with pytest.raises(VqlabelError, match=rf"{name}: cannot be written \(Read-only file system\)"):

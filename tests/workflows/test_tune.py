@@ -13,14 +13,15 @@ from typer.testing import CliRunner
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
-from vqlabel.cli.options import read_size
+from vqlabel.cli.parse import read_size
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import open_labels
 from vqlabel.report import account
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune import Search, Trial, tune
+from vqlabel.workflows.tune import tune
+from vqlabel.workflows.tune_search import Search, Trial
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "codebook_size": 8}
 def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Path, tmp_path: Path) -> None:
     budget, trials = 14_000, list[Trial]()
     codec, report = tune(
-        dump, FitConfig(bytes=budget, **QUICK | {"epochs": 1}), minutes=9, tried=trials.append, out=tmp_path / "c.safetensors"
+        dump, FitConfig(bytes=budget, **QUICK | {"epochs": 1}), minutes=9, on_trial=trials.append, out=tmp_path / "c.safetensors"
     )
     assert 0.97 * budget <= report["bytes"] <= budget
     assert len(trials) == len(report["trials"]) > 2

@@ -7,8 +7,23 @@ import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
-from vqlabel.cli.arguments import Array, Axes, Classes, Device, Domain, Dump, Images, Json, Layout, Overwrite, Threads, Vql
-from vqlabel.cli.options import SEED_HELP, BitsCommand, Temperature, read_temperature
+from vqlabel.cli.options import (
+    Array,
+    Axes,
+    Classes,
+    Device,
+    Domain,
+    Dump,
+    Images,
+    Json,
+    Layout,
+    Overwrite,
+    Seed,
+    Temperature,
+    Threads,
+    Vql,
+)
+from vqlabel.cli.parse import BitsCommand, read_rates, read_temperature, read_words
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
@@ -103,7 +118,7 @@ def compare(
     view: Annotated[int, typer.Option(help="side of the labelled views in pixels")] = 224,
     passes: Annotated[int, typer.Option(help="training passes of each student over all views")] = 4,
     temperature: Temperature = None,
-    seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
+    seed: Seed = 0,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
@@ -115,12 +130,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
-    rates, temperatures = _rates(bits), read_temperature(temperature)
-    if teacher is not None and teacher_bytes is not None:
-        raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
-    if teacher is not None and not teacher.is_file():
-        raise UsageError(f"{teacher}: no such file; name the teacher's weights, or use --teacher-bytes")
-    size = teacher_bytes if teacher is None else teacher.stat().st_size
+    rates, temperatures = read_rates(bits), read_temperature(temperature)
+    size = _teacher_size(teacher, teacher_bytes)
     if plot is not None:
         from vqlabel.report.plots import check_plot_file, plot_rate_distortion
         from vqlabel.storage.apart import check_apart
@@ -134,7 +145,12 @@ def compare(
     from vqlabel.report.student_benchmark import StudentBenchmark
 
     config = CompareConfig(
-        bits=rates or DEFAULT_BITS, methods=_words(methods), temperature=temperatures, seed=seed, teacher_bytes=size, passes=passes
+        bits=rates or DEFAULT_BITS,
+        methods=read_words(methods),
+        temperature=temperatures,
+        seed=seed,
+        teacher_bytes=size,
+        passes=passes,
     )
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
@@ -162,16 +178,15 @@ def compare(
     terminal.emit(comparison, json, show.show_compare)
 
 
-def _words(values: list[str] | None) -> list[str] | None:
-    """["a,b", "c d"], the values of a repeated option -> [a, b, c, d]."""
-    return None if values is None else [word for value in values for word in value.replace(",", " ").split()]
-
-
-def _rates(values: list[str] | None) -> list[int] | None:
-    words = _words(values)
-    if words is not None and not (words and all(word.isdecimal() for word in words)):
-        raise UsageError(f"--bits {' '.join(values or ())!r}: must be integers, such as 8 16 32 or 8,16,32")
-    return None if words is None else [int(word) for word in words]
+def _teacher_size(weights: Path | None, teacher_bytes: int | None) -> int | None:
+    """Size of the teacher in bytes, from the file of its weights or as given; None: neither is."""
+    if weights is None:
+        return teacher_bytes
+    if teacher_bytes is not None:
+        raise UsageError("--teacher and --teacher-bytes both give the size of the teacher; use one of them")
+    if not weights.is_file():
+        raise UsageError(f"{weights}: no such file; name the teacher's weights, or use --teacher-bytes")
+    return weights.stat().st_size
 
 
 @app.command()
@@ -181,7 +196,7 @@ def demo(
         Path | None, typer.Option(help="folder for the dump, codec and .vql file (default: a temporary folder)")
     ] = None,
     bits: Annotated[int, typer.Option(help="code bits per label")] = 32,
-    seed: Annotated[int, typer.Option(help=SEED_HELP)] = 0,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and

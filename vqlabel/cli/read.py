@@ -7,9 +7,22 @@ import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
-from vqlabel.cli.arguments import Array, Axes, Classes, ClassMap, Device, Domain, Images, Json, Overwrite, Target, Threads, Vql
-from vqlabel.cli.options import LAYOUTS
-from vqlabel.errors import UsageError
+from vqlabel.cli.options import (
+    LAYOUTS,
+    Array,
+    Axes,
+    Classes,
+    ClassMap,
+    Device,
+    Domain,
+    Images,
+    Json,
+    Overwrite,
+    Target,
+    Threads,
+    Vql,
+)
+from vqlabel.cli.parse import read_span
 from vqlabel.threads import named_threads
 
 
@@ -31,7 +44,7 @@ def unpack(
     json: Json = False,
 ) -> None:
     """Decode a .vql file back into labels."""
-    span = _span(records)
+    span = read_span(records)
     from vqlabel.workflows.unpack import unpack as run
 
     with named_threads(threads), terminal.progress_bar() as progress:
@@ -40,16 +53,6 @@ def unpack(
     terminal.emit(
         result, json, lambda r: typer.echo(f"{r['path']}: {r['records']:,} labels of {r['classes']:,} classes, {r['dtype']}")
     )
-
-
-def _span(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    try:
-        first, stop = text.split(":")
-        return int(first) if first else None, int(stop) if stop else None
-    except ValueError:
-        raise UsageError(f"--records {text!r}: must be first:stop, such as 0:1000, 500: or :-100") from None
 
 
 @app.command()

@@ -64,6 +64,10 @@ class LabelCodec(nn.Module, ABC):
         """
         return {}
 
+    def calibrated(self) -> Self:
+        """The codec whose decoded labels have the lowest KL; a codec that rescales its labels overrides this."""
+        return self
+
     @property
     def code_bits(self) -> list[int]:
         """[m] stored width of each code in bits. Their sum is the rate in code bits per label; at a variable rate it is

@@ -53,13 +53,20 @@ class CodecConfig(JsonConfig):
 
     Attributes:
         kind: name of the codec.
-        codings: codings of a chunk of codes.
+        codings: codings of a chunk of codes, also at a variable rate; code counts are always fixed or zstd.
         keeps_level: whether decoded logits keep the label's mean over classes, which matters to squared error but not
             to softmax.
+        lossless: whether labels are decoded bit for bit; such a codec trains nothing.
+        has_lower_rates: whether a fitted codec can also encode at lower rates, each with a distortion of its own.
+        fit_options: fields of `FitConfig` that change this codec, besides budgets, temperature, seed and device; None:
+            all.
     """
 
     codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD)
     keeps_level: ClassVar[bool] = False
+    lossless: ClassVar[bool] = False
+    has_lower_rates: ClassVar[bool] = False
+    fit_options: ClassVar[tuple[str, ...] | None] = None
     classes: int
     domain: str
 
@@ -88,8 +95,8 @@ class CodecConfig(JsonConfig):
         """The streams of codes, in writing order."""
         widths = self.widths
         if self.max_codes is not None:
-            codes = CodeStream(CODES, tuple(widths[1:2]), chunk_rows=CHUNK_CODES)
-            return codes, CodeStream(COUNTS, tuple(widths[:1]))
+            codes = CodeStream(CODES, tuple(widths[1:2]), codings=self.codings, chunk_rows=CHUNK_CODES)
+            return codes, CodeStream(COUNTS, tuple(widths[:1]))  # fixed or zstd, as `stored_count_bits` computes
         if not widths:
             return (CodeStream(CODES, NO_CODES, chunk_rows=CHUNK_CODES),)
         return (CodeStream(CODES, tuple(widths), codings=self.codings),)

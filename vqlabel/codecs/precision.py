@@ -83,11 +83,11 @@ def cpu_by_default() -> Iterator[None]:
 @contextmanager
 def bf16_products(enabled: bool) -> Iterator[None]:
     """Make fits multiply in bf16 (emulated if the device has no native bf16), or in float32 on every machine."""
-    before = _chosen.set(enabled)
+    token = _chosen.set(enabled)
     try:
         yield
     finally:
-        _chosen.reset(before)
+        _chosen.reset(token)
 
 
 def quick_addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -55,6 +55,13 @@ def check_kind(kind: str) -> None:
     require(kind in CODECS, "codec", kind, f"must be one of {', '.join(CODECS)}")
 
 
+def config_class(kind: object) -> "type[CodecConfig]":
+    """The configuration class of a codec kind; the base class, with its defaults, if the kind is None or unknown."""
+    from vqlabel.codecs.config import CodecConfig
+
+    return CODECS[kind].config if isinstance(kind, str) and kind in CODECS else CodecConfig
+
+
 def codec_config(kind: object, values: object) -> "CodecConfig":
     """The configuration of a codec of this kind, from the JSON values of a file.
 

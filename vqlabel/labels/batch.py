@@ -17,7 +17,10 @@ ABSENT = 64.0  # nats below a label's largest logit from which a class counts as
 
 
 class Place(NamedTuple):
-    """Position of a batch in the training run that the labels are for."""
+    """Key of a batch: its position in the training run that the labels are for.
+
+    The key of a record is the place of its batch and its index in the batch.
+    """
 
     epoch: int
     batch: int

@@ -1,5 +1,8 @@
 """The one table of columns: what a record may have besides its label. Batches, readers, writers and checks follow it.
 
+The key of a record is its group and its index in the group. A group is what a training script reads at once: of views,
+the batch (epoch, batch).
+
 Source: docs/format.md, "Columns" and "Limits".
 """
 
@@ -12,7 +15,7 @@ MAX_BATCHES = 1 << 22  # a reader keeps the places of all batches in memory, 16 
 MAX_BATCH_RECORDS = 1 << 20  # readers load a batch as a whole
 MAX_NAME_BYTES = 1 << 28  # of the names of all images
 SHORT_BITS = 16  # width of a number that is stored as an integer or a half
-RECORD, BATCH = "record", "batch"
+RECORD, GROUP, FILE = "record", "group", "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,7 @@ class Column:
     """A column of a `.vql`.
 
     Attributes:
-        per: RECORD or BATCH: the column has one row for each; or, for a table of the file, its maximum number of rows.
+        per: RECORD or GROUP: the column has one row for each; FILE: a table with up to `max_rows` rows.
         fields: numbers per row; if `repeats` > 1, numbers of one item, of which a row has 1..repeats.
         bits: maximum width of a field.
         kind: "integer", "float" (float32, stored as halves if that is exact), "lambda" (float64) or "table" (per file).
@@ -29,10 +32,11 @@ class Column:
         repeats: maximum number of items of a row.
         image: the column with the image whose sides a crop is a share of; "" for other columns.
         drawn: whether a recipe can draw it again.
+        max_rows: of a table.
     """
 
     name: str
-    per: str | int
+    per: str
     fields: int
     bits: int
     kind: str
@@ -40,15 +44,18 @@ class Column:
     repeats: int = 1
     image: str = ""
     drawn: bool = False
+    max_rows: int = 0
 
 
 COLUMNS = {
     column.name: column
     for column in (
-        Column("batch", MAX_BATCHES, 3, 32, "table"),  # epoch, batch, records
-        Column("drawn", MAX_BATCHES, 1, 22, "table"),  # indices of the stored batches among those that the recipe draws
-        Column("image_size", MAX_IMAGES, 2, 16, "table"),  # height, width
-        Column("names", MAX_NAME_BYTES, 1, 8, "table"),  # of the images, UTF-8, one line each
+        Column("batch", FILE, 3, 32, "table", max_rows=MAX_BATCHES),  # epoch, batch, records
+        Column(
+            "drawn", FILE, 1, 22, "table", max_rows=MAX_BATCHES
+        ),  # indices of the stored batches among those that the recipe draws
+        Column("image_size", FILE, 2, 16, "table", max_rows=MAX_IMAGES),  # height, width
+        Column("names", FILE, 1, 8, "table", max_rows=MAX_NAME_BYTES),  # of the images, UTF-8, one line each
         Column("image", RECORD, 1, 24, "integer", "own", drawn=True),
         Column("crop", RECORD, 4, 32, "float", "own", image="image", drawn=True),
         Column("flip", RECORD, 1, 1, "integer", "own", drawn=True),
@@ -60,8 +67,8 @@ COLUMNS = {
         Column("patches", RECORD, 2, 32, "integer", "own", repeats=MAX_STRIPS),
         Column("ops", RECORD, 3, 32, "float", "own", repeats=MAX_OPS),
         Column("seed", RECORD, 1, 32, "integer", "own"),
-        Column("mix_lam", BATCH, 2, 32, "lambda", "mix", drawn=True),
-        Column("mix_box", BATCH, 4, 32, "integer", "mix", drawn=True),
+        Column("mix_lam", GROUP, 2, 32, "lambda", "mix", drawn=True),
+        Column("mix_box", GROUP, 4, 32, "integer", "mix", drawn=True),
     )
 }
 

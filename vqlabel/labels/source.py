@@ -109,6 +109,15 @@ class LabelSource(ABC):
         for index in range(len(self)):
             yield self.read(index)
 
+    def spans(self, records: int) -> list[range]:
+        """Cut the dump into spans of consecutive batches, which can be read and encoded in any order.
+
+        Spans have about `records` records, as the first batch tells; they depend on the dump alone, never on the number
+        of workers.
+        """
+        step = max(1, -(-records // max(1, len(self.read(0))))) if len(self) else 1
+        return [range(start, min(start + step, len(self))) for start in range(0, len(self), step)]
+
     def read(self, index: int) -> LabelBatch:
         """The batch at `places[index]`, checked.
 

@@ -144,7 +144,7 @@ class Distortion:
 
     Args:
         temperatures: at which KL is measured.
-        domain: of the labels, "logits" or "probs" (`BinaryDistortion`: "sigmoid").
+        domain: of the labels, "logits" or "probs" (`SigmoidDistortion`: "sigmoid").
         sets: whether labels contain only some of the classes: a class with a logit of NOWHERE or a probability of 0 is
             absent. Then all figures are over the classes that raw and decoded label share, renormalised.
 

@@ -6,13 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vqlabel.metrics.binary import (
-    BinaryDistortion,
-    binary_cross_entropy,
-    binary_features,
-    binary_kl_divergence,
-    binary_soft_target,
-)
 from vqlabel.metrics.distortion import (
     MIN_PROBABILITY,
     Distortion,
@@ -20,6 +13,13 @@ from vqlabel.metrics.distortion import (
     kl_divergence,
     mixed_cross_entropy,
     soft_target,
+)
+from vqlabel.metrics.sigmoid import (
+    SigmoidDistortion,
+    binary_cross_entropy,
+    binary_features,
+    binary_kl_divergence,
+    binary_soft_target,
 )
 
 
@@ -45,7 +45,7 @@ CATEGORICAL = Likelihood(
 )  # fmt: skip
 BERNOULLI = Likelihood(
     probabilities=torch.sigmoid, inverse=lambda p: p.clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY).logit(), divergence=binary_kl_divergence,
-    soft_target=binary_soft_target, cross_entropy=binary_cross_entropy, features=binary_features, distortion=BinaryDistortion,
+    soft_target=binary_soft_target, cross_entropy=binary_cross_entropy, features=binary_features, distortion=SigmoidDistortion,
     figure="binary_kl_T", shift_invariant=False,
 )  # fmt: skip
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vqlabel.codecs import FitHooks, LabelCodec, LabelSample
 from vqlabel.codecs.fit import fit_codec
-from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.config import FitConfig
 from vqlabel.errors import MissingExtra
 from vqlabel.labels import Context
@@ -103,13 +102,12 @@ class MethodFitter:
             return self.without_prior[bits]
         config = replace(self.config, bits=bits, prior=prior)
         codec = fit_codec(self.sample, config, FitHooks(progress=self.progress))
-        assert isinstance(codec, VqaeCodec)
 
         def recode(labels: Tensor, context: Context | None) -> Tensor:
             return as_logits(codec.decode(codec.encode(labels, context), context), self.sample.domain)
 
         fitted = FittedMethod(measure_codec(codec.calibrated(), self.sample), recode)
-        if codec.config.prior is not None:
+        if codec.config.image_prior is not None:
             return fitted
         self.without_prior[bits] = fitted
         if prior is False:

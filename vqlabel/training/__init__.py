@@ -1,8 +1,9 @@
 """A `.vql` -> labels, aligned batches and views for a training loop; losses and temperature schedules."""
 
 from vqlabel.training.dataset import TrainingBatch, VqlDataset, open
-from vqlabel.training.losses import CosineSchedule, StepSchedule, StudentTemperature, bce, kl, mse_gt, targets, top_k
+from vqlabel.training.losses import bce, kl, mse_gt, targets, top_k
 from vqlabel.training.samplers import PooledBatches, StoredBatches
+from vqlabel.training.temperature import CosineSchedule, StepSchedule, StudentTemperature
 from vqlabel.training.views import ViewBatch, VqlViews
 
 __all__ = [

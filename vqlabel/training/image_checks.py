@@ -64,11 +64,11 @@ def require_labelled_images(
     """
     path, recorded = file.container.path, file.images
     try:
-        given = ImageSet(count=count) if names is None else ImageSet.of(names)
+        images = ImageSet(count=count) if names is None else ImageSet.of(names)
         if recorded is None:
             doubt: str | None = "neither the number nor the names of the labelled images are recorded, so any folder passes"
         else:
-            doubt = recorded.require_same(where, given, names, files)
+            doubt = recorded.require_same(where, images, names, files)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
     if doubt is not None:

@@ -98,8 +98,8 @@ class Recipe:
             UsageError: `values` has other fields, or a value out of its range.
         """
         names = [field.name for field in fields(cls)]
-        good = isinstance(values, dict) and values.keys() == set(names)
-        require(good, "recipe", str(values)[:200], f"must have the fields {', '.join(names)}")
+        is_valid = isinstance(values, dict) and values.keys() == set(names)
+        require(is_valid, "recipe", str(values)[:200], f"must have the fields {', '.join(names)}")
         assert isinstance(values, dict)
         scale = values["scale"]
         return cls(**{**values, "scale": tuple(scale) if isinstance(scale, list) else scale})
@@ -127,9 +127,12 @@ class DrawnColumns:
 
     def __init__(self, recipe: Recipe, sizes: NDArray[np.integer], images: ImageSet | None = None) -> None:
         self.recipe, self.sizes, self.images = recipe, np.asarray(sizes, np.int64), images
-        good = self.sizes.shape in ((recipe.images, 2), (1, 2))
+        is_valid = self.sizes.shape in ((recipe.images, 2), (1, 2))
         require(
-            good, "sizes", list(self.sizes.shape), f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]"
+            is_valid,
+            "sizes",
+            list(self.sizes.shape),
+            f"must be [{recipe.images}, 2], a height and a width for every image, or [1, 2]",
         )
         invalid = self.sizes[~((self.sizes >= 1) & (self.sizes < MAX_SIDE)).all(1)]
         require(not len(invalid), "size", invalid[:1].tolist(), f"must be a height and a width in 1..{MAX_SIDE - 1} pixels")

@@ -43,8 +43,8 @@ def stack(images: Sequence[Tensor], device: str | torch.device = "cpu") -> Image
         UsageError: an image is of another type or shape.
     """
     for image in images:
-        good = image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3
-        require(good, "image", f"{image.dtype} {list(image.shape)}", "must be uint8 [3, H, W]")
+        is_valid = image.dtype == torch.uint8 and image.dim() == 3 and len(image) == 3
+        require(is_valid, "image", f"{image.dtype} {list(image.shape)}", "must be uint8 [3, H, W]")
     sizes = np.array([image.shape[1:] for image in images], np.int64).reshape(-1, 2)
     height, width = sizes.max(0, initial=1).tolist()
     pixels = torch.zeros(len(images), 3, height, width, dtype=torch.uint8, device="cpu")

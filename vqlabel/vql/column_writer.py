@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vqlabel.container import ContainerWriter
 from vqlabel.errors import BadLabels
 from vqlabel.labels import LabelBatch
+from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.schema import (
     COLUMNS,
     CROP_COLUMNS,
@@ -40,6 +41,9 @@ class ColumnWriter:
     them as streams.
 
     The first batch decides which columns the file has; all later batches must have the same.
+
+    Attributes:
+        whole_epochs: the images that complete epochs show.
     """
 
     def __init__(self, folder: Path, order: str) -> None:
@@ -48,6 +52,7 @@ class ColumnWriter:
         self._sizes = SizeFinder()
         self._kinds: dict[str, str] = {}  # float column -> how its numbers are stored: "integers", "float16" or "float32"
         self._halves: dict[str, bool] = {}  # float column -> whether float16 represents all its numbers exactly
+        self.whole_epochs = WholeEpochs()
         self._batches = 0
         self._present: dict[str, bool] | None = None
 
@@ -60,6 +65,8 @@ class ColumnWriter:
         self._check(batch)
         self._batches += 1
         self._put("batch", np.array([[batch.place.epoch, batch.place.batch, len(batch)]]))
+        if batch.image is not None:
+            self.whole_epochs.add(batch.place.epoch, batch.image)
         explicit = self._order == "explicit"
         for name in INTEGER_COLUMNS:
             value = getattr(batch, name)

@@ -87,8 +87,8 @@ class VqlFile:
         """
         support, details = self.label.get("support"), self.source.get("details", {})
         temperature = self.source.get("temperature")
-        good = isinstance(details, dict) and type(temperature) in (type(None), int, float)
-        if not (good and (support is None or _is_support(support, self.classes))):
+        is_valid = isinstance(details, dict) and type(temperature) in (type(None), int, float)
+        if not (is_valid and (support is None or _is_support(support, self.classes))):
             raise BadContainer(
                 f"{self.container.path}: vql.source is {str(self.source)[:200]}, the label's support {support!r}; damaged or forged"
             )
@@ -145,14 +145,14 @@ class VqlFile:
         """Number of images, if the first epoch shows every image once; else None."""
         if not (self.columns.has("image") and self.columns.places):
             return None
-        epoch, starts, shown = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
+        epoch, starts, whole_epochs = self.columns.places[0].epoch, self.columns.starts, WholeEpochs()
         later = np.flatnonzero(self.columns.places.epoch != epoch)
         end = starts[int(later[0]) if len(later) else len(starts) - 1]
         if end - starts[0] <= MAX_IMAGES:  # a longer epoch shows an image twice
             image = self.columns.image(np.arange(starts[0], end))
             assert image is not None  # the columns have "image"
-            shown.add(epoch, image)
-        return shown.images()
+            whole_epochs.add(epoch, image)
+        return whole_epochs.images()
 
     @property
     def classes(self) -> int:

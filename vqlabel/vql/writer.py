@@ -1,6 +1,7 @@
-"""Codes and columns -> a `.vql`: appended batch by batch, then the decoder's tensors and the header."""
+"""Codes and columns -> a `.vql`: added by spans of batches, then the decoder's tensors and the header."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +48,7 @@ class VqlWriter:
         ragged = self._config.max_codes is not None
         self._codes = (_RaggedCodes if ragged else _FixedCodes)(self._container, self._config.streams)
         self._columns = ColumnWriter(self._container.path.parent, self._order)
+        self._next, self._waiting = 0, dict[int, tuple[int, Codes, list[LabelBatch]]]()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -57,21 +59,33 @@ class VqlWriter:
         """The file to be written."""
         return self._container.path
 
-    def add_codes(self, codes: Codes) -> None:
-        """Append the codes of the next records, [n, m]; [n, 1 + m] with the count first at a variable rate."""
-        self._codes.append(codes)
+    def add(self, indices: range, codes: Codes, batches: Sequence[LabelBatch] = ()) -> None:
+        """Add consecutive batches, in any order: those that come early wait in memory, without their labels.
 
-    def add_columns(self, batch: LabelBatch) -> None:
-        """Append the place and the augmentation of the next batch.
+        Args:
+            indices: of the batches in the file; all batches of the file must be added, each once.
+            codes: of their records, [n, m]; [n, 1 + m] with the count first at a variable rate.
+            batches: with their augmentation; none if a recipe draws it.
 
         Raises:
             BadLabels: see `ColumnWriter.add`.
         """
-        self._columns.add(batch)
+        without_labels = [replace(batch, labels=np.empty((len(batch), 0), np.float16)) for batch in batches]
+        self._waiting[indices.start] = indices.stop, codes, without_labels
+        while self._next in self._waiting:
+            self._next, codes, batches = self._waiting.pop(self._next)
+            for batch in batches:
+                self._columns.add(batch)
+            self._codes.append(codes)
 
     def end_codes(self) -> int:
         """Close the streams of codes. Returns the number of records."""
+        assert not self._waiting, f"batch {self._next} was not added, but later ones were"
         return self._codes.end()
+
+    def images_shown(self) -> int | None:
+        """The number of images that complete epochs show; None if no epoch is complete."""
+        return self._columns.whole_epochs.images()
 
     def column_bits(self) -> int:
         """Size of the columns in bits before any coding, without chunk tables and names."""

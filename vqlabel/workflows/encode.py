@@ -3,7 +3,7 @@
 import itertools
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,9 +79,15 @@ def check_fitted_on(codec: LabelCodec, labels: FittedOn, where: Path) -> list[st
     return [] if prior is None else codec.fitted_on.refuse_others(labels, prior, where)
 
 
-def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tuple[int, list[LabelBatch], Codes], None, None]:
-    """Yield (batches read so far, the next group of batches, their codes), in order; a group has about ENCODE_RECORDS
-    records.
+def spans_of(source: LabelSource) -> list[range]:
+    """The spans of a dump's batches that are encoded together."""
+    return source.spans(_max_records(source))
+
+
+def encoded(
+    source: LabelSource, codec: LabelCodec, device: str, spans: Sequence[range]
+) -> Generator[tuple[range, list[LabelBatch], Codes], None, None]:
+    """Yield (indices of batches, the batches, their codes) for the spans in the given order; a long span in parts.
 
     On a CPU each worker encodes its own group with one thread, since threads that share an operation wait for each
     other at its end. Reading takes one thread, too: a second one would spin on the core of a worker.
@@ -90,11 +96,11 @@ def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tu
     interval, threads = sys.getswitchinterval(), torch.get_num_threads()
     sys.setswitchinterval(SWITCH_SECONDS)
     torch.set_num_threads(1)
-    waiting: deque[tuple[int, list[LabelBatch], Future[Codes]]] = deque()
+    waiting: deque[tuple[range, list[LabelBatch], Future[Codes]]] = deque()
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for done, batches in _grouped(source):
-                waiting.append((done, batches, pool.submit(encode, codec, batches, device)))
+            for indices, batches in itertools.chain.from_iterable(_groups(source, span) for span in spans):
+                waiting.append((indices, batches, pool.submit(encode, codec, batches, device)))
                 while len(waiting) > workers + 1:
                     first, group, codes = waiting.popleft()
                     yield first, group, codes.result()
@@ -108,13 +114,18 @@ def encoded(source: LabelSource, codec: LabelCodec, device: str) -> Generator[tu
                 unfinished.cancel()
 
 
-def _grouped(source: LabelSource) -> Iterator[tuple[int, list[LabelBatch]]]:
-    max_records = max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
+def _max_records(source: LabelSource) -> int:
+    """Records that are encoded together, at most: bounds memory."""
+    return max(1, min(ENCODE_RECORDS, ENCODE_BYTES // (4 * source.classes)))
+
+
+def _groups(source: LabelSource, span: range) -> Iterator[tuple[range, list[LabelBatch]]]:
+    """The batches of a span; in several groups if they have many more records than the first batch told."""
     group: list[LabelBatch] = []
-    for index, batch in enumerate(source):
-        group.append(batch)
-        if sum(map(len, group)) >= max_records or index + 1 == len(source):
-            yield index + 1, group
+    for index in span:
+        group.append(source.read(index))
+        if sum(map(len, group)) >= _max_records(source) or index + 1 == span.stop:
+            yield range(index + 1 - len(group), index + 1), group
             group = []
 
 

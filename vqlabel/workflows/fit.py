@@ -7,6 +7,7 @@ from typing import Any
 from vqlabel.codecs import FitHooks, LabelCodec, LabelSample, check_kind, fit_codec, save_codec
 from vqlabel.codecs.fit import sample_for, with_codec
 from vqlabel.codecs.precision import cpu_by_default
+from vqlabel.codecs.registry import config_class
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
@@ -62,7 +63,7 @@ def fit(
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:
         refuse_other_state(state_of(out))
-    sample, split = read_sample(source, progress, min_labels=1 if config.codec == "raw" else 2)
+    sample, split = read_sample(source, progress, min_labels=1 if config_class(config.codec).lossless else 2)
     return fit_sample(sample, split, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
 
 

@@ -1,6 +1,6 @@
 """A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch only."""
 
-import hashlib
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike
@@ -14,9 +14,9 @@ from vqlabel.config import FitConfig
 from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, require
 from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.constant_rows import ConstantRows
-from vqlabel.labels.image_set import ImageSet, WholeEpochs
+from vqlabel.labels.fingerprint import LabelsHash
+from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.pruning import Pruned
-from vqlabel.labels.sparse import hash_labels
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import VQL
@@ -27,7 +27,7 @@ from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import check_drawn, drawn_bits, read_recipe, recipe_file
 from vqlabel.vql.writer import VqlWriter
-from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, describe_fit, encoded
+from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, describe_fit, encoded, spans_of
 from vqlabel.workflows.fit import fit
 from vqlabel.workflows.quality import fit_quality
 
@@ -74,8 +74,8 @@ def pack(
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
         TargetExists: `out` exists and `overwrite` is false.
     """
-    known = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
-    require(known, "augmentation", augmentation, "must be keep or seeded")
+    is_valid = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
+    require(is_valid, "augmentation", augmentation, "must be keep or seeded")
     config = config or FitConfig()
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     source = source if keep is None else Pruned(source, keep, by, config.seed)
@@ -153,9 +153,14 @@ def encode_dump(
     drawn: DrawnColumns | None = None,
     overwrite: bool = False,
     device: str = "cpu",
+    spans: Sequence[range] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Encode a dump with a fitted codec. Returns and raises the same as `pack`; the result has no `fit`."""
+    """Encode a dump with a fitted codec. Returns and raises the same as `pack`; the result has no `fit`.
+
+    Args:
+        spans: all of `encode.spans_of(source)` in the order in which to encode them, which does not change the file.
+    """
     check_codec(codec, source)
     about = describe_fit(source)
     notes = check_fitted_on(codec, about, source.path)
@@ -163,19 +168,20 @@ def encode_dump(
         source, codec, drawn, unknown_view=about.view is None and about.first_sha256 != codec.fitted_on.first_sha256
     )
     with codec_on(codec, effort, device), VqlWriter(out, codec.config, source.order, overwrite=overwrite) as writer:
-        with closing(encoded(source, codec, device)) as groups:  # ends its workers before `codec_on` moves the codec back
-            for done, batches, codes in groups:
-                for batch in batches:
-                    writer.add_columns(batch)
-                    checks.add(batch)
-                writer.add_codes(codes)
+        with closing(encoded(source, codec, device, spans or spans_of(source))) as groups:  # ends before `codec_on` moves the codec
+            done = 0
+            for indices, batches, codes in groups:
+                for index, batch in zip(indices, batches, strict=True):
+                    checks.add(index, batch)
+                writer.add(indices, codes, batches)
+                done += len(batches)
                 progress("packing", done, len(source), {})
         records = writer.end_codes()
         checks.finish()
         kept_bits = 0 if drawn is None else writer.column_bits()
         tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
-        images = _images_of(source, about.images, checks.shown.images() if drawn is None else drawn.recipe.images)
-        made_by = {"labels_sha256": checks.fingerprint.hexdigest()}
+        images = _images_of(source, about.images, writer.images_shown() if drawn is None else drawn.recipe.images)
+        made_by = {"labels_sha256": checks.fingerprint.hexdigest(source)}
         size = writer.finish(source, tensors, made_by, drawn=drawn, images=images)
     result = {"path": str(writer.path), "records": records, "classes": source.classes}
     result |= {"epochs": len({place.epoch for place in source.places}), "bytes": size}
@@ -209,26 +215,23 @@ class _PassChecks:
     """Statistics and checks of a dump that need one pass over its batches.
 
     Attributes:
-        fingerprint: sha256 of the bytes of all labels in order.
-        shown: the images that complete epochs show.
+        fingerprint: of all labels in order.
     """
 
     def __init__(self, source: LabelSource, codec: LabelCodec, drawn: DrawnColumns | None, *, unknown_view: bool) -> None:
         self._source, self._codec, self._drawn = source, codec, drawn
         self._prior = codec.config.image_prior if unknown_view else None
         self._box_ends, self._constant = list[int](), ConstantRows(path=source.path)
-        self.fingerprint, self.shown = hashlib.sha256(), WholeEpochs()
+        self.fingerprint = LabelsHash()
 
-    def add(self, batch: LabelBatch) -> None:
-        """Raises BadLabels if the batch is not the one that the recipe draws."""
+    def add(self, index: int, batch: LabelBatch) -> None:
+        """Add batch `index` of the dump. Raises BadLabels if it is not the one that the recipe draws."""
         self._constant.add(batch.labels)
-        if batch.image is not None:
-            self.shown.add(batch.place.epoch, batch.image)
         if self._prior is not None and batch.mix_box is not None:
             self._box_ends.append(max(batch.mix_box))
         if self._drawn is not None:
             check_drawn(batch, self._drawn, _index_in_recipe(batch, self._drawn, self._source), self._source.path)
-        hash_labels(self.fingerprint, batch.labels)
+        self.fingerprint.add(index, batch)
 
     def finish(self) -> None:
         """Raises BadLabels or UsageError if the whole dump is invalid, or has larger views than the codec's prior."""

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from vqlabel.codecs.registry import config_class
+
 POOR_AGREEMENT = 0.5  # share of held-out labels; below it, fit_quality warns
 POOR_KL = 1.0  # nats, times T^2; above it, fit_quality warns
 POOR_MASS = 0.9  # share of the probability at T = 1 that the stored classes have; below it, fit_quality warns
@@ -34,7 +36,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         well and, if only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
         sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
     """
-    if report.get("codec") == "raw":
+    if config_class(report.get("codec")).lossless:
         return {"exact": True}
     held_out, temperatures = _held_out(report, code_bits), _temperatures(report)
     sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
@@ -71,7 +73,9 @@ def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
     if isinstance(rates, dict) and bits in rates:
         return rates[bits]
     config = report.get("config")
-    one_rate = report.get("codec") != "vqae" or (isinstance(config, dict) and config.get("variable") is True)
+    one_rate = not config_class(report.get("codec")).has_lower_rates or (
+        isinstance(config, dict) and config.get("variable") is True
+    )
     return report["held_out"] if one_rate or report.get("code_bits") == code_bits else None
 
 

@@ -139,8 +139,8 @@ def _label(source: TeacherSource, codec: LabelCodec, journal: Journal, device: s
 def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: Journal, overwrite: bool) -> dict[str, Any]:
     tensors = {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()}
     with VqlWriter(target, codec.config, source.order, overwrite=overwrite) as writer:
-        for codes in journal:
-            writer.add_codes(codes.astype(np.uint32))
+        for index, codes in enumerate(journal):
+            writer.add(range(index, index + 1), codes.astype(np.uint32))
         writer.end_codes()
         writer.finish(source, tensors, source.made_by, drawn=source.drawn, images=source.about.images)
     file = VqlFile(target)

@@ -3,56 +3,26 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from vqlabel.codecs import LabelCodec, LabelSample, fit_codec, save_codec
+from vqlabel.codecs import LabelCodec, save_codec
 from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
-from vqlabel.codecs.vqae.fit.budget import DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
-from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
-from vqlabel.codecs.vqae.fit.resolve import resolve
-from vqlabel.codecs.vqae.fit.train import default_epochs
+from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.sizes import file_bytes
-from vqlabel.config import DEFAULT_BITS, FitConfig
-from vqlabel.container.overhead import FILE_BYTES
+from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelSource, open_labels
-from vqlabel.metrics.distortion import temperature_weight
-from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.workflows.fit import fit_sample, with_temperature
-from vqlabel.workflows.fit_report import measure
 from vqlabel.workflows.sample import read_sample
-
-QUICK = 0.3  # share of a complete fit's epochs in a trial: enough to rank shapes, too few to predict their final KL
-SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # shares of the budget for codes that are tried, besides the default
-WEIGHT_BITS = (3, 5, 6, 8)  # bits per stored number that are tried, besides the default
-SMALL, LARGE = 16, 256  # codebook sizes that are tried
-FEW_BITS = 32  # code bits per label up to which both are tried; at higher rates one slot is a small step already
-REACH_TRIALS = 8  # maximum number of trials of `Search.reach`
-NEAR = 0.04  # tolerance of `Search.reach`, in the logarithms of KL and of bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A trial fit of one shape: its bytes in a file of the complete dump, and its held-out loss."""
-
-    config: FitConfig
-    resolved: VqaeConfig
-    bytes: int
-    loss: float  # weighted sum of `kl`: `mixed_kl_divergence`
-    kl: dict[str, float]  # at each temperature, lowest first; nats times T^2
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-compatible values; `config` is the resolved one."""
-        return {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
+from vqlabel.workflows.tune_search import Search, Trial
 
 
 @small_operations()
@@ -66,7 +36,7 @@ def tune(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-    tried: Callable[[Trial], None] = lambda _: None,
+    on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
@@ -79,7 +49,7 @@ def tune(
             bytes. The gain is then 1, which gives the lowest KL, unless `config` has another.
         minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs
             if one trial took too long.
-        tried: called after every trial.
+        on_trial: called after every trial.
 
     Returns:
         The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `trials` and `seconds` added.
@@ -99,7 +69,7 @@ def tune(
     sample = sample.dense()
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
-    search = Search(sample, config, start + 60 * minutes, tried)
+    search = Search(sample, config, start + 60 * minutes, on_trial)
     budget = budget_of(config, search.stats.labels, search.stats.classes)
     if budget is None:
         assert kl is not None
@@ -131,189 +101,3 @@ def _check_budget(config: FitConfig, bits: float | None, kl: float | None, minut
         "must be vqae, or left out: tune searches the sizes of a vqae, and other codecs have none",
     )
     require(config.code_width is None, "code_width", config.code_width, "must be given with bits, not with a budget")
-
-
-def _slots(config: VqaeConfig) -> int:
-    """Slots per label; at a variable rate of the mean label."""
-    return round(config.rate / config.code_bits) if config.variable else config.slots
-
-
-def _first_kl(trial: Trial) -> float:
-    """KL at the first temperature."""
-    return next(iter(trial.kl.values()))
-
-
-class Search:
-    """Trial fits of different shapes on one sample.
-
-    Args:
-        until: end of the time budget, on the clock of `time.monotonic`.
-        tried: called after every trial.
-    """
-
-    def __init__(self, sample: LabelSample, config: FitConfig, until: float, tried: Callable[[Trial], None]) -> None:
-        self.sample, self.config, self.until, self.tried = sample, config, until, tried
-        self.stats: DatasetStats = dataset_stats(sample)
-        self.trials: list[Trial] = []
-
-    def within(self, budget: int) -> Trial:
-        """The best of the shapes that fill `budget`, in bytes.
-
-        Tries different shares of the budget for codes, then neighbours of the best shape until none is better.
-
-        Raises:
-            UsageError: the budget is too small for any shape.
-        """
-        best = self.run(replace(self.config, bytes=budget, ratio=None))
-        moves = [*self._shares(best, budget), *self._neighbours(best)]
-        while moves:
-            before = best
-            for options in moves:
-                if not self._time_for_more():
-                    return best
-                best = self._better(best, options)
-            moves = [] if best is before else self._neighbours(best)
-        return best
-
-    def _shares(self, default: Trial, budget: int) -> list[dict[str, Any]]:
-        """Other numbers of slots than those of the default shape, the nearest first."""
-        if self.config.slots is not None or self.config.bits is not None:
-            return []
-        bits, slots, width = 8 * budget / self.stats.labels, _slots(default.resolved), default.resolved.code_bits
-        counts = [slots + 1, slots - 1, *(round(share * bits / width) for share in SHARES)]
-        moves: list[dict[str, Any]] = [{"slots": count} for count in dict.fromkeys(counts) if count >= 0]
-        if self.config.codebook_size is None and slots * width <= FEW_BITS:
-            small_width = (SMALL - 1).bit_length()
-            counts = [max(1, slots * width // small_width), *(round(share * bits / small_width) for share in SHARES)]
-            moves += [{"slots": count, "codebook_size": SMALL} for count in dict.fromkeys(counts) if count > 0]
-        return moves
-
-    def _neighbours(self, best: Trial) -> list[dict[str, Any]]:
-        """Changes of one size that the user left open; or of slots against bits per stored number, at one budget."""
-        given, shape = self.config, best.resolved
-        slots, free_slots = _slots(shape), given.slots is None and given.bits is None
-        moves: list[dict[str, Any]] = []
-        if given.weight_bits is None:
-            moves += [{"weight_bits": bits} for bits in (DEFAULT_WEIGHT_BITS, *WEIGHT_BITS)]
-        if free_slots:
-            moves += [{"slots": count} for count in (slots + 1, slots - 1) if count >= 0]
-        if free_slots and given.weight_bits is None:
-            trades = [(slots - 1, shape.weight_bits + 1), (slots + 1, shape.weight_bits - 1)]
-            moves += [
-                {"slots": count, "weight_bits": bits}
-                for count, bits in trades
-                if count >= 0 and MIN_WEIGHT_BITS <= bits <= MAX_WEIGHT_BITS
-            ]
-        if given.codebook_size is None and slots * shape.code_bits <= FEW_BITS:
-            moves += [{"codebook_size": SMALL if shape.codebook_size != SMALL else LARGE}]
-        if given.prior is None and shape.prior is not None:
-            moves += [{"prior": False}]
-        return moves
-
-    def _better(self, best: Trial, options: dict[str, Any]) -> Trial:
-        """The better of `best` and `best` with `options` changed."""
-        try:
-            trial = self.run(self._changed(best, options))
-        except UsageError:  # this shape does not fit into the budget
-            return best
-        return trial if trial.loss < best.loss else best
-
-    def _changed(self, best: Trial, options: dict[str, Any]) -> FitConfig:
-        """The configuration of `best` with `options` changed.
-
-        Raises:
-            UsageError: the options contradict each other.
-        """
-        config = best.config
-        if self.config.variable_rate:
-            config = replace(config, codebook_size=best.resolved.codebook_size)
-            return replace(config, **self._as_mean_bits(options, config))
-        if config.slots is None and config.bits is None:  # fix the default sizes, which would be resolved anew for other options
-            config = replace(config, slots=best.resolved.slots, codebook_size=best.resolved.codebook_size)
-        config = replace(config, **options)
-        if "codebook_size" in options and "slots" not in options and best.resolved.slots:  # keep the code bits per label
-            width = resolve(config, self.stats).code_bits
-            config = replace(config, slots=max(1, best.resolved.slots * best.resolved.code_bits // width))
-        return config
-
-    def _as_mean_bits(self, options: dict[str, Any], config: FitConfig) -> dict[str, Any]:
-        """`options` with a number of slots as bits of the mean label, which set the rate if it is variable."""
-        others = {name: value for name, value in options.items() if name != "slots"}
-        if "slots" not in options:
-            return others
-        width = resolve(replace(config, bytes=None, ratio=None, **{"bits": DEFAULT_BITS, **others}), self.stats).code_bits
-        return {**others, "bits": options["slots"] * width}
-
-    def reach(self, kl: float) -> Trial:
-        """The default shape with the fewest bytes whose trial has at most this KL, by the secant method on the
-        logarithms of both.
-
-        Raises:
-            UsageError: no trial reached it; the message has the nearest.
-        """
-        labels, classes = self.stats.labels, self.stats.classes
-        low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # bytes: too few; 1/4 of fp16, more than any KL needs
-        size, good, before = min(high, math.log(FILE_BYTES + 4 * labels)), None, None
-        for _ in range(REACH_TRIALS):
-            try:
-                trial = self.run(replace(self.config, bytes=int(math.exp(size)), ratio=None))
-            except UsageError:  # no codec is so small
-                low, size = size, (size + high) / 2 if good is None else (size + math.log(good.bytes)) / 2
-                continue
-            off = math.log(max(_first_kl(trial), 1e-9) / (0.99 * kl))
-            slope = -0.5 if before is None or abs(size - before[0]) < 1e-3 else min(-0.2, (off - before[1]) / (size - before[0]))
-            before = size, off
-            if off <= 0:
-                high, good = size, trial
-            else:
-                low = size
-            if high - low < NEAR or -NEAR < off <= 0 or not self._time_for_more():
-                break
-            secant = size - off / slope
-            size = secant if low < secant < high else (low + high) / 2
-        if good is None:
-            nearest = min(self.trials, key=_first_kl)
-            raise UsageError(
-                f"--kl {kl:g} was not reached in the time; the nearest is {_first_kl(nearest):.3f} with {nearest.bytes} bytes "
-                "(--minutes gives more time)"
-            )
-        return good
-
-    def run(self, config: FitConfig) -> Trial:
-        """A trial fit, measured on held-out labels; if the shape was tried before, that trial.
-
-        Raises:
-            UsageError: the configuration has no shape inside its budget.
-        """
-        quick = replace(config, gain=1.0)
-        resolved = resolve(quick, self.stats)
-        for trial in self.trials:
-            if replace(trial.resolved, price=0.0) == resolved:
-                return trial
-        start = time.monotonic()
-        codec = fit_codec(self.sample, replace(quick, epochs=self._quick_epochs()))
-        assert isinstance(codec.config, VqaeConfig)
-        figures = measure(codec, self.sample, "held_out", codec.config.temperature)
-        kl = {name: value for name, value in figures.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
-        loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
-        trial = Trial(
-            config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.stats.labels), loss=round(loss, 6), kl=kl,
-            seconds=round(time.monotonic() - start, 1),
-        )  # fmt: skip
-        self.trials.append(trial)
-        self.tried(trial)
-        return trial
-
-    def in_time(self, best: Trial) -> FitConfig:
-        """The configuration of the best trial, with fewer epochs if the time left is too short for a complete fit."""
-        complete = self.config.epochs or default_epochs(self.sample)
-        affordable = int(complete * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
-        return best.config if affordable >= complete else replace(best.config, epochs=max(self._quick_epochs(), affordable))
-
-    def _quick_epochs(self) -> int:
-        return max(1, round(QUICK * (self.config.epochs or default_epochs(self.sample))))
-
-    def _time_for_more(self) -> bool:
-        """Whether another trial leaves time for a complete fit."""
-        longest = max(trial.seconds for trial in self.trials)
-        return time.monotonic() + longest * (1 + 1 / QUICK) < self.until

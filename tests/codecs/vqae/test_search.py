@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.vqae.search import CLAMP, Encoder, best_counts, find_rate_multiplier
+from vqlabel.codecs.vqae.search import CLAMP, CodeSearch, best_counts, find_rate_multiplier
 from vqlabel.metrics.distortion import mixed_cross_entropy, soft_target
 
 N, C, K = 60, 12, 8
@@ -29,8 +29,8 @@ def decoded(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
 def encode(
     base: Tensor, target: Tensor, moves: list[Tensor], temperatures: Sequence[float], sweeps: int = 0, beam: int = 1
 ) -> Tensor:
-    """Codes from an `Encoder` whose latent is the logits."""
-    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, target, sweeps, beam)
+    """Codes from a `CodeSearch` whose latent is the logits."""
+    return CodeSearch(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)(base, target, sweeps, beam)
 
 
 @pytest.mark.parametrize("temperatures", TEMPERATURES, ids=str)
@@ -144,8 +144,8 @@ def test_an_underflow_is_recovered_in_the_sweeps_of_a_variable_rate() -> None:
     teacher, moves, base = draw(3)
     down = torch.where(torch.arange(C) < C // 2, -100.0, 0.0)
     start, shifted = base + down, [moves[0] - 0.45 * down, moves[1] - 0.55 * down, moves[2]]
-    encoder, target = Encoder(torch.stack(shifted), torch.eye(C), start.mean(0), (1.0,)), soft_target(teacher, (1.0,))
-    once, again = (encoder.variable(start, target, sweeps, 0.0) for sweeps in (0, 3))
+    search, target = CodeSearch(torch.stack(shifted), torch.eye(C), start.mean(0), (1.0,)), soft_target(teacher, (1.0,))
+    once, again = (search.variable(start, target, sweeps, 0.0) for sweeps in (0, 3))
     whole = once[:, 0] == 3
     assert int(whole.sum()) > N // 2
     before, after = (mixed_cross_entropy(decoded(start, shifted, c[:, 1:]), target, (1.0,))[whole] for c in (once, again))
@@ -168,8 +168,8 @@ def test_zero_labels_give_zero_codes() -> None:
 # Variable rate.
 
 
-def encoder_of(base: Tensor, moves: list[Tensor], temperatures: Sequence[float]) -> Encoder:
-    return Encoder(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)
+def search_of(base: Tensor, moves: list[Tensor], temperatures: Sequence[float]) -> CodeSearch:
+    return CodeSearch(torch.stack(moves), torch.eye(C), base.mean(0), temperatures)
 
 
 def counted(base: Tensor, moves: list[Tensor], codes: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ def test_prefix_losses_are_those_of_the_decoded_logits(temperatures: tuple[float
     teacher, moves, base = draw(4)
     target = soft_target(teacher, temperatures)
     prefix_losses, codes = (
-        encoder_of(base, moves, temperatures).prefix_losses(base, target),
+        search_of(base, moves, temperatures).prefix_losses(base, target),
         encode(base, target, moves, temperatures),
     )
     before = mixed_cross_entropy(base, target, temperatures)
@@ -196,21 +196,21 @@ def test_the_count_of_a_label_minimises_its_rate_distortion_cost(temperatures: t
     """Up to its count, a label has the codes of a fixed rate."""
     teacher, moves, base = draw(5, 0.7)
     target = soft_target(teacher, temperatures)
-    encoder, prefixes = encoder_of(base, moves, temperatures), encode(base, target, moves, temperatures)
-    losses = encoder.prefix_losses(base, target)
+    search, prefixes = search_of(base, moves, temperatures), encode(base, target, moves, temperatures)
+    losses = search.prefix_losses(base, target)
     for price in (0.0, 0.1, 1.0, 1e9):
-        codes = encoder.variable(base, target, 0, price)
+        codes = search.variable(base, target, 0, price)
         cost = losses + price * torch.arange(6)
         assert torch.equal(cost.gather(1, codes[:, :1])[:, 0], cost.amin(1))
         assert torch.equal(codes[:, 1:], prefixes * (torch.arange(5) < codes[:, :1]))
     assert not bool(codes.any()), "at a price of 1e9 no code lowers the cost"
-    assert len(encoder.variable(base, target, 0, 0.1)[:, 0].unique()) > 2
+    assert len(search.variable(base, target, 0, 0.1)[:, 0].unique()) > 2
 
 
 def test_a_higher_price_never_gives_more_codes() -> None:
     teacher, moves, base = draw(6, 0.5)
-    encoder, target = encoder_of(base, moves, (1.0,)), soft_target(teacher, (1.0,))
-    counts = [encoder.variable(base, target, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
+    search, target = search_of(base, moves, (1.0,)), soft_target(teacher, (1.0,))
+    counts = [search.variable(base, target, 0, price)[:, 0] for price in (0, 0.01, 0.03, 0.1, 0.3, 1, 3)]
     for before, after in itertools.pairwise(counts):
         assert bool((after <= before).all())
     assert float(counts[0].float().mean()) > 5 > 1 > float(counts[-1].float().mean())
@@ -218,7 +218,7 @@ def test_a_higher_price_never_gives_more_codes() -> None:
 
 def test_the_rate_multiplier_is_the_least_that_meets_the_target() -> None:
     teacher, moves, base = draw(6, 0.5)
-    losses = encoder_of(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
+    losses = search_of(base, moves, (1.0,)).prefix_losses(base, soft_target(teacher, (1.0,)))
     for target_codes in (0.0, 0.7, 2.0, 3.5):
         price = find_rate_multiplier(losses, target_codes)
         average = float(best_counts(losses, price).float().mean())
@@ -237,9 +237,9 @@ def test_a_sweep_at_a_variable_rate_increases_no_labels_loss(temperatures: tuple
     for seed in range(4):
         teacher, moves, base = draw(5, size, seed)
         target = soft_target(teacher, temperatures)
-        encoder = encoder_of(base, moves, temperatures)
-        price = find_rate_multiplier(encoder.prefix_losses(base, target), 2.5)
-        codes = [encoder.variable(base, target, sweeps, price) for sweeps in range(3)]
+        search = search_of(base, moves, temperatures)
+        price = find_rate_multiplier(search.prefix_losses(base, target), 2.5)
+        codes = [search.variable(base, target, sweeps, price) for sweeps in range(3)]
         assert all(torch.equal(chosen[:, 0], codes[0][:, 0]) for chosen in codes)
         losses = [mixed_cross_entropy(counted(base, moves, chosen), target, temperatures) for chosen in codes]
         for before, after in itertools.pairwise(losses):
@@ -251,4 +251,4 @@ def test_a_sweep_at_a_variable_rate_increases_no_labels_loss(temperatures: tuple
 def test_zero_labels_give_zero_counts() -> None:
     teacher, moves, base = draw(2)
     for sweeps in (0, 1):
-        assert encoder_of(base, moves, (1.0,)).variable(base[:0], soft_target(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)
+        assert search_of(base, moves, (1.0,)).variable(base[:0], soft_target(teacher, (1.0,))[:0], sweeps, 1.0).shape == (0, 3)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel import FitConfig
-from vqlabel.bitstream import FIXED, ZSTD, pack_fixed
+from vqlabel.bitstream import ANS, FIXED, ZSTD, pack_fixed
 from vqlabel.cli import app
 from vqlabel.codecs import CODECS, LabelCodec, fit_codec
 from vqlabel.codecs.at_config import at_config
@@ -30,7 +30,8 @@ from vqlabel.labels import open_labels
 from vqlabel.report import account, stats
 from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune import Trial, tune
+from vqlabel.workflows.tune import tune
+from vqlabel.workflows.tune_search import Trial
 
 N, C, BITS = 3000, 40, 24
 FIXED_RATE = FitConfig(codebook_size=16, temperature=(1.0,), gain=1.0, epochs=3)
@@ -151,6 +152,23 @@ def test_only_a_file_of_a_variable_rate_declares_it(packed: Path, vql: Path) -> 
     assert {"counts", "codes"} < set(reader.streams)
     assert ContainerReader(vql).metadata["vql.requires"] == "[]" and "counts" not in ContainerReader(vql).streams
     assert "variable" not in VqlFile(vql).codec["config"]
+
+
+def test_codes_are_stored_in_a_coding_that_the_codec_declares(
+    uneven: Path,
+    fitted: tuple[LabelCodec, dict[str, Any]],
+    codes: NDArray[np.int32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(VqaeConfig, "codings", (ANS,))
+    vqlabel.pack(uneven, tmp_path / "a.vql", codec=fitted[0])
+    file = VqlFile(tmp_path / "a.vql")
+    assert {name: file.container.streams[name].coding.name == "ans" for name in ("codes", "counts")} == {
+        "codes": True,
+        "counts": False,
+    }
+    np.testing.assert_array_equal(file.codes(0, len(codes)), codes)
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 64, 4096])
@@ -381,7 +399,7 @@ def test_a_file_with_all_columns_and_tensors_is_within_its_budget(tree: Path, tm
 def test_tune_tries_several_variable_rates(uneven: Path, tmp_path: Path) -> None:
     trials = list[Trial]()
     config = replace(VARIABLE_RATE, bits=None, epochs=1, bytes=22_000, gain=None)
-    codec, report = tune(uneven, config, minutes=0.25, tried=trials.append)
+    codec, report = tune(uneven, config, minutes=0.25, on_trial=trials.append)
     assert len({trial.resolved.rate for trial in trials}) > 1 and all(trial.resolved.variable for trial in trials)
     assert max(trial.bytes for trial in trials) <= report["budget"] == 22_000
     vqlabel.pack(uneven, tmp_path / "a.vql", codec=codec)

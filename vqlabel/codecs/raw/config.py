@@ -14,6 +14,8 @@ class RawConfig(CodecConfig):
 
     kind: ClassVar[str] = "raw"
     keeps_level: ClassVar[bool] = True
+    lossless: ClassVar[bool] = True
+    fit_options: ClassVar[tuple[str, ...]] = ()
     classes: int
     domain: str
     dtype: str  # F16 | BF16 | F32

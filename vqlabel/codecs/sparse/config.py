@@ -18,6 +18,7 @@ class SparseConfig(CodecConfig):
 
     kind: ClassVar[str] = "sparse"
     codings: ClassVar[tuple[Coding, ...]] = (FIXED, ZSTD, ANS)
+    fit_options: ClassVar[tuple[str, ...]] = ("slots", "bits")
     classes: int
     domain: str
     k: int

@@ -11,6 +11,7 @@ class TopkConfig(CodecConfig):
     """LPQLD's MR-k: the k largest entries in fp16, with their class ids; students re-normalise over them."""
 
     kind: ClassVar[str] = "topk"
+    fit_options: ClassVar[tuple[str, ...]] = ("slots", "bits")
     classes: int
     domain: str
     k: int

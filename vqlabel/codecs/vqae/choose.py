@@ -1,16 +1,16 @@
-"""Labels -> codes with the lowest loss of the decoder's logits; no encoder is trained or stored."""
+"""Labels -> codes with the lowest loss of the decoder's logits; no search is trained or stored."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.vqae.binary_search import BinaryEncoder
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.decoder import Decoder
 from vqlabel.codecs.vqae.exact_top import mask
 from vqlabel.codecs.vqae.prior import PriorInputs
-from vqlabel.codecs.vqae.search import Encoder
+from vqlabel.codecs.vqae.search import CodeSearch
+from vqlabel.codecs.vqae.sigmoid_search import SigmoidCodeSearch
 from vqlabel.metrics.distortion import as_logits, soft_target
 
 ENCODE_CHUNK = 512  # hypotheses searched at a time, so that their probabilities stay in the processor's cache
@@ -30,27 +30,27 @@ class CodeChooser:
         slots = config.slots if slots is None else slots
         if not slots:
             return torch.empty(len(labels), 0, dtype=torch.long, device=labels.device)
-        encoder, sweeps, beam_width = self._encoder(slots), SWEEPS[effort], 1 if config.variable else BEAM_WIDTH[effort]
+        search, sweeps, beam_width = self._search(slots), SWEEPS[effort], 1 if config.variable else BEAM_WIDTH[effort]
         codes = [torch.empty(0, config.variable + slots, dtype=torch.long, device=labels.device)]
-        for predicted, target in self._encoder_inputs(labels, prior_inputs, ENCODE_CHUNK // beam_width):
+        for predicted, target in self._search_inputs(labels, prior_inputs, ENCODE_CHUNK // beam_width):
             if config.variable:
-                codes.append(encoder.variable(predicted, target, sweeps, config.price * config.code_bits))
+                codes.append(search.variable(predicted, target, sweeps, config.price * config.code_bits))
             else:
-                codes.append(encoder(predicted, target, sweeps, beam_width))
+                codes.append(search(predicted, target, sweeps, beam_width))
         return torch.cat(codes)
 
     def prefix_losses(self, labels: Tensor, prior_inputs: PriorInputs | None) -> Tensor:
-        """[n, m + 1] what the first j codes add to the loss of a label: `Encoder.prefix_losses`."""
-        encoder = self._encoder(self.config.slots)
-        losses = [encoder.prefix_losses(predicted, target) for predicted, target in self._encoder_inputs(labels, prior_inputs)]
+        """[n, m + 1] what the first j codes add to the loss of a label: `CodeSearch.prefix_losses`."""
+        search = self._search(self.config.slots)
+        losses = [search.prefix_losses(predicted, target) for predicted, target in self._search_inputs(labels, prior_inputs)]
         return torch.cat([torch.zeros(0, self.config.slots + 1, device=labels.device), *losses])
 
-    def _encoder(self, slots: int) -> Encoder:
+    def _search(self, slots: int) -> CodeSearch:
         if self.config.domain == "sigmoid":
-            return BinaryEncoder(self.decoder.books()[:slots], self.decoder.out, self.config.temperature)
-        return Encoder(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
+            return SigmoidCodeSearch(self.decoder.books()[:slots], self.decoder.out, self.config.temperature)
+        return CodeSearch(self.decoder.books()[:slots], self.decoder.out, self.decoder.bias, self.config.temperature)
 
-    def _encoder_inputs(
+    def _search_inputs(
         self, labels: Tensor, prior_inputs: PriorInputs | None, chunk: int = ENCODE_CHUNK
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """`chunk` labels at a time: logits [b, C] decoded without codes, and soft targets [b, C]; for sigmoid labels

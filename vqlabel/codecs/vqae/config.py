@@ -40,6 +40,7 @@ class VqaeConfig(CodecConfig):
     """
 
     kind: ClassVar[str] = "vqae"
+    has_lower_rates: ClassVar[bool] = True
     classes: int  # C
     domain: str  # logits | probs | sigmoid
     slots: int  # m, codes per label, or the maximum at a variable rate; 0: the prior alone

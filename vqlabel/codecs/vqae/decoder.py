@@ -13,9 +13,9 @@ class Decoder(nn.Module):
     """Logits of codes and prior inputs: out(prior + z) + bias; z is the sum (residual) or concatenation (grouped) of
     the code vectors.
 
-    Logits are linear in the code vectors, so that `Encoder` finds a slot's best code exactly, and the first slots alone
-    are still a decoder. At a variable rate the first column of the codes is their count, and only that many codes are
-    summed. `forward` gives calibrated logits, which training and encoding use; `debiased` gives those for students.
+    Logits are linear in the code vectors, so that `CodeSearch` finds a slot's best code exactly, and the first slots
+    alone are still a decoder. At a variable rate the first column of the codes is their count, and only that many codes
+    are summed. `forward` gives calibrated logits, which training and encoding use; `debiased` gives those for students.
 
     The published file format fixes the names of the buffers. In prose, `center` is the mean latent, `contrast[j]` the
     gain if j slots are decoded, and `lift` the matrix of the tail gain; in the configuration, `head` is the number of

@@ -65,7 +65,7 @@ class SearchState:
         return any(probs.numel() > 0 and float(probs.amin()) < MIN_PROBABILITY for probs in self.probs.values())
 
 
-class Encoder:
+class CodeSearch:
     """Beam search, then coordinate descent, on `mixed_cross_entropy`: slots in turn given those before, then again
     given all others.
 

@@ -110,7 +110,7 @@ class SingleRateVqae(LabelCodec):
         self.prior_inputs(context)
 
     def _encode(self, labels: Tensor, context: Context | None) -> Tensor:
-        """Codes of the slots, then ids and levels of exact classes: see `Encoder`; the effort sets beam width and
+        """Codes of the slots, then ids and levels of exact classes: see `CodeSearch`; the effort sets beam width and
         sweeps.
 
         A fit chooses codes at the normal effort, so that its decoder is calibrated for the codes that `pack` chooses.
@@ -129,7 +129,7 @@ class SingleRateVqae(LabelCodec):
         return self._chooser().choose(labels, prior_inputs, self.effort, slots)
 
     def prefix_losses(self, labels: Tensor, prior_inputs: PriorInputs | None) -> Tensor:
-        """[n, m + 1] what the first j codes add to the loss of a label: `Encoder.prefix_losses`."""
+        """[n, m + 1] what the first j codes add to the loss of a label: `CodeSearch.prefix_losses`."""
         return self._chooser().prefix_losses(labels, prior_inputs)
 
     def _chooser(self) -> CodeChooser:

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.batch import LabelBatch
-from vqlabel.labels.layouts.dtypes import BF16, NUMPY_TYPES
+from vqlabel.labels.layouts.label_dtypes import BF16, NUMPY_TYPES
 from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
-from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
+from vqlabel.labels.layouts.select_array import UNNAMED, ArrayInfo, SelectedArray, Selection, select_array
 from vqlabel.labels.source import About
 from vqlabel.labels.sparse import as_dense
 from vqlabel.labels.writer import LabelWriter
@@ -35,23 +35,22 @@ class ContiguousRows(Rows):
     def __init__(
         self,
         path: Path,
+        labels: SelectedArray,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
+        axes: tuple[str, ...] | None,
         offset: int,
-        domain: str | None,
-        selection: Selection,
-        note: str | None,
     ) -> None:
-        super().__init__(str(path), shape, dtype, domain, selection.axes, note)
-        self._path, self._offset = path, offset
+        super().__init__(path, labels, shape, dtype, axes)
+        self._offset = offset  # bytes of the file before the first row
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         width = self.layout.classes * self.type.itemsize
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             file.seek(self._offset + start * width)
             data = file.read((stop - start) * width)
         if len(data) != (stop - start) * width:
-            raise BadLabels(f"{self.name}: truncated, {len(data)} of {(stop - start) * width} bytes at row {start}")
+            raise BadLabels(f"{self.path}: truncated, {len(data)} of {(stop - start) * width} bytes at row {start}")
         return np.frombuffer(data, self.type).reshape(-1, self.layout.classes)
 
 
@@ -61,13 +60,9 @@ class ColumnOrderRows(Rows):
     It is mapped anew for every read: a map keeps its file open, and a dump may have thousands of files.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], selection: Selection) -> None:
-        super().__init__(str(path), shape, dtype, axes=selection.axes)
-        self._path = path
-
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         stored = self.layout.stored
-        array: NDArray[Any] = _map_npy(self._path).reshape(stored)
+        array: NDArray[Any] = _map_npy(self.path).reshape(stored)
         if len(stored) == 2:
             return array[start:stop]
         if self.layout.images_first:
@@ -85,17 +80,17 @@ class NpzRows(Rows):
 
     _stream: IO[bytes] | None
 
-    def __init__(self, path: Path, member: str, domain: str | None, selection: Selection, note: str | None) -> None:
-        self._path, self._member, self._stream, self._row = path, member, None, 0
+    def __init__(self, path: Path, labels: SelectedArray, axes: tuple[str, ...] | None) -> None:
+        self._member, self._stream, self._row = labels.name + ".npy", None, 0
         with zipfile.ZipFile(path) as archive:
-            shape, column_major, dtype, self._header_bytes = npz_header(archive, member)
+            shape, column_major, dtype, self._header_bytes = npz_header(archive, self._member)
         if column_major:
-            raise BadLabels(f"{path}: {member} is in column-major order; save it with np.ascontiguousarray")
-        super().__init__(str(path), shape, dtype, domain, selection.axes, note)
+            raise BadLabels(f"{path}: {self._member} is in column-major order; save it with np.ascontiguousarray")
+        super().__init__(path, labels, shape, dtype, axes)
 
     def _open(self) -> IO[bytes]:
         self._close()
-        with zipfile.ZipFile(self._path) as archive:  # the file stays open until the member is closed
+        with zipfile.ZipFile(self.path) as archive:  # the file stays open until the member is closed
             self._stream, self._row = archive.open(self._member), 0
         self._stream.seek(self._header_bytes)
         return self._stream
@@ -127,7 +122,7 @@ class NpzRows(Rows):
     def _read_exactly(self, stream: IO[bytes], size: int) -> bytes:
         data = stream.read(size)
         if len(data) != size:
-            raise BadLabels(f"{self.name}: truncated, {len(data)} of {size} bytes at row {self._row}")
+            raise BadLabels(f"{self.path}: truncated, {len(data)} of {size} bytes at row {self._row}")
         return data
 
 
@@ -140,8 +135,8 @@ def open_npy(path: Path, selection: Selection) -> Rows:
     require(selection.array is None, "array", selection.array, f"must be left out: {path} is a single array without a name")
     array = _map_npy(path)  # checks that the shape fits the file
     if not array.flags.c_contiguous:
-        return _noting_bf16(ColumnOrderRows(path, array.shape, array.dtype, selection))
-    return _noting_bf16(ContiguousRows(path, array.shape, array.dtype, array.offset, None, selection, None))
+        return _noting_bf16(ColumnOrderRows(path, UNNAMED, array.shape, array.dtype, selection.axes))
+    return _noting_bf16(ContiguousRows(path, UNNAMED, array.shape, array.dtype, selection.axes, array.offset))
 
 
 def open_npz(path: Path, selection: Selection) -> Rows:
@@ -153,13 +148,13 @@ def open_npz(path: Path, selection: Selection) -> Rows:
                 shape, _, dtype, _ = npz_header(archive, name)
                 arrays[name.removesuffix(".npy")] = ArrayInfo.of(shape, dtype)
     labels = select_array(arrays, selection.array, path)
-    return _noting_bf16(NpzRows(path, labels.name + ".npy", labels.domain, selection, labels.note))
+    return _noting_bf16(NpzRows(path, labels, selection.axes))
 
 
 def _noting_bf16(rows: Rows) -> Rows:
     """The rows, with a note if their type is two bytes without a meaning, which is how NumPy saves bfloat16."""
     if rows.type == BF16:
-        rows.notes["type"] = f"{rows.name}: type {rows.type} is read as bfloat16"
+        rows.notes["type"] = f"{rows.path}: type {rows.type} is read as bfloat16"
     return rows
 
 
@@ -224,7 +219,7 @@ def open_safetensors(path: Path, selection: Selection) -> Rows:
     with path.open("rb") as raw:
         size = int.from_bytes(raw.read(8), "little")
         offset = 8 + size + json.loads(raw.read(size))[labels.name]["data_offsets"][0]
-    return ContiguousRows(path, shape, NUMPY_TYPES[dtype], offset, domain, selection, labels.note)
+    return ContiguousRows(path, labels._replace(domain=domain), shape, NUMPY_TYPES[dtype], selection.axes, offset)
 
 
 class ArrayWriter(LabelWriter):

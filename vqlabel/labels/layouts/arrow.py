@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, MissingExtra
 from vqlabel.labels.layouts.rows import Rows, check_count
-from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
+from vqlabel.labels.layouts.select_array import ArrayInfo, SelectedArray, Selection, select_array
 
 PARQUET, ARROW = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
 SUFFIXES = (*PARQUET, *ARROW)
@@ -93,17 +93,9 @@ class ColumnRows(Rows):
     """The rows of one column, decoded in order; going back starts again at the chunk that contains the row."""
 
     def __init__(
-        self,
-        path: Path,
-        column: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        domain: str | None,
-        selection: Selection,
-        note: str | None,
+        self, path: Path, labels: SelectedArray, shape: tuple[int, ...], dtype: np.dtype[Any], axes: tuple[str, ...] | None
     ) -> None:
-        super().__init__(str(path), shape, dtype, domain, selection.axes, note)
-        self._path, self._column = path, column
+        super().__init__(path, labels, shape, dtype, axes)
         self._row_shape = shape[1:]
         self._labels_per_row = int(np.prod(self._row_shape[:-1], dtype=np.int64))
         self._chunk_ends = np.cumsum(_open(path).rows)
@@ -120,7 +112,7 @@ class ColumnRows(Rows):
             self._take(parts, first)
             assert self._pieces is not None
             try:
-                self._decoded = _decode(next(self._pieces, None), self._row_shape, self.type, self.name, self._row)
+                self._decoded = _decode(next(self._pieces, None), self._row_shape, self.type, self.path, self._row)
             except BadLabels:
                 self._pieces = None  # the next read starts again and raises the same error
                 raise
@@ -135,7 +127,7 @@ class ColumnRows(Rows):
         chunk = int(np.searchsorted(self._chunk_ends, row, side="right"))
         chunk_start = int(self._chunk_ends[chunk - 1]) if chunk else 0
         if self._pieces is None or row < self._row or chunk_start > self._row + len(self._decoded):
-            self._pieces, self._row = _open(self._path).pieces(self._column, chunk, self._piece_rows), chunk_start
+            self._pieces, self._row = _open(self.path).pieces(self.array, chunk, self._piece_rows), chunk_start
             self._decoded = self._decoded[:0]
 
     def _take(self, parts: list[NDArray[Any]], first: int, last: int | None = None) -> None:
@@ -161,9 +153,8 @@ def open_column(path: Path, selection: Selection) -> Rows:
     shape, dtype, is_float = columns[labels.name]
     if not is_float or len(shape) < 2:
         raise BadLabels(f"{path}: column {labels.name!r} is {dtype}; labels must be a column of lists of C floats")
-    if len(shape) == 3 and selection.axes is None:
-        selection = selection._replace(axes=("images", "epochs", "classes"))
-    return ColumnRows(path, labels.name, shape, np.dtype(dtype), labels.domain, selection, labels.note)
+    axes = ("images", "epochs", "classes") if len(shape) == 3 and selection.axes is None else selection.axes
+    return ColumnRows(path, labels, shape, np.dtype(dtype), axes)
 
 
 def _open(path: Path) -> Table:
@@ -203,19 +194,19 @@ def _storage_of(array: Any) -> Any:
     return getattr(array, "storage", array)
 
 
-def _decode(piece: Any, row_shape: tuple[int, ...], dtype: np.dtype[Any], name: str, first_row: int) -> NDArray[Any]:
+def _decode(piece: Any, row_shape: tuple[int, ...], dtype: np.dtype[Any], path: Path, first_row: int) -> NDArray[Any]:
     """An Arrow array of lists -> [rows, *row_shape].
 
     Args:
         piece: None if the file ended before all declared rows were read.
-        name: of the file, for messages.
+        path: of the file, for messages.
         first_row: index in the file of the first row of the piece, for messages.
 
     Raises:
         BadLabels: the file is truncated, or a row has another shape or a null value.
     """
     if piece is None:
-        raise BadLabels(f"{name}: ends at row {first_row}, before the number of rows in its header; it is truncated or forged")
+        raise BadLabels(f"{path}: ends at row {first_row}, before the number of rows in its header; it is truncated or forged")
     rows = len(piece)
     for depth, expected in enumerate(row_shape):
         piece = _storage_of(piece)
@@ -224,9 +215,9 @@ def _decode(piece: Any, row_shape: tuple[int, ...], dtype: np.dtype[Any], name: 
         if len(wrong):
             row = first_row + int(wrong[0]) // max(1, len(lengths) // max(1, rows))
             raise BadLabels(
-                f"{name}: row {row} has a list of {lengths[wrong[0]]}; row 0 has {'lists' if depth else 'a list'} of {expected}"
+                f"{path}: row {row} has a list of {lengths[wrong[0]]}; row 0 has {'lists' if depth else 'a list'} of {expected}"
             )
         piece = piece.flatten()
     if piece.null_count:
-        raise BadLabels(f"{name}: at or after row {first_row} a value is null; every label must have C numbers")
+        raise BadLabels(f"{path}: at or after row {first_row} a value is null; every label must have C numbers")
     return np.asarray(piece.to_numpy(zero_copy_only=False), dtype).reshape(rows, *row_shape)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.batch import LabelBatch, Place, Support
-from vqlabel.labels.layouts.dtypes import torch_code
+from vqlabel.labels.layouts.label_dtypes import torch_dtype_name
 from vqlabel.labels.layouts.layout import ANY_TAR, Layout
 from vqlabel.labels.layouts.tensor import refuse_augmentation
 from vqlabel.labels.layouts.torch_items import array_item, describe, label_dtype, list_length, read_items, to_tensor, write_items
@@ -80,7 +80,7 @@ class FkdSource(LabelSource):
             layout="fkd",
             classes=self._count_classes(first, classes),
             domain="probs",
-            dtype=label_dtype(self, torch_code(labels_dtype) or "F16"),  # hard labels are held as probabilities 1 in fp16
+            dtype=label_dtype(self, torch_dtype_name(labels_dtype) or "F16"),  # hard labels are held as probabilities 1 in fp16
             order="explicit",
             temperature=1.0,
             support=None if first.ids is None else Support(k=first.ids.shape[1], rest=first.rest),

@@ -17,19 +17,6 @@ MAX_CHUNK_BYTES = 256 << 20  # the library reads a chunk as a whole
 class DatasetRows(Rows):
     """The rows of one dataset; its file is opened for every read, because a dump may have thousands of files."""
 
-    def __init__(
-        self,
-        path: Path,
-        dataset: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        domain: str | None,
-        selection: Selection,
-        note: str | None,
-    ) -> None:
-        super().__init__(str(path), shape, dtype, domain, selection.axes, note)
-        self._path, self._dataset = path, dataset
-
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         layout = self.layout
         if layout.images_first:
@@ -39,8 +26,8 @@ class DatasetRows(Rows):
             index = (epoch, *(0,) * (layout.kept[1] - 1), slice(image, image + stop - start))
         else:
             index = (slice(start, stop),)
-        with _open(self._path) as file:
-            return np.asarray(file[self._dataset][index]).reshape(-1, layout.classes)
+        with _open(self.path) as file:
+            return np.asarray(file[self.array][index]).reshape(-1, layout.classes)
 
 
 def open_dataset(path: Path, selection: Selection) -> Rows:
@@ -63,7 +50,7 @@ def open_dataset(path: Path, selection: Selection) -> Rows:
         labels = select_array(datasets, selection.array, path)
         dataset = file[labels.name]
         _check(dataset, path)
-        return DatasetRows(path, labels.name, dataset.shape, dataset.dtype, labels.domain, selection, labels.note)
+        return DatasetRows(path, labels, dataset.shape, dataset.dtype, selection.axes)
 
 
 def _open(path: Path) -> Any:

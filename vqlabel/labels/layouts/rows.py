@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from vqlabel.errors import BadLabels
 from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
-from vqlabel.labels.layouts.dtypes import NARROWED, numpy_code
+from vqlabel.labels.layouts.label_dtypes import NARROWED_NOTE, numpy_dtype_name
+from vqlabel.labels.layouts.select_array import SelectedArray
 from vqlabel.labels.source import About, LabelSource
 
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20  # a batch of labels in float32 reaches neither limit by more than one image
@@ -22,7 +23,8 @@ class Rows(ABC):
     """An array of labels [n, C] or [epochs, n, C].
 
     Attributes:
-        name: of its file, for messages.
+        path: of its file.
+        array: name of the array in the file; "" if the file is a single array.
         dtype: "F16", "BF16" or "F32"; float64 is narrowed to F32.
         layout: the meaning of its shape.
         domain: as declared by the file or implied by the array's name; None: neither.
@@ -33,25 +35,19 @@ class Rows(ABC):
     names: Sequence[str] | None = None
 
     def __init__(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        domain: str | None = None,
-        axes: tuple[str, ...] | None = None,
-        note: str | None = None,
+        self, path: Path, labels: SelectedArray, shape: tuple[int, ...], dtype: np.dtype[Any], axes: tuple[str, ...] | None
     ) -> None:
-        code = numpy_code(dtype)
-        if code is None:
-            raise BadLabels(f"{name}: type {dtype}; {_remedy(dtype)}")
-        self.name, self.domain, self.type = name, domain, dtype
-        self.layout = read_shape(shape, name, axes)
-        self.dtype = "F32" if code == "F64" else code
-        self.notes = {} if note is None else {"array": note}
-        if code == "F64":
-            self.notes["type"] = f"{name}: {NARROWED}"
+        stored = numpy_dtype_name(dtype)
+        if stored is None:
+            raise BadLabels(f"{path}: type {dtype}; {_remedy(dtype)}")
+        self.path, self.array, self.domain, self.type = path, labels.name, labels.domain, dtype
+        self.layout = read_shape(shape, str(path), axes)
+        self.dtype = "F32" if stored == "F64" else stored
+        self.notes = {} if labels.note is None else {"array": labels.note}
+        if stored == "F64":
+            self.notes["type"] = f"{path}: {NARROWED_NOTE}"
         if self.layout.stored != shape:
-            self.notes["shape"] = f"{name}: shape {list(shape)} is read as {list(self.layout.stored)}"
+            self.notes["shape"] = f"{path}: shape {list(shape)} is read as {list(self.layout.stored)}"
 
     def read(self, epoch: int, start: int, stop: int) -> NDArray[np.floating]:
         """Labels start:stop of an epoch, [stop - start, C]; bf16 is widened to float32.
@@ -70,7 +66,7 @@ class Rows(ABC):
             raise
         except Exception as error:  # zipfile and other libraries' readers raise nearly anything on damaged bytes
             raise BadLabels(
-                f"{self.name}: cannot be read at row {start} ({str(error)[:200]}); it is damaged, or was changed since it was opened"
+                f"{self.path}: cannot be read at row {start} ({str(error)[:200]}); it is damaged, or was changed since it was opened"
             ) from None
         if self.dtype == "BF16":
             return (np.ascontiguousarray(rows).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -150,14 +146,14 @@ class RowsSource(LabelSource):
             )
 
     def files_of(self, index: int) -> tuple[Path, ...]:
-        return (Path(self._spans[index].rows.name),)
+        return (self._spans[index].rows.path,)
 
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         place, span = self.places[index], self._spans[index]
         labels = span.rows.read(span.epoch, span.start, span.stop)
         image = np.arange(span.image, span.image + len(labels), dtype=np.int64) if self._by_image else None
         first_row = span.epoch * span.rows.layout.images + span.start
-        name = f"{span.rows.name}, rows from {first_row}" if first_row else span.rows.name
+        name = f"{span.rows.path}, rows from {first_row}" if first_row else str(span.rows.path)
         return LabelBatch(labels=labels, place=place, image=image), name
 
 
@@ -165,14 +161,14 @@ def _check_same_form(shard: Rows, first: Rows) -> None:
     """Raises BadLabels if two shards cannot be of one dump."""
     if shard.layout.classes != first.layout.classes:
         raise BadLabels(
-            f"{shard.name}: {shard.layout.classes} classes, but {first.name} has {first.layout.classes}: a dump has one teacher"
+            f"{shard.path}: {shard.layout.classes} classes, but {first.path} has {first.layout.classes}: a dump has one teacher"
         )
     if (shard.dtype, shard.layout.by_image) != (first.dtype, first.layout.by_image):
         form = "[epochs, n, C]" if shard.layout.by_image else "[n, C]"
-        raise BadLabels(f"{shard.name}: {shard.dtype} {form} differs from {first.name}; save all shards in one type and form")
+        raise BadLabels(f"{shard.path}: {shard.dtype} {form} differs from {first.path}; save all shards in one type and form")
     if first.layout.images_first and shard.layout.epochs != first.layout.epochs:
         raise BadLabels(
-            f"{shard.name}: {shard.layout.epochs} views per image, but {first.name} has {first.layout.epochs}: save whole epochs"
+            f"{shard.path}: {shard.layout.epochs} views per image, but {first.path} has {first.layout.epochs}: save whole epochs"
         )
 
 

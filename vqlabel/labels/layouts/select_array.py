@@ -8,7 +8,7 @@ import numpy as np
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.layouts.axes import read_axes, read_shape
-from vqlabel.labels.layouts.dtypes import BF16, numpy_code
+from vqlabel.labels.layouts.label_dtypes import BF16, numpy_dtype_name
 
 OUTPUTS = {"logits", "logit", "outputs", "output", "probs", "prob", "probabilities", "softmax", "scores", "preds", "predictions"}
 SOFT = {"soft", "softlabels", "softlabel", "teacher"}
@@ -47,7 +47,7 @@ class ArrayInfo(NamedTuple):
     @classmethod
     def of(cls, shape: tuple[int, ...], dtype: np.dtype[Any]) -> "ArrayInfo":
         """Of an array of this shape and NumPy type."""
-        return cls(shape, "bfloat16" if dtype.str[1:] == BF16.str[1:] else str(dtype), numpy_code(dtype) is not None)
+        return cls(shape, "bfloat16" if dtype.str[1:] == BF16.str[1:] else str(dtype), numpy_dtype_name(dtype) is not None)
 
     @property
     def may_be_labels(self) -> bool:
@@ -73,6 +73,9 @@ class SelectedArray(NamedTuple):
     name: str
     domain: str | None
     note: str | None
+
+
+UNNAMED = SelectedArray("", None, None)  # the array of a file that holds a single one without a name
 
 
 def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: object) -> SelectedArray:

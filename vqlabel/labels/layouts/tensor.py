@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.batch import LabelBatch
-from vqlabel.labels.layouts.dtypes import BF16
+from vqlabel.labels.layouts.label_dtypes import BF16
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
-from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, is_array_name, select_array
+from vqlabel.labels.layouts.select_array import ArrayInfo, SelectedArray, Selection, is_array_name, select_array
 from vqlabel.labels.layouts.sre2l import refuse_form
 from vqlabel.labels.layouts.torch_items import describe, save, to_plain, to_tensor
 from vqlabel.labels.layouts.unpickle import unpickle
@@ -40,8 +40,8 @@ Parts = list[NDArray[Any]]  # of one array, to be concatenated in order
 class TensorRows(Rows):
     """The rows of an array in memory."""
 
-    def __init__(self, name: str, array: NDArray[Any], domain: str | None, selection: Selection, note: str | None) -> None:
-        super().__init__(name, array.shape, array.dtype, domain, selection.axes, note)
+    def __init__(self, path: Path, labels: SelectedArray, array: NDArray[Any], axes: tuple[str, ...] | None) -> None:
+        super().__init__(path, labels, array.shape, array.dtype, axes)
         self._array = array.reshape(-1, self.layout.classes)
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -78,7 +78,7 @@ def open_tensor(path: Path, selection: Selection) -> Rows:
     stacked = selection.axes is not None and len(selection.axes) == 3
     arrays = {name: _describe_joined(parts, stacked) for name, parts in saved.members.items()}
     labels = select_array(arrays, selection.array, path)
-    rows = TensorRows(str(path), _join(path, saved.members[labels.name], stacked), labels.domain, selection, labels.note)
+    rows = TensorRows(path, labels, _join(path, saved.members[labels.name], stacked), selection.axes)
     rows.names = saved.names
     if saved.note is not None:
         rows.notes["form"] = f"{path}: {saved.note}"
@@ -175,7 +175,7 @@ def _can_be_joined(path: Path, items: Sequence[Any]) -> bool:
 
 
 def to_array(path: Path, item: Any) -> NDArray[Any]:
-    """A tensor or array as a NumPy array; bfloat16, which NumPy lacks, as `dtypes.BF16`.
+    """A tensor or array as a NumPy array; bfloat16, which NumPy lacks, as `label_dtypes.BF16`.
 
     Raises:
         BadLabels: the item is neither, spans more bytes than its file, or is of a type that NumPy lacks.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
-from vqlabel.labels.layouts.dtypes import NARROWED, torch_code
+from vqlabel.labels.layouts.label_dtypes import NARROWED_NOTE, torch_dtype_name
 from vqlabel.labels.layouts.unpickle import unpickle
 from vqlabel.labels.source import LabelSource
 
@@ -67,17 +67,17 @@ def label_item(file: Path, number: int, item: Any, what: str = "logits [b, C]") 
     """
     import torch
 
-    code = torch_code(item.dtype) if isinstance(item, torch.Tensor) else None
-    if code is None or item.dim() != 2 or not len(item) or item.shape[1] < 2:
+    stored = torch_dtype_name(item.dtype) if isinstance(item, torch.Tensor) else None
+    if stored is None or item.dim() != 2 or not len(item) or item.shape[1] < 2:
         raise BadLabels(f"{file}: item {number} is {describe(item)}; it must be {what}, fp16, bf16, fp32 or fp64, and not empty")
-    return np.array((item.float() if code in ("BF16", "F64") else item).numpy()), code
+    return np.array((item.float() if stored in ("BF16", "F64") else item).numpy()), stored
 
 
 def label_dtype(source: LabelSource, stored: str) -> str:
     """The type of a source's labels whose files store `stored`; adds a note to the source if they are narrowed."""
     if stored != "F64":
         return stored
-    source.notes.append(f"{source.path}: {NARROWED}")
+    source.notes.append(f"{source.path}: {NARROWED_NOTE}")
     return "F32"
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vqlabel.errors import BadLabels
 from vqlabel.labels.layouts.arrays import npy_header
 from vqlabel.labels.layouts.rows import Rows
-from vqlabel.labels.layouts.select_array import ArrayInfo, Selection, select_array
+from vqlabel.labels.layouts.select_array import ArrayInfo, SelectedArray, Selection, select_array
 from vqlabel.labels.layouts.tensor import to_array
 from vqlabel.labels.layouts.unpickle import unpickle
 
@@ -50,29 +50,22 @@ class TarRows(Rows):
     """The labels of one archive; image i is its i-th sample, named by its key."""
 
     def __init__(
-        self,
-        path: Path,
-        suffix: str,
-        members: list[Member],
-        first: NDArray[Any],
-        domain: str | None,
-        selection: Selection,
-        note: str | None,
+        self, path: Path, labels: SelectedArray, members: list[Member], first: NDArray[Any], axes: tuple[str, ...] | None
     ) -> None:
-        axes = selection.axes or (("images", "epochs", "classes") if first.ndim == 2 and len(first) > 1 else None)
-        super().__init__(str(path), (len(members), *first.shape), first.dtype, domain, axes, note)
-        self._path, self._suffix, self._members, self._shape = path, suffix, members, first.shape
+        axes = axes or (("images", "epochs", "classes") if first.ndim == 2 and len(first) > 1 else None)
+        super().__init__(path, labels, (len(members), *first.shape), first.dtype, axes)
+        self._members, self._shape = members, first.shape
         self.names = [member.key for member in members]
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         rows_per_member = self.layout.epochs if self.layout.images_first else 1
         samples = []
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             for member in self._members[start // rows_per_member : stop // rows_per_member]:
-                array = read_member(file, self._path, member, self._suffix)
+                array = read_member(file, self.path, member, self.array)
                 if (array.shape, array.dtype) != (self._shape, self.type):
                     raise BadLabels(
-                        f"{self._path}: {member.key}.{self._suffix} is {array.dtype} {list(array.shape)}; the first one is {self.type} "
+                        f"{self.path}: {member.key}.{self.array} is {array.dtype} {list(array.shape)}; the first one is {self.type} "
                         f"{list(self._shape)}"
                     )
                 samples.append(array)
@@ -103,7 +96,7 @@ def open_tar(path: Path, selection: Selection) -> Rows:
     arrays = {suffix: ArrayInfo.of((len(index.arrays[suffix]), *array.shape), array.dtype) for suffix, array in first.items()}
     labels = select_array(arrays, selection.array, path)
     members = index.arrays[labels.name]
-    rows = TarRows(path, labels.name, members, first[labels.name], labels.domain, selection, labels.note)
+    rows = TarRows(path, labels, members, first[labels.name], selection.axes)
     if len(members) < index.samples:
         rows.notes["samples"] = (
             f"{path}: {len(members)} of {index.samples} samples have a member .{labels.name}; the others have no label"

@@ -9,8 +9,8 @@ from vqlabel.codecs.sample import LabelSample
 from vqlabel.codecs.vqae.exact_top import mask, rest_mass
 from vqlabel.codecs.vqae.prior import PriorInputs, read_prior_inputs
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
-from vqlabel.metrics.binary import binary_soft_target
 from vqlabel.metrics.distortion import as_logits, logit_means, soft_target, temperature_weight
+from vqlabel.metrics.sigmoid import binary_soft_target
 
 CHUNK = 2048  # labels processed at a time; memory grows with it
 # Limits of a label's mean logit, in standard deviations of a logit, below which the few bits of the output map hold it:

@@ -68,7 +68,7 @@ def binary_features(logits: Tensor, temperature: float) -> Tensor:
 
 
 @dataclass(kw_only=True)
-class BinaryDistortion(Distortion):
+class SigmoidDistortion(Distortion):
     """`Distortion` of labels of the domain "sigmoid".
 
     `binary_kl_T<t>` is summed over classes and averaged over labels, `binary_kl_per_class_T<t>` is averaged over both.

@@ -1,16 +1,15 @@
-"""Commands that write codecs and `.vql` files. They import torch inside their bodies, so that --help is fast."""
+"""Commands that write `.vql` files: pack and relabel. They import torch inside their bodies, so that --help is fast."""
 
-import functools
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
-from vqlabel.cli.arguments import (
+from vqlabel.cli.fit_options import fit_options
+from vqlabel.cli.options import (
     CODECS,
     Array,
     Axes,
@@ -19,6 +18,7 @@ from vqlabel.cli.arguments import (
     Device,
     Domain,
     Dump,
+    Effort,
     ImageDigest,
     Images,
     Json,
@@ -27,111 +27,15 @@ from vqlabel.cli.arguments import (
     Overwrite,
     Threads,
 )
-from vqlabel.cli.options import fit_options, read_numbers
+from vqlabel.cli.parse import read_numbers
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
-
-@app.command()
-@terminal.exit_with_errors
-@fit_options
-def fit(
-    dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
-    config: FitConfig,
-    codec: Annotated[
-        str | None, typer.Option(help=f"kind of codec: {CODECS} (default: sparse for top-k labels, otherwise vqae)")
-    ] = None,
-    kl: Kl = None,
-    layout: Layout = None,
-    domain: Domain = None,
-    classes: Classes = None,
-    images: Images = None,
-    class_map: ClassMap = None,
-    array: Array = None,
-    axes: Axes = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="continue an interrupted fit; the result is the same if the number of threads is the same"),
-    ] = False,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
-    from vqlabel.labels import open_labels
-    from vqlabel.storage.apart import check_apart
-    from vqlabel.storage.formats import CODEC
-    from vqlabel.storage.targets import check_target
-
-    if kl is not None and resume:
-        raise UsageError("--resume: a search for --kl saves no state; run it again without --resume")
-    check_target(out, CODEC, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, class_map))
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = terminal.report_order_evidence(
-            open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
-        )
-        options = {} if kl is not None else {"resume": resume}
-        report = _fitter(kl)(source, replace(config, codec=codec), out=out, overwrite=overwrite, progress=progress, **options)[1]
-    terminal.notes(report)
-    terminal.emit({**report, "path": str(out)}, json, show.show_fit)
-
-
-def _fitter(kl: float | None) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """The function that fits a codec: one fit for a rate or a size budget, a search of several fits for a target KL."""
-    if kl is None:
-        from vqlabel.workflows.fit import fit as run
-
-        return run
-    from vqlabel.workflows.tune import tune as search
-
-    return functools.partial(search, kl=kl)
-
-
-@app.command()
-@terminal.exit_with_errors
-@fit_options
-def tune(
-    dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help="codec file to write")],
-    config: FitConfig,
-    kl: Kl = None,
-    minutes: Annotated[
-        float, typer.Option(help="time budget in minutes, including the final fit, whose duration is estimated from its trial")
-    ] = 10,
-    layout: Layout = None,
-    domain: Domain = None,
-    classes: Classes = None,
-    images: Images = None,
-    class_map: ClassMap = None,
-    array: Array = None,
-    axes: Axes = None,
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all
-    bits per label except those of the augmentation."""
-    from vqlabel.labels import open_labels
-    from vqlabel.storage.apart import check_apart
-    from vqlabel.storage.formats import CODEC
-    from vqlabel.storage.targets import check_target
-    from vqlabel.workflows.tune import tune as run
-
-    check_target(out, CODEC, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, class_map))
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = terminal.report_order_evidence(
-            open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
-        )
-        report = run(
-            source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
-            tried=show.show_trial,
-        )[1]  # fmt: skip
-    terminal.notes(report)
-    terminal.emit({**report, "path": str(out)}, json, show.show_tuned)
+if TYPE_CHECKING:
+    from vqlabel.codecs import LabelCodec
+    from vqlabel.labels import LabelSource
+    from vqlabel.progress import Progress
 
 
 @app.command()
@@ -148,7 +52,7 @@ def pack(
         ),
     ] = None,
     kl: Kl = None,
-    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
+    effort: Effort = "normal",
     augmentation: Annotated[
         str,
         typer.Option(help="keep: store the augmentation of the dump; seeded: store only its seed, at 0 bits per label"),
@@ -170,13 +74,11 @@ def pack(
     """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
     from vqlabel.codecs import CODECS
     from vqlabel.labels import open_labels
-    from vqlabel.labels.pruning import Pruned
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import VQL
     from vqlabel.storage.targets import check_target
     from vqlabel.vql.seeded import read_recipe, recipe_file
     from vqlabel.workflows.pack import pack as run
-    from vqlabel.workflows.quality import fit_quality
 
     codec_file = None if codec is None or codec in CODECS else Path(codec)
     if by is not None and keep is None:
@@ -187,34 +89,47 @@ def pack(
     check_apart(out, dump, beside=(images, class_map, codec_file))
     if augmentation == "seeded":
         read_recipe(recipe_file(dump))  # raises before the dump is read
+    rate, fit_report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
+    fitted: LabelCodec | None = None
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
             open_labels(
-                dump,
-                layout,
-                domain,
-                classes=classes,
-                images=images,
-                class_map=class_map,
-                image_digest=image_digest,
-                array=array,
+                dump, layout, domain, classes=classes, images=images, class_map=class_map, image_digest=image_digest, array=array,
                 axes=axes,
             )
-        )
-        code_bits, fitted_codec = 0, cast(Any, codec_file)
-        rate, report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
-        if kl is not None:
-            sample = source if keep is None else Pruned(source, keep, by or "epoch", config.seed)
-            fitted_codec, report = _fitter(kl)(sample, rate, progress=progress)
-            code_bits = sum(fitted_codec.code_bits)
-            rate = FitConfig(seed=config.seed, device=config.device)
-        result = run(
-            source, out, rate, codec=fitted_codec, effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite,
-            progress=progress,
         )  # fmt: skip
-    if report:
-        result["fit"] = fit_quality(report, code_bits)
-        result["notes"] = list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])]))
+        if kl is not None:
+            fitted, fit_report = _fit_to_kl(source, rate, kl, keep, by or "epoch", progress)
+            rate = FitConfig(seed=config.seed, device=config.device)  # a fitted codec accepts no options of a fit
+        result = run(
+            source, out, rate, codec=codec_file if fitted is None else fitted, effort=effort, augmentation=augmentation, keep=keep,
+            by=by or "epoch", overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+    _show_packed(_with_fit(result, fitted, fit_report), json)
+
+
+def _fit_to_kl(
+    source: "LabelSource", config: FitConfig, kl: float, keep: float | None, by: str, progress: "Progress"
+) -> "tuple[LabelCodec, dict[str, Any]]":
+    """The smallest codec that reaches a held-out KL on the labels that `keep` keeps, and the report of its fit."""
+    from vqlabel.labels.pruning import Pruned
+    from vqlabel.workflows.tune import tune
+
+    kept = source if keep is None else Pruned(source, keep, by, config.seed)
+    return tune(kept, config, kl=kl, progress=progress)
+
+
+def _with_fit(result: dict[str, Any], codec: "LabelCodec | None", report: dict[str, Any]) -> dict[str, Any]:
+    """The result of `pack`, with the quality and the notes of the fit of `codec`, if the command fitted it."""
+    if codec is None:
+        return result
+    from vqlabel.workflows.quality import fit_quality
+
+    notes = list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])]))
+    return {**result, "fit": fit_quality(report, sum(codec.code_bits)), "notes": notes}
+
+
+def _show_packed(result: dict[str, Any], json: bool) -> None:
     terminal.notes(result)
     for warning in result["fit"].get("warnings", ()):
         terminal.note(warning)
@@ -259,7 +174,7 @@ def relabel(
     seed: Annotated[int, typer.Option(help="seed of the views; the file stores it instead of the augmentation of each view")] = 0,
     dtype: Annotated[str, typer.Option(help="dtype of the labels: f16 or f32")] = "f16",
     image_digest: ImageDigest = None,
-    effort: Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")] = "normal",
+    effort: Effort = "normal",
     device: Device = "cpu",
     threads: Threads = None,
     overwrite: Overwrite = False,

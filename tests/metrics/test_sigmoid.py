@@ -1,4 +1,4 @@
-"""The domain "sigmoid": losses against closed forms, the encoder against brute force, means over classes preserved."""
+"""The domain "sigmoid": losses against closed forms, the search against brute force, means over classes preserved."""
 
 import itertools
 import math
@@ -13,11 +13,17 @@ from torch import Tensor
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import LabelSample, fit_codec
-from vqlabel.codecs.vqae.binary_search import BinaryEncoder
+from vqlabel.codecs.vqae.sigmoid_search import SigmoidCodeSearch
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import open_labels
-from vqlabel.metrics.binary import BinaryDistortion, binary_cross_entropy, binary_features, binary_kl_divergence, binary_soft_target
 from vqlabel.metrics.distortion import temperature_weight
+from vqlabel.metrics.sigmoid import (
+    SigmoidDistortion,
+    binary_cross_entropy,
+    binary_features,
+    binary_kl_divergence,
+    binary_soft_target,
+)
 from vqlabel.vql.file import SIGMOID_LABELS, VqlFile
 from vqlabel.workflows.quality import fit_quality
 
@@ -69,7 +75,7 @@ def test_the_distance_of_features_is_the_kl_to_second_order() -> None:
 def test_figures_have_the_sum_and_the_mean_over_classes() -> None:
     raw = torch.tensor([[2.0, -1, 3, -4], [1, -1, -1, -1]])
     decoded = torch.tensor([[1.0, 1, 2, -3], [-1, -1, -1, -1]])
-    figures = BinaryDistortion(temperatures=(1.0,), domain="sigmoid")
+    figures = SigmoidDistortion(temperatures=(1.0,), domain="sigmoid")
     figures.add(raw[:1], decoded[:1])
     figures.add(raw[1:], decoded[1:])
     kl = float(binary_kl_divergence(raw, decoded, 1.0).mean())
@@ -85,7 +91,7 @@ def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: t
     generator = torch.Generator().manual_seed(3)
     target, books = draw(60), 2 * torch.randn(3, 40, C, generator=generator)
     soft, logits = binary_soft_target(target, temperatures), torch.zeros(60, C)
-    found = BinaryEncoder(books, torch.eye(C), temperatures)(logits, target, 0)
+    found = SigmoidCodeSearch(books, torch.eye(C), temperatures)(logits, target, 0)
     best = 0
     for slot, book in enumerate(books):
         tried = torch.stack([binary_cross_entropy(logits + move, soft, temperatures) for move in book], 1)
@@ -97,14 +103,14 @@ def test_every_code_is_the_best_given_those_before_or_next_to_it(temperatures: t
 def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(50), 1.5 * torch.randn(3, K, C, generator=generator)
-    soft, encoder = binary_soft_target(target, (1.0,)), BinaryEncoder(books, torch.eye(C), (1.0,))
+    soft, search = binary_soft_target(target, (1.0,)), SigmoidCodeSearch(books, torch.eye(C), (1.0,))
 
     def loss(codes: Tensor) -> Tensor:
         return binary_cross_entropy(sum(book[codes[:, slot]] for slot, book in enumerate(books)), soft, (1.0,))  # type: ignore[arg-type]
 
     every = torch.stack([loss(torch.tensor([code] * 50)) for code in itertools.product(range(K), repeat=3)])
     base = torch.zeros(50, C)
-    fast, normal, best = (loss(encoder(base, target, *how)) for how in ((0,), (1,), (4, 8)))
+    fast, normal, best = (loss(search(base, target, *how)) for how in ((0,), (1,), (4, 8)))
     assert float((normal - fast).max()) < 1e-4
     assert float(best.mean()) <= float(normal.mean()) <= float(fast.mean())
     assert float((every.mean(0) - best).mean()) > 0.99 * float((every.mean(0) - every.amin(0)).mean())
@@ -113,8 +119,8 @@ def test_sweeps_and_beams_come_nearer_to_the_best_of_all_codes() -> None:
 def test_prefix_losses_are_what_codes_add() -> None:
     generator = torch.Generator().manual_seed(3)
     target, books = draw(30), torch.randn(4, K, C, generator=generator)
-    encoder, soft, base = BinaryEncoder(books, torch.eye(C), (1.0,)), binary_soft_target(target, (1.0,)), draw(30, 0.5, seed=9)
-    codes, losses = encoder(base, target, 0), encoder.prefix_losses(base, target)
+    search, soft, base = SigmoidCodeSearch(books, torch.eye(C), (1.0,)), binary_soft_target(target, (1.0,)), draw(30, 0.5, seed=9)
+    codes, losses = search(base, target, 0), search.prefix_losses(base, target)
     start = binary_cross_entropy(base, soft, (1.0,))
     for slot in range(4):
         base = base + books[slot][codes[:, slot]]

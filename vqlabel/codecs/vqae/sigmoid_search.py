@@ -1,4 +1,4 @@
-"""Sigmoid labels -> codes: `Encoder`'s search with the loss of C binary decisions.
+"""Sigmoid labels -> codes: `CodeSearch` with the loss of C binary decisions.
 
 Exponentials do not factor here. All codes of a slot are ranked by a quadratic in the logits, which is two matrix
 products, and the best few are evaluated exactly. With y the logits so far and x those of the label, the quadratic has
@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs.vqae.search import Encoder, Result, SearchState
-from vqlabel.metrics.binary import binary_soft_target
+from vqlabel.codecs.vqae.search import CodeSearch, Result, SearchState
 from vqlabel.metrics.distortion import temperature_weight
+from vqlabel.metrics.sigmoid import binary_soft_target
 
 EXACT_CODES = 8  # codes of a slot whose loss is evaluated exactly
 MIN_DISTANCE = 1e-2  # of logits y and x; below it the secant is lost to rounding, and the second derivative is used
 
 
-class BinaryEncoder(Encoder):
-    """`Encoder` for `binary_cross_entropy`; its methods take the labels' logits [n, C] in place of soft targets.
+class SigmoidCodeSearch(CodeSearch):
+    """`CodeSearch` for `binary_cross_entropy`; its methods take the labels' logits [n, C] in place of soft targets.
 
     Args:
         books: [m, k, d] what each code adds to the latent.
