@@ -8,6 +8,7 @@ file of these labels except augmentation and order. KL is over the known classes
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,9 +30,8 @@ class Largest(LabelSource):
     """A dump of logits, reduced to the k largest of each label."""
 
     def __init__(self, source: LabelSource, k: int) -> None:
-        self.describe_as(source.about)
-        self.path, self.places, self.order, self._source = source.path, source.places, "none", source
-        self.support = source.support or Support(k=k, rest="zero")
+        self.path, self.places, self._source = source.path, source.places, source
+        self.about = replace(source.about, order="none", support=source.support or Support(k=k, rest="zero"))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         batch, name = self._source._load(at)

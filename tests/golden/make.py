@@ -19,7 +19,7 @@ from vqlabel.codecs.sparse.codec import SparseCodec
 from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig, VqaeConfig
-from vqlabel.labels import LabelBatch, LabelSource, Place, Support
+from vqlabel.labels import About, LabelBatch, LabelSource, Place, Support
 from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.topk import sparse_labels, topk
 from vqlabel.views import Recipe
@@ -32,7 +32,7 @@ CLASSES, IMAGES, BATCH, EPOCHS = 12, 10, 5, 4
 class Views(LabelSource):
     """Forty views of ten images, with every column that a dump can have."""
 
-    path, layout, classes, domain, dtype, order = HERE, "sre2l", CLASSES, "logits", "F16", "explicit"
+    path, about = HERE, About(layout="sre2l", classes=CLASSES, domain="logits", dtype="F16", order="explicit")
     places = tuple(Place(epoch, batch) for epoch in range(EPOCHS) for batch in range(IMAGES // BATCH))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
@@ -58,8 +58,8 @@ class Views(LabelSource):
 class PriorInputs(LabelSource):
     """Four logits of every label are known, of classes that come together; enough labels for an entropy coder."""
 
-    path, layout, classes, domain, dtype, order = HERE, "lpqld", CLASSES, "logits", "F16", "rows"
-    support, places = Support(k=4, rest="zero"), (Place(0, 0),)
+    path, places = HERE, (Place(0, 0),)
+    about = About(layout="lpqld", classes=CLASSES, domain="logits", dtype="F16", order="rows", support=Support(k=4, rest="zero"))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         rng = np.random.default_rng(9)
@@ -76,7 +76,7 @@ class Smoothed(LabelSource):
     Row i of an epoch is image i; crops are no fractions.
     """
 
-    path, layout, classes, domain, dtype, order = HERE, "arrays", CLASSES, "probs", "BF16", "rows"
+    path, about = HERE, About(layout="arrays", classes=CLASSES, domain="probs", dtype="BF16", order="rows")
     places = tuple(Place(epoch, 0) for epoch in range(EPOCHS))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
@@ -89,8 +89,8 @@ class Smoothed(LabelSource):
 class Outside(LabelSource):
     """Views of layouts other than SRe2L's: names, partners outside the records, cutout, patches, RandAugment, seeds."""
 
-    path, layout, classes, domain, dtype, order = HERE, "lpld", CLASSES, "logits", "F16", "explicit"
-    names = tuple(f"n{at % 3}/{at} é.JPEG" for at in range(IMAGES))
+    path, names = HERE, tuple(f"n{at % 3}/{at} é.JPEG" for at in range(IMAGES))
+    about = About(layout="lpld", classes=CLASSES, domain="logits", dtype="F16", order="explicit", names=names)
     places = tuple(Place(epoch, 0) for epoch in range(EPOCHS))
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
@@ -116,7 +116,7 @@ class Outside(LabelSource):
 class Drawn(LabelSource):
     """What a recipe draws, `keep` of its batches."""
 
-    path, layout, classes, domain, dtype, order = HERE, "lpld", CLASSES, "logits", "F16", "explicit"
+    path, about = HERE, About(layout="lpld", classes=CLASSES, domain="logits", dtype="F16", order="explicit")
 
     def __init__(self, drawn: DrawnColumns, keep: slice) -> None:
         self._drawn, self._at = drawn, range(len(drawn.places))[keep]

@@ -114,7 +114,9 @@ def test_a_file_is_read_as_fkd_wrote_it(form: str, dtype: str, kind: str, tmp_pa
     support = None if form == "full" else Support(k=k, rest="zero" if form == "hard" else "uniform")
     assert (source.layout, source.domain, source.order, source.classes) == ("fkd", "probs", "explicit", CLASSES)
     assert (source.dtype, source.support) == ("F16" if width == np.float16 else "F32", support)
-    assert source.names == NAMES and source.details == {"form": form, "coords": dtype} and source.temperature == 1.0
+    assert (
+        source.about.names == NAMES and source.about.details == {"form": form, "coords": dtype} and source.about.temperature == 1.0
+    )
     assert list(source.places) == [Place(0, i) for i in range(4)]
     for i, (batch, (coords, flip, labels)) in enumerate(zip(source, dump.values(), strict=True)):
         assert batch.image is not None and batch.crop is not None and batch.flip is not None and batch.mix_index is None
@@ -132,7 +134,7 @@ def test_files_are_found_at_any_depth_and_classes_are_inferred(tmp_path: Path) -
     for depth, folder in enumerate((tmp_path, tmp_path / "train")):
         write_dump(tmp_path / "b", dump_of("ms-k5"))
         source = open_labels(tmp_path / "b" if folder == tmp_path else tmp_path / "b" / "train")
-        assert source.layout == "fkd" and source.names == [name.split("/", depth)[depth] for name in NAMES]
+        assert source.layout == "fkd" and source.about.names == [name.split("/", depth)[depth] for name in NAMES]
     ids = [items[2][:, 0].max() for items in dump_of("ms-k5").values()]
     assert source.classes == max(ids) + 1 and len(list(source)) == 4
 
@@ -161,7 +163,7 @@ def test_a_packed_dump_is_unpacked_with_identical_values(form: str, dtype: str, 
     vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back")
     check_written(tmp_path / "back", dump)
     again = open_labels(tmp_path / "back")
-    assert again.names == source.names and again.details == source.details
+    assert again.about.names == source.about.names and again.about.details == source.about.details
     for ours, theirs in zip(again, source, strict=True):  # the shares of the other classes are rounded to the type
         np.testing.assert_allclose(as_dense(ours.labels), as_dense(theirs.labels), rtol=1e-3 if dtype == "float16" else 0)
 
@@ -436,7 +438,7 @@ def test_every_truncated_file_is_refused(tmp_path: Path) -> None:
 def test_macos_sidecar_files_are_ignored(tmp_path: Path) -> None:
     file = write_dump(tmp_path, {"n01/a": [COORDS, FLIP, PAIRS]}) / "n01" / "a.tar"
     file.with_name("._a.tar").write_bytes(b"\0\5\x16\7\0\2\0\0" + bytes(100))
-    assert open_labels(tmp_path).names == ["n01/a"]
+    assert open_labels(tmp_path).about.names == ["n01/a"]
     file.unlink()
     with pytest.raises(BadLabels, match="nor files of another layout"):
         open_labels(tmp_path)

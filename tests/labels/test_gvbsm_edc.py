@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_batch_has_its_images_and_strips(layout: str, tree: Callable[..., Any]
     folder, expected = tree(layout, factor=3)
     source = open_labels(folder)
     assert (source.layout, source.classes, source.dtype, source.order, source.domain) == (layout, 7, "F16", "explicit", "logits")
-    assert source.temperature is None and source.support is None and list(source.places) == list(expected)
+    assert source.about.temperature is None and source.support is None and list(source.places) == list(expected)
     for batch in source:
         six = expected[batch.place]
         assert bits(torch.from_numpy(batch.labels)) == bits(six[5]) and bits(torch.from_numpy(batch.crop)) == bits(six[0])
@@ -187,7 +188,7 @@ def test_gvbsm_refuses_strips_probabilities_and_forms(tree: Callable[..., Any], 
         write_all(source, tmp_path / "ours", "gvbsm")
     with pytest.raises(UsageError, match="edc has no forms; pass --layout edc"):
         write_all(source, tmp_path / "ours", "edc:8")
-    source.domain = "probs"
+    source.about = replace(source.about, domain="probs")
     with pytest.raises(UsageError, match="gvbsm stores logits, but these labels are probabilities"):
         write_all(source, tmp_path / "ours", "gvbsm")
 

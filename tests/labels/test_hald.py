@@ -43,9 +43,9 @@ def same(loaded: list[Any], expected: list[Any]) -> bool:
 def test_a_dump_is_detected_and_read_with_images_and_a_note_on_its_temperature(tmp_path: Path) -> None:
     dump, order = write_dump(tmp_path / "FKD_bs8_slc20_ipc2")
     source = open_labels(tmp_path / "FKD_bs8_slc20_ipc2")
-    about = (source.layout, source.classes, source.domain, source.dtype, source.order, source.temperature)
+    about = (source.layout, source.classes, source.domain, source.dtype, source.order, source.about.temperature)
     assert about == ("hald", C, "probs", "F16", "explicit", 1.0)
-    assert source.details == {"coords": "float16", "teacher_temperature": 20.0}
+    assert source.about.details == {"coords": "float16", "teacher_temperature": 20.0}
     assert len(source.notes) == 1 and "probabilities at T = 20 (slc20 in the folder's name)" in source.notes[0]
     assert source.places == [Place(epoch, at) for epoch in range(2) for at in range(3)]
     for loaded, place in zip(source, source.places, strict=True):

@@ -334,7 +334,7 @@ def test_an_order_of_images_with_names_is_not_checked(relabel: Relabel, images: 
     truth = relabel(epochs=range(1))
     write_order(tmp_path / "dump" / ORDER_FILE, {0: list(itertools.chain(*truth.values()))})
     source = open_labels(tmp_path / "dump")
-    source.names = ["a.png"] * 64
+    source.about = replace(source.about, names=["a.png"] * 64)
     with pytest.raises(UsageError, match="identifies its images by name"):
         verify_order(source, images)
 

@@ -152,7 +152,7 @@ def test_every_item_of_every_batch_is_read_exactly(recipe: dict[str, Any], dump:
     source = open_labels(folder)
     k, order = recipe.get("k", K), json.loads((folder / ORDER).read_text())
     assert (source.layout, source.classes, source.domain, source.order) == ("lpqld", C, "logits", "explicit")
-    assert source.dtype == ("F32" if recipe.get("dtype") is FULL else "F16") and source.temperature is None
+    assert source.dtype == ("F32" if recipe.get("dtype") is FULL else "F16") and source.about.temperature is None
     assert source.support == (None if k is None else Support(k=k, rest="zero"))
     assert len(source.places) == 12 and list(source.places) == sorted(source.places)
     for flat, batch in enumerate(source):

@@ -73,7 +73,7 @@ def test_a_folder_of_fkd_files_is_read_as_fkd(tmp_path: Path) -> None:
     torch.save([torch.rand(3, 4), torch.ones(3, dtype=torch.bool), torch.arange(3)], tmp_path / "train" / "n01" / "a.tar")
     (tmp_path / "train" / "n01" / "._a.tar").write_bytes(b"\0\5\x16\7" + bytes(60))
     source = open_labels(tmp_path)
-    assert source.layout == "fkd" and list(source.names or ()) == ["train/n01/a"]
+    assert source.layout == "fkd" and list(source.about.names or ()) == ["train/n01/a"]
 
 
 def test_hald_dumps_are_found_below_the_path(tmp_path: Path) -> None:

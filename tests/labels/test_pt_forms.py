@@ -74,7 +74,7 @@ def test_the_type_is_kept_through_a_list_of_batches(dtype: torch.dtype, tmp_path
 def test_labels_by_image_name_are_packed_with_the_names(tmp_path: Path) -> None:
     by_name = dict(zip(NAMES, Z, strict=True))
     source = opened(tmp_path, by_name)
-    assert list(source.names or ()) == NAMES and torch.equal(labels_of(source), Z)
+    assert list(source.about.names or ()) == NAMES and torch.equal(labels_of(source), Z)
     assert source.notes[0].endswith("read as the labels of 64 images by name: 'n00/0.JPEG', 'n01/1.JPEG' ...")
     vqlabel.pack(source, tmp_path / "a.vql", codec=vqlabel.fit(source, FitConfig(codec="raw"))[0])
     vqlabel.unpack(tmp_path / "a.vql", tmp_path / "back.pt")
@@ -84,7 +84,7 @@ def test_labels_by_image_name_are_packed_with_the_names(tmp_path: Path) -> None:
 
 def test_labels_by_image_name_may_have_an_axis_of_length_one(tmp_path: Path) -> None:
     source = opened(tmp_path, {name: label[None] for name, label in zip(NAMES, Z, strict=True)})
-    assert list(source.names or ()) == NAMES and torch.equal(labels_of(source), Z)
+    assert list(source.about.names or ()) == NAMES and torch.equal(labels_of(source), Z)
 
 
 def test_a_list_of_arrays_can_be_read_as_epochs(tmp_path: Path) -> None:

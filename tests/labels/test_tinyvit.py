@@ -86,18 +86,18 @@ def test_packages_are_read_as_tinyvit_wrote_them(dump: MakeDump) -> None:
     (folder / "log.txt").write_text("stray")
     (folder / "logits_top4_epoch2" / "notes.txt").write_text("stray")
     source = open_labels(folder)
-    attributes = source.layout, source.domain, source.dtype, source.order, source.classes, source.support, source.temperature
+    attributes = source.layout, source.domain, source.dtype, source.order, source.classes, source.support, source.about.temperature
     assert attributes == ("tinyvit", "probs", "F16", "explicit", CLASSES, Support(k=K, rest="uniform"), 1.0)
     assert source.places == [Place(epoch, batch) for epoch in (0, 2, 10) for batch in range(4)]
-    assert source.details == {"ranks": [[epoch, rank, first] for epoch in (0, 2, 10) for rank, first in ((0, 0), (11, 2))]}
+    assert source.about.details == {"ranks": [[epoch, rank, first] for epoch in (0, 2, 10) for rank, first in ((0, 0), (11, 2))]}
     first = packages[0][2] + packages[1][2]
-    assert source.names == first, "in order of first appearance"
+    assert source.about.names == first, "in order of first appearance"
     at = 0
     for _, _, keys, records in packages:
         for start in range(0, len(records), 4):
             batch, rows = source.read(at), records[start : start + 4]
             assert batch.image is not None and batch.seed is not None and batch.crop is None and batch.flip is None
-            assert [source.names[i] for i in batch.image] == keys[start : start + 4] and batch.seed.tolist() == rows[
+            assert [source.about.names[i] for i in batch.image] == keys[start : start + 4] and batch.seed.tolist() == rows[
                 "seed"
             ].tolist()
             ids, values = rows["ids"].astype(np.int64), rows["values"]
@@ -114,11 +114,11 @@ def test_packages_are_read_as_tinyvit_wrote_them(dump: MakeDump) -> None:
 def test_keys_that_are_the_numbers_of_all_images_are_image_indices(dump: MakeDump) -> None:
     folder, packages = dump(str)
     source = open_labels(folder)
-    assert source.names is None
+    assert source.about.names is None
     images = [batch.image for batch in source]
     assert all(i is not None and list(map(str, i)) == keys for i, (_, _, keys, _) in zip(images, packages, strict=True))
     some, _ = dump(lambda i: str(i + 1))  # no key 0, so the keys are names
-    assert open_labels(some).names is not None
+    assert open_labels(some).about.names is not None
 
 
 def test_any_batch_can_be_read_first(dump: MakeDump) -> None:
@@ -353,7 +353,7 @@ def test_keys_and_values_that_do_not_match_are_refused(tmp_path: Path) -> None:
         with pytest.raises(BadLabels, match=message):
             open_labels(tmp_path)
     keys.write_bytes(b"a\r\nb\r\nc")  # Windows line ends, without the last one
-    assert open_labels(tmp_path).names == ["a", "b", "c"]
+    assert open_labels(tmp_path).about.names == ["a", "b", "c"]
     keys.unlink()
     with pytest.raises(BadLabels, match=r"rank3-keys\.txt: keys cannot be read \(\[Errno 2\]"):
         open_labels(tmp_path)

@@ -48,7 +48,7 @@ def test_shards_are_read_in_order_and_keep_their_keys(suffix: str, tmp_path: Pat
     write(tmp_path / "set" / "shard-000001.tar", samples(range(8, 12), suffix))
     source = open_labels(tmp_path / "set")
     assert (source.layout, source.classes, source.dtype, source.order) == ("arrays", 7, "F16", "rows")
-    assert list(source.names or ()) == KEYS
+    assert list(source.about.names or ()) == KEYS
     batches = list(source)
     assert (np.concatenate([batch.labels for batch in batches]) == Z).all()
     assert [batch.image.tolist() for batch in batches if batch.image is not None] == [list(range(8)), list(range(8, 12))]
@@ -68,7 +68,7 @@ def test_a_single_archive_is_read_and_a_suffix_can_be_selected(tmp_path: Path) -
 def test_several_views_of_a_sample_are_epochs(tmp_path: Path) -> None:
     z = np.random.default_rng(0).normal(size=(12, 4, 7)).astype(np.float16)
     source = open_labels(write(tmp_path / "a.tar", {f"{key}.logits.npy": z[at] for at, key in enumerate(KEYS)}))
-    assert [place.epoch for place in source.places] == [0, 1, 2, 3] and list(source.names or ()) == KEYS
+    assert [place.epoch for place in source.places] == [0, 1, 2, 3] and list(source.about.names or ()) == KEYS
     assert (np.stack([batch.labels for batch in source]) == z.transpose(1, 0, 2)).all()
 
 
@@ -76,7 +76,7 @@ def test_repeated_keys_are_not_used_as_names(tmp_path: Path) -> None:
     for shard in range(2):
         write(tmp_path / "set" / f"{shard}.tar", samples(range(8)))
     source = open_labels(tmp_path / "set")
-    assert source.names is None and source.order == "none" and sum(map(len, source)) == 16
+    assert source.about.names is None and source.order == "none" and sum(map(len, source)) == 16
 
 
 def test_samples_without_a_label_are_counted_in_a_note(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_samples_without_a_label_are_counted_in_a_note(tmp_path: Path) -> None:
     del members[f"{KEYS[5]}.logits.npy"]
     source = open_labels(write(tmp_path / "a.tar", members))
     assert any(note.endswith("11 of 12 samples have a member .logits.npy; the others have no label") for note in source.notes)
-    assert list(source.names or ()) == KEYS[:5] + KEYS[6:]
+    assert list(source.about.names or ()) == KEYS[:5] + KEYS[6:]
 
 
 @pytest.mark.parametrize(

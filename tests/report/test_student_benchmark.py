@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from vqlabel.cli import app
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
-from vqlabel.labels import LabelBatch, LabelSource, Place, open_labels
+from vqlabel.labels import About, LabelBatch, LabelSource, Place, open_labels
 from vqlabel.report.rate_distortion import CompareConfig, compare_methods
 from vqlabel.report.student_benchmark import StudentBenchmark
 
@@ -70,7 +70,8 @@ def test_every_view_shows_the_image_of_its_label(files: Files) -> None:
 class FourViews(LabelSource):
     """Four views of one image: whole, flipped, its left half, and the whole image mixed with that half."""
 
-    path, layout, classes, domain, dtype, places, order = Path("four"), "four", 40, "logits", "F16", (Place(0, 0),), "explicit"
+    path, places = Path("four"), (Place(0, 0),)
+    about = About(layout="four", classes=40, domain="logits", dtype="F16", order="explicit")
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         whole, half = (0, 0, 1, 1), (0, 0, 1, 0.5)

@@ -18,7 +18,7 @@ import vqlabel
 from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.config import FitConfig
 from vqlabel.errors import TargetExists, UsageError, VqlabelError
-from vqlabel.labels import LabelBatch, LabelSource, Place
+from vqlabel.labels import About, LabelBatch, LabelSource, Place
 from vqlabel.storage import locks, targets
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC, INTERNAL, NPY, TREE, VQL, TargetFormat
@@ -320,7 +320,7 @@ def test_if_the_lock_file_does_not_fit_on_the_disk_its_folder_is_removed(tmp_pat
 class RandomLabels(LabelSource):
     """Eight random batches; `before` is called before each is read."""
 
-    layout, classes, domain, dtype, order = "sre2l", 7, "logits", "F16", "none"
+    about = About(layout="sre2l", classes=7, domain="logits", dtype="F16", order="none")
 
     def __init__(self, path: Path, before: Callable[[int], None]) -> None:
         self.path, self.places, self._before = path, [Place(i // 2, i % 2) for i in range(8)], before

@@ -1,6 +1,7 @@
 """SRe2L's training loop, from its description: on a dump by its reader's rules, on a `.vql` by the drop-in."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,7 +288,7 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
     ):
         ImageFolder_FKD_MIX(views, "fkd_load", root=root)
     source = VqlSource(packed)
-    source.names = [f"n{at}" for at in range(IMAGES)]
+    source.about = replace(source.about, names=[f"n{at}" for at in range(IMAGES)])
     with pytest.raises(UsageError, match="its records have names instead of indices of images, so"):
         ImageFolder_FKD_MIX(pack(source), "fkd_load", root=root)
     probs = np.random.default_rng(0).dirichlet(np.ones(CLASSES), (EPOCHS, IMAGES)).astype(np.float16)
@@ -297,7 +298,7 @@ def test_labels_that_the_script_cannot_use_are_refused(root: Path, packed: Path,
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "probs.npy", domain="probs"), "probs"), "fkd_load", root=root)
     with pytest.raises(UsageError, match="its records have no crop, no flip, so"):
         ImageFolder_FKD_MIX(pack(open_labels(tmp_path / "logits.npy")), "fkd_load", root=root)
-    source.names, source.order = None, "none"
+    source.about = replace(source.about, names=None, order="none")
     unknown = pack(source)
     with pytest.raises(UsageError, match="does not record the image of each label; pack the dump again with --images"):
         ImageFolder_FKD_MIX(unknown, "fkd_load", root=root)

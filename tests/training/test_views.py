@@ -258,7 +258,7 @@ def test_views_that_cannot_be_rendered_are_refused(
     with pytest.raises(UsageError, match="the list of images has 2 images, but the labels belong to 12"):
         VqlViews(view_file, list(ImageFolder(image_folder))[:2], SIZE)
     source = VqlSource(view_file)
-    source.names = [f"n{at}" for at in range(IMAGES)]
+    source.about = replace(source.about, names=[f"n{at}" for at in range(IMAGES)])
     named = pack_views(source)
     with pytest.raises(UsageError, match="identifies its images by name, not by their index in a folder; pass a list of images"):
         VqlViews(named, image_folder, SIZE)

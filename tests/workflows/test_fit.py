@@ -19,7 +19,7 @@ from vqlabel import FitConfig, LabelBatch
 from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.config import MIX
 from vqlabel.errors import BadLabels, TargetExists, UsageError
-from vqlabel.labels import LabelSource, Place, open_labels
+from vqlabel.labels import About, LabelSource, Place, open_labels
 from vqlabel.metrics.distortion import Distortion
 from vqlabel.workflows.fit import fit, fit_sample
 from vqlabel.workflows.sample import read_sample
@@ -32,10 +32,9 @@ Progress = Callable[[str, int, int, dict[str, float]], None]
 class Memory(LabelSource):
     """A dump of given batches."""
 
-    layout, order, domain, dtype = "memory", "none", "logits", "F16"
-
     def __init__(self, batches: list[LabelBatch]) -> None:
-        self.path, self._batches, self.classes = Path("memory"), batches, batches[0].labels.shape[1]
+        self.path, self._batches, classes = Path("memory"), batches, batches[0].labels.shape[1]
+        self.about = About(layout="memory", classes=classes, domain="logits", dtype="F16", order="none")
         self.places = [batch.place for batch in batches]
 
     def _load(self, index: int) -> tuple[LabelBatch, str]:

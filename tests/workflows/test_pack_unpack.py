@@ -418,8 +418,7 @@ class Interrupted(LabelSource):
 
     def __init__(self, dump: Path) -> None:
         self._inner = open_labels(dump)
-        for name in ("path", "layout", "classes", "domain", "dtype", "places", "order"):
-            setattr(self, name, getattr(self._inner, name))
+        self.path, self.places, self.about = self._inner.path, self._inner.places, self._inner.about
 
     def _load(self, at: int) -> tuple[LabelBatch, str]:
         if at == len(self) // 2:

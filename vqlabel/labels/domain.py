@@ -3,7 +3,7 @@
 A sample of rows from the whole dump decides, not one batch.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,7 +147,7 @@ def _check_probabilities(source: LabelSource, rows: RowStats) -> None:
         return
     if rows.truncated_probabilities or rows.renormalised:
         k = _max_kept(source, 0)
-        source.support = Support(k=k, rest="zero")
+        source.about = replace(source.about, support=Support(k=k, rest="zero"))
         sums = "sum to 1" if rows.renormalised else "sum to less than 1"
         source.notes.append(f"{path}: rows {sums} and all but {k} values are 0: read as top-{k} probabilities")
     elif rows.distributions.mean() < 0.5:  # otherwise single bad rows, which are refused with their position when they are read
@@ -222,7 +222,7 @@ def _set_support_of_filled(source: LabelSource, rows: RowStats) -> bool:
     if fill is None:
         return False
     k = _max_kept(source, fill)
-    source.support = Support(k=k, rest="zero")
+    source.about = replace(source.about, support=Support(k=k, rest="zero"))
     source.notes.append(
         f"{source.path}: rows have logits for up to {k} classes, which differ from row to row, and {fill:.6g} for the others, at least "
         f"{ABSENT:g} below: read as top-{k} logits"

@@ -66,8 +66,7 @@ class OrderedSource(LabelSource):
     """
 
     def __init__(self, source: LabelSource, order: ShuffledOrder, evidence: Evidence) -> None:
-        self.describe_as(source.about)
-        self.path, self.places, self.order = source.path, source.places, "explicit"
+        self.path, self.places, self.about = source.path, source.places, replace(source.about, order="explicit")
         self.notes = source.notes
         self.order_evidence, self.evidence = evidence, evidence.summary
         self._source, self._order = source, order
@@ -99,7 +98,8 @@ def with_images(
     else:
         source.evidence = verify_order(source, images, class_map=class_map).summary
     files = [image.path for image in list_images(images)]
-    source.images = ImageSet.of(image_names(files, images), files if digest == "bytes" else None)
+    known = ImageSet.of(image_names(files, images), files if digest == "bytes" else None)
+    source.about = replace(source.about, images=known)
     return source
 
 
@@ -141,7 +141,7 @@ def verify_order(source: LabelSource, images: Path, *, class_map: str | PathLike
         UsageError: the dump identifies its images by name.
         BadLabels: the labels agree no more often than by chance.
     """
-    if source.names is not None:
+    if source.about.names is not None:
         raise UsageError(
             f"{source.path}: identifies its images by name, so a folder of images cannot verify their order; leave --images out"
         )

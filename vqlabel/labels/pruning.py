@@ -1,5 +1,6 @@
 """A dump -> a random part of it: some epochs, batches or views, with their own places, images and augmentation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +36,9 @@ class Pruned(LabelSource):
             )
         self.path, self._source, self._keep, self._by, self._seed = source.path, source, keep, by, seed
         self.notes = source.notes
-        self.describe_as(source.about)
         renumbered = by == "view" or (by == "batch" and source.order == "rows")  # "rows" counts an epoch's records from its start
-        self.order = "explicit" if renumbered else source.order
-        self.details = {**source.details, "pruned": {"keep": keep, "by": by, "seed": seed, "batches": len(source)}}
+        details = {**source.about.details, "pruned": {"keep": keep, "by": by, "seed": seed, "batches": len(source)}}
+        self.about = replace(source.about, order="explicit" if renumbered else source.order, details=details)
         self._kept = self._kept_batches()
         self.places: list[Place] = [source.places[index] for index in self._kept]
 

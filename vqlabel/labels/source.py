@@ -3,10 +3,9 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -55,24 +54,44 @@ class LabelSource(ABC):
     Attributes:
         path: of the dump, for messages.
         places: (epoch, batch) of every batch, in order.
-        layout, classes, domain, dtype, order, temperature, support, names, images, view, details: see `About`.
+        about: the properties of the dump as a whole.
         evidence: one sentence on how well labels agree with the classes of their images; None if that was not examined.
     """
 
     path: Path
     places: Sequence[Place]
-    layout: str
-    classes: int
-    domain: str
-    dtype: str
-    order: str
-    temperature: float | None = None
-    support: Support | None = None
-    names: Sequence[str] | None = None
-    images: ImageSet | None = None
-    view: int | None = None
-    details: Mapping[str, Any] = MappingProxyType({})
+    about: About
     evidence: str | None = None
+
+    @property
+    def layout(self) -> str:
+        """See `About`."""
+        return self.about.layout
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.about.classes
+
+    @property
+    def domain(self) -> str:
+        """See `About`."""
+        return self.about.domain
+
+    @property
+    def dtype(self) -> str:
+        """See `About`."""
+        return self.about.dtype
+
+    @property
+    def order(self) -> str:
+        """See `About`."""
+        return self.about.order
+
+    @property
+    def support(self) -> Support | None:
+        """See `About`."""
+        return self.about.support
 
     @cached_property
     def notes(self) -> list[str]:
@@ -81,16 +100,6 @@ class LabelSource(ABC):
         A source appends to it when it is opened; the command line prints it to stderr.
         """
         return []
-
-    @property
-    def about(self) -> About:
-        """The properties of the dump as one value."""
-        return About(**{attribute.name: getattr(self, attribute.name) for attribute in fields(About)})
-
-    def describe_as(self, about: About) -> None:
-        """Take over the properties of another dump."""
-        for attribute in fields(About):
-            setattr(self, attribute.name, getattr(about, attribute.name))
 
     def __len__(self) -> int:
         """Number of batches."""

@@ -76,7 +76,7 @@ def _open_same_shape(file: VqlFile, dump: str | PathLike[str] | LabelSource) -> 
     """
     source = dump if isinstance(dump, LabelSource) else open_labels(dump, domain=file.label["domain"])
     pruned = file.pruned
-    if pruned is not None and "pruned" not in source.details:
+    if pruned is not None and "pruned" not in source.about.details:
         source = Pruned(source, pruned["keep"], pruned["by"], pruned["seed"])
     path = file.container.path
     if source.classes != file.classes:

@@ -67,7 +67,7 @@ class CompareConfig:
         Raises:
             UsageError: a temperature or the seed is out of range.
         """
-        default = MIX if source.temperature is None else (source.temperature,)
+        default = MIX if source.about.temperature is None else (source.about.temperature,)
         return FitConfig(temperature=tuple(self.temperature) if self.temperature else default, seed=self.seed, gain=1.0)
 
 

@@ -210,9 +210,9 @@ def known_views(source: LabelSource) -> tuple[ImageSet | None, int | None]:
     try:
         drawn, _ = _read_recipe(recipe_file(source.path))
     except (VqlabelError, OSError):
-        return source.images, source.view
-    named = source.images is not None and source.images.names_sha256 is not None
-    return source.images if named or drawn.images is None else drawn.images, source.view or drawn.recipe.view
+        return source.about.images, source.about.view
+    named = source.about.images is not None and source.about.images.names_sha256 is not None
+    return source.about.images if named or drawn.images is None else drawn.images, source.about.view or drawn.recipe.view
 
 
 def recipe_file(dump: Path) -> Path:

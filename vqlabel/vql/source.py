@@ -1,6 +1,7 @@
 """A `.vql` as a dump: labels decoded batch by batch, so that whatever reads dumps reads `.vql` files, too."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class VqlSource(LabelSource):
         self.file, self._device = VqlFile(path), device
         self.path = Path(path)
         self.codec = read_codec(self.file).to(device)
-        self.describe_as(self.file.about)
-        self.dtype = (dtype or self.dtype).upper()
+        self.about = replace(self.file.about, dtype=(dtype or self.file.about.dtype).upper())
         require(self.dtype in LABEL_TYPES, "dtype", dtype, "must be f16, bf16 or f32")
         self.torch_dtype = torch_type(self.dtype)
 

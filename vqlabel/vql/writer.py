@@ -110,7 +110,9 @@ class VqlWriter:
             images: which images the labels are of; None if unknown.
         """
         container = self._container
-        header = self._columns.write(container, source.names) if drawn is None else write_drawn(container, drawn, source.places)
+        header = (
+            self._columns.write(container, source.about.names) if drawn is None else write_drawn(container, drawn, source.places)
+        )
         for name, tensor in tensors.items():
             container.tensor(CODEC + name, stored_type(tensor.dtype), tensor)
         return container.finish(
@@ -141,7 +143,7 @@ def _label_of(config: CodecConfig, source: LabelSource) -> dict[str, Any]:
 
 def _source_of(source: LabelSource) -> dict[str, Any]:
     """The properties of the dump that `vql.source` records."""
-    values = {"layout": source.layout, "temperature": source.temperature, "details": dict(source.details)}
+    values = {"layout": source.layout, "temperature": source.about.temperature, "details": dict(source.about.details)}
     return {name: value for name, value in values.items() if value}
 
 

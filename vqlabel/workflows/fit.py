@@ -73,7 +73,7 @@ def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
         return config
     if source.domain == "sigmoid":
         return replace(config, temperature=(1.0,))
-    return replace(config, temperature=MIX if source.temperature is None else (source.temperature,))
+    return replace(config, temperature=MIX if source.about.temperature is None else (source.about.temperature,))
 
 
 @small_operations()

@@ -269,7 +269,7 @@ def check_recipe(source: LabelSource, drawn: DrawnColumns) -> None:
         UsageError: the dump is pruned by view; a recipe draws complete batches.
         BadLabels: the views of the dump are not those of the recipe.
     """
-    if source.details.get("pruned", {}).get("by") == "view":
+    if source.about.details.get("pruned", {}).get("by") == "view":
         raise UsageError(
             f"{source.path}: the dump is pruned by view, and a recipe draws complete batches; use --by batch, or --augmentation keep"
         )

@@ -74,7 +74,7 @@ def relabel(
         layout = _layout_of(target, layout)
         _check_layout(source, layout)
     check_codec(used_codec, source)
-    notes = check_fitted_on(used_codec, FittedOn(images=source.images, view=source.view), source.path)
+    notes = check_fitted_on(used_codec, FittedOn(images=source.about.images, view=source.about.view), source.path)
     sizes, dtype = np.diff(source.drawn.starts).tolist(), narrowest_dtype(used_codec.code_bits).name
     path, key = target.with_name(target.name + ".journal"), {**source.key(), **_key_of(used_codec, effort)}
     check_relabel_target(target, layout, overwrite=overwrite)
@@ -142,7 +142,7 @@ def _write_vql(source: TeacherSource, target: Path, codec: LabelCodec, journal: 
         for index, codes in enumerate(journal):
             writer.add(range(index, index + 1), codes.astype(np.uint32))
         writer.end_codes()
-        writer.finish(source, tensors, source.made_by, drawn=source.drawn, images=source.images)
+        writer.finish(source, tensors, source.made_by, drawn=source.drawn, images=source.about.images)
     file = VqlFile(target)
     return {"bytes": file.container.size, "code_bits": round(file.label_bits, 4)}
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vqlabel.dtypes import numpy_type
 from vqlabel.errors import BadLabels, UsageError, VqlabelError, require
-from vqlabel.labels import LabelBatch, LabelSource
+from vqlabel.labels import About, LabelBatch, LabelSource
 from vqlabel.labels.checks import check_domain
 from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
 from vqlabel.views.image_folder import ImageFolder
@@ -41,8 +41,6 @@ class TeacherSource(LabelSource):
         UsageError: the teacher returns no logits for views of this size.
     """
 
-    layout, domain, order = "relabel", "logits", "explicit"
-
     def __init__(
         self,
         pictures: ImageFolder,
@@ -54,16 +52,19 @@ class TeacherSource(LabelSource):
         image_digest: str = "names",
     ) -> None:
         require(dtype in DTYPES, "dtype", dtype.lower(), "must be f16 or f32")
-        self.path, self.dtype = pictures.folder, dtype
+        self.path = pictures.folder
         sizes = pictures.sizes()
-        self.images, self.view = pictures.image_set(image_digest), recipe.view
-        self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes, self.images)
+        images = pictures.image_set(image_digest)
+        self.drawn = DrawnColumns(recipe, sizes[:1] if (sizes == sizes[0]).all() else sizes, images)
         self.places = self.drawn.places
         self.teacher, self._pictures, self._device = teacher.to(device), pictures, device
         try:
-            self.classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
+            classes = self.teacher(torch.zeros(1, 3, recipe.view, recipe.view, device=device)).shape[1]
         except TeacherFailed as error:
             raise UsageError(f"{error}; it must accept any number of views of the size --view") from error
+        self.about = About(
+            layout="relabel", classes=classes, domain="logits", dtype=dtype, order="explicit", images=images, view=recipe.view
+        )
 
     def shuffle_as_sre2l(self) -> None:
         """Order the images as SRe2L's script, with PyTorch 1.11 or later, reads the labels; views stay the recipe's."""

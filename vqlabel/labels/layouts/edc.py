@@ -25,6 +25,11 @@ class EdcSource(GvbsmSource):
 
     layout, title = "edc", "EDC"
     _parts = 0  # strips of the first file; 0: not known yet, or views were not cut
+    _uncut = False  # whether the views of the first file were not cut
+
+    def __init__(self, path: Path, domain: str | None) -> None:
+        super().__init__(path, domain)
+        self.about = replace(self.about, details={"strips": "none"} if self._uncut else {})
 
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
         items = read_items(file, (8,), self.title, f"{SEVEN_ITEMS}, patches")
@@ -41,11 +46,11 @@ class EdcSource(GvbsmSource):
             raise BadLabels(
                 f"{file}: item 7 is an int32 order of strips; an order must be int64, and int32 zeros mean that views were not cut"
             )
-        self.details = {"strips": "none"}
+        self._uncut = True
 
     def _parse_patches(self, file: Path, item: Any, records: int) -> Any:
         """[records, 2, parts] the order of the strips; raises BadLabels for anything else."""
-        if self.details:
+        if self._uncut:
             raise BadLabels(
                 f"{file}: item 7 is {describe(item)}, but in the first batch it is int32 [b, 2, 2]: regenerate one of them"
             )

@@ -70,26 +70,34 @@ class FkdSource(LabelSource):
         BadLabels: there is no such file, or one is malformed or differs from the first in form or type.
     """
 
-    layout, order, temperature = "fkd", "explicit", 1.0
-    names: list[str]
-
     def __init__(self, path: Path, domain: str | None, classes: int | None = None) -> None:
         require(domain in (None, "probs"), "domain", domain, "must be probs, which is what fkd stores")
-        self.path, self.domain, self.names = path, "probs", find_images(path)
-        self.places = [Place(0, image) for image in range(len(self.names))]
+        self.path, self._names = path, find_images(path)
+        self.places = [Place(0, image) for image in range(len(self._names))]
         first = read_file(self._file(0))
         self._kind, (form, labels_dtype, coords_dtype) = first.kind, first.kind
-        self.dtype = label_dtype(self, torch_dtype_name(labels_dtype) or "F16")  # hard labels are held as probabilities 1 in fp16
-        self.details = {"form": form, "coords": coords_dtype}
-        if first.ids is None:
-            self.classes = first.values.shape[1]
-            require(classes in (None, self.classes), "classes", classes, f"must be {self.classes}, as in the files, or left out")
-        else:
-            self.support = Support(k=first.ids.shape[1], rest=first.rest)
-            self.classes = classes or max(2, 1 + max(self._largest_class(index) for index in range(len(self))))
+        self.about = About(
+            layout="fkd",
+            classes=self._count_classes(first, classes),
+            domain="probs",
+            dtype=label_dtype(self, torch_dtype_name(labels_dtype) or "F16"),  # hard labels are held as probabilities 1 in fp16
+            order="explicit",
+            temperature=1.0,
+            support=None if first.ids is None else Support(k=first.ids.shape[1], rest=first.rest),
+            names=self._names,
+            details={"form": form, "coords": coords_dtype},
+        )
+
+    def _count_classes(self, first: FkdFile, classes: int | None) -> int:
+        """C, from the first file or from all, or as the user passed it."""
+        if first.ids is not None:
+            return classes or max(2, 1 + max(self._largest_class(index) for index in range(len(self))))
+        stored = int(first.values.shape[1])
+        require(classes in (None, stored), "classes", classes, f"must be {stored}, as in the files, or left out")
+        return stored
 
     def _file(self, index: int) -> Path:
-        return self.path / f"{self.names[index]}.tar"
+        return self.path / f"{self._names[index]}.tar"
 
     def _read_file(self, index: int) -> FkdFile:
         content = read_file(self._file(index))

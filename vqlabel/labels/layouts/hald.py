@@ -39,24 +39,28 @@ class HaldSource(LabelSource):
             batches than the first.
     """
 
-    layout, temperature = "hald", 1.0
-
     def __init__(self, path: Path, domain: str | None) -> None:
-        self.path, self.domain = path, domain or "probs"
+        self.path = path
         self._files = find_epochs(path)
         if not self._files:
             raise BadLabels(f"{path}: contains no epoch_E.tar; HALD's dump has one for every epoch")
         order_file = path / ORDER_FILE
         self._order = read_order(order_file) if order_file.exists() else None
-        self.order = "none" if self._order is None else "explicit"
         self._cached_epoch: tuple[int, list[Any]] = -1, []
         first_epoch = next(iter(self._files))
         self._batches_per_epoch = len(self._epoch(first_epoch))
         self.places = [Place(epoch, batch) for epoch in self._files for batch in range(self._batches_per_epoch)]
-        first, self._stored_dtype, coords = self._parse(Place(first_epoch, 0))
-        self.dtype, self.classes = label_dtype(self, self._stored_dtype), first.labels.shape[1]
+        first, self._stored_dtype, self._stored_coords = self._parse(Place(first_epoch, 0))
         temperature = teacher_temperature(path)
-        self.details = {"coords": coords, "teacher_temperature": temperature}
+        self.about = About(
+            layout="hald",
+            classes=first.labels.shape[1],
+            domain=domain or "probs",
+            dtype=label_dtype(self, self._stored_dtype),
+            order="none" if self._order is None else "explicit",
+            temperature=1.0,
+            details={"coords": self._stored_coords, "teacher_temperature": temperature},
+        )
         self.notes += missing_batches(path, [Place(epoch, 0) for epoch in self._files])
         if self.domain == "probs":
             self.notes.append(f"{path}: {_temperature_note(temperature)}")
@@ -94,9 +98,9 @@ class HaldSource(LabelSource):
                 f"{file}: has {len(batches)} batches, but the first epoch has {self._batches_per_epoch}: regenerate one of them"
             )
         batch, dtype, coords = self._parse(place)
-        if (dtype, coords) != (self._stored_dtype, self.details["coords"]):
+        if (dtype, coords) != (self._stored_dtype, self._stored_coords):
             raise BadLabels(
-                f"{name}: labels {dtype}, coords {coords}, but in the first batch {self._stored_dtype}, {self.details['coords']}: regenerate "
+                f"{name}: labels {dtype}, coords {coords}, but in the first batch {self._stored_dtype}, {self._stored_coords}: regenerate "
                 "one of them"
             )
         return (batch if self._order is None else replace(batch, image=self._images(place, len(batch)))), name

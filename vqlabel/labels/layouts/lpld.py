@@ -4,6 +4,7 @@ epoch_E/batch_B.tar          as in layouts/sre2l.py
 sampler_indices_epoch.json   {"0": [image index of every record of epoch 0, in order], ...}
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from vqlabel.errors import BadLabels, UsageError
@@ -25,9 +26,8 @@ class LpldSource(Sre2lSource):
             raise BadLabels(f"{path}: contains no {ORDER_FILE}, which LPLD writes; for SRe2L's tree pass --layout sre2l")
         self._order = EpochOrder(file, find_batches(path), read_order(file))
         super().__init__(path, domain)
-        self.order = "explicit"
-        if (count := self._order.images()) is not None:  # the order file has complete epochs even if the dump is pruned
-            self.images = ImageSet(count=count)
+        count = self._order.images()  # of complete epochs, which the order file has even if the dump is pruned
+        self.about = replace(self.about, order="explicit", images=None if count is None else ImageSet(count=count))
 
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         batch, name = super()._load(index)

@@ -46,26 +46,27 @@ class LpqldSource(LabelSource):
         BadLabels: there is no such file, or one is malformed or differs in its recipe from the first.
     """
 
-    layout = "lpqld"  # its students change the temperature from 20 to 2 while they train
-
     def __init__(self, path: Path, domain: str | None, classes: int | None = None) -> None:
-        self.path, self.domain = path, domain or "logits"
+        self.path = path
         files = find_flat_batches(path)
         self._numbers, self.files = list(files), list(files.values())
         if not files:
             raise BadLabels(f"{path}: contains no batch_N.tar; a dump has at least one batch")
         order_file = path / BATCH_ORDER_FILE
         self._order = read_order(order_file) if order_file.exists() else None
-        self.order = "none" if self._order is None else "explicit"
         self.places = infer_places(self._numbers, self._order)
         first = read_file(self.files[0], self.places[0])
         self._recipe = first.recipe
-        self.dtype, self.details = "F16" if first.recipe.labels == "float16" else "F32", {"coords": first.recipe.coords}
-        if first.recipe.k is None:
-            self.classes = first.batch.labels.shape[1]
-        else:
-            self.classes = classes or 1 + max(self._largest_classes())
-            self.support = Support(k=first.recipe.k, rest="zero")
+        k = first.recipe.k
+        self.about = About(  # without a temperature: its students change it from 20 to 2 while they train
+            layout="lpqld",
+            classes=first.batch.labels.shape[1] if k is None else classes or 1 + max(self._largest_classes()),
+            domain=domain or "logits",
+            dtype="F16" if first.recipe.labels == "float16" else "F32",
+            order="none" if self._order is None else "explicit",
+            support=None if k is None else Support(k=k, rest="zero"),
+            details={"coords": first.recipe.coords},
+        )
 
     def _largest_classes(self) -> Iterator[int]:
         """The largest class of each file."""

@@ -13,7 +13,7 @@ from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
 from vqlabel.labels.layouts.label_dtypes import NARROWED_NOTE, numpy_dtype_name
 from vqlabel.labels.layouts.select_array import SelectedArray
-from vqlabel.labels.source import LabelSource
+from vqlabel.labels.source import About, LabelSource
 
 BATCH_RECORDS, BATCH_BYTES = 4096, 16 << 20  # a batch of labels in float32 reaches neither limit by more than one image
 MAX_DEFLATE_RATIO = 1032  # bytes that one byte of a deflated file can expand to
@@ -114,18 +114,24 @@ class RowsSource(LabelSource):
         BadLabels: the shards differ in type, shape or number of classes.
     """
 
-    layout = "arrays"
+    layout = "arrays"  # its name
 
     def __init__(self, path: Path, shards: Sequence[Rows], domain: str | None, axes_named: bool, by_image: bool = False) -> None:
         self.path, self._shards = path, shards
         first = shards[0]
         for shard in shards[1:]:
             _check_same_form(shard, first)
-        self.classes, self.dtype, self.domain = first.layout.classes, first.dtype, domain or first.domain or "logits"
-        self.names = _joined_names(shards)
-        self._by_image = by_image or first.layout.by_image or self.names is not None
-        self.order = "rows" if self._by_image else "none"
-        more_images = first.layout.images_first or self.names is not None
+        names = _joined_names(shards)
+        self._by_image = by_image or first.layout.by_image or names is not None
+        self.about = About(
+            layout=self.layout,
+            classes=first.layout.classes,
+            domain=domain or first.domain or "logits",
+            dtype=first.dtype,
+            order="rows" if self._by_image else "none",
+            names=names,
+        )
+        more_images = first.layout.images_first or names is not None
         spans = _spans_of_images(shards) if more_images else _spans_of_epochs(shards)
         self._spans = [span for _, span in spans]
         self.places = [place for place, _ in spans]

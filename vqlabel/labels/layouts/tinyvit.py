@@ -55,13 +55,10 @@ class TinyVitSource(LabelSource):
         BadLabels: there is no package, packages differ in k, or one is malformed.
     """
 
-    layout, dtype, order, temperature = "tinyvit", "F16", "explicit", 1.0
-
     def __init__(self, path: Path, domain: str | None, classes: int | None = None) -> None:
         require(domain in (None, "probs"), "domain", domain, "must be probs, which is what tinyvit stores")
-        self.path, self.domain = path, "probs"
+        self.path, names = path, None
         self._k, self._packages = find_packages(path)
-        self.support = Support(k=self._k, rest="uniform")
         self._image_of_key: dict[str, int] = {}
         for package in self._packages:
             for key in read_keys(package):
@@ -69,29 +66,39 @@ class TinyVitSource(LabelSource):
         if all(str(number) in self._image_of_key for number in range(len(self._image_of_key))):
             self._image_of_key = {key: int(key) for key in self._image_of_key}
         else:
-            self.names = list(self._image_of_key)
+            names = list(self._image_of_key)
         self._cached_images: tuple[Package | None, NDArray[np.int64]] = None, np.empty(0, np.int64)
-        self.classes = classes or max(2, 1 + max(self._largest_class(package) for package in self._packages))
-        self._place_batches()
+        classes = classes or max(2, 1 + max(self._largest_class(package) for package in self._packages))
+        self._step = max(1, min(BATCH_RECORDS, BATCH_BYTES // (2 * classes)))
+        self.about = About(
+            layout="tinyvit",
+            classes=classes,
+            domain="probs",
+            dtype="F16",
+            order="explicit",
+            temperature=1.0,
+            support=Support(k=self._k, rest="uniform"),
+            names=names,
+            details={"ranks": self._place_batches()},
+        )
 
     def _largest_class(self, package: Package) -> int:
         starts = range(0, package.records, BATCH_RECORDS)
         return max(int(read_records(package, self._k, start, start + BATCH_RECORDS)["ids"].max()) for start in starts)
 
-    def _place_batches(self) -> None:
-        """Set the place and the records of every batch, and in `details` the first batch of every rank."""
-        step = max(1, min(BATCH_RECORDS, BATCH_BYTES // (2 * self.classes)))
+    def _place_batches(self) -> list[list[int]]:
+        """Set the place and the records of every batch; returns the epoch, rank and first batch of every package."""
         self.places: list[Place] = []
         self._starts: list[tuple[Package, int]] = []
         ranks: list[list[int]] = []
         batches: Counter[int] = Counter()  # by epoch, so far
         for package in self._packages:
             ranks.append([package.epoch, package.rank, batches[package.epoch]])
-            for start in range(0, package.records, step):
+            for start in range(0, package.records, self._step):
                 self.places.append(Place(package.epoch, batches[package.epoch]))
                 self._starts.append((package, start))
                 batches[package.epoch] += 1
-        self._step, self.details = step, {"ranks": ranks}
+        return ranks
 
     def _images(self, package: Package) -> NDArray[np.int64]:
         """The image of every record of a package."""

@@ -18,7 +18,7 @@ from vqlabel.errors import BadLabels, require
 from vqlabel.labels.batch import LabelBatch, Place
 from vqlabel.labels.image_set import WholeEpochs
 from vqlabel.labels.layouts.torch_items import label_dtype, list_length
-from vqlabel.labels.source import LabelSource
+from vqlabel.labels.source import About, LabelSource
 from vqlabel.storage.filetypes import foreign_file_message, read_text
 
 MAX_SHOWN = 4  # missing batches that a note lists
@@ -32,17 +32,20 @@ class TreeSource(LabelSource):
     """A tree. Files that are not batches are ignored; missing batches are noted.
 
     Attributes:
+        layout: its name.
         title: of the system, for messages.
+        temperature: see `About`.
 
     Raises:
         BadLabels: the path is not a folder, or has no batch in it; or the first batch is malformed.
     """
 
+    layout: str
     title: str
     temperature: float | None = 20.0  # of the students of SRe2L, CDA and LPLD
 
     def __init__(self, path: Path, domain: str | None) -> None:
-        self.path, self.domain = path, domain or "logits"
+        self.path = path
         if not path.is_dir():
             raise BadLabels(f"{path}: not a folder; {self.title}'s dump is a folder that contains epoch_E/batch_B.tar")
         self.files = find_batches(path)
@@ -51,9 +54,14 @@ class TreeSource(LabelSource):
         self.places = list(self.files)
         self.notes += missing_batches(path, self.places)
         first, self._stored_dtype = self.parse(self.files[self.places[0]], self.places[0])
-        self.dtype = label_dtype(self, self._stored_dtype)
-        self.classes = first.labels.shape[1]
-        self.order = "none" if first.image is None else "explicit"
+        self.about = About(
+            layout=self.layout,
+            classes=first.labels.shape[1],
+            domain=domain or "logits",
+            dtype=label_dtype(self, self._stored_dtype),
+            order="none" if first.image is None else "explicit",
+            temperature=self.temperature,
+        )
 
     @abstractmethod
     def parse(self, file: Path, place: Place) -> tuple[LabelBatch, str]:
