@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import flip_bit
 from numpy.typing import NDArray
 from pretended_cuda import pretended_cuda
 from safetensors.torch import save_file
@@ -353,7 +354,7 @@ def test_a_codec_file_with_one_flipped_bit_is_refused_or_loads_unchanged(case: C
     data, want = path.read_bytes(), case.codec.file_tensors()
     refused = 0
     for at in range(3, len(data), max(1, len(data) // 150)):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        path.write_bytes(flip_bit(data, at, at % 8))
         try:
             loaded, report = load_codec(path)
         except BadContainer:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import flip_bit
 from numpy.typing import NDArray
 
 import vqlabel
@@ -274,15 +275,15 @@ def test_a_damaged_state_is_refused(lost: str, dump: Path, tmp_path: Path) -> No
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     with pytest.raises(KeyboardInterrupt):
         fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
-    data = bytearray(state.read_bytes())
+    data = state.read_bytes()
     damaged = [data[:-1]]
     if lost == "a bit":
-        damaged = [data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :] for at in range(0, len(data), len(data) // 40)]
+        damaged = [flip_bit(data, at, at % 8) for at in range(0, len(data), len(data) // 40)]
     elif lost == "a field":
         saved = torch.load(io.BytesIO(data), weights_only=True)
         for name in saved["fit"]:
             torch.save({**saved, "fit": {key: value for key, value in saved["fit"].items() if key != name}}, kept := io.BytesIO())
-            damaged.append(bytearray(kept.getvalue()))
+            damaged.append(kept.getvalue())
     for content in damaged:
         state.write_bytes(content)
         with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
