@@ -56,7 +56,7 @@ def test_a_golden_file_is_valid_and_has_the_expected_coding(name: str) -> None:
 
 def test_a_codec_file_without_a_checksum_is_read() -> None:
     codec, report = vqlabel.load_codec(GOLDEN / "unsummed.codec")
-    assert (codec.kind, report) == ("vqae", {"held_out": {"labels": 1, "kl_T1": 0.5}})
+    assert (codec.kind, report) == ("vqae", {"held": {"labels": 1, "kl_T1": 0.5}})
     codes = torch.arange(40, dtype=torch.uint8).reshape(8, 5) % 20
     with torch.inference_mode():
         np.testing.assert_allclose(codec.decode(codes).numpy(), np.load(GOLDEN / "unsummed.labels.npy"), atol=1e-4)

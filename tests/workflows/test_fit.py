@@ -26,7 +26,7 @@ from vqlabel.workflows.fit import fit, fit_sample
 from vqlabel.workflows.sample import read_sample
 
 QUICK = FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
-LONGER = FitConfig(bits=12, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=7, temperature=(1.0,), epochs=6)
+LONGER = FitConfig(bits=12, codebook_size=8, prior=True, image_width=4, hidden=8, weight_bits=7, temperature=(1.0,), epochs=4)
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
@@ -177,16 +177,16 @@ def uninterrupted(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 
 STOPS = [
     [("prior", 1)],
-    [("prior", 6)],
+    [("prior", 4)],
     [("codebooks", 0)],
     pytest.param([("codebooks", 1)], marks=pytest.mark.slow),
     [("choosing codes", 0)],
     pytest.param([("choosing codes", 1)], marks=pytest.mark.slow),
     [("decoder, round 1", 1)],
-    [("decoder, round 1", 6)],
+    [("decoder, round 1", 4)],
     pytest.param([("decoder, round 2", 1)], marks=pytest.mark.slow),
-    pytest.param([("decoder, round 2", 5)], marks=pytest.mark.slow),
-    [("decoder, round 2", 6)],
+    pytest.param([("decoder, round 2", 3)], marks=pytest.mark.slow),
+    [("decoder, round 2", 4)],
     [("6 bits", 1)],
     [("3 bits", 2)],
     [("prior", 3), ("decoder, round 1", 2), ("decoder, round 1", 3), ("decoder, round 2", 2)],

@@ -21,6 +21,7 @@ import torch
 from forge import Forge, flip_bit
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
+from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
@@ -142,22 +143,23 @@ def test_an_interrupted_run_continues_to_the_same_bytes(after: int, images: Path
 
 def test_a_killed_run_continues_to_the_same_bytes(images: Path, work: Path, tmp_path: Path) -> None:
     want = raw(images, tmp_path / "whole.vql").read_bytes()
-    command = [sys.executable, "-m", "vqlabel", "relabel", images, "-o", tmp_path / "a.vql", "--teacher", "slow_teacher:slow"]
-    command += ["--mean", "0.5", "--std", "0.5", "--epochs", EPOCHS, "--batch", BATCH, "--view", VIEW, "--seed", 3]
+    options = ["--mean", 0.5, "--std", 0.5, "--epochs", EPOCHS, "--batch", BATCH, "--seed", 3, "--threads", 1]
+    words = relabel_words(images, tmp_path / "a.vql", "slow_teacher:slow", *options)
     slow = "import time\nfrom teachers_of_tests import small\nclass Slow(__import__('torch').nn.Sequential):\n"
     slow += "    def forward(self, x):\n        time.sleep(0.1)\n        return super().forward(x)\ndef slow():\n    return Slow(*small())\n"
     (work / "slow_teacher.py").write_text(slow)
-    with subprocess.Popen([str(word) for word in command], cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+    command = [sys.executable, "-m", "vqlabel", *words]
+    with subprocess.Popen(command, cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         journal = tmp_path / "a.vql.journal"
         while not journal.exists() or journal.stat().st_size < 4096 + 3 * (BATCH * CLASSES * 2):
             assert run.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
     assert not (tmp_path / "a.vql").exists()
-    subprocess.run([str(word) for word in command], cwd=work, check=True, capture_output=True)
+    assert CliRunner().invoke(app, words).exit_code == 0
     assert labels_of(tmp_path / "a.vql") == labels_of(tmp_path / "whole.vql") and len(want) > 4096
     first = (tmp_path / "a.vql").read_bytes()
-    subprocess.run([str(word) for word in [*command, "--overwrite"]], cwd=work, check=True, capture_output=True)
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
     assert (tmp_path / "a.vql").read_bytes() == first, "uninterrupted"
 
 
@@ -679,8 +681,6 @@ def test_a_teacher_that_ends_the_program_or_returns_infinity_is_reported(
 
 
 def test_relabel_with_a_codec_shows_the_quality_of_its_labels(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
     run = CliRunner().invoke(
         app, relabel_words(images, tmp_path / "a.vql", "teachers_of_tests:small", "--codec", tmp_path / "c.codec")
@@ -690,8 +690,6 @@ def test_relabel_with_a_codec_shows_the_quality_of_its_labels(images: Path, work
 
 
 def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     (work / "chatty_of_tests.py").write_text(
         "import teachers_of_tests, torch\nprint('imported')\n"
         "class Chatty(torch.nn.Module):\n"
@@ -706,8 +704,6 @@ def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work:
 
 
 def test_the_command_line_labels_images_and_reports_the_result(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 2, "--batch", 5]
     words += ["--view", VIEW, "--mean", "0.5", "--std", "0.5", "--json"]
     run = CliRunner().invoke(app, [str(word) for word in words])
