@@ -19,7 +19,7 @@ def main() -> None:
         dump, target = Path(folder) / "labels.npy", Path(folder) / "labels.vql"
         np.save(dump, (2 * views @ directions).astype(np.float16))
 
-        codec, report = vqlabel.fit(dump, vqlabel.FitConfig(bits=24, epochs=8))
+        codec, report = vqlabel.fit(dump, vqlabel.FitConfig(bits=24, epochs=4))
         vqlabel.pack(dump, target, codec=codec)
         labels, stats = vqlabel.open(target), vqlabel.stats(target, against=dump)
 

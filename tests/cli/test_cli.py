@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import flip_bit
 from numpy.typing import NDArray
 from paths import GOLDEN, ROOT
 from typer.testing import CliRunner, Result
@@ -366,9 +367,8 @@ def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
     found = ok_json("verify", vql)
     assert found == {"path": str(vql), **vqlabel.verify(vql)}
     assert "all valid" in ok("verify", vql)
-    data = bytearray(vql.read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / "bad.vql").write_bytes(data)
+    data = vql.read_bytes()
+    (tmp_path / "bad.vql").write_bytes(flip_bit(data, len(data) // 2))
     refused(3, "bad.vql: ", "verify", tmp_path / "bad.vql")
 
 

@@ -82,8 +82,8 @@ def test_every_tensor_starts_at_a_multiple_of_its_item_size(tmp_path: Path) -> N
             writer.begin(name, [5])
             writer.append(EVEN[:7, :1])
             writer.end()
-        for dtype, kind in (("I8", np.int8), ("F16", np.float16), ("F32", np.float32), ("I8", np.int8)):
-            writer.tensor(f"codec.{len(writer._small)}", dtype, np.ones(3, kind))
+        for number, (dtype, kind) in enumerate((("I8", np.int8), ("F16", np.float16), ("F32", np.float32), ("I8", np.int8))):
+            writer.tensor(f"codec.{number}", dtype, np.ones(3, kind))
         writer.finish({})
     for name, section in ContainerReader(tmp_path / "a.vql").sections.items():
         assert section.start % (ALIGN if name in ("codes", "columns.image") else ITEM_BYTES[section.dtype]) == 0, name

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import Forge
 from paths import GOLDEN
 from typer.testing import CliRunner
 
 import vqlabel
-from tests.container.forge import Forgery
 from vqlabel.cli import app
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.report import stats
@@ -24,23 +24,23 @@ from vqlabel.vql.source import VqlSource
 FULL = 1 << 16  # rows of the longest chunk
 
 
-def wide_batch(f: Forgery) -> None:
+def wide_batch(f: Forge) -> None:
     f.zeros("columns.batch", [[8, 128]], FULL, 8)
 
 
-def wide_sizes(f: Forgery) -> None:
+def wide_sizes(f: Forge) -> None:
     f.zeros("columns.image_size", [[8, 128]], FULL, 8)
 
 
-def many_sizes(f: Forgery) -> None:
+def many_sizes(f: Forge) -> None:
     f.zeros("columns.image_size", [[16, 2]], FULL, 256)
 
 
-def many_batches(f: Forgery) -> None:
+def many_batches(f: Forge) -> None:
     f.zeros("columns.batch", [[1, 3]], FULL, 64)
 
 
-def huge_batch(f: Forgery) -> None:
+def huge_batch(f: Forge) -> None:
     f.metadata["vql.codec"] = {"kind": "topk", "config": {"classes": 12, "domain": "logits", "k": 1}}
     f.zeros("codes", [[4, 1], [16, 1]], FULL, 32)
     for name in list(f.metadata["vql.streams"]):
@@ -50,8 +50,8 @@ def huge_batch(f: Forgery) -> None:
     f.put("columns.batch", np.array([[0, 0, 32 * FULL]]), [1, 1, 22])
 
 
-def recipe(**values: Any) -> Callable[[Forgery], None]:
-    def change(f: Forgery) -> None:
+def recipe(**values: Any) -> Callable[[Forge], None]:
+    def change(f: Forge) -> None:
         f.metadata["vql.columns"]["recipe"].update(values)
         f.put("columns.image_size", np.array([[40, 50]]), [6, 6])
         f.put("columns.drawn", np.array([[0]]), [1])
@@ -59,7 +59,7 @@ def recipe(**values: Any) -> Callable[[Forgery], None]:
     return change
 
 
-def one_bit_fields(f: Forgery) -> None:
+def one_bit_fields(f: Forge) -> None:
     f.zeros("codes", [[1, 1 << 21]], 8, 5)
 
 
@@ -78,9 +78,9 @@ DECLARED = {
 @pytest.mark.parametrize("case", DECLARED)
 def test_a_file_that_declares_large_sizes_is_refused_in_little_memory(case: str, tmp_path: Path) -> None:
     name, change, message = DECLARED[case]
-    forgery = Forgery(GOLDEN / f"{name}.vql")
-    change(forgery)
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / f"{name}.vql")
+    change(forge)
+    path = forge.write(tmp_path / "a.vql")
     tracemalloc.start()
     with pytest.raises(BadContainer, match=message) as found:
         vqlabel.open(path)
@@ -90,12 +90,12 @@ def test_a_file_that_declares_large_sizes_is_refused_in_little_memory(case: str,
 
 
 def test_a_batch_whose_labels_exceed_the_memory_limit_is_refused(tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "raw.vql")
-    huge_batch(forgery)
-    forgery.metadata["vql.codec"]["config"]["classes"] = forgery.metadata["vql.label"]["classes"] = 1 << 20
-    forgery.zeros("codes", [[20, 1], [16, 1]], 4096, 1)
-    forgery.put("columns.batch", np.array([[0, 0, 4096]]), [1, 1, 13])
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / "raw.vql")
+    huge_batch(forge)
+    forge.metadata["vql.codec"]["config"]["classes"] = forge.metadata["vql.label"]["classes"] = 1 << 20
+    forge.zeros("codes", [[20, 1], [16, 1]], 4096, 1)
+    forge.put("columns.batch", np.array([[0, 0, 4096]]), [1, 1, 13])
+    path = forge.write(tmp_path / "a.vql")
     for read in (lambda: next(vqlabel.open(path).batches()), lambda: VqlSource(path).read(0)):
         with pytest.raises(UsageError, match="4096 labels of 1048576 classes'; it takes 17 GB, above 4"):
             read()
@@ -103,28 +103,28 @@ def test_a_batch_whose_labels_exceed_the_memory_limit_is_refused(tmp_path: Path)
 
 
 def test_names_without_bytes_are_refused(tmp_path: Path) -> None:
-    forgery, text = Forgery(GOLDEN / "outside.vql"), b"\n" * FULL
+    forge, text = Forge(GOLDEN / "outside.vql"), b"\n" * FULL
     import zstandard
 
-    forgery.chunks("columns.names", [zstandard.compress(text)] * 4, [FULL] * 4, [[8, 1]], "zstd")
+    forge.chunks("columns.names", [zstandard.compress(text)] * 4, [FULL] * 4, [[8, 1]], "zstd")
     with pytest.raises(BadContainer, match="column 'names' has 262144 rows; the format allows"):
-        VqlFile(forgery.write(tmp_path / "a.vql"))
+        VqlFile(forge.write(tmp_path / "a.vql"))
     short = b"\n" * 4096
-    forgery.chunks("columns.names", [zstandard.compress(short)], [4096], [[8, 1]], "zstd")
+    forge.chunks("columns.names", [zstandard.compress(short)], [4096], [[8, 1]], "zstd")
     with pytest.raises(BadContainer, match="4097 names of images in 64 bytes; the format requires a byte per name"):
-        assert VqlFile(forgery.write(tmp_path / "a.vql")).columns.names
+        assert VqlFile(forge.write(tmp_path / "a.vql")).columns.names
 
 
-def config(**values: Any) -> Callable[[Forgery], None]:
+def config(**values: Any) -> Callable[[Forge], None]:
     return lambda f: f.metadata["vql.codec"]["config"].update(values)
 
 
-def details(value: Any) -> Callable[[Forgery], None]:
+def details(value: Any) -> Callable[[Forge], None]:
     return lambda f: f.metadata["vql.source"].update(details=value)
 
 
-def small_book(f: Forgery) -> None:
-    f.tensors["codec.decoder.codebook"] = "I8", [1], b"\0"
+def small_book(f: Forge) -> None:
+    f.tensor("codec.decoder.codebook", "I8", [1], b"\0")
 
 
 STATS_CASES = {
@@ -139,9 +139,9 @@ STATS_CASES = {
 @pytest.mark.parametrize("case", STATS_CASES)
 def test_stats_checks_the_header(case: str, tmp_path: Path) -> None:
     name, change, message = STATS_CASES[case]
-    forgery = Forgery(GOLDEN / f"{name}.vql")
-    change(forgery)
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / f"{name}.vql")
+    change(forge)
+    path = forge.write(tmp_path / "a.vql")
     with pytest.raises(BadContainer, match=message):
         stats(path)
     result = CliRunner().invoke(app, ["stats", str(path)])
@@ -150,19 +150,19 @@ def test_stats_checks_the_header(case: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [[], None, "x", {"pruned": {"keep": 0.5}}, {"pruned": {"keep": "x", "by": 1, "seed": []}}])
 def test_stats_ignores_invalid_details(value: Any, tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "raw.vql")
-    details(value)(forgery)
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / "raw.vql")
+    details(value)(forge)
+    path = forge.write(tmp_path / "a.vql")
     labels = vqlabel.open(path)[:].numpy()
     np.save(tmp_path / "a.npy", labels)
     assert "pruned" not in stats(path, against=tmp_path / "a.npy")
 
 
 def test_a_tensor_of_a_later_version_is_counted_but_not_used(tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "raw.vql")
-    forgery.tensors["columns.extra"] = "U8", [8], bytes(8)
-    forgery.tensors["note"] = "F16", [4], bytes(8)
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / "raw.vql")
+    forge.tensor("columns.extra", "U8", [8], bytes(8))
+    forge.tensor("note", "F16", [4], bytes(8))
+    path = forge.write(tmp_path / "a.vql")
     torch.testing.assert_close(vqlabel.open(path)[:], vqlabel.open(GOLDEN / "raw.vql")[:], rtol=0, atol=0)
     assert vqlabel.verify(path)["tensors"] == vqlabel.verify(GOLDEN / "raw.vql")["tensors"] + 2
     found = stats(path)
@@ -190,27 +190,26 @@ def test_figures_beyond_float32_are_null_in_valid_json(scale: float, dtype: Any,
 
 
 def test_unused_bits_of_a_matrix_are_refused_with_the_files_name(tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "lifted.vql")
-    dtype, shape, data = forgery.tensors["codec.decoder.lift"]
-    forgery.tensors["codec.decoder.lift"] = dtype, shape, data[:-1] + bytes([data[-1] | 0x80])
-    path = forgery.write(tmp_path / "a.vql")
+    forge = Forge(GOLDEN / "lifted.vql")
+    forge.body[forge.span("codec.decoder.lift").stop - 1] |= 0x80
+    path = forge.write(tmp_path / "a.vql")
     with pytest.raises(BadContainer, match=r"a\.vql: codec tensor 'decoder\.lift': .* unused high bits"):
         vqlabel.open(path)[0]
 
 
 def test_info_shows_no_control_characters(tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "raw.vql")
-    forgery.metadata["vql.writer"] = "\x1b]0;title\x07red\x9b"
-    result = CliRunner().invoke(app, ["info", str(forgery.write(tmp_path / "a.vql"))])
+    forge = Forge(GOLDEN / "raw.vql")
+    forge.metadata["vql.writer"] = "\x1b]0;title\x07red\x9b"
+    result = CliRunner().invoke(app, ["info", str(forge.write(tmp_path / "a.vql"))])
     assert result.exit_code == 0 and "\\x1b]0;title\\x07red\\x9b" in result.stdout
     assert all(c.isprintable() or c == "\n" for c in result.stdout)
 
 
 def test_an_error_message_quotes_little_of_a_long_header(tmp_path: Path) -> None:
-    forgery = Forgery(GOLDEN / "raw.vql")
-    forgery.metadata["vql.columns"] = {"order": "x" * 1_000_000}
+    forge = Forge(GOLDEN / "raw.vql")
+    forge.metadata["vql.columns"] = {"order": "x" * 1_000_000}
     with pytest.raises(BadContainer) as found:
-        VqlFile(forgery.write(tmp_path / "a.vql"))
+        VqlFile(forge.write(tmp_path / "a.vql"))
     assert len(str(found.value)) < 1000
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from forge import Forge, flip_bit
 from safetensors.numpy import save_file
 
 import vqlabel
@@ -25,54 +25,6 @@ from vqlabel.vql.file import VqlFile
 
 C, K, SLOTS = 10, 100, 2  # K is not a power of two: a code of 7 bits may exceed the codebook
 RNG = np.random.default_rng(0)
-
-
-class Forge:
-    """A `.vql` taken apart: change `header`, `metadata` (parsed JSON) or `body`; `write` makes new sums and seal."""
-
-    def __init__(self, path: Path) -> None:
-        data = path.read_bytes()
-        self.area = 8 + int.from_bytes(data[:8], "little")
-        self.header: dict[str, Any] = json.loads(data[8 : self.area])
-        self.body = bytearray(data[self.area : -32])
-        texts = self.header.pop("__metadata__")
-        self.metadata = {key: json.loads(text) if text[0] in "[{" else text for key, text in texts.items()}
-
-    def span(self, name: str) -> slice:
-        return slice(*self.header[name]["data_offsets"])
-
-    def chunk(self, name: str, stored: bytes, **fields: int) -> None:
-        """Replace the bytes of the only chunk of a stream; the tensors behind it move."""
-        span, padded = self.span(name), stored + bytes(-len(stored) % 64)
-        by = len(padded) - (span.stop - span.start)
-        for tensor in self.header.values():
-            tensor["data_offsets"] = [at + by * (at >= span.stop and at > 0) for at in tensor["data_offsets"]]
-        self.header[name]["shape"] = [len(padded)]
-        self.body[span] = padded
-        self.table(name, **{"stored": len(stored), "crc": zlib.crc32(stored), **fields})
-
-    def table(self, name: str, row: int = 0, **fields: int) -> None:
-        span = self.span(name + ".chunks")
-        table = np.frombuffer(bytes(self.body[span]), "<u8").reshape(-1, 6).copy()
-        for field, value in fields.items():
-            table[row, ("offset", "stored", "raw", "first", "rows", "crc").index(field)] = value
-        self.body[span] = table.tobytes()
-
-    def _sum(self, name: str) -> str:
-        try:
-            return hashlib.sha256(self.body[self.span(name)]).hexdigest()
-        except (TypeError, KeyError, ValueError):
-            return "a tensor so forged has none"
-
-    def write(self, path: Path, text: Callable[[str], str] = lambda text: text) -> Path:
-        sums = {name: self._sum(name) for name in self.header if name != "vql.seal"}
-        metadata = {**self.metadata, "vql.sums": sums}
-        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-        header = text(json.dumps({"__metadata__": texts, **self.header})).encode()
-        area = max(self.area, -(-(len(header) + 8) // 4096) * 4096)
-        front = (area - 8).to_bytes(8, "little") + header.ljust(area - 8)
-        path.write_bytes(front + self.body + hashlib.sha256(front).digest())
-        return path
 
 
 @pytest.fixture(scope="module")
@@ -398,9 +350,7 @@ def test_a_chunk_must_match_the_checksum_in_its_table(forge: Forge, target: Path
 
 @pytest.mark.parametrize("name", ["codes", "codes.chunks", "columns.batch"])
 def test_an_altered_tensor_does_not_match_its_checksum(small: Path, target: Path, name: str) -> None:
-    data, section = bytearray(small.read_bytes()), ContainerReader(small).sections[name]
-    data[section.start] ^= 1
-    target.write_bytes(data)
+    target.write_bytes(flip_bit(small.read_bytes(), ContainerReader(small).sections[name].start))
     with pytest.raises(BadContainer, match=r"does not match its (sha256|checksum)"):
         verify(target)
 

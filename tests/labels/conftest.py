@@ -1,6 +1,5 @@
 """Dumps as other systems write them, for all tests of the labels layer."""
 
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,20 +77,6 @@ def write_sre2l() -> Write:
         return file
 
     return write
-
-
-@pytest.fixture(scope="session")
-def change_pickle() -> Callable[[Path, Callable[[bytes], bytes]], None]:
-    """Replace the pickle inside a torch.save file."""
-
-    def change(file: Path, by: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED) -> None:
-        with zipfile.ZipFile(file) as archive:
-            members = {name: archive.read(name) for name in archive.namelist()}
-        with zipfile.ZipFile(file, "w", compression) as archive:
-            for name, data in members.items():
-                archive.writestr(name, by(data) if name.endswith("data.pkl") else data)
-
-    return change
 
 
 @pytest.fixture(scope="session")

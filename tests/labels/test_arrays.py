@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forge import flip_bit
 from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
@@ -165,9 +166,8 @@ def test_a_dump_of_many_shards_opens_few_files(file: str, tmp_path: Path, draw: 
 @pytest.mark.parametrize("file", ["a.npz", "a.packed.npz"])
 def test_the_crc32_of_an_npz_is_checked(file: str, tmp_path: Path, draw: Draw, write_array: Write) -> None:
     path = write_array(tmp_path / file, draw(2 * BATCH_RECORDS, 5))
-    data = bytearray(path.read_bytes())
-    data[data.index(b"PK\1\2") + 16] ^= 1  # the crc32 in the directory at the end
-    path.write_bytes(data)
+    data = path.read_bytes()
+    path.write_bytes(flip_bit(data, data.index(b"PK\1\2") + 16))  # the crc32 in the directory at the end
     with pytest.raises(BadLabels, match=rf"{file}: cannot be read at row {BATCH_RECORDS} .*CRC"):
         open_labels(path).read(1)
 
@@ -180,6 +180,6 @@ def test_every_flipped_byte_of_an_npz_is_detected(tmp_path: Path, draw: Draw, wr
             start = archive.infolist()[0].header_offset + 64
             stop = start + archive.infolist()[0].compress_size - 32
         for at in range(start, stop):
-            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            path.write_bytes(flip_bit(data, at))
             with pytest.raises(BadLabels, match=r"damaged|not readable|truncated|finite"):
                 read_all(path)

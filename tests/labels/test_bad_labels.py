@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import change_pickle
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
@@ -28,7 +29,6 @@ Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]
 Items = Callable[..., list[Any]]
 ReadAll = Callable[..., NDArray[np.floating]]
-ChangePickle = Callable[..., None]
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 PROBS = np.full((6, 5), 0.2, np.float32)
@@ -381,7 +381,7 @@ def test_objects_that_are_not_tensors_are_refused(
 
 @pytest.mark.parametrize("state", [(3, "<", {}, "|", 0, 63), (2, "<", {"a": 0}, 1 << 40, 63, -1), (3, "<"), (3,), (3, 5, None), 7])
 def test_a_forged_dtype_state_never_reaches_numpy(
-    state: Any, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
+    state: Any, tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write
 ) -> None:
     """NumPy's dtype.__setstate__ trusts its argument: the first two states usually crash the process there."""
     items = sre2l_items(draw(6, 5))
@@ -403,9 +403,7 @@ def test_a_forged_dtype_state_never_reaches_numpy(
             open_labels(tmp_path)
 
 
-def test_a_compressed_batch_is_not_expanded(
-    tmp_path: Path, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
-) -> None:
+def test_a_compressed_batch_is_not_expanded(tmp_path: Path, sre2l_items: Items, write_sre2l: Write) -> None:
     file = write_sre2l(tmp_path, sre2l_items(torch.zeros(1000, 1000)))
     change_pickle(file, bytes, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(BadLabels, match=r"its members are compressed, or have more bytes \(4\d{6}\) than the file"):
@@ -513,9 +511,7 @@ def test_an_item_that_does_not_fit_is_refused(
         open_labels(tmp_path).read(1)
 
 
-def test_a_deeply_nested_item_is_refused(
-    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
-) -> None:
+def test_a_deeply_nested_item_is_refused(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     n = 100_000
     file = write_sre2l(tmp_path, sre2l_items(draw(6, 5)))
     change_pickle(file, lambda pickled: b"\x80\x02](NNNNN" + b"]" * n + b"a" * (n - 1) + b"e.")

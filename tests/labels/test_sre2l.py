@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import change_pickle
 from paths import DUMP
 
 from vqlabel.errors import BadLabels
@@ -18,7 +19,6 @@ from vqlabel.labels.layouts.tree import ORDER_FILE, write_order
 Write = Callable[..., Path]
 Draw = Callable[..., torch.Tensor]
 Items = Callable[..., list[Any]]
-ChangePickle = Callable[..., None]
 
 NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32"}
 LENGTHS = [4, 3, 4, 4, 2, 4, 4, 4, 1, 4, 4, 3]
@@ -169,9 +169,7 @@ def test_an_order_file_is_written_as_lpld_writes_it(tmp_path: Path) -> None:
     assert (tmp_path / "sampler_indices_epoch.json").read_text() == '{"2": [0], "10": [3, 1]}'
 
 
-def test_files_of_old_versions_of_numpy_and_torch_load(
-    tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write, change_pickle: ChangePickle
-) -> None:
+def test_files_of_old_versions_of_numpy_and_torch_load(tmp_path: Path, draw: Draw, sre2l_items: Items, write_sre2l: Write) -> None:
     items = sre2l_items(draw(6, 5))
     new, old = b"numpy._core.multiarray\nscalar\n", b"numpy.core.multiarray\nscalar\n"
 

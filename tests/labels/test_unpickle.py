@@ -11,18 +11,17 @@ import struct
 import subprocess
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forge import change_pickle, flip_bit
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels.layouts.unpickle import unpickle
 
-ChangePickle = Callable[..., None]
 KINDS = ("?", "b", "B", "<i2", "<i4", "<i8", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8", ">i8", ">f2", ">f4", ">f8")
 
 
@@ -47,7 +46,7 @@ def test_an_array_is_loaded_as_it_was_saved(kind: str, order: Any, tmp_path: Pat
     assert same(unpickle(saved(tmp_path / "b.tar", array)), array)
 
 
-def test_arrays_of_old_versions_of_numpy_and_torch_load(tmp_path: Path, change_pickle: ChangePickle) -> None:
+def test_arrays_of_old_versions_of_numpy_and_torch_load(tmp_path: Path) -> None:
     array, new, old = np.arange(6.0).reshape(2, 3), b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"
     file = saved(tmp_path / "a.tar", [array])
     change_pickle(file, lambda pickled: pickled.replace(new, old))
@@ -105,7 +104,7 @@ NO_DTYPE.code = "|S8"  # type: ignore[attr-defined]
     ],
     ids=str,
 )
-def test_a_forged_array_state_never_reaches_numpy(state: Any, tmp_path: Path, change_pickle: ChangePickle) -> None:
+def test_a_forged_array_state_never_reaches_numpy(state: Any, tmp_path: Path) -> None:
     """A state without a type keeps the type that was saved."""
     honest = np.arange(6.0)
     file = saved(tmp_path / "a.tar", [honest])
@@ -124,15 +123,15 @@ def test_a_forged_array_state_never_reaches_numpy(state: Any, tmp_path: Path, ch
         unpickle(file)
 
 
-def test_a_valid_state_set_by_the_same_helper_is_read(tmp_path: Path, change_pickle: ChangePickle) -> None:
+def test_a_valid_state_set_by_the_same_helper_is_read(tmp_path: Path) -> None:
     """A state that fits its data is read, so the others are refused because of their content."""
     test = test_a_forged_array_state_never_reaches_numpy
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
-        test((1, (2, 3), "f8", False, DATA), tmp_path, change_pickle)
+        test((1, (2, 3), "f8", False, DATA), tmp_path)
     assert same(unpickle(tmp_path / "a.tar")[0], np.zeros((2, 3)))
 
 
-def test_an_array_without_a_state_is_refused(tmp_path: Path, change_pickle: ChangePickle) -> None:
+def test_an_array_without_a_state_is_refused(tmp_path: Path) -> None:
     file = saved(tmp_path / "a.tar", [np.arange(6.0)])
     change_pickle(file, lambda pickled: b"\x80\x02](cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87Re.")
     with pytest.raises(BadLabels, match=r"a\.tar: damaged pickle \(a NumPy array without its values\)"):
@@ -296,9 +295,7 @@ def test_every_flipped_bit_of_a_tensor_is_detected(tmp_path: Path) -> None:
     data, rng = file.read_bytes(), random.Random(0)
     start = data.index(TENSOR.numpy().tobytes())
     for _ in range(100):
-        bad = bytearray(data)
-        bad[start + rng.randrange(TENSOR.numel() * 4)] ^= 1 << rng.randrange(8)
-        file.write_bytes(bad)
+        file.write_bytes(flip_bit(data, start + rng.randrange(TENSOR.numel() * 4), rng.randrange(8)))
         with pytest.raises(BadLabels, match=r"a\.pt: damaged torch\.save file \(Bad CRC-32 for file 'a/data/0'\)"):
             unpickle(file)
 

@@ -1,5 +1,6 @@
 """Commands and public functions check their target before they work: inputs and other formats' suffixes are refused."""
 
+import errno
 import gc
 import json
 import os
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 import vqlabel
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec
-from vqlabel.errors import UsageError, VqlabelError, VqlabelWarning
+from vqlabel.errors import UsageError, VqlabelWarning
 from vqlabel.workflows.convert import convert
 from vqlabel.workflows.fit import fit
 
@@ -121,12 +122,16 @@ def test_a_target_beside_its_input_is_accepted(here: Path, codec: LabelCodec) ->
 
 
 def test_a_fit_whose_state_cannot_be_written_continues_with_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise VqlabelError("o.codec.state: cannot be written (No space left on device); nothing was left behind")
+    replace = os.replace
+
+    def refuse_states(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".state":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
 
     words = "fit a.npy -o o.codec --bits 12 --codebook-size 8 --no-prior --epochs 2 --json"
     want = CliRunner().invoke(app, words.replace("o.codec", "p.codec").split())
-    monkeypatch.setattr("vqlabel.workflows.fit_state._save_state", refuse)
+    monkeypatch.setattr(os, "replace", refuse_states)
     found = CliRunner().invoke(app, words.split())
     assert found.exit_code == 0
     assert found.stderr.endswith(

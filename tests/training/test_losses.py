@@ -2,6 +2,8 @@
 
 import io
 import math
+import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,10 +308,15 @@ def test_every_step_clears_the_labels(labels: Tensor) -> None:
 
 
 def test_the_state_of_a_search_does_not_grow_with_the_labels(labels: Tensor) -> None:
-    search = StudentTemperature(grid=[0.1, 1])
+    search, sizes = StudentTemperature(grid=[0.1, 1]), list[int]()
     for _ in range(3):
-        search.update(labels.requires_grad_(True), labels, 1)
-        assert search._sums.shape == (2,) and not search._sums.requires_grad
+        student = labels.clone().requires_grad_(True)
+        search.update(student, labels, 1)
+        sizes.append(len(pickle.dumps(search)))
+        alive = weakref.ref(student)
+        del student
+        assert alive() is None, "the graph of the student's logits is kept"
+    assert max(sizes) - min(sizes) < 8 and max(sizes) < 1000
 
 
 def test_the_search_works_for_half_precision_probabilities_and_topk_labels(labels: Tensor) -> None:

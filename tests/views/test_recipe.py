@@ -1,6 +1,7 @@
 """Recipe and seed -> the same views in every version, as documented, with the right distributions."""
 
 import json
+import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from decimal import Decimal, getcontext
@@ -166,7 +167,10 @@ def test_a_batch_larger_than_the_number_of_images_contains_all_of_them() -> None
     columns = DrawnColumns(Recipe(seed=0, images=5, epochs=2, batch=1 << 24, view=8, mix="mixup"), SIZES)
     batch = columns.batch(1, NO_LABELS)
     assert columns.starts.tolist() == [0, 5, 10] and sorted(tuples(batch.mix_index)) == list(range(5))
-    assert columns._draw_partners(np.array([0, 1])).shape == (2, 5)
+    tracemalloc.start()
+    assert sorted(tuples(columns.context(np.arange(10)).partner)) == sorted([*range(5)] * 2)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
 
 
 N, EPOCHS = 500, 40

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import vqlabel
+from vqlabel.codecs import build_codec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import LAYOUTS, LabelBatch, open_labels
 from vqlabel.labels.batch import Support
@@ -21,7 +23,7 @@ from vqlabel.workflows.convert import convert, open_any
 WriteDump = Callable[..., Path]
 COLUMNS = ("labels", "image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "cutout", "patches", "ops", "seed")
 OF_LOGITS = ("lpld", "lpqld", "gvbsm")
-IMAGES, BATCH = 60, 16  # of the batches
+IMAGES, BATCH, CLASSES = 60, 16, 40  # of the batches
 
 
 def as_records(path: Path) -> list[dict[str, Any]]:
@@ -81,17 +83,29 @@ def test_top_k_logits_pass_through_layouts_of_dense_labels(
         assert all(torch.equal(one[at], other[at]) for at in (5, 6))
 
 
+def pack_raw(dump: Path, out: Path) -> Path:
+    """Pack a dump without loss."""
+    vqlabel.pack(dump, out, codec=build_codec("raw", RawConfig(classes=CLASSES, domain="logits", dtype="F16").to_dict(), {}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def start(batches: list[LabelBatch], write_dump: WriteDump, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dump that every layout of trees can represent."""
+    return write_dump(tmp_path_factory.mktemp("start") / "dump", halved(shuffled(batches, 2)))
+
+
+@pytest.fixture(scope="module")
+def start_vql(start: Path) -> Path:
+    return pack_raw(start, start.with_name("a.vql"))
+
+
 @pytest.mark.parametrize("layout", ["sre2l", "lpld", "lpqld", "lpqld:3", "gvbsm", "edc"])
-def test_a_vql_converts_like_the_dump_it_was_packed_from(
-    layout: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
-) -> None:
-    start = write_dump(tmp_path / "start", halved(shuffled(batches, 2)))
-    codec, _ = vqlabel.fit(start, vqlabel.FitConfig(codec="raw"))
-    vqlabel.pack(start, tmp_path / "a.vql", codec=codec)
-    for source, out in ((start, "one"), (tmp_path / "a.vql", "other")):
+def test_a_vql_converts_like_the_dump_it_was_packed_from(layout: str, start: Path, start_vql: Path, tmp_path: Path) -> None:
+    for source, out in ((start, "one"), (start_vql, "other")):
         convert(source, tmp_path / out, layout=layout)
     same(tmp_path / "one", tmp_path / "other")
-    vqlabel.unpack(tmp_path / "a.vql", tmp_path / "third", layout=layout)
+    vqlabel.unpack(start_vql, tmp_path / "third", layout=layout)
     same(tmp_path / "one", tmp_path / "third")
 
 
@@ -172,9 +186,7 @@ def test_sre2ls_tree_is_written_only_in_the_order_that_its_script_shuffles(
     def written(batches: list[LabelBatch], name: str) -> list[str]:
         start = write_dump(tmp_path / f"start {name}", batches)
         if from_vql:
-            codec, _ = vqlabel.fit(start, vqlabel.FitConfig(codec="raw"))
-            vqlabel.pack(start, tmp_path / f"{name}.vql", codec=codec)
-            result = vqlabel.unpack(tmp_path / f"{name}.vql", tmp_path / name, layout="sre2l")
+            result = vqlabel.unpack(pack_raw(start, tmp_path / f"{name}.vql"), tmp_path / name, layout="sre2l")
         else:
             result = convert(start, tmp_path / name, layout="sre2l")
         assert sorted(p.name for p in (tmp_path / name).iterdir()) == [f"epoch_{epoch}" for epoch in range(6)]

@@ -1,15 +1,13 @@
 """Files whose codec has a prior: pack, unpack and a training loop, forged files, and labels without codes."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from paths import TESTS
+from forge import Forge
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -22,17 +20,6 @@ from vqlabel.codecs.vqae.config import CONTEXT_FIELDS
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context, open_labels
 from vqlabel.vql.file import VqlFile
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-Forge = load(TESTS / "container" / "test_hostile.py").Forge
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Images and a teacher -> labels: one dense batch at a time, the same bytes after interruptions, views from a seed."""
 
 import errno
-import hashlib
 import importlib
 import json
 import os
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forge import Forge, flip_bit
 from torch import nn
 from torch.utils.data import BatchSampler, RandomSampler
+from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
@@ -102,21 +104,19 @@ def test_views_that_are_drawn_again_take_no_bits_per_label(images: Path, work: P
     assert {row["part"]: row["bytes"] for row in rows if row["group"] in ("augmentation", "order")} == {"image_size": 64 + 48}
 
 
-def test_the_teacher_gets_one_batch_at_a_time_and_no_dense_label_is_kept(
-    source: TeacherSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    alive: list[int] = []
-    made = TeacherSource._labelled
+def test_the_teacher_gets_one_batch_at_a_time_and_no_dense_label_is_kept(source: TeacherSource, tmp_path: Path) -> None:
+    dense: list[weakref.ref[torch.Tensor]] = []
+    sizes: list[int] = []
 
-    def counted(self: TeacherSource, at: int, seen: torch.Tensor) -> LabelBatch:
-        batch = made(self, at, seen)
-        alive.append(len(batch))
-        return batch
+    def note(_teacher: nn.Module, _views: object, labels: torch.Tensor) -> None:
+        assert sum(label() is not None for label in dense) <= 1, "labels of earlier batches are kept"
+        dense.append(weakref.ref(labels))
+        sizes.append(len(labels))
 
-    monkeypatch.setattr(TeacherSource, "_labelled", counted)
     codec = TopkCodec.build(TopkConfig(classes=CLASSES, domain="logits", k=2), {})
-    relabel(source, tmp_path / "a.vql", codec=codec)
-    assert max(alive) == BATCH and sum(alive) == IMAGES * EPOCHS
+    with source.teacher.register_forward_hook(note):
+        relabel(source, tmp_path / "a.vql", codec=codec)
+    assert max(sizes) == BATCH and sum(sizes) == IMAGES * EPOCHS
 
 
 class Stop(Exception):
@@ -143,22 +143,23 @@ def test_an_interrupted_run_continues_to_the_same_bytes(after: int, images: Path
 
 def test_a_killed_run_continues_to_the_same_bytes(images: Path, work: Path, tmp_path: Path) -> None:
     want = raw(images, tmp_path / "whole.vql").read_bytes()
-    command = [sys.executable, "-m", "vqlabel", "relabel", images, "-o", tmp_path / "a.vql", "--teacher", "slow_teacher:slow"]
-    command += ["--mean", "0.5", "--std", "0.5", "--epochs", EPOCHS, "--batch", BATCH, "--view", VIEW, "--seed", 3]
+    options = ["--mean", 0.5, "--std", 0.5, "--epochs", EPOCHS, "--batch", BATCH, "--seed", 3, "--threads", 1]
+    words = relabel_words(images, tmp_path / "a.vql", "slow_teacher:slow", *options)
     slow = "import time\nfrom teachers_of_tests import small\nclass Slow(__import__('torch').nn.Sequential):\n"
     slow += "    def forward(self, x):\n        time.sleep(0.1)\n        return super().forward(x)\ndef slow():\n    return Slow(*small())\n"
     (work / "slow_teacher.py").write_text(slow)
-    with subprocess.Popen([str(word) for word in command], cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+    command = [sys.executable, "-m", "vqlabel", *words]
+    with subprocess.Popen(command, cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
         journal = tmp_path / "a.vql.journal"
         while not journal.exists() or journal.stat().st_size < 4096 + 3 * (BATCH * CLASSES * 2):
             assert run.poll() is None, "it ended before it could be killed"
             time.sleep(0.01)
         run.send_signal(signal.SIGKILL)
     assert not (tmp_path / "a.vql").exists()
-    subprocess.run([str(word) for word in command], cwd=work, check=True, capture_output=True)
+    assert CliRunner().invoke(app, words).exit_code == 0
     assert labels_of(tmp_path / "a.vql") == labels_of(tmp_path / "whole.vql") and len(want) > 4096
     first = (tmp_path / "a.vql").read_bytes()
-    subprocess.run([str(word) for word in [*command, "--overwrite"]], cwd=work, check=True, capture_output=True)
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == 0
     assert (tmp_path / "a.vql").read_bytes() == first, "uninterrupted"
 
 
@@ -182,9 +183,8 @@ def test_a_journal_of_other_settings_is_refused_and_a_damaged_batch_is_labelled_
         match=r"a\.vql\.journal: is the journal of an interrupted run with other settings \(.*recipe .*, now .*\); repeat",
     ):
         relabel(make_source(images, seed=4), tmp_path / "a.vql")
-    data = bytearray((tmp_path / "a.vql.journal").read_bytes())
-    data[4096 + 2 * (BATCH * CLASSES * 2 + 4) + 3] ^= 1  # in the third batch
-    (tmp_path / "a.vql.journal").write_bytes(data)
+    journal, third_batch = tmp_path / "a.vql.journal", HEADER_BYTES + 2 * (BATCH * CLASSES * 2 + 4)
+    journal.write_bytes(flip_bit(journal.read_bytes(), third_batch + 3))
     made: list[int] = []
     relabel(make_source(images), tmp_path / "a.vql", progress=lambda _s, done, _t, _f: made.append(done))
     assert made[0] == 3 and (tmp_path / "a.vql").read_bytes() == want
@@ -401,13 +401,9 @@ def test_a_recipe_of_another_seed_is_refused(images: Path, work: Path, tmp_path:
 )
 def test_a_forged_recipe_is_refused(changes: dict[str, Any], message: str, images: Path, work: Path, tmp_path: Path) -> None:
     path = raw(images, tmp_path / "a.vql")
-    header_columns = VqlFile(path).container.json_object("vql.columns")
-    data = path.read_bytes()
-    area = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:area])
-    header["__metadata__"]["vql.columns"] = json.dumps({**header_columns, **changes})
-    front = data[:8] + json.dumps(header).encode().ljust(area - 8)
-    path.write_bytes(front + data[area:-32] + hashlib.sha256(front).digest())
+    forge = Forge(path)
+    forge.metadata["vql.columns"].update(changes)
+    forge.write(path)
     with pytest.raises(BadContainer, match=message):
         VqlFile(path)
 
@@ -685,8 +681,6 @@ def test_a_teacher_that_ends_the_program_or_returns_infinity_is_reported(
 
 
 def test_relabel_with_a_codec_shows_the_quality_of_its_labels(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     vqlabel.fit(make_source(images), vqlabel.FitConfig(codec="topk", slots=2), out=tmp_path / "c.codec")
     run = CliRunner().invoke(
         app, relabel_words(images, tmp_path / "a.vql", "teachers_of_tests:small", "--codec", tmp_path / "c.codec")
@@ -696,8 +690,6 @@ def test_relabel_with_a_codec_shows_the_quality_of_its_labels(images: Path, work
 
 
 def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     (work / "chatty_of_tests.py").write_text(
         "import teachers_of_tests, torch\nprint('imported')\n"
         "class Chatty(torch.nn.Module):\n"
@@ -712,8 +704,6 @@ def test_stdout_is_one_json_object_whatever_a_teacher_prints(images: Path, work:
 
 
 def test_the_command_line_labels_images_and_reports_the_result(images: Path, work: Path, tmp_path: Path) -> None:
-    from typer.testing import CliRunner
-
     words = ["relabel", images, "-o", tmp_path / "a.vql", "--teacher", "teachers_of_tests:small", "--epochs", 2, "--batch", 5]
     words += ["--view", VIEW, "--mean", "0.5", "--std", "0.5", "--json"]
     run = CliRunner().invoke(app, [str(word) for word in words])

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forge import Forge
 from numpy.typing import NDArray
 from paths import GOLDEN
 from torch import Tensor
 from typer.testing import CliRunner
 
 import vqlabel
-from tests.container.forge import Forgery
 from vqlabel import FitConfig
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec
@@ -120,12 +120,12 @@ FAULTS = {
 @pytest.mark.parametrize("case", FAULTS)
 def test_columns_and_labels_that_training_cannot_use_are_refused(case: str, tmp_path: Path) -> None:
     name, column, change, bits, message = FAULTS[case]
-    forgery = Forgery(GOLDEN / f"{name}.vql")
-    forgery.put(column, change(forgery.rows(column)), bits)
+    forge = Forge(GOLDEN / f"{name}.vql")
+    forge.put(column, change(forge.rows(column)), bits)
     if case == "a cutout of NaN":
-        forgery.metadata["vql.columns"]["cutout"] = "float16"
+        forge.metadata["vql.columns"]["cutout"] = "float16"
     with pytest.raises(BadContainer, match=message):
-        vqlabel.verify(forgery.write(tmp_path / "a.vql"))
+        vqlabel.verify(forge.write(tmp_path / "a.vql"))
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.vql")), ids=lambda path: path.stem)

@@ -64,7 +64,7 @@ def codec(labels: Tensor) -> VqaeCodec:
 
 
 def test_more_bits_lower_the_held_out_loss(labels: Tensor) -> None:
-    losses = [loss_of(fit(labels, bits=bits), labels[-HELD:]) for bits in (3, 6, 12, 24, 48)]
+    losses = [loss_of(fit(labels, bits=bits, epochs=1), labels[-HELD:]) for bits in (3, 6, 12, 24, 48)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.1 * losses[0]
 
@@ -77,7 +77,7 @@ def test_larger_codebooks_lower_the_held_out_loss(labels: Tensor) -> None:
 @pytest.mark.parametrize("options", [{}, {"code_width": 2}], ids=["residual", "grouped"])
 def test_training_lowers_the_held_out_loss_of_the_initial_decoder(labels: Tensor, options: dict[str, Any]) -> None:
     """At a low temperature: at a high one KL is a squared error, which the initialization already minimises."""
-    start, trained = (fit(labels, epochs=epochs, temperature=(1.0,), **options) for epochs in (0, 20))
+    start, trained = (fit(labels, epochs=epochs, temperature=(1.0,), **options) for epochs in (0, 10))
     assert loss_of(trained, labels[-HELD:], temperatures=(1.0,)) < 0.97 * loss_of(start, labels[-HELD:], temperatures=(1.0,))
 
 
@@ -116,7 +116,7 @@ def test_codes_are_chosen_with_the_quantized_decoder_if_weights_have_few_bits(la
 
 
 def test_a_fit_at_a_high_temperature_has_the_lower_loss_there(labels: Tensor) -> None:
-    low, high = (fit(labels, epochs=5, temperature=(t,)) for t in (1.0, 20.0))
+    low, high = (fit(labels, epochs=2, temperature=(t,)) for t in (1.0, 20.0))
     assert loss_of(high, labels[-HELD:], temperatures=(20.0,)) < 0.7 * loss_of(low, labels[-HELD:], temperatures=(20.0,))
 
 
@@ -124,7 +124,7 @@ def test_a_fit_at_a_high_temperature_has_the_lower_loss_there(labels: Tensor) ->
 def test_the_mean_logit_is_decoded_for_students_trained_by_squared_error(labels: Tensor, temperature: float) -> None:
     level = 5 + 0.3 * labels.float()[:, :3].mean(1)  # as a teacher's: a constant plus a function of the label
     moved = (labels.float() - labels.float().mean(1, keepdim=True) + level[:, None]).half()
-    codec = fit(moved, temperature=(temperature,), epochs=10)
+    codec = fit(moved, temperature=(temperature,), epochs=5)
     decoded = codec.decode(codec.encode(moved[-HELD:]))
     lost = decoded.mean(1) - moved[-HELD:].float().mean(1)
     assert float(lost.square().mean()) < 0.3 * float(level.var())
@@ -138,7 +138,7 @@ def test_a_mean_logit_with_a_large_spread_does_not_raise_the_kl(labels: Tensor) 
     losses = []
     for size in (0.0, 1.0, 30.0):
         moved = labels + size * level[:, None]
-        losses.append(loss_of(fit(moved, temperature=(1.0,), epochs=10), moved[-HELD:], temperatures=(1.0,)))
+        losses.append(loss_of(fit(moved, temperature=(1.0,), epochs=4), moved[-HELD:], temperatures=(1.0,)))
     assert max(losses[1:]) < 1.1 * losses[0]
 
 
@@ -171,7 +171,7 @@ def test_soft_targets_of_two_classes_at_a_high_temperature_fit_fp16() -> None:
     """They exceed the range of fp16 unless they are scaled to it."""
     two = 60 * torch.randn(1000, 2, generator=torch.Generator().manual_seed(0))
     started, trained = (
-        loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 50)
+        loss_of(fit(two, bits=3, epochs=epochs, temperature=(20.0,)), two[-HELD:], temperatures=(20.0,)) for epochs in (0, 20)
     )
     assert trained < 0.9 * started
 
@@ -324,11 +324,12 @@ def test_every_codec_is_registered_under_its_kind_and_configuration(logits: NDAr
 def test_every_nested_rate_is_close_to_a_codec_fitted_for_it_alone(labels: Tensor) -> None:
     nested = fit(labels, slots=8, epochs=10)
     losses = []
-    for slots in (1, 2, 4, 8):
+    for slots in (1, 2, 4):
         lower, alone = nested.at_slots(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
         assert lower.encode(labels).shape == (len(labels), slots) and sum(lower.code_bits) == 3 * slots
         losses.append(loss_of(lower, labels[-HELD:]))
         assert losses[-1] < 1.08 * loss_of(alone, labels[-HELD:])
+    losses.append(loss_of(nested, labels[-HELD:]))
     assert losses == sorted(losses, reverse=True)
 
 

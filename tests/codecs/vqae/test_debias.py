@@ -1,5 +1,6 @@
 """Debiasing: the gain of decoded labels about their mean."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ def labels() -> Tensor:
     return (2 * torch.randn(2000, 30, generator=generator)).half()
 
 
+@cache
 def fit(labels: Tensor, **options: Any) -> VqaeCodec:
+    """Fit once per labels and options: no test changes the codec."""
     sample = LabelSample(
         train=labels[:-200], held_out=labels[-200:], train_context=None, held_out_context=None, domain="logits", dtype="F16"
     )

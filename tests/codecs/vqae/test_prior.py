@@ -66,7 +66,7 @@ def sample_of(labels: Tensor, context: Context | None) -> LabelSample:
 
 
 def fit(labels: Tensor, context: Context | None, hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
-    config = FitConfig(**{"bits": 9, "codebook_size": 8, "image_width": 8, "hidden": 16, "epochs": 10, **options})
+    config = FitConfig(**{"bits": 9, "codebook_size": 8, "image_width": 8, "hidden": 16, "epochs": 5, **options})
     return fit_codec(sample_of(labels, context), config, hooks or FitHooks()).eval().requires_grad_(False)
 
 
