@@ -14,7 +14,7 @@ import torch
 import vqlabel
 from vqlabel import FitConfig
 from vqlabel.codecs import CODECS
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, WrongType
 from vqlabel.labels import About, SparseLabels, Support, open_labels
 from vqlabel.labels.batch import NOWHERE
 from vqlabel.labels.checks import check_domain, check_finite
@@ -213,11 +213,13 @@ def test_checks_find_the_row_and_the_class_of_a_bad_value() -> None:
     assert counted.add(probs).tolist() == [row != 2 for row in range(200)] and counted.zero == 1
 
 
-def test_codecs_of_dense_labels_refuse_sparse_ones() -> None:
+def test_codecs_of_dense_labels_and_numpy_refuse_sparse_ones() -> None:
     labels = made("logits", "zero").map(torch.from_numpy)
     codec = CODECS["raw"].codec(CODECS["raw"].config(classes=40, domain="logits", dtype="F32"))
     with pytest.raises(BadLabels, match=r"labels are sparse, and codec raw takes dense ones \[n, C\]: pass labels.as_dense"):
         codec.encode(labels)
+    with pytest.raises(WrongType, match=r"labels are sparse, ids and values \[n, k\]; labels.as_dense\(\) is the array"):
+        np.asarray(labels)
 
 
 @pytest.mark.parametrize(("domain", "rest"), FORMS)

@@ -18,6 +18,7 @@ from vqlabel.labels import LAYOUTS, LabelBatch, open_labels
 from vqlabel.labels.batch import Support
 from vqlabel.labels.layouts.tree import simulated_orders
 from vqlabel.labels.pruning import Pruned
+from vqlabel.labels.sparse import as_dense
 from vqlabel.workflows.convert import convert, open_any
 
 WriteDump = Callable[..., Path]
@@ -28,7 +29,7 @@ IMAGES, BATCH, CLASSES = 60, 16, 40  # of the batches
 
 def as_records(path: Path) -> list[dict[str, Any]]:
     """The fields of every batch of a dump but its place, which LPQLD does not record."""
-    return [{name: getattr(batch, name) for name in COLUMNS} for batch in open_any(path)]
+    return [{name: getattr(batch, name) for name in COLUMNS} | {"labels": as_dense(batch.labels)} for batch in open_any(path)]
 
 
 def same(one: Path, other: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, WrongType
 
 MAX_DENSE_NUMBERS = 1 << 30  # of one batch, 4.3 GB of float32: a forged class id in a small file must not exhaust the memory
 BUFFER_BYTES = 1 << 18  # of the dense rows that are hashed at a time, if one row does not have more
@@ -56,6 +56,10 @@ class SparseLabels:
     def __getitem__(self, rows: Any) -> Self:
         """The labels at a slice, an index array or a mask."""
         return self.map(lambda array: array[rows])
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """Raises WrongType: NumPy would otherwise make an array of objects."""
+        raise WrongType("labels are sparse, ids and values [n, k]; labels.as_dense() is the array [n, C]")
 
     def map(self, function: Callable[[Any], Any]) -> Self:
         """The labels with a function applied to each of the three arrays."""
