@@ -180,6 +180,15 @@ def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempP
     return path
 
 
+@pytest.fixture(scope="module")
+def short_fits() -> Iterator[None]:
+    """Two epochs instead of the default number, for tests of what surrounds a fit and cannot name the number."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("vqlabel.codecs.vqae.fit.train", "vqlabel.workflows.tune"):
+            patch.setattr(f"{module}.default_epochs", lambda _sample: 2)
+        yield
+
+
 @pytest.fixture
 def dataset(vql: Path) -> VqlDataset:
     """The `.vql`, opened for training."""

@@ -34,6 +34,8 @@ from vqlabel.errors import UsageError
 from vqlabel.labels import LAYOUTS, Place, open_labels
 from vqlabel.labels.layouts.tree import simulated_orders
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))

@@ -11,6 +11,8 @@ import pytest
 from paths import ROOT
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 Run = Callable[..., list[str]]
 
 

@@ -26,6 +26,8 @@ from vqlabel.cli.options import LAYOUTS as LAYOUT_NAMES
 from vqlabel.cli.parse import read_temperature
 from vqlabel.labels import LAYOUTS, open_labels
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
 

@@ -9,6 +9,8 @@ from typer.testing import CliRunner, Result
 
 from vqlabel.cli import app
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 QUICK = ("--methods", "topk,hard")
 
 

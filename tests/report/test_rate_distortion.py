@@ -24,6 +24,8 @@ from vqlabel.report.rate_distortion import CompareConfig, compare_methods
 from vqlabel.workflows.fit_report import measure
 from vqlabel.workflows.sample import read_sample
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 CHEAP = ("topk", "topk-coded", "raw", "int8", "int4", "pca-scalar", "hard")
 FIGURES = {"kl_T1", "kl_T4", "kl_T20", "relative_mse", "top1_agreement"}
 

@@ -18,6 +18,8 @@ from vqlabel.labels import About, LabelBatch, LabelSource, Place, open_labels
 from vqlabel.report.rate_distortion import CompareConfig, compare_methods
 from vqlabel.report.student_benchmark import StudentBenchmark
 
+pytestmark = pytest.mark.usefixtures("short_fits")
+
 
 @dataclass
 class Files:
