@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
-from vqlabel.errors import BadContainer, UsageError
+from vqlabel.errors import BadContainer, BadLabels, UsageError
+from vqlabel.labels import SparseLabels
 from vqlabel.report import stats
 from vqlabel.training.views import VqlViews
 from vqlabel.vql.file import VqlFile
@@ -96,10 +97,16 @@ def test_a_batch_whose_labels_exceed_the_memory_limit_is_refused(tmp_path: Path)
     forge.zeros("codes", [[20, 1], [16, 1]], 4096, 1)
     forge.put("columns.batch", np.array([[0, 0, 4096]]), [1, 1, 13])
     path = forge.write(tmp_path / "a.vql")
-    for read in (lambda: next(vqlabel.open(path).batches()), lambda: VqlSource(path).read(0)):
-        with pytest.raises(UsageError, match="4096 labels of 1048576 classes'; it takes 17 GB, above 4"):
-            read()
+    with pytest.raises(UsageError, match="4096 labels of 1048576 classes'; it takes 17 GB, above 4"):
+        next(vqlabel.open(path).batches())
     assert len(vqlabel.open(path)[0]) == 1 << 20
+    tracemalloc.start()
+    labels = VqlSource(path).read(0).labels
+    assert isinstance(labels, SparseLabels) and labels.shape == (4096, 1 << 20)
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+    with pytest.raises(BadLabels, match="4096 top-k labels of 1048576 classes have 4294967296 numbers as dense labels"):
+        labels.as_dense()
 
 
 def test_names_without_bytes_are_refused(tmp_path: Path) -> None:
