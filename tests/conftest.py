@@ -184,7 +184,7 @@ def prior_vql(tree: Path, prior_codec_file: Path, tmp_path_factory: pytest.TempP
 def short_fits() -> Iterator[None]:
     """Two epochs instead of the default number, for tests of what surrounds a fit and cannot name the number."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("vqlabel.codecs.vqae.fit.train", "vqlabel.workflows.tune"):
+        for module in ("vqlabel.codecs.vqae.fit.train", "vqlabel.workflows.tune_search"):
             patch.setattr(f"{module}.default_epochs", lambda _sample: 2)
         yield
 
