@@ -125,7 +125,6 @@ def test_no_workflow_widens_top_k_labels(
         convert(source, tmp_path / "copy", layout=source.layout)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    print("PEAK", peak / (records * classes))
     assert peak < records * classes * 4 / 4
     assert stats["same_dump"] and stats["distortion"]["top1_agreement"] == 1 and stats["distortion"]["kl_T1"] < 0.02
     _check_equals_dense_path(vql, source, tmp_path)
