@@ -47,7 +47,7 @@ def test_the_tuned_codec_fills_its_budget_and_a_file_of_it_stays_inside(dump: Pa
     budget, trials = 14_000, list[Trial]()
     codec, report = tune(
         dump,
-        FitConfig(bytes=budget, **QUICK | {"epochs": 1, "weight_bits": 4, "prior": False}),
+        FitConfig(bytes=budget, **QUICK | {"epochs": 1}),
         minutes=9,
         on_trial=trials.append,
         out=tmp_path / "c.safetensors",
