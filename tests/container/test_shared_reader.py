@@ -49,7 +49,7 @@ def test_threads_read_the_right_rows_through_a_cache_of_two_chunks(
 
     def read(seed: int) -> None:
         draw = np.random.default_rng(seed)
-        for _ in range(150):
+        for _ in range(25):
             index = draw.integers(0, len(ROWS), 16)
             np.testing.assert_array_equal(shared.take("codes", index), ROWS[index])
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tracemalloc
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -49,25 +50,25 @@ def probs_of(logits: np.ndarray, mass: float = 0.9) -> np.ndarray:
 
 def lpqld(folder: Path, classes: int) -> int:
     folder.mkdir()
-    for number in range(3):
-        ids, logits = draw(200, classes, seed=number)
-        views = [torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 200).half(), torch.zeros(200, dtype=torch.bool), None, None, None]
+    for number in range(2):
+        ids, logits = draw(80, classes, seed=number)
+        views = [torch.tensor([[0.1, 0.1, 0.5, 0.5]] * 80).half(), torch.zeros(80, dtype=torch.bool), None, None, None]
         torch.save([*views, torch.from_numpy(logits).half(), torch.from_numpy(ids).short()], folder / f"batch_{number}.tar")
-    order = {number: list(range(200 * number, 200 * number + 200)) for number in range(3)}
+    order = {number: list(range(80 * number, 80 * number + 80)) for number in range(2)}
     (folder / "sampler_indices_batch.json").write_text(json.dumps(order))
-    return 600
+    return 160
 
 
 def tinyvit(folder: Path, classes: int) -> int:
     for epoch in range(2):
         package = folder / f"logits_top{K}_epoch{epoch}"
         package.mkdir(parents=True)
-        ids, logits = draw(300, classes, seed=epoch)
-        rows = np.zeros(300, np.dtype([("seed", "<i4"), ("ids", "<i2", (K,)), ("values", "<f2", (K,))]))
+        ids, logits = draw(80, classes, seed=epoch)
+        rows = np.zeros(80, np.dtype([("seed", "<i4"), ("ids", "<i2", (K,)), ("values", "<f2", (K,))]))
         rows["ids"], rows["values"] = ids, probs_of(logits)
         (package / "rank0-values.bin").write_bytes(rows.tobytes())
-        (package / "rank0-keys.txt").write_text("".join(f"{image}\n" for image in range(300)))
-    return 600
+        (package / "rank0-keys.txt").write_text("".join(f"{image}\n" for image in range(80)))
+    return 160
 
 
 def fkd(folder: Path, classes: int) -> int:
@@ -91,8 +92,8 @@ CASES = {
     "lpqld, sparse": (lpqld, 1 << 15, "sparse", {}),  # its class ids are int16, as TinyViT's
     "lpqld, topk": (lpqld, 1 << 15, "topk", {}),
     "tinyvit, sparse": (tinyvit, 1 << 15, "sparse", {}),
-    "fkd ms-k5, sparse": (fkd, 1 << 18, "sparse", {}),
-    "fkd hard, topk": (fkd_hard, 1 << 18, "topk", {}),
+    "fkd ms-k5, sparse": (fkd, 1 << 16, "sparse", {}),
+    "fkd hard, topk": (fkd_hard, 1 << 16, "topk", {}),
 }
 
 
@@ -112,6 +113,7 @@ def test_no_workflow_widens_top_k_labels(
 
     with monkeypatch.context() as patch:
         patch.setattr(SparseLabels, "as_dense", few_rows)
+        patch.setattr(import_module("vqlabel.report.account"), "MAX_IMAGES", 1 << 10)  # bytes of an array, for any number of labels
         patch.setattr(codec_type, "_encode", refused if kind == "topk" else codec_type._encode)
         patch.setattr(codec_type, "_decode", refused)
         tracemalloc.start()

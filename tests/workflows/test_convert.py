@@ -59,7 +59,7 @@ def shuffled(batches: list[LabelBatch], draws: int, seed: int = 42) -> list[Labe
 def test_layouts_with_the_same_columns_convert_back_to_the_same_dump(
     first: str, second: str, batches: list[LabelBatch], write_dump: WriteDump, tmp_path: Path
 ) -> None:
-    start = write_dump(tmp_path / "start", halved(batches), first)
+    start = write_dump(tmp_path / "start", halved(batches[:8]), first)
     convert(start, tmp_path / "there", layout=second)
     convert(tmp_path / "there", tmp_path / "back", layout=first)
     if second == "edc":  # its writer stores an order of patches, which leaves all in place
