@@ -175,13 +175,13 @@ def uninterrupted(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes
 
 
 STOPS = [
-    pytest.param([("prior", 1)], marks=pytest.mark.slow),  # the last of these interrupts inside the stage, too
+    [("prior", 1)],
     [("prior", 4)],
     [("codebooks", 0)],
     pytest.param([("codebooks", 1)], marks=pytest.mark.slow),
     [("choosing codes", 0)],
     pytest.param([("choosing codes", 1)], marks=pytest.mark.slow),
-    pytest.param([("decoder, round 1", 1)], marks=pytest.mark.slow),
+    [("decoder, round 1", 1)],
     [("decoder, round 1", 4)],
     pytest.param([("decoder, round 2", 1)], marks=pytest.mark.slow),
     pytest.param([("decoder, round 2", 3)], marks=pytest.mark.slow),

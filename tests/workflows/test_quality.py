@@ -10,7 +10,7 @@ from vqlabel.codecs import LabelSample
 from vqlabel.metrics.distortion import kl_divergence
 from vqlabel.workflows.fit import fit_sample
 from vqlabel.workflows.fit_report import measure_mean_label
-from vqlabel.workflows.quality import fit_quality
+from vqlabel.workflows.quality import EARLIER_NAMES, fit_quality
 
 GOOD = {"kl_T1": 0.1, "kl_T4": 0.2, "kl_T20": 0.3, "top1_agreement": 0.9}
 MEAN = {"kl_T1": 2.0, "kl_T4": 2.0, "kl_T20": 1.5}
@@ -59,8 +59,14 @@ def test_unbiased_labels_are_judged_by_the_kl_of_the_calibrated_ones() -> None:
     assert len(fit_quality(report(held_out=held(kl_T20=1.4)), 32)["warnings"]) == 1
 
 
-def test_the_gain_is_found_by_its_name_in_earlier_codec_files_too() -> None:
-    quality = fit_quality(report(calibrated=held(), contrast=1.25, contrast_limited=True), 32)
+def test_the_report_of_an_earlier_codec_file_is_read_by_the_names_of_its_time() -> None:
+    current = report(calibrated=held(), gain=1.25, gain_limited=True, train=held())
+    earlier = {earlier_name: current[name] for earlier_name, name in EARLIER_NAMES.items()}
+    names = set(EARLIER_NAMES.values())
+    earlier |= {name: value for name, value in current.items() if name not in names}
+    assert earlier["held_out"] == "the last epoch (5)", "the words for what was held out had the name that figures have today"
+    assert fit_quality(earlier, 32) == fit_quality(current, 32)
+    quality = fit_quality(earlier, 32)
     assert quality["gain"] == 1.25 and quality["gain_limited"] is True and "calibrated" in quality
 
 

@@ -10,7 +10,7 @@ from conftest import WriteDump
 
 from vqlabel import FitConfig, LabelBatch, open_labels
 from vqlabel.codecs import LabelCodec
-from vqlabel.errors import BadLabels
+from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import Place
 from vqlabel.workflows import encode
 from vqlabel.workflows.encode import spans_of
@@ -61,6 +61,18 @@ def test_spans_cover_every_batch_once_and_do_not_depend_on_workers(tree: Path, m
     assert list(chain.from_iterable(spans)) == list(range(len(source)))
     monkeypatch.setattr(encode, "worker_count", lambda: 7)
     assert spans_of(open_labels(tree)) == spans
+
+
+@pytest.mark.parametrize("wrong", ["the last is missing", "the first is missing", "one is added twice"])
+def test_spans_that_are_not_the_whole_dump_are_refused_and_leave_no_file(
+    wrong: str, tree: Path, codec: LabelCodec, tmp_path: Path
+) -> None:
+    source = open_labels(tree)
+    spans = spans_of(source)
+    spans = {"the last is missing": spans[:-1], "the first is missing": spans[1:], "one is added twice": [*spans, spans[2]]}[wrong]
+    with pytest.raises(UsageError, match=r"batches.*must be all 24 of .*, each added once"):
+        encode_dump(source, tmp_path / "a.vql", codec, spans=spans)
+    assert not (tmp_path / "a.vql").exists()
 
 
 @pytest.mark.parametrize("sizes", [(1, 60, 60, 3), (60, 1, 1, 1)])

@@ -136,11 +136,12 @@ def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")],
 
 def _codec_info(path: Path, json: bool) -> None:
     from vqlabel.codecs import load_codec
+    from vqlabel.workflows.quality import with_current_names
 
     codec, report = load_codec(path)
     description = {
         "path": str(path), "bytes": path.stat().st_size, "codec": codec.kind, "config": codec.config.to_dict(), "code_bits": sum(codec.code_bits),
-        "report": report,
+        "report": with_current_names(report),
     }  # fmt: skip
     terminal.emit(description, json, show.show_codec)
 

@@ -1,6 +1,5 @@
 """A `.vql` and a dump -> distortion and calibration of its labels, and whether it was packed from this very dump."""
 
-import hashlib
 import math
 from os import PathLike
 from typing import Any
@@ -13,8 +12,8 @@ from vqlabel.config import MIX
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, LabelSource, SparseLabels, open_labels
+from vqlabel.labels.fingerprint import LabelsHash
 from vqlabel.labels.pruning import Pruned
-from vqlabel.labels.sparse import hash_labels
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.metrics.pairs import pairs
@@ -50,13 +49,13 @@ def distortion_against(
     source = _open_same_shape(file, dump)
     codec = read_codec(file).to(device)
     comparison = _Comparison(file, source, codec)
-    fingerprint, start = hashlib.sha256(), 0
+    fingerprint, start = LabelsHash(), 0
     for done, batch in enumerate(source):
         if start + len(batch) > file.records:
             raise UsageError(
                 f"{source.path} has more than the {file.records} records of {file.container.path}: not the dump it was packed from"
             )
-        hash_labels(fingerprint, batch.labels)
+        fingerprint.add(done, batch)
         comparison.add(batch, start, device)
         start += len(batch)
         progress("comparing", done + 1, len(source), {})
@@ -65,7 +64,7 @@ def distortion_against(
             f"{source.path} has {start} records, {file.container.path} has {file.records}: not the dump it was packed from"
         )
     packed_from = file.source.get("labels_sha256")
-    return {**comparison.figures(), "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest()}
+    return {**comparison.figures(), "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(source)}
 
 
 def _open_same_shape(file: VqlFile, dump: str | PathLike[str] | LabelSource) -> LabelSource:

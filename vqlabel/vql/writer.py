@@ -14,6 +14,7 @@ from vqlabel.bitstream import split_ragged
 from vqlabel.codecs.config import CodecConfig, CodeStream
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.dtypes import stored_type
+from vqlabel.errors import require
 from vqlabel.labels import LabelBatch, LabelSource
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.schema import NEVER_DRAWN
@@ -80,7 +81,6 @@ class VqlWriter:
 
     def end_codes(self) -> int:
         """Close the streams of codes. Returns the number of records."""
-        assert not self._waiting, f"batch {self._next} was not added, but later ones were"
         return self._codes.end()
 
     def images_shown(self) -> int | None:
@@ -108,7 +108,12 @@ class VqlWriter:
             made_by: further fields of `vql.source`.
             drawn: columns that the file stores as a recipe and its seed; None: the columns that were added are stored.
             images: which images the labels are of; None if unknown.
+
+        Raises:
+            UsageError: a batch of the dump was not added.
         """
+        complete = self._next == len(source) and not self._waiting
+        require(complete, "batches", self._next, f"must be all {len(source)} of {source.path}, each added once")
         container = self._container
         header = (
             self._columns.write(container, source.about.names) if drawn is None else write_drawn(container, drawn, source.places)

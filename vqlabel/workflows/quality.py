@@ -8,7 +8,8 @@ from vqlabel.codecs.registry import config_class
 POOR_AGREEMENT = 0.5  # share of held-out labels; below it, fit_quality warns
 POOR_KL = 1.0  # nats, times T^2; above it, fit_quality warns
 POOR_MASS = 0.9  # share of the probability at T = 1 that the stored classes have; below it, fit_quality warns
-GAIN_NAMES = ("gain", "contrast")  # of a report; "contrast" in codec files of earlier versions
+# Names in the reports of codec files from before the splits were named train and held_out -> names of today.
+EARLIER_NAMES = {"seen": "train", "held": "held_out", "held_out": "split", "contrast": "gain", "contrast_limited": "gain_limited"}
 REMEDY = "; more --bits, a smaller --ratio or more passes (--epochs) keep more"
 
 
@@ -38,6 +39,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     """
     if config_class(report.get("codec")).lossless:
         return {"exact": True}
+    report = with_current_names(report)
     held_out, temperatures = _held_out(report, code_bits), _temperatures(report)
     sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
     figures = SIGMOIDS if sigmoid else DISTRIBUTIONS
@@ -48,7 +50,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     parts = {"held_out": held_out_figures | _numbers(held_out, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
         parts |= {part: numbers} if (numbers := _numbers(report.get(part), kls)) else {}
-    gain = next((report[name] for name in GAIN_NAMES if type(report.get(name)) in (int, float)), None)
+    gain = report["gain"] if type(report.get("gain")) in (int, float) else None
     if gain is None or held_out is not report.get("held_out"):  # calibrated labels are measured at the highest rate only
         parts.pop("calibrated", None)
     labels = report["held_out"].get("labels")
@@ -59,9 +61,16 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "temperature": temperatures,
         **parts,
         **({} if gain is None else {"gain": gain}),
-        **({"gain_limited": True} if report.get("gain_limited") or report.get("contrast_limited") else {}),
+        **({"gain_limited": True} if report.get("gain_limited") else {}),
         "warnings": _warnings(parts, figures, temperatures),
     }
+
+
+def with_current_names(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report of a codec file, with names of today where an earlier version wrote it."""
+    if "held" not in report:
+        return dict(report)
+    return {EARLIER_NAMES.get(name, name): value for name, value in report.items()}
 
 
 def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
