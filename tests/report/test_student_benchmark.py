@@ -13,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from vqlabel.cli import app
+from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
 from vqlabel.labels import About, LabelBatch, LabelSource, Place, open_labels
 from vqlabel.report.rate_distortion import CompareConfig, compare_methods
-from vqlabel.report.student_benchmark import StudentBenchmark
+from vqlabel.report.student_benchmark import StudentBenchmark, StudentJudge
 
 pytestmark = pytest.mark.usefixtures("short_fits")
 
@@ -155,6 +156,42 @@ def test_the_command_prints_and_plots_the_scores_of_students(files: Files, tmp_p
     assert (tmp_path / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_tune_prints_the_scores_of_a_student_of_every_trial(files: Files, tmp_path: Path) -> None:
+    command = [
+        "tune", files.dump, "-o", tmp_path / "a.codec", "--bytes", 40_000, "--slots", 2, "--weight-bits", 4, "--codebook-size", 8,
+        "--no-prior", "--temperature", 1, "--judge", "student", "--student", files.images, "--val", files.val, "--val-labels",
+        files.labels, "--class-map", files.class_map, "--view", 170, "--passes", 1, "--json",
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 0, result.stderr
+    (trial,) = json.loads(result.stdout)["trials"]
+    student = StudentJudge(benchmark=files.benchmark(), temperature=20, passes=1)
+    assert trial["loss"] == round(trial["student"]["kl_teacher"], 6) and trial["student"].keys() == {"top1", "kl_teacher"}
+    assert f"student's kl_teacher {trial['student']['kl_teacher']:.4g}" in result.stderr
+    scores = student(load_codec(tmp_path / "a.codec")[0])
+    assert scores.keys() == {"loss", "top1", "kl_teacher"} and scores["loss"] == scores["kl_teacher"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--judge", "top1"), "--judge top1: must be kl or student"),
+        (("--judge", "student"), "--judge student: students need --judge student, --student"),
+        (("--student", "a", "--val", "b"), "--judge kl: students need --judge student"),
+    ],
+)
+def test_judges_that_have_nothing_to_judge_are_refused(
+    files: Files, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = CliRunner().invoke(app, ["tune", str(files.dump), "-o", str(tmp_path / "a.codec"), "--bytes", "40000", *options])
+    assert result.exit_code == 2 and message in " ".join(result.stderr.split())
+
+
+def test_a_judge_without_labels_of_the_teacher_minimises_the_error(files: Files, codec: LabelCodec) -> None:
+    scores = StudentJudge(benchmark=files.benchmark(val_labels=None), passes=1)(codec)
+    assert scores == {"loss": 100 - scores["top1"], "top1": scores["top1"]}
+
+
 def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, dump: Path) -> None:
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "a.png").write_bytes((files.images / "all" / "000.png").read_bytes())
@@ -181,6 +218,8 @@ def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, 
     ):
         with pytest.raises(error, match=message):
             files.benchmark(**changes)
+    with pytest.raises(UsageError, match=r"temperature is \[0.0\]"):
+        files.benchmark().train_and_score(torch.zeros(360, 40), temperature=0.0)
     with pytest.raises(UsageError, match="labels is 3"):
         files.benchmark().train_and_score(torch.zeros(3, 40))
     with pytest.raises(UsageError, match="keep is"):

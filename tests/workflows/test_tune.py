@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import vqlabel
 from vqlabel import FitConfig
 from vqlabel.cli import app
 from vqlabel.cli.parse import read_size
+from vqlabel.codecs import LabelCodec
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels import open_labels
@@ -113,6 +115,28 @@ def test_any_number_of_labels_without_codes_stays_inside_its_budget(tmp_path: Pa
     vqlabel.pack(tmp_path / "dump.npy", out, codec=vqlabel.fit(tmp_path / "dump.npy", config)[0])
     size = account(VqlFile(out)).bytes
     assert 0.97 * budget < size["codes"] + size["codec"] + size["container"] <= budget
+
+
+def test_a_judge_chooses_the_trial_with_the_lowest_loss_and_other_temperatures_are_tried(dump: Path) -> None:
+    judged = list[LabelCodec]()
+
+    def prefer_4(codec: LabelCodec) -> dict[str, float]:
+        judged.append(codec)
+        return {"loss": abs(codec.config.temperatures[0] - 4), "top1": 7.0}
+
+    config = FitConfig(bytes=14_000, slots=2, weight_bits=4, prior=False, epochs=1, codebook_size=8)
+    report = tune(dump, config, judge=prefer_4)[1]
+    assert [trial["config"]["temperature"] for trial in report["trials"]] == [(1.0, 4.0, 20.0), (4.0,), (20.0,)]
+    assert [trial["student"] for trial in report["trials"]] == 3 * [{"top1": 7.0}]
+    assert report["config"]["temperature"] == (4.0,)
+    assert any(codec.fit_figures(lambda _: {}) for codec in judged)  # students see labels with the gain that pack writes
+    one = tune(dump, replace(config, temperature=(2.0,)), judge=prefer_4)[1]
+    assert [trial["config"]["temperature"] for trial in one["trials"]] == [(2.0,)]
+
+
+def test_a_search_for_a_kl_has_no_other_judge(dump: Path) -> None:
+    with pytest.raises(UsageError, match=r"--kl 0\.5: a search for a KL has no other judge"):
+        tune(dump, FitConfig(**QUICK), kl=0.5, judge=lambda _: {"loss": 0.0})
 
 
 def test_a_budget_in_bits_per_label_counts_all_parts(dump: Path) -> None:

@@ -22,7 +22,13 @@ from vqlabel.cli.options import (
     Layout,
     OutCodec,
     Overwrite,
+    Passes,
+    StudentImages,
     Threads,
+    Val,
+    ValClassMap,
+    ValLabels,
+    View,
 )
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -91,11 +97,26 @@ def tune(
     minutes: Annotated[
         float, typer.Option(help="time budget in minutes, including the final fit, whose duration is estimated from its trial")
     ] = 10,
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="what decides between two codecs: kl, that of held-out labels; or student, the scores of a small student that is trained on "
+            "their labels (needs --student and --val; also tries other temperatures)"
+        ),
+    ] = "kl",
+    student: StudentImages = None,
+    val: Val = None,
+    val_labels: ValLabels = None,
+    view: View = 224,
+    passes: Passes = 4,
+    student_temperature: Annotated[
+        float | None, typer.Option(help="temperature of the student's loss (default: that of the layout's recipe, otherwise 1)")
+    ] = None,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
-    class_map: ClassMap = None,
+    class_map: ValClassMap = None,
     array: Array = None,
     axes: Axes = None,
     threads: Threads = None,
@@ -105,20 +126,38 @@ def tune(
     """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all
     bits per label except those of the augmentation."""
     from vqlabel.labels import open_labels
+    from vqlabel.report.student_benchmark import StudentBenchmark, StudentJudge
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
     from vqlabel.storage.targets import check_target
     from vqlabel.workflows.tune import tune as run
 
-    check_target(out, CODEC, overwrite=overwrite)
-    check_apart(out, dump, beside=(images, class_map))
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = terminal.report_order_evidence(
-            open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
+    if judge not in ("kl", "student"):
+        raise UsageError(f"--judge {judge}: must be kl or student")
+    if (judge == "student") != (student is not None and val is not None):
+        raise UsageError(
+            f"--judge {judge}: students need --judge student, --student (the images of the dump) and --val (new images to test them on)"
         )
+    check_target(out, CODEC, overwrite=overwrite)
+    check_apart(out, dump, beside=(images, class_map, student, val, val_labels))
+    with named_threads(threads), terminal.progress_bar() as progress:
+        labels_map = class_map if images or judge == "kl" else None
+        source = terminal.report_order_evidence(
+            open_labels(dump, layout, domain, classes=classes, images=images, class_map=labels_map, array=array, axes=axes)
+        )
+        students = None
+        if student is not None and val is not None:
+            benchmark = StudentBenchmark(
+                source, student, val, val_labels=val_labels, class_map=class_map, view=view, progress=progress
+            )
+            if student_temperature is None:
+                student_temperature = source.about.temperature or 1.0
+            students = StudentJudge(
+                benchmark=benchmark, temperature=student_temperature, passes=passes, seed=config.seed, progress=progress
+            )
         report = run(
-            source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, out=out, overwrite=overwrite, progress=progress,
-            on_trial=show.show_trial,
+            source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, judge=students, out=out, overwrite=overwrite,
+            progress=progress, on_trial=show.show_trial,
         )[1]  # fmt: skip
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_tuned)

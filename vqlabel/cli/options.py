@@ -83,6 +83,22 @@ Temperature = Annotated[
         "the temperature of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
     ),
 ]
+StudentImages = Annotated[
+    Path | None, typer.Option("--student", help="folder of the labelled images: trains students, minutes each; needs --val")
+]
+Val = Annotated[Path | None, typer.Option(help="folder of new images to test students on, with one subfolder per class")]
+ValLabels = Annotated[
+    Path | None,
+    typer.Option(help=".npy file: the teacher's logits for --val, sorted by path; adds the KL of students to the teacher"),
+]
+ValClassMap = Annotated[
+    Path | None,
+    typer.Option(
+        "--class-map", help="JSON file: folder of --val and --images -> class of the teacher (default: class i is the i-th folder)"
+    ),
+]
+View = Annotated[int, typer.Option(help="side of the labelled views in pixels")]
+Passes = Annotated[int, typer.Option(help="training passes of each student over all views")]
 Seed = Annotated[
     int, typer.Option(help="random seed; results are reproducible on the same machine with the same number of threads")
 ]

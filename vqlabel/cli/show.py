@@ -126,8 +126,9 @@ def show_trial(trial: Any) -> None:
     prior = "no prior" if c.prior is None else f"prior of width {c.prior.image_width} per image, {c.prior.hidden} hidden units"
     slots = f"up to {c.slots} slots, {c.rate:g} bits on average," if c.variable else f"{c.slots} slots"
     kls = "  ".join(f"{name} {value:.3f}" for name, value in trial.kl.items())
+    student = "".join(f"  student's {name} {value:.4g}" for name, value in trial.student.items())
     typer.echo(
-        f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits per weight, {prior}: {kls}"
+        f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits per weight, {prior}: {kls}{student}"
         f"  ({trial.seconds:.0f} s)",
         err=True,
     )

@@ -5,7 +5,7 @@ Needs pillow (extra `student`). Views of 32 x 32 pixels and labels stay in memor
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vqlabel.codecs import LabelCodec
+from vqlabel.config import check_temperatures
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import Context, LabelBatch, LabelSource
 from vqlabel.labels.class_map import teacher_classes
@@ -115,9 +117,10 @@ class StudentBenchmark:
             in nats, at the best scale of the student's logits.
 
         Raises:
-            UsageError: another number of labels than views; `keep` and `passes` leave less than a batch or than two
-                steps.
+            UsageError: a temperature outside 0.01..1000; another number of labels than views; `keep` and `passes` leave
+                less than a batch or than two steps.
         """
+        check_temperatures((temperature,))
         require(len(labels) == len(self.views), "labels", len(labels), f"must be {len(self.views)}, one per view of the dump")
         batches = int(keep * len(self.views)) // BATCH
         steps = passes * (len(self.views) // BATCH)
@@ -161,6 +164,27 @@ class StudentBenchmark:
                 float((log_p.exp() * (log_p - F.log_softmax(logits * float(scale), 1))).sum(1).mean()) for scale in SCALES
             )
         return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentJudge:
+    """A codec -> the scores of a student of its labels, for `workflows.tune`; arguments as in `train_and_score`."""
+
+    benchmark: StudentBenchmark
+    temperature: float = 1.0
+    passes: int = 4
+    seed: int = 0
+    progress: Progress = silent
+
+    def __call__(self, codec: LabelCodec) -> dict[str, float]:
+        """Scores, and `loss`, lower for a better student: KL to the teacher; or, if the benchmark has no labels of the
+        teacher for its new images, the error in percent.
+        """
+        labels = self.benchmark.recoded_labels(lambda labels, context: codec.decode(codec.encode(labels, context), context))
+        scores = self.benchmark.train_and_score(
+            labels, temperature=self.temperature, passes=self.passes, seed=self.seed, progress=self.progress
+        )
+        return {"loss": scores.get("kl_teacher", 100 - scores["top1"]), **scores}
 
 
 def small_views(images: ImageFolder, batch: LabelBatch, view: int, dump: str) -> NDArray[np.uint8]:

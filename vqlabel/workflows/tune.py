@@ -22,7 +22,9 @@ from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.workflows.fit import fit_sample, with_temperature
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune_search import Search, Trial
+from vqlabel.workflows.tune_search import Judge, Search, Trial
+
+OTHER_TEMPERATURES = ((4.0,), (20.0,))  # tried besides the default if students judge
 
 
 @small_operations()
@@ -33,6 +35,7 @@ def tune(
     kl: float | None = None,
     bits: float | None = None,
     minutes: float = 10,
+    judge: Judge | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -41,27 +44,33 @@ def tune(
     """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
     Args:
-        config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. Trials are
-            compared as calibrated labels (gain 1), whose KL depends on the codes only; the result has the gain that
-            `config` asks for.
+        config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. The result
+            has the gain that `config` asks for.
         bits: the budget in bits per label, all parts counted.
         kl: instead of a budget, the held-out KL (nats, times T^2) at the first temperature to reach with the fewest
             bytes. The gain is then 1, which gives the lowest KL, unless `config` has another.
         minutes: time budget, including the final fit, whose duration is estimated from its trial; it has fewer epochs
             if one trial took too long.
+        judge: a codec -> scores of a student of its labels, such as `report.StudentJudge`; the trial with the lowest
+            `loss` is the best. Then other temperatures are tried too, unless `config` has one. None: trials are
+            compared by the held-out KL of calibrated labels (gain 1), which depends on the codes only.
         on_trial: called after every trial.
 
     Returns:
         The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `trials` and `seconds` added.
 
     Raises:
-        UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one.
+        UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one. Or
+            `kl` and `judge`: a KL is reached, not judged.
     """
     start = time.monotonic()
     _check_budget(config, bits, kl, minutes)
+    if kl is not None and judge is not None:
+        raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
+    temperatures = OTHER_TEMPERATURES if judge is not None and config.temperature is None else ()
     config = replace(with_temperature(config, source), codec="vqae")
     if kl is not None and config.gain is None:
         config = replace(config, gain=1.0)
@@ -69,7 +78,7 @@ def tune(
     sample = sample.dense()
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
-    search = Search(sample, config, start + 60 * minutes, on_trial)
+    search = Search(sample, config, start + 60 * minutes, on_trial, judge, temperatures)
     budget = budget_of(config, search.stats.labels, search.stats.classes)
     if budget is None:
         assert kl is not None
@@ -77,15 +86,20 @@ def tune(
     else:
         best = search.within(budget)
     codec, report = fit_sample(sample, split, search.in_time(best), progress=progress)
-    assert isinstance(codec.config, VqaeConfig)
-    size = file_bytes(codec.config, search.stats.labels)
     report |= {
-        "budget": best.bytes if budget is None else budget, "bytes": size, "ratio": round(2 * search.stats.labels * sample.classes / size, 1),
+        "budget": best.bytes if budget is None else budget, **_size(codec, search),
         "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     return codec, report
+
+
+def _size(codec: LabelCodec, search: Search) -> dict[str, Any]:
+    """Bytes of a file of all labels, and the ratio of fp16 to it."""
+    assert isinstance(codec.config, VqaeConfig)
+    size = file_bytes(codec.config, search.stats.labels)
+    return {"bytes": size, "ratio": round(2 * search.stats.labels * search.stats.classes / size, 1)}
 
 
 def _check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float) -> None:

@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vqlabel.codecs import LabelSample, fit_codec
+from vqlabel.codecs import LabelCodec, LabelSample, fit_codec
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.fit.budget import DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
@@ -28,6 +28,8 @@ FEW_BITS = 32  # code bits per label up to which both are tried; at higher rates
 REACH_TRIALS = 8  # maximum number of trials of `Search.reach`
 NEAR = 0.04  # tolerance of `Search.reach`, in the logarithms of KL and of bytes
 
+Judge = Callable[[LabelCodec], dict[str, float]]  # scores of a student of a codec's labels; `loss` is minimised
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -36,13 +38,17 @@ class Trial:
     config: FitConfig
     resolved: VqaeConfig
     bytes: int
-    loss: float  # weighted sum of `kl`: `mixed_kl_divergence`
+    loss: float  # weighted sum of `kl`: `mixed_kl_divergence`; or the loss of the student
     kl: dict[str, float]  # at each temperature, lowest first; nats times T^2
     seconds: float
+    student: dict[str, float] = field(default_factory=dict)  # scores of a student of its labels, if students judge
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-compatible values; `config` is the resolved one."""
-        return {"config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, "seconds": self.seconds}
+        scores = {"student": self.student} if self.student else {}
+        return {
+            "config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, **scores, "seconds": self.seconds
+        }  # fmt: skip
 
 
 def _slots(config: VqaeConfig) -> int:
@@ -59,12 +65,25 @@ class Search:
     """Trial fits of different shapes on one sample.
 
     Args:
+        config: what it leaves open is searched.
         until: end of the time budget, on the clock of `time.monotonic`.
         on_trial: called after every trial.
+        judge: ranks the trials by the students of their labels, which have the gain of `config`. None: by the held-out
+            KL of calibrated labels, which depends on the codes only.
+        temperatures: to fit for besides that of `config`. KL at one says nothing about KL at another: only for a judge.
     """
 
-    def __init__(self, sample: LabelSample, config: FitConfig, until: float, on_trial: Callable[[Trial], None]) -> None:
+    def __init__(
+        self,
+        sample: LabelSample,
+        config: FitConfig,
+        until: float,
+        on_trial: Callable[[Trial], None] = lambda _: None,
+        judge: Judge | None = None,
+        temperatures: Sequence[tuple[float, ...]] = (),
+    ) -> None:
         self.sample, self.config, self.until, self.on_trial = sample, config, until, on_trial
+        self.judge, self.temperatures = judge, temperatures
         self.stats: DatasetStats = dataset_stats(sample)
         self.trials: list[Trial] = []
 
@@ -77,7 +96,8 @@ class Search:
             UsageError: the budget is too small for any shape.
         """
         best = self.run(replace(self.config, bytes=budget, ratio=None))
-        moves = [*self._shares(best, budget), *self._neighbours(best)]
+        temperatures = [{"temperature": t} for t in self.temperatures]
+        moves = [*temperatures, *self._shares(best, budget), *self._neighbours(best)]
         while moves:
             before = best
             for options in moves:
@@ -201,7 +221,7 @@ class Search:
         Raises:
             UsageError: the configuration has no shape inside its budget.
         """
-        quick = replace(config, gain=1.0)
+        quick = replace(config, gain=1.0) if self.judge is None else config
         resolved = resolve(quick, self.stats)
         for trial in self.trials:
             if replace(trial.resolved, price=0.0) == resolved:
@@ -211,10 +231,13 @@ class Search:
         assert isinstance(codec.config, VqaeConfig)
         figures = measure(codec, self.sample, "held_out", codec.config.temperature)
         kl = {name: value for name, value in figures.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
-        loss = sum(temperature_weight(t) * value for t, value in zip(codec.config.temperature, kl.values(), strict=True))
+        student = {} if self.judge is None else self.judge(codec)
+        loss = student.pop(
+            "loss", sum(temperature_weight(t) * kl for t, kl in zip(codec.config.temperature, kl.values(), strict=True))
+        )
         trial = Trial(
             config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.stats.labels), loss=round(loss, 6), kl=kl,
-            seconds=round(time.monotonic() - start, 1),
+            student=student, seconds=round(time.monotonic() - start, 1),
         )  # fmt: skip
         self.trials.append(trial)
         self.on_trial(trial)
