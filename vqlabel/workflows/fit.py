@@ -17,6 +17,7 @@ from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.fallback import topk_if_better
 from vqlabel.workflows.fit_report import describe_codec
 from vqlabel.workflows.fit_state import StateKeeper, load_state, refuse_other_state, state_mark, state_of
 from vqlabel.workflows.sample import read_sample
@@ -93,7 +94,7 @@ def fit_sample(
     Args:
         split: what was held out, in words, for the report.
     """
-    config = with_codec(config, sample)
+    asked, config = config, with_codec(config, sample)
     check_kind(str(config.codec))
     sample = sample_for(str(config.codec), sample)
     hooks = FitHooks(progress=progress)
@@ -103,6 +104,9 @@ def fit_sample(
         resumed = load_state(state, mark) if resume else None
         hooks = FitHooks(progress=progress, save=StateKeeper(state, mark), resumed=resumed)
     codec = fit_codec(sample, config, hooks)
+    if (better := topk_if_better(codec, sample, asked)) is not None:
+        codec, config, reason = better
+        sample = replace(sample, notes=(*sample.notes, reason))
     report = {"codec": codec.kind, "config": codec.config.to_dict(), "fit": config.to_dict()}
     report |= describe_codec(codec, sample, split, config.temperature)
     if out is not None:

@@ -1,0 +1,64 @@
+"""A codec that was fitted to a budget -> the codec of the k largest classes, where it has less KL in as many bytes.
+
+A vqae has parts of a fixed size: with few labels, or at rates so high that a label's largest classes are nearly all of
+it, the bytes are worth more as classes. KL of top-k labels is that with a flat tail, which no label's decoder beats.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from vqlabel.codecs import LabelCodec, LabelSample, fit_codec
+from vqlabel.codecs.budget import budget_of, code_bits_within
+from vqlabel.codecs.topk.config import TopkConfig
+from vqlabel.config import FitConfig
+from vqlabel.metrics.distortion import as_logits, temperature_weight
+from vqlabel.workflows.fit_report import CHUNK, measure
+
+VALUE_BITS = 16  # of a kept class, besides its id
+
+
+def topk_if_better(codec: LabelCodec, sample: LabelSample, config: FitConfig) -> tuple[LabelCodec, FitConfig, str] | None:
+    """The codec of as many classes as fit into the budget, its configuration, and the reason in a sentence, if its
+    held-out KL is lower.
+
+    None: it is not; or the user chose the codec, has no budget, or the labels are not distributions over all classes.
+    """
+    labels = sample.total or len(sample.train) + len(sample.held_out)
+    budget = budget_of(config, labels, sample.classes)
+    if config.codec is not None or budget is None or sample.domain == "sigmoid" or sample.support is not None:
+        return None
+    class_bits = VALUE_BITS + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
+    k = min(code_bits_within(budget, labels) // class_bits, sample.classes)
+    if k < 1:
+        return None
+    temperatures = codec.config.temperatures
+    figures = measure(codec.calibrated(), sample, "held_out", temperatures)
+    kl = sum(temperature_weight(t) * figures[f"kl_T{t:g}"] for t in temperatures)
+    kl_of_topk = sum(temperature_weight(t) * flat_tail_kl(sample, k, t) for t in temperatures)
+    if kl_of_topk >= kl:
+        return None
+    reason = (
+        f"--codec topk: the {k} largest classes of a label fit into the budget and have a held-out KL of {kl_of_topk:.3f}, a vqae has {kl:.3f} "
+        "(--codec vqae stores it all the same)"
+    )
+    topk = replace(config, codec="topk", slots=k, bytes=None, ratio=None)
+    return fit_codec(sample, topk), topk, reason
+
+
+@torch.inference_mode()
+def flat_tail_kl(sample: LabelSample, k: int, temperature: float) -> float:
+    """Mean KL of held-out labels to their k largest probabilities with the rest shared equally; nats, times T^2."""
+    total = 0.0
+    for labels, _ in sample.steps("held_out", CHUNK):
+        p = (as_logits(labels, sample.domain) / temperature).softmax(1)
+        tail = p.sort(1, descending=True).values[:, k:]
+        total += float((_negative_entropy(tail) - _negative_entropy(tail.mean(1, keepdim=True)) * tail.shape[1]).sum())
+    return temperature**2 * total / max(1, len(sample.held_out))
+
+
+def _negative_entropy(p: Tensor) -> Tensor:
+    """[n, c] probabilities -> [n]: sum of p log p."""
+    terms: Tensor = torch.special.xlogy(p, p)
+    return terms.sum(1)
