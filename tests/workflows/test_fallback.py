@@ -42,6 +42,7 @@ def test_a_budget_stores_the_largest_classes_where_their_kl_is_lower(peaked: Pat
 def test_a_vqae_is_kept_if_it_is_chosen_or_better_or_has_no_budget(peaked: Path, tree: Path) -> None:
     for dump, config in (
         (peaked, FitConfig(bytes=17_000, codec="vqae", **QUICK)),
+        (peaked, FitConfig(bytes=17_000, weight_bits=4, **QUICK)),
         (peaked, FitConfig(bits=8, codebook_size=4, **QUICK)),
         (tree, FitConfig(bytes=14_000, epochs=2, temperature=(1.0,))),
     ):

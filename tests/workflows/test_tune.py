@@ -100,21 +100,7 @@ def test_a_file_with_every_column_and_tensor_stays_inside_its_budget(
     tree: Path, tmp_path: Path, temperature: str, budget: int
 ) -> None:
     out = tmp_path / "a.vql"
-    command = [
-        "pack",
-        str(tree),
-        "-o",
-        str(out),
-        "--bytes",
-        str(budget),
-        "--temperature",
-        temperature,
-        "--prior",
-        "--epochs",
-        "1",
-        "--codec",
-        "vqae",
-    ]
+    command = ["pack", str(tree), "-o", str(out), "--bytes", str(budget), "--temperature", temperature, "--prior", "--epochs", "1"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.stderr
     assert VqlFile(out).codec["config"]["lift"] == (temperature != "1,4,20")

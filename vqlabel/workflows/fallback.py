@@ -4,8 +4,6 @@ A vqae has parts of a fixed size: with few labels, or at rates so high that a la
 it, the bytes are worth more as classes. KL of top-k labels is that with a flat tail, which no label's decoder beats.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -17,17 +15,25 @@ from vqlabel.metrics.distortion import as_logits, temperature_weight
 from vqlabel.workflows.fit_report import CHUNK, measure
 
 VALUE_BITS = 16  # of a kept class, besides its id
+# Options of a fit that choose a codec: the codec itself, and all that top-k labels do not have.
+CHOICES = (
+    "codec", "bits", "slots", "variable_rate", "codebook_size", "code_width", "latent", "weight_bits", "prior", "image_width", "hidden",
+    "exact_classes", "gain",
+)  # fmt: skip
 
 
 def topk_if_better(codec: LabelCodec, sample: LabelSample, config: FitConfig) -> tuple[LabelCodec, FitConfig, str] | None:
     """The codec of as many classes as fit into the budget, its configuration, and the reason in a sentence, if its
     held-out KL is lower.
 
-    None: it is not; or the user chose the codec, has no budget, or the labels are not distributions over all classes.
+    None: it is not; or the user chose the codec or an option of it, or has no budget; or the labels are not
+    distributions over all classes.
     """
+    if any(getattr(config, name) != getattr(FitConfig(), name) for name in CHOICES):
+        return None
     labels = sample.total or len(sample.train) + len(sample.held_out)
     budget = budget_of(config, labels, sample.classes)
-    if config.codec is not None or budget is None or sample.domain == "sigmoid" or sample.support is not None:
+    if budget is None or sample.domain == "sigmoid" or sample.support is not None:
         return None
     class_bits = VALUE_BITS + TopkConfig(classes=sample.classes, domain=sample.domain, k=1).id_bits
     k = min(code_bits_within(budget, labels) // class_bits, sample.classes)
@@ -43,7 +49,7 @@ def topk_if_better(codec: LabelCodec, sample: LabelSample, config: FitConfig) ->
         f"--codec topk: the {k} largest classes of a label fit into the budget and have a held-out KL of {kl_of_topk:.3f}, a vqae has {kl:.3f} "
         "(--codec vqae stores it all the same)"
     )
-    topk = replace(config, codec="topk", slots=k, bytes=None, ratio=None)
+    topk = FitConfig(codec="topk", slots=k, temperature=config.temperature, seed=config.seed, device=config.device)
     return fit_codec(sample, topk), topk, reason
 
 

@@ -134,6 +134,25 @@ def test_codes_that_no_gain_makes_unbiased_give_calibrated_labels(labels: Tensor
     assert calibrated < 0.99 * limited < limited < by_mean < 1.03 * limited
 
 
+def test_unbiased_labels_that_are_worse_than_one_label_for_all_are_calibrated() -> None:
+    """A gain up to MAX_GAIN makes them unbiased, but 100 labels are too few to fit codes for others."""
+    labels = (torch.randn(300, 30, generator=torch.Generator().manual_seed(5))).half()
+    options: dict[str, Any] = {"bits": 10, "codebook_size": 2, "temperature": (1.0,)}
+    codec, plain = (fit(labels, gain=gain, **options) for gain in (None, 1.0))
+    assert codec.gain_limited and torch.equal(decoded(codec, labels), decoded(plain, labels))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqlabel.codecs.vqae.fit.debias.is_useful", lambda *_: True)
+        unbiased = fit.__wrapped__(labels, **options)
+    assert 1 < unbiased.gain < MAX_GAIN
+    raw, held_out = labels[:100].float(), labels[100:].float()
+    mean = F.softmax(raw, 1).mean(0).log()
+    by_mean, by_unbiased, by_calibrated = (
+        float(kl_divergence(held_out, other, 1.0).mean())
+        for other in (mean.expand_as(held_out), decoded(unbiased, held_out), decoded(codec, held_out))
+    )
+    assert by_calibrated < by_mean < by_unbiased
+
+
 def test_the_mix_of_temperatures_has_the_gain_raised_to_the_power_for_the_mix(labels: Tensor) -> None:
     codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
     assert float(codec.decoder.contrast[-1]) == pytest.approx(MAX_GAIN**MIX_POWER, rel=5e-3)

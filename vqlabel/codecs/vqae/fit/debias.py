@@ -10,7 +10,8 @@ use of the same bytes (docs/how-it-works.md).
 
 If no gain up to MAX_GAIN (2) makes labels unbiased, they stay calibrated. Let V be the variance of raw labels and s the
 slope of decoded on raw. Calibrated labels have the variance s V, so at a gain g the squared error is
-V (1 - 2 g s + g^2 s). At the limit g = 2 that is V: no better than giving every label the mean.
+V (1 - 2 g s + g^2 s). At the limit g = 2 that is V: no better than giving every label the mean. Labels also stay
+calibrated if unbiased held-out labels have no less KL than one label for all.
 
 Of several temperatures, the one with the smallest gain counts. For the default mix of temperatures, the gain is raised
 to the power of MIX_POWER, which raises KL by at most a hundredth at each of them.
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.vqae.decoder import Decoder
+from vqlabel.codecs.vqae.fit.evaluate import is_useful
 from vqlabel.codecs.vqae.fit.split import Split
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.codecs.vqae.sizes import bits_of
@@ -47,19 +49,21 @@ BISECTION_STEPS = 9  # to a gain within 0.003
 
 
 @torch.no_grad()
-def set_gain(codec: SingleRateVqae, split: Split, rates: Sequence[int], gain: float | None) -> None:
+def set_gain(codec: SingleRateVqae, splits: tuple[Split, Split], rates: Sequence[int], gain: float | None) -> None:
     """Measure and set the decoder's mean latent, tail gain and gains, with codes chosen as `pack` chooses them.
 
     Labels with exact classes stay calibrated unless a gain is given, because their users want the lowest KL. If no gain
-    up to MAX_GAIN makes the labels of a rate unbiased, their gain is 1; if that rate is the codec's own,
-    `codec.gain_limited` is set.
+    up to MAX_GAIN makes the labels of a rate unbiased, their gain is 1. If that rate is the codec's own, or its
+    unbiased held-out labels are no better than one label for all, all gains are 1 and `codec.gain_limited` is set.
 
     Args:
+        splits: training labels, on which the gain is measured, and held-out labels, both with codes.
         rates: numbers of slots to measure at, the codec's own included; gains of rates between them are interpolated.
         gain: used at all rates in place of a measured one.
     """
     if gain == 1 or (gain is None and codec.config.head):
         return
+    split = splits[0]
     index = _measured_labels(codec, split)
     decoder, temperatures, domain = codec.decoder, codec.config.temperature, codec.config.domain
     prior_inputs = None if split.prior_inputs is None else split.prior_inputs.rows(index)
@@ -77,12 +81,18 @@ def set_gain(codec: SingleRateVqae, split: Split, rates: Sequence[int], gain: fl
                 decoder.lift.copy_(rounded(_tail_gain(decoder, z, raw, temperatures), bits_of("lift", codec.config.weight_bits)))
         unbiased = _unbiased_gain(decoder, z, raw, temperatures, domain) if gain is None else gain
         if unbiased is None and not gains:
-            codec.calibrate()
-            codec.gain_limited = True
+            _limit_gain(codec)
             return
         gains.append(1.0 if unbiased is None else unbiased)
     between = np.interp(range(len(decoder.contrast)), rates[::-1], gains[::-1])
     decoder.contrast.copy_(torch.tensor(between).half())  # as stored
+    if gain is None and not is_useful(codec, splits, 0.0, lambda inputs: decoder.debiased(*inputs)):
+        _limit_gain(codec)
+
+
+def _limit_gain(codec: SingleRateVqae) -> None:
+    codec.calibrate()
+    codec.gain_limited = True
 
 
 def _measured_labels(codec: SingleRateVqae, split: Split) -> Tensor:

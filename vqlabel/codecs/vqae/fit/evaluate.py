@@ -1,35 +1,41 @@
-"""Held-out loss of a decoder as it will be stored, and whether a prior lowers it enough."""
+"""Held-out loss of decoded labels, and whether it is lower than that of one label for all."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import join_exact, split_exact
 from vqlabel.codecs.vqae.fit.split import Split
+from vqlabel.codecs.vqae.prior import PriorInputs
+from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.metrics.distortion import as_logits, temperature_weight
 from vqlabel.metrics.likelihood import likelihood_of
 
 MAX_LABELS = 4096  # held-out labels evaluated after every epoch
-MIN_PRIOR_GAIN = 0.03  # share of the held-out loss without codes that a prior must remove to be stored
+
+Decode = Callable[[tuple[Tensor, PriorInputs | None]], Tensor]  # codes [n, j], prior inputs -> logits [n, C]
 
 
 @torch.no_grad()
-def evaluate(codec: VqaeCodec, split: Split, constant: Tensor | None = None) -> dict[str, float]:
-    """Held-out loss (`mixed_kl_divergence`), and KL at each temperature, of the decoder as it will be stored.
+def evaluate(codec: SingleRateVqae, split: Split, decode: Decode | None = None) -> dict[str, float]:
+    """Held-out loss (`mixed_kl_divergence`), and KL at each temperature.
 
     Args:
-        constant: [1, C] logits to evaluate in place of decoded ones.
+        decode: gives the logits; None: the decoder as it will be stored.
     """
     config = codec.config
     likelihood = likelihood_of(config.domain)
     distortion = likelihood.distortion(temperatures=config.temperature)
-    weights = codec.rounded_decoder()
+    if decode is None:
+        decode = partial(functional_call, codec.decoder, codec.rounded_decoder())
     for index in split.chunks(MAX_LABELS):
         prior_inputs = None if split.prior_inputs is None else split.prior_inputs.rows(index)
         codes = split.codes[max(split.codes)][index] if split.codes else split.no_codes(index)
         raw = as_logits(split.labels[index], config.domain)
-        decoded = functional_call(codec.decoder, weights, (codes, prior_inputs)) if constant is None else constant.expand_as(raw)
+        decoded = decode((codes, prior_inputs))
         if config.head:
             decoded = join_exact(decoded, *split_exact(raw, config.head, config.temperature), config.temperature)
         distortion.add(raw, decoded)
@@ -37,10 +43,15 @@ def evaluate(codec: VqaeCodec, split: Split, constant: Tensor | None = None) -> 
     return {"loss": sum(temperature_weight(t) * figures[f"{likelihood.figure}{t:g}"] for t in config.temperature), **figures}
 
 
-def prior_is_useful(codec: VqaeCodec, train: Split, held_out: Split) -> bool:
-    """Whether the prior's held-out loss is at least MIN_PRIOR_GAIN below that of the best constant logits."""
+def is_useful(codec: SingleRateVqae, splits: tuple[Split, Split], margin: float, decode: Decode | None = None) -> bool:
+    """Whether the held-out loss of `evaluate` is lower than that of one label for all, by `margin` of the latter.
+
+    That label is the best one for the training labels.
+    """
+    train, held_out = splits
     constant = _best_constant(_mean_target(train), codec.config.domain, codec.config.temperature)
-    return evaluate(codec, held_out)["loss"] < (1 - MIN_PRIOR_GAIN) * evaluate(codec, held_out, constant)["loss"]
+    loss_of_constant = evaluate(codec, held_out, lambda inputs: constant.expand(len(inputs[0]), -1))["loss"]
+    return evaluate(codec, held_out, decode)["loss"] < (1 - margin) * loss_of_constant
 
 
 def _best_constant(target: Tensor, domain: str, temperatures: tuple[float, ...]) -> Tensor:

@@ -86,7 +86,7 @@ def _fit_nested(
     start = {"stage": LAST_STAGE + slots, "seed": config.seed, "training": None}
     train_decoder(codec, (train, held_out), max(1, round(NESTED_EPOCHS * epochs)), start, unsaved, f"{sum(codec.code_bits)} bits")
     codec.round()
-    set_gain(codec, train, [slots], config.gain)
+    set_gain(codec, (train, held_out), [slots], config.gain)
     fitted[slots] = codec.state_dict()
     hooks.save(state)
     codec.requires_grad_(True)

@@ -15,7 +15,7 @@ from vqlabel.codecs.sample import FitHooks, LabelSample
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.fit.debias import set_gain
-from vqlabel.codecs.vqae.fit.evaluate import prior_is_useful
+from vqlabel.codecs.vqae.fit.evaluate import is_useful
 from vqlabel.codecs.vqae.fit.initialize import initialize_codebooks, initialize_map
 from vqlabel.codecs.vqae.fit.nested_rates import choose_codes, fit_nested_rates, training_rates
 from vqlabel.codecs.vqae.fit.rate_control import MAX_FINAL_LABELS, set_rate_multiplier
@@ -24,6 +24,8 @@ from vqlabel.codecs.vqae.fit.split import Split, make_split
 from vqlabel.codecs.vqae.fit.train_decoder import LAST_STAGE, train_decoder
 from vqlabel.config import FitConfig
 from vqlabel.errors import BadLabels, UsageError
+
+MIN_PRIOR_GAIN = 0.03  # share of the held-out loss without codes that a prior must remove to be stored
 
 
 class UselessPrior(UsageError):
@@ -105,7 +107,7 @@ def fit_vqae(codec: VqaeCodec, sample: LabelSample, config: FitConfig, hooks: Fi
     if codec.config.variable:
         set_rate_multiplier(codec, splits, sample.total, MAX_FINAL_LABELS)
     prior_rate = [0] if codec.config.prior is not None and len(rates) > 1 else []
-    set_gain(codec, splits[0], rates + prior_rate, config.gain)
+    set_gain(codec, splits, rates + prior_rate, config.gain)
     fit_nested_rates(codec, rates[1:], splits, epochs, config, state, hooks)
     codec.cpu()
 
@@ -118,7 +120,7 @@ def _run_stage(
     if stage == 0:
         if codec.config.prior is not None:
             train_decoder(codec, splits, epochs, state, hooks)
-            if config.prior is None and not prior_is_useful(codec, *splits):
+            if config.prior is None and not is_useful(codec, splits, MIN_PRIOR_GAIN):
                 _drop_prior(codec, splits)
         if codec.config.slots:
             hooks.progress("codebooks", 0, 1, {})
