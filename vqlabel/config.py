@@ -16,7 +16,8 @@ MAX_SLOTS = 1024  # codes per label
 MAX_EXACT_CLASSES = 16  # classes per label that are kept exactly
 LEVEL_BITS = 5  # width of the quantized log-odds of each exact class
 MAX_VIEW = 1 << 16  # pixels along a side of a view
-MIX = (1.0, 4.0, 20.0)  # default temperatures if the student's is unknown: FKD and TinyViT train at 1, LPQLD from 20 down to 2
+DEFAULT_TEMPERATURE = (1.0,)  # to fit for, whatever the student's: docs/results.md, "Which temperature to fit for"
+MIX = (1.0, 4.0, 20.0)  # at which reports give KL: FKD and TinyViT train students at 1, LPQLD from 20 down to 2, SRe2L at 20
 
 
 class JsonConfig:
@@ -84,7 +85,7 @@ class FitConfig(JsonConfig):
     prior: bool | None = None  # condition on image, partner, lambda, crop ...; None: if the dump has them and they lower the KL
     image_width: int | None = None  # numbers per image that the prior stores
     hidden: int | None = None  # units of the prior's hidden layer
-    temperature: tuple[float, ...] | None = None  # KL is minimised at each; None: those of the layout's scripts, else MIX
+    temperature: tuple[float, ...] | None = None  # KL is minimised at each; None: DEFAULT_TEMPERATURE
     exact_classes: int | None = 0  # largest classes per label that are kept exactly; None: as many as lower the KL for their bits
     gain: float | None = None  # distance of decoded labels from their mean, relative to calibrated labels; None: unbiased labels
     epochs: int | None = None  # passes over the sampled labels in each stage of the fit
@@ -118,6 +119,11 @@ class FitConfig(JsonConfig):
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         if self.temperature is not None:
             check_temperatures(self.temperature)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """`temperature`, or the default."""
+        return DEFAULT_TEMPERATURE if self.temperature is None else self.temperature
 
     @property
     def target_bits(self) -> int:

@@ -21,7 +21,6 @@ from vqlabel.cli.options import (
     Passes,
     Seed,
     StudentImages,
-    Temperature,
     Threads,
     Val,
     ValClassMap,
@@ -114,7 +113,13 @@ def compare(
     class_map: ValClassMap = None,
     view: View = 224,
     passes: Passes = 4,
-    temperature: Temperature = None,
+    temperature: Annotated[
+        str | None,
+        typer.Option(
+            help="temperatures of the student's loss, for which methods are fitted and compared, such as 1,4,20; a schedule, such as 20:2; or "
+            "mse for squared error of logits (default: that of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
+        ),
+    ] = None,
     seed: Seed = 0,
     layout: Layout = None,
     domain: Domain = None,

@@ -79,8 +79,8 @@ Domain = Annotated[
 Temperature = Annotated[
     str | None,
     typer.Option(
-        help="temperatures of the student's loss, such as 1,4,20; a schedule, such as 20:2; or mse for squared error of logits (default: "
-        "the temperature of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
+        help="temperatures at which the KL of labels is minimised, such as 1,4,20; a schedule, such as 20:2; mse for squared error of "
+        "logits; or auto (default): 1, from which students learn best at every temperature of theirs"
     ),
 ]
 StudentImages = Annotated[

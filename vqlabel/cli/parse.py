@@ -28,13 +28,13 @@ def read_exact_classes(text: str) -> int | None:
 def read_temperature(text: str | None) -> tuple[float, ...] | None:
     """Parse --temperature.
 
-    "1,4,20" -> these temperatures; "20:2", a schedule from 20 to 2 -> SCHEDULE_STEPS temperatures in geometric
-    progression; "mse" -> MSE_TEMPERATURE.
+    "auto" -> None; "1,4,20" -> these temperatures; "20:2", a schedule from 20 to 2 -> SCHEDULE_STEPS temperatures in
+    geometric progression; "mse" -> MSE_TEMPERATURE.
 
     Raises:
         UsageError: `text` has another form.
     """
-    if text is None:
+    if text is None or text == "auto":
         return None
     if text == "mse":
         return (MSE_TEMPERATURE,)
@@ -46,7 +46,7 @@ def read_temperature(text: str | None) -> tuple[float, ...] | None:
         return tuple(round(start * ratio ** (step / (SCHEDULE_STEPS - 1)), 4) for step in range(SCHEDULE_STEPS))
     except (ValueError, ZeroDivisionError, TypeError):
         raise UsageError(
-            f"--temperature {text!r}: must be comma-separated numbers such as 1,4,20, a schedule such as 20:2, or mse"
+            f"--temperature {text!r}: must be comma-separated numbers such as 1,4,20, a schedule such as 20:2, auto, or mse"
         ) from None
 
 

@@ -5,9 +5,13 @@ from typing import Any
 import typer
 
 from vqlabel.cli.terminal import size, table
+from vqlabel.workflows.quality import has_auto_temperature
 
 MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
 MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
+AUTO_TEMPERATURE = (
+    "fitted for T = 1 (--temperature auto): students at T = 1, 4, 20 and falling temperatures learn best from such labels"
+)
 
 
 def show_pack(result: dict[str, Any]) -> None:
@@ -55,6 +59,8 @@ def _show_quality(fit: dict[str, Any]) -> None:
         )
 
     origin = "held out" if fit["codec_file"] is None else f"{fit['codec_file']}, on the dump that it was fitted to: held out"
+    if fit["temperature_auto"]:
+        typer.echo(AUTO_TEMPERATURE)
     typer.echo(f"{origin} ({fit['split']}, {fit['labels']:,} labels): {agreement} {kls('held_out')}")
     if "mass_kept" in fit["held_out"]:
         typer.echo(
@@ -76,6 +82,8 @@ def show_fit(report: dict[str, Any]) -> None:
         f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}"
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
+    if "temperature" in config and has_auto_temperature(report):
+        typer.echo(AUTO_TEMPERATURE)
     names = [name for name in report["held_out"] if name != "labels"]
     parts = {"held_out": f"held out: {report['split']}", "train": "training labels", "calibrated": "held out, with --gain 1"}
     rows = [

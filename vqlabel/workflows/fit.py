@@ -8,7 +8,7 @@ from vqlabel.codecs import FitHooks, LabelCodec, LabelSample, check_kind, fit_co
 from vqlabel.codecs.fit import sample_for, with_codec
 from vqlabel.codecs.precision import cpu_by_default
 from vqlabel.codecs.registry import config_class
-from vqlabel.config import MIX, FitConfig
+from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
 from vqlabel.progress import Progress, silent
@@ -59,22 +59,13 @@ def fit(
         check_kind(config.codec)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
-    config = with_temperature(config or FitConfig(), source)
+    config = config or FitConfig()
     if resume and (out is None or not state_of(out).exists()):
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:
         refuse_other_state(state_of(out))
     sample, split = read_sample(source, progress, min_labels=1 if config_class(config.codec).lossless else 2)
     return fit_sample(sample, split, config, out=out, overwrite=overwrite, resume=resume, progress=progress)
-
-
-def with_temperature(config: FitConfig, source: LabelSource) -> FitConfig:
-    """Fill in a missing temperature: 1 for sigmoids, else that of the layout's training scripts, else MIX."""
-    if config.temperature is not None:
-        return config
-    if source.domain == "sigmoid":
-        return replace(config, temperature=(1.0,))
-    return replace(config, temperature=MIX if source.about.temperature is None else (source.about.temperature,))
 
 
 @small_operations()
@@ -108,7 +99,7 @@ def fit_sample(
         codec, config, reason = better
         sample = replace(sample, notes=(*sample.notes, reason))
     report = {"codec": codec.kind, "config": codec.config.to_dict(), "fit": config.to_dict()}
-    report |= describe_codec(codec, sample, split, config.temperature)
+    report |= describe_codec(codec, sample, split, config.temperatures)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
         state_of(out).unlink(missing_ok=True)

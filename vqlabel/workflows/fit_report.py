@@ -21,9 +21,8 @@ from vqlabel.workflows.sample import HELD_OUT_LABELS
 CHUNK = 2048  # labels encoded at a time
 
 
-def describe_codec(codec: LabelCodec, sample: LabelSample, split: str, temperature: tuple[float, ...] | None) -> dict[str, Any]:
+def describe_codec(codec: LabelCodec, sample: LabelSample, split: str, temperatures: tuple[float, ...]) -> dict[str, Any]:
     """The measured part of a fit's report; its keys are those that `fit` documents."""
-    temperatures = temperature or MIX
     if sample.domain != "sigmoid":
         temperatures = tuple(sorted({*MIX, *temperatures}))
 

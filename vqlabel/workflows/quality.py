@@ -32,7 +32,8 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         codec_file: the file that the report comes from; None: the codec was fitted to the packed dump.
 
     Returns:
-        codec_file; split, what was held out; labels; temperature, those of the students that the codec was fitted for;
+        codec_file; split, what was held out; labels; temperature, those that the codec was fitted for, and
+        temperature_auto, whether the user left them open;
         held_out, calibrated and mean_label, each with its KL at these temperatures, `held_out` with the agreement as
         well and, if only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
         sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
@@ -59,6 +60,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "split": str(report.get("split")),
         "labels": labels if type(labels) is int else 0,
         "temperature": temperatures,
+        "temperature_auto": "temperature" in report["config"] and has_auto_temperature(report),
         **parts,
         **({} if gain is None else {"gain": gain}),
         **({"gain_limited": True} if report.get("gain_limited") else {}),
@@ -86,6 +88,12 @@ def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
         isinstance(config, dict) and config.get("variable") is True
     )
     return report["held_out"] if one_rate or report.get("code_bits") == code_bits else None
+
+
+def has_auto_temperature(report: Mapping[str, Any]) -> bool:
+    """Whether the user of a fit left the temperature open; false for reports that do not say so."""
+    options = report.get("fit")
+    return isinstance(options, dict) and options.get("temperature", ()) is None
 
 
 def _temperatures(report: Mapping[str, Any]) -> list[float]:

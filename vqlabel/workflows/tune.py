@@ -20,7 +20,7 @@ from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
-from vqlabel.workflows.fit import fit_sample, with_temperature
+from vqlabel.workflows.fit import fit_sample
 from vqlabel.workflows.sample import read_sample
 from vqlabel.workflows.tune_search import Judge, Search, Trial
 
@@ -71,7 +71,7 @@ def tune(
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
     temperatures = OTHER_TEMPERATURES if judge is not None and config.temperature is None else ()
-    config = replace(with_temperature(config, source), codec="vqae")
+    config = replace(config, codec="vqae")
     if kl is not None and config.gain is None:
         config = replace(config, gain=1.0)
     sample, split = read_sample(source, progress)

@@ -19,7 +19,7 @@ from vqlabel.codecs.vqae.fit.rules import (
 )
 from vqlabel.codecs.vqae.sizes import bits_of, file_bytes
 from vqlabel.codecs.weights import stored_bytes
-from vqlabel.config import MAX_SLOTS, MIX, FitConfig
+from vqlabel.config import MAX_SLOTS, FitConfig
 from vqlabel.container.overhead import FILE_BYTES
 from vqlabel.errors import UsageError
 
@@ -49,7 +49,7 @@ def within(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, bu
             continue
         bare = VqaeConfig(
             classes=stats.classes, domain=stats.domain, slots=shape.slots, codebook_size=shape.k, latent=2, code_width=2,
-            quantizer="residual", weight_bits=config.weight_bits or DEFAULT_WEIGHT_BITS, prior=prior, temperature=config.temperature or MIX,
+            quantizer="residual", weight_bits=config.weight_bits or DEFAULT_WEIGHT_BITS, prior=prior, temperature=config.temperatures,
             head=exact, lift=lift, variable=config.variable_rate, rate=shape.rate,
         )  # fmt: skip
         if search.accepts(shape, bare):

@@ -52,7 +52,7 @@ def exact_classes(config: FitConfig, stats: DatasetStats, bits: int) -> int:
     """
     if config.exact_classes is not None or stats.domain == "sigmoid":
         return config.exact_classes or 0
-    if min(config.temperature or MIX) >= MAX_EXACT_TEMPERATURE:
+    if min(config.temperatures) >= MAX_EXACT_TEMPERATURE:
         return 0
     return min(stats.classes - 1, sum(bits >= multiple * exact_class_bits(stats) for multiple in EXACT_CLASS_MULTIPLES))
 
@@ -65,7 +65,7 @@ def has_lift(config: FitConfig, stats: DatasetStats, exact: int, budget: int | N
         return False
     if stats.domain == "sigmoid":
         return False
-    return config.gain is None and not exact and config.temperature is not None and config.temperature != MIX
+    return config.gain is None and not exact and config.temperatures != MIX
 
 
 def widest_code(stats: DatasetStats, bits: int) -> int:
@@ -107,7 +107,7 @@ def at_code_bits(config: FitConfig, stats: DatasetStats, prior: PriorConfig | No
         latent, code_width, quantizer = config.latent or slots * config.code_width, config.code_width, "grouped"
     return VqaeConfig(
         classes=stats.classes, domain=stats.domain, slots=slots, codebook_size=k, latent=latent, code_width=code_width,
-        quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperature or MIX,
+        quantizer=quantizer, weight_bits=config.weight_bits or FREE_BITS, prior=prior, temperature=config.temperatures,
         head=exact, lift=has_lift(config, stats, exact), variable=config.variable_rate, rate=rate,
     )  # fmt: skip
 
