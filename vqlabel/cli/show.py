@@ -5,7 +5,6 @@ from typing import Any
 import typer
 
 from vqlabel.cli.terminal import size, table
-from vqlabel.workflows.quality import has_auto_temperature
 
 MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
 MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
@@ -82,7 +81,7 @@ def show_fit(report: dict[str, Any]) -> None:
         f"{report['codec']}, {report['code_bits']} code bits per label, {report['config']['classes']} classes of {report['config']['domain']}"
     )
     typer.echo("  " + "  ".join(f"{name} {value}" for name, value in config.items()))
-    if "temperature" in config and has_auto_temperature(report):
+    if "temperature" in config and report.get("temperature_auto"):
         typer.echo(AUTO_TEMPERATURE)
     names = [name for name in report["held_out"] if name != "labels"]
     parts = {"held_out": f"held out: {report['split']}", "train": "training labels", "calibrated": "held out, with --gain 1"}

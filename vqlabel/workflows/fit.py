@@ -98,7 +98,10 @@ def fit_sample(
     if (better := topk_if_better(codec, sample, asked)) is not None:
         codec, config, reason = better
         sample = replace(sample, notes=(*sample.notes, reason))
-    report = {"codec": codec.kind, "config": codec.config.to_dict(), "fit": config.to_dict()}
+    report: dict[str, Any] = {
+        "codec": codec.kind, "config": codec.config.to_dict(), "fit": {**config.to_dict(), "temperature": config.temperatures},
+        "temperature_auto": config.temperature is None,
+    }  # fmt: skip
     report |= describe_codec(codec, sample, split, config.temperatures)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)

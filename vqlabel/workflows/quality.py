@@ -60,7 +60,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "split": str(report.get("split")),
         "labels": labels if type(labels) is int else 0,
         "temperature": temperatures,
-        "temperature_auto": "temperature" in report["config"] and has_auto_temperature(report),
+        "temperature_auto": "temperature" in report["config"] and report.get("temperature_auto") is True,
         **parts,
         **({} if gain is None else {"gain": gain}),
         **({"gain_limited": True} if report.get("gain_limited") else {}),
@@ -88,12 +88,6 @@ def _held_out(report: Mapping[str, Any], code_bits: float) -> Any:
         isinstance(config, dict) and config.get("variable") is True
     )
     return report["held_out"] if one_rate or report.get("code_bits") == code_bits else None
-
-
-def has_auto_temperature(report: Mapping[str, Any]) -> bool:
-    """Whether the user of a fit left the temperature open; false for reports that do not say so."""
-    options = report.get("fit")
-    return isinstance(options, dict) and options.get("temperature", ()) is None
 
 
 def _temperatures(report: Mapping[str, Any]) -> list[float]:

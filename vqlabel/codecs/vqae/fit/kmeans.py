@@ -44,7 +44,7 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
         [k, d] centroids.
     """
     mean = points.mean(0)
-    axes = torch.linalg.eigh((points - mean).T @ (points - mean))[1].flip(1)
+    axes = _principal_axes(points - mean)
     rotated, width = (points - mean) @ axes, points.shape[1]
     start = (
         torch.randint(len(points), (k,), generator=generator)
@@ -57,6 +57,14 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
         centroids = torch.cat([centroids, centroids.new_zeros(k, dimensions - centroids.shape[1])], 1)
         centroids = _lloyd(rotated[:, :dimensions].contiguous(), centroids, generator)
     return torch.addmm(mean, centroids, axes.T)
+
+
+def _principal_axes(centred: Tensor) -> Tensor:
+    """[d, d] eigenvectors of the scatter of points [n, d], the widest first; the axes as they are if the points differ by
+    rounding alone, whose scatter is too small for a float32 and has no eigenvectors.
+    """
+    axes: Tensor = torch.linalg.eigh(centred.T @ centred)[1].flip(1)
+    return axes if bool(axes.isfinite().all()) else torch.eye(len(axes), device=axes.device)
 
 
 def shrink_noise(points: Tensor, codebook: Tensor) -> Tensor:
