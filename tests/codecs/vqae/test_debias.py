@@ -82,9 +82,7 @@ def test_of_several_temperatures_the_one_with_the_smallest_gain_is_unbiased(labe
 
 def test_the_mix_and_exact_classes_have_no_tail_gain(labels: Tensor) -> None:
     assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for an unknown student"
-    assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, (
-        "exact classes are for the lowest KL"
-    )
+    assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, "exact classes are for the lowest KL"
 
 
 def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_gain_1(labels: Tensor) -> None:
@@ -97,7 +95,9 @@ def test_calibrated_labels_of_a_fit_are_those_of_a_fit_with_gain_1(labels: Tenso
 
 def test_a_gain_of_1_gives_the_lowest_kl(labels: Tensor) -> None:
     losses = {
-        gain: float(kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), gain=gain, epochs=1), labels), 1.0).mean())
+        gain: float(
+            kl_divergence(labels.float(), decoded(fit(labels, temperature=(1.0,), gain=gain, epochs=1), labels), 1.0).mean()
+        )
         for gain in (0.8, 1.0, 1.3)
     }
     assert min(losses, key=lambda gain: losses[gain]) == 1.0
