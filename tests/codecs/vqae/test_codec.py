@@ -36,7 +36,7 @@ def labels() -> Tensor:
 def fit(
     labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, nested: bool = False, **options: Any
 ) -> VqaeCodec:
-    """Fit a codec; without its nested rates, whose fits come last and leave the codec's own rate unchanged, if not `nested`."""
+    """Fit a codec; its nested rates only on request: they are fitted last and leave the codec's own rate unchanged."""
     sample = LabelSample(
         train=labels[:-HELD], held_out=labels[-HELD:], train_context=None, held_out_context=None, domain=domain, dtype="F16"
     )
