@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ class Case:
     def side(self, rows: slice = slice(None)) -> Context | None:
         return None if self.context is None else self.context.rows(rows)
 
+    @cached_property
+    def codes(self) -> Tensor:
+        """The codes of all labels."""
+        return self.encode()
+
+    @cached_property
+    def decoded(self) -> Tensor:
+        """The labels decoded from `codes`."""
+        return self.decode(self.codes)
+
     def encode(self, rows: slice = slice(None)) -> Tensor:
         return self.codec.encode(self.labels[rows], self.side(rows))
 
@@ -134,7 +145,7 @@ def case(request: pytest.FixtureRequest, logits: NDArray[np.float16], probs: NDA
 
 
 def test_codes_have_one_column_per_slot_and_fit_into_their_bits(case: Case) -> None:
-    codes = case.encode()
+    codes = case.codes
     assert codes.dtype == torch.int32
     assert codes.shape == (len(case.labels), len(case.codec.code_bits))
     largest = codes.numpy().view(np.uint32).max(0)
@@ -145,7 +156,7 @@ def test_codes_have_one_column_per_slot_and_fit_into_their_bits(case: Case) -> N
 
 
 def test_codes_beyond_the_count_of_a_label_are_zero_and_do_not_change_it(case: Case) -> None:
-    codes = case.encode()
+    codes = case.codes
     if not (case.codec.config.max_codes is not None):
         fixed = len(codes) * sum(case.codec.code_bits)
         assert (
@@ -160,7 +171,7 @@ def test_codes_beyond_the_count_of_a_label_are_zero_and_do_not_change_it(case: C
     assert bool(beyond.any()) and not bool(codes[:, 1:][beyond].any())
     altered = codes.clone()
     altered[:, 1:][beyond] = case.codec.config.codebook_size - 1
-    torch.testing.assert_close(case.decode(altered), case.decode(codes), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(case.decode(altered), case.decoded, atol=1e-6, rtol=1e-6)
     counts, run = split_ragged(codes.numpy().view(np.uint32))
     assert np.array_equal(join_ragged(counts, run, slots), codes.numpy())
     packed = len(run) * case.codec.config.code_bits + 8 * len(pack_fixed(counts, case.codec.code_bits[:1]))
@@ -173,9 +184,9 @@ def test_a_codec_requires_a_context_only_if_it_uses_one(case: Case) -> None:
     if case.context is None:
         case.codec.check_context(None)
         unused = Context(image=np.arange(len(case.labels)) + 1000)
-        assert torch.equal(case.codec.decode(case.encode(), unused), case.decode(case.encode()))
+        assert torch.equal(case.codec.decode(case.codes, unused), case.decoded)
         return
-    codes = case.encode()
+    codes = case.codes
     for broken in (None, Context(), Context(image=case.context.image + 1000)):
         with pytest.raises(UsageError, match="the codec's prior"):
             case.codec.check_context(broken)
@@ -186,7 +197,7 @@ def test_a_codec_requires_a_context_only_if_it_uses_one(case: Case) -> None:
 
 
 def test_decoded_labels_are_finite_and_have_the_shape_of_the_labels(case: Case) -> None:
-    decoded = case.decode(case.encode())
+    decoded = case.decoded
     assert decoded.dtype == torch.float32
     assert decoded.shape == case.labels.shape
     assert bool(torch.isfinite(decoded).all())
@@ -194,16 +205,16 @@ def test_decoded_labels_are_finite_and_have_the_shape_of_the_labels(case: Case) 
 
 def test_decoded_probabilities_are_a_distribution(case: Case) -> None:
     if case.domain != "probs":
-        assert bool((case.decode(case.encode()) < 0).any())
+        assert bool((case.decoded < 0).any())
         return
-    decoded = case.decode(case.encode())
+    decoded = case.decoded
     assert float(decoded.min()) >= 0
     torch.testing.assert_close(decoded.sum(1), torch.ones(len(decoded)), atol=0.01 if case.codec.kind == "raw" else 1e-5, rtol=0)
 
 
 def test_codes_of_every_integer_dtype_decode_to_the_same_labels(case: Case) -> None:
-    codes = case.encode()
-    want = case.decode(codes)
+    codes = case.codes
+    want = case.decoded
     unsigned = codes.long() & 0xFFFFFFFF
     narrow = max(case.codec.code_bits, default=1) <= 8
     for other in (codes.long(), unsigned, *([codes.to(torch.uint8)] if narrow else [])):
@@ -214,11 +225,11 @@ def test_codes_of_every_integer_dtype_decode_to_the_same_labels(case: Case) -> N
 def test_the_sum_of_the_code_bits_is_the_size_of_a_label_in_the_bitstream(case: Case) -> None:
     if not case.codec.code_bits or (case.codec.config.max_codes is not None):
         return  # a label without codes takes one bit of a file: tests/workflows/test_pack_unpack.py
-    codes = case.encode()
+    codes = case.codes
     packed = pack_fixed(codes.numpy().view(np.uint32), case.codec.code_bits)
     assert len(packed) == -(-len(codes) * sum(case.codec.code_bits) // 8)
     back = as_tensor(unpack_fixed(packed, len(codes), case.codec.code_bits))
-    assert torch.equal(case.decode(back), case.decode(codes))
+    assert torch.equal(case.decode(back), case.decoded)
 
 
 def test_encoding_is_deterministic(case: Case) -> None:
@@ -230,11 +241,11 @@ def test_codes_do_not_depend_on_the_batch(case: Case, size: int) -> None:
     """Except for near ties, because the rounding of a matrix product depends on its size."""
     parts = [slice(at, at + size) for at in range(0, len(case.labels) // {1: 12, 7: 3}.get(size, 1), size)]
     pieces = [case.encode(part) for part in parts]
-    whole, codes = case.encode()[: parts[-1].stop], torch.cat(pieces)
+    whole, codes = case.codes[: parts[-1].stop], torch.cat(pieces)
     same = (whole == codes).all(1)
     assert float(same.float().mean()) >= (0.98 if case.codec.kind == "vqae" else 1)
     decoded = torch.cat([case.decode(piece, part) for piece, part in zip(pieces, parts, strict=True)])
-    torch.testing.assert_close(decoded[same], case.decode(case.encode())[: len(whole)][same], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded[same], case.decoded[: len(whole)][same], atol=1e-4, rtol=1e-4)
 
 
 def test_zero_labels_give_zero_codes_and_zero_labels(case: Case) -> None:
@@ -270,17 +281,18 @@ SETTINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_codes_and_labels_do_not_depend_on_the_torch_settings_of_the_caller(case: Case, settings: str) -> None:
+def test_codes_and_labels_do_not_depend_on_the_torch_settings_of_the_caller(case: Case) -> None:
     few = slice(16)
-    codes, want = case.encode(few), case.decode(case.encode(few), few)
-    with SETTINGS[settings]():
-        assert torch.equal(case.encode(few), codes)
-        decoded = case.decode(codes, few)
-        built = build_codec(case.codec.kind, case.codec.config.to_dict(), case.codec.decoder_tensors())
-        rebuilt = built.decode(codes, case.side(few))
-    assert decoded.dtype == rebuilt.dtype == torch.float32
-    assert torch.equal(decoded, want) and torch.equal(rebuilt, want)
+    codes = case.encode(few)
+    want = case.decode(codes, few)
+    for name, settings in SETTINGS.items():
+        with settings():
+            encoded, decoded = case.encode(few), case.decode(codes, few)
+            built = build_codec(case.codec.kind, case.codec.config.to_dict(), case.codec.decoder_tensors())
+            rebuilt = built.decode(codes, case.side(few))
+        assert torch.equal(encoded, codes), name
+        assert decoded.dtype == rebuilt.dtype == torch.float32, name
+        assert torch.equal(decoded, want) and torch.equal(rebuilt, want), name
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
@@ -288,7 +300,7 @@ def test_casting_an_enclosing_module_does_not_change_the_labels(case: Case, cast
     module = nn.ModuleDict({"student": nn.Linear(2, 2), "labels": copy.deepcopy(case.codec)})
     getattr(module, cast)()
     assert module["student"].weight.dtype != torch.float32
-    assert torch.equal(module["labels"](case.encode(), case.context), case.decode(case.encode()))
+    assert torch.equal(module["labels"](case.codes, case.context), case.decoded)
 
 
 def test_a_codec_compiles_as_one_graph(case: Case) -> None:
@@ -338,11 +350,11 @@ def test_a_saved_codec_encodes_and_decodes_as_the_fitted_one(case: Case, tmp_pat
     path = tmp_path / "some.codec"
     save_codec(case.codec, path, {"held_out": {"kl_T1": 0.5}})
     loaded, report = load_codec(path)
-    codes = case.encode()
+    codes = case.codes
     assert report == {"held_out": {"kl_T1": 0.5}}
     assert loaded.config == case.codec.config
     assert torch.equal(loaded.encode(case.labels, case.context), codes)
-    assert torch.equal(loaded.decode(codes, case.context), case.decode(codes))
+    assert torch.equal(loaded.decode(codes, case.context), case.decoded)
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(TargetExists, match=r"some\.codec exists; pass --overwrite"):
         save_codec(case.codec, path)
@@ -370,9 +382,9 @@ def test_decoder_tensors_and_configuration_suffice_for_encoding_and_decoding(cas
     tensors = {name: tensor.clone() for name, tensor in case.codec.decoder_tensors().items()}
     assert {tensor.dtype for tensor in tensors.values()} <= {torch.int8, torch.uint8, torch.float16}
     built = build_codec(case.codec.kind, config, tensors)
-    codes = case.encode()
+    codes = case.codes
     assert torch.equal(built.encode(case.labels, case.context), codes)
-    assert torch.equal(built.decode(codes, case.context), case.decode(codes))
+    assert torch.equal(built.decode(codes, case.context), case.decoded)
 
 
 def test_a_file_that_is_not_a_codec_file_is_refused(tmp_path: Path) -> None:

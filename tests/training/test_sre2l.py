@@ -212,6 +212,7 @@ def test_a_different_shuffle_is_refused_and_the_stored_order_works_for_every_dum
             np.testing.assert_array_equal(found[4], want.labels)
             np.testing.assert_array_equal(found[0][3], want.crop)
             assert found[0][1].tolist() == [dataset.targets[at] for at in want.image]
+    del loader  # the traceback of the refusal keeps this frame; if the garbage collector ends workers, it waits 5 s for each
 
 
 def test_a_batch_is_identified_by_all_its_images_in_order(root: Path, packed: Path) -> None:

@@ -33,13 +33,18 @@ def labels() -> Tensor:
     return torch.from_numpy(logits.astype(np.float16))
 
 
-def fit(labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, **options: Any) -> VqaeCodec:
+def fit(
+    labels: Tensor, *, domain: str = "logits", hooks: FitHooks | None = None, nested: bool = False, **options: Any
+) -> VqaeCodec:
+    """Fit a codec; its nested rates only on request: they are fitted last and leave the codec's own rate unchanged."""
     sample = LabelSample(
         train=labels[:-HELD], held_out=labels[-HELD:], train_context=None, held_out_context=None, domain=domain, dtype="F16"
     )
-    codec = fit_codec(
-        sample, FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, **options}), hooks or FitHooks()
-    )
+    config = FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, **options})
+    with pytest.MonkeyPatch.context() as patch:
+        if not nested:
+            patch.setattr("vqlabel.codecs.vqae.fit.train.fit_nested_rates", lambda *_: None)
+        codec = fit_codec(sample, config, hooks or FitHooks())
     return codec.eval().requires_grad_(False)
 
 
@@ -143,7 +148,7 @@ def test_a_mean_logit_with_a_large_spread_does_not_raise_the_kl(labels: Tensor) 
 
 
 def test_a_nested_rate_keeps_the_effort_and_the_rates_below_it(labels: Tensor) -> None:
-    nested = fit(labels, slots=8)
+    nested = fit(labels, slots=8, nested=True)
     nested.set_effort("best")
     for codec in (nested.at_slots(4), nested.at_slots(3), nested.truncate(2)):
         assert codec.effort == "best"
@@ -322,7 +327,7 @@ def test_every_codec_is_registered_under_its_kind_and_configuration(logits: NDAr
 
 
 def test_every_nested_rate_is_close_to_a_codec_fitted_for_it_alone(labels: Tensor) -> None:
-    nested = fit(labels, slots=8, epochs=10)
+    nested = fit(labels, slots=8, epochs=10, nested=True)
     losses = []
     for slots in (1, 2, 4):
         lower, alone = nested.at_slots(slots).requires_grad_(False), fit(labels, slots=slots, epochs=10)
@@ -334,7 +339,7 @@ def test_every_nested_rate_is_close_to_a_codec_fitted_for_it_alone(labels: Tenso
 
 
 def test_a_nested_rate_has_a_lower_loss_than_the_truncated_codec(labels: Tensor) -> None:
-    nested = fit(labels.repeat(10, 1), slots=4, epochs=6, temperature=(1.0,))
+    nested = fit(labels.repeat(10, 1), slots=4, epochs=6, temperature=(1.0,), nested=True)
     for slots in (1, 2):
         own, shared = (codec.requires_grad_(False) for codec in (nested.at_slots(slots), nested.truncate(slots)))
         assert loss_of(own, labels, temperatures=(1.0,)) < 0.97 * loss_of(shared, labels, temperatures=(1.0,))
@@ -347,12 +352,12 @@ def test_each_nested_rate_is_initialized_from_the_rate_above(labels: Tensor, mon
     monkeypatch.setattr(
         VqaeCodec, "truncate", lambda codec, slots: truncations.append((codec.config.slots, slots)) or truncate(codec, slots)
     )
-    fit(labels, slots=8)
+    fit(labels, slots=8, nested=True)
     assert truncations == [(8, 4), (4, 2), (2, 1)]
 
 
 def test_nested_rates_are_stored_in_codec_files_only(labels: Tensor, tmp_path: Path) -> None:
-    nested = fit(labels, slots=4)
+    nested = fit(labels, slots=4, nested=True)
     save_codec(nested, tmp_path / "some.codec")
     loaded = load_codec(tmp_path / "some.codec")[0]
     assert isinstance(loaded, VqaeCodec) and set(loaded.nested) == {1, 2}

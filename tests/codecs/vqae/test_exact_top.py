@@ -1,5 +1,6 @@
 """Exact classes: the largest classes of a label and their log-odds."""
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.exact_top import STEP, join_exact, split_exact
+from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
+from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.metrics.distortion import kl_divergence
 
@@ -26,12 +29,17 @@ def labels() -> Tensor:
     return logits.scatter_add_(1, torch.randint(40, (2000, 1), generator=generator), torch.full((2000, 1), 6.0)).half()
 
 
-def fit(labels: Tensor, **options: Any) -> VqaeCodec:
-    sample = LabelSample(
+def sample_of(labels: Tensor) -> LabelSample:
+    return LabelSample(
         train=labels[:-200], held_out=labels[-200:], train_context=None, held_out_context=None, domain="logits", dtype="F16"
     )
-    given = {"bits": 35, "codebook_size": 16, "epochs": 3, "temperature": (1.0,), **options}
-    return fit_codec(sample, FitConfig(**given), FitHooks()).eval()
+
+
+@cache
+def fit(labels: Tensor, **options: Any) -> VqaeCodec:
+    """Fit once per labels and options, without training of the codec's own rate: no test changes the codec."""
+    given = {"bits": 35, "codebook_size": 16, "epochs": 0, "temperature": (1.0,), **options}
+    return fit_codec(sample_of(labels), FitConfig(**given), FitHooks()).eval()
 
 
 @torch.no_grad()
@@ -72,8 +80,9 @@ def test_nested_rates_keep_the_exact_classes(labels: Tensor) -> None:
 
 
 def test_auto_chooses_exact_classes_by_bits_and_temperature(labels: Tensor) -> None:
+    stats = dataset_stats(sample_of(labels))
     exact_classes = {
-        (bits, t): fit(labels, exact_classes=None, bits=bits, temperature=(t,), epochs=0).config.head
+        (bits, t): resolve(FitConfig(exact_classes=None, bits=bits, codebook_size=16, temperature=(t,)), stats).head
         for bits in (18, 24, 128)
         for t in (1.0, 20.0)
     }
@@ -91,9 +100,9 @@ def test_a_file_with_an_exact_class_out_of_range_is_refused(
     labels: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "dump.npy", labels.numpy())
-    vqlabel.pack(tmp_path / "dump.npy", tmp_path / "good.vql", codec=fit(labels, exact_classes=1))
-    np.testing.assert_array_equal(vqlabel.open(tmp_path / "good.vql")[:].argmax(1), labels.float().argmax(1))
     codec = fit(labels, exact_classes=1)
+    vqlabel.pack(tmp_path / "dump.npy", tmp_path / "good.vql", codec=codec)
+    np.testing.assert_array_equal(vqlabel.open(tmp_path / "good.vql")[:].argmax(1), labels.float().argmax(1))
     encode = codec.encode
     monkeypatch.setattr(
         codec, "encode", lambda *given: encode(*given).index_fill_(1, torch.tensor([codec.config.slots]), 40)
