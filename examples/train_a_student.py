@@ -12,7 +12,7 @@ IMAGES       a folder of images; the teacher labels --epochs views of each, --vi
 
 Prints one row per kind of labels: bytes of the whole file; KL(teacher || student) in nats and top-1 on the new images,
 for students at --temperature and for students with LPQLD's temperatures (DKR: the teacher's falls from 20 to 2; CA: the
-student's is calibrated on held-out labels). Files are fitted for --temperature and serve both. Students see the views
+student's is calibrated on held-out labels). Files are fitted for T = 1 and serve both. Students see the views
 at 32 x 32 pixels, --passes times each. Needs pillow and matplotlib (extras `student`, `plot`).
 """
 
@@ -82,7 +82,7 @@ def label_files(a):
     yield "top-10", packed(a, "top10", codec="topk", slots=10)
     for ratio, keep in ((ratio, keep) for ratio in a.ratio for keep in (1, 0.1)):
         name = f"vqlabel, 1/{ratio:g}{', 1/10 of the batches' * (keep < 1)}"
-        yield name, packed(a, f"{ratio:g}_{keep}_{a.temperature:g}", ratio, keep, temperature=(a.temperature,))
+        yield name, packed(a, f"{ratio:g}_{keep}", ratio, keep)
 
 
 def packed(a, name, ratio=None, keep=1, **config):

@@ -2,13 +2,16 @@
 
     python examples/what_labels_are_worth.py DUMP --images train/ --val val/ --val-labels val.npy --view 224 \
         [--ratio 1000 500 125] [--temperature 1] [--passes 4] [--seeds 0 1 2] [--labels name=labels.npy] [--top-k 10] \
-        [--keep 0.1]
+        [--keep 0.1] [--network resnet] [--fit-temperature 1]
 
 DUMP         a dump whose records have image, crop and flip, such as SRe2L's tree with LPLD's order file
 --view       side in pixels of the views that the teacher labelled
 --images     its images: the sorted files of a folder and its subfolders
 --val        new images that have no labels in the dump, one folder per class
 --val-labels the teacher's logits for the new images, in sorted order
+--temperature      of the students' loss
+--fit-temperature  that vqlabel's labels are fitted for, such as 1 or 20; by default vqlabel's own, 1
+--network    of the students: resnet, conv or vit
 --class-map  JSON, folder of --val -> class of the teacher; by default class i is the i-th folder
 
 Students are those of `vqlabel compare --student`: all see the views that the teacher labelled, for the same number of
@@ -45,6 +48,8 @@ def main() -> None:
     p.add_argument("--top-k", type=int, nargs="*", default=[])
     p.add_argument("--keep", type=float, nargs="*", default=[], help="shares of the dump to train on")
     p.add_argument("--temperature", type=float, default=1.0)
+    p.add_argument("--fit-temperature", type=float, nargs="*")
+    p.add_argument("--network", default="resnet")
     p.add_argument("--passes", type=int, default=4)
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
     a = p.parse_args()
@@ -52,7 +57,7 @@ def main() -> None:
     print("| labels | bits per label | KL to the teacher | over raw | top-1 % |\n| --- | --- | --- | --- | --- |", flush=True)
     raw_kl = None
     for name, bits, labels, keep in label_sets(a, benchmark.raw_labels):
-        schedule = {"temperature": a.temperature, "passes": a.passes, "keep": keep}
+        schedule = {"temperature": a.temperature, "passes": a.passes, "keep": keep, "network": a.network}
         scores = [benchmark.train_and_score(labels, seed=seed, **schedule) for seed in a.seeds]
         kl, top1 = (np.array([score[name] for score in scores]) for name in ("kl_teacher", "top1"))
         raw_kl = raw_kl or kl.mean()
@@ -65,7 +70,8 @@ def label_sets(a, raw):
     yield "raw fp16", 16 * raw.shape[1], raw, 1.0
     with tempfile.TemporaryDirectory() as folder:
         for ratio, prior in [(r, None) for r in a.ratio] + [(r, False) for r in a.no_prior]:
-            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=(a.temperature,), gain=a.gain)
+            temperature = None if a.fit_temperature is None else tuple(a.fit_temperature)
+            config = vqlabel.FitConfig(ratio=ratio, prior=prior, temperature=temperature, gain=a.gain)
             target = Path(folder, f"{ratio:g}{prior}.vql")
             vqlabel.pack(a.dump, target, codec=vqlabel.fit(a.dump, config)[0])
             size = vqlabel.stats(target)["bytes"]

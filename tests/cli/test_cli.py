@@ -130,6 +130,7 @@ def test_a_schedule_is_parsed_to_four_temperatures() -> None:
     assert read_temperature("20:2") == pytest.approx((20, 9.2832, 4.3089, 2))
     assert read_temperature("2:20") == pytest.approx((2, 4.3089, 9.2832, 20))
     assert read_temperature("4") == (4,)
+    assert read_temperature("auto") is read_temperature(None) is None
 
 
 def test_mse_is_parsed_to_a_high_temperature() -> None:
@@ -283,7 +284,7 @@ def test_stats_reports_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None
         "perplexity per slot",
         "the teacher (5.00 kB) is smaller",
         "kl_T20",
-        f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g} (",
+        f"calibration at T1: slope {found['calibration']['T1']['slope']:.4f}  ECE {found['calibration']['T1']['ece']:.4g} (",
         "% of the mean probability)",
     ):
         assert text in out

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 import vqlabel
 from vqlabel import FitConfig, LabelBatch
 from vqlabel.codecs import LabelCodec, LabelSample
-from vqlabel.config import MIX
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelSource, Place, open_labels
 from vqlabel.metrics.distortion import Distortion
@@ -120,10 +119,11 @@ def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logit
         "perplexity",
         "mean_label",
         "bias_slope",
+        "temperature_auto",
     }
     assert report["split"] == "the last epoch (5)"
     assert report["code_bits"] == sum(codec.code_bits) == 12
-    assert report["fit"] == {**QUICK.to_dict(), "codec": "vqae", "temperature": MIX}
+    assert report["fit"] == {**QUICK.to_dict(), "codec": "vqae", "temperature": (1.0,)}
     assert report["config"] == codec.config.to_dict()
     for part, labels in (("train", logits[:-1].reshape(-1, 40)), ("held_out", logits[-1])):
         figures, raw = Distortion(), torch.from_numpy(labels)

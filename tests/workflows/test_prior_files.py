@@ -115,12 +115,13 @@ def test_a_dump_with_images_unknown_to_the_prior_is_refused_before_anything_is_w
     assert not (tmp_path / "a.vql").exists()
 
 
-def test_a_tree_is_fitted_for_the_temperature_of_its_students_and_an_array_for_several(tree: Path, dump: Path) -> None:
+def test_a_codec_is_fitted_for_a_temperature_of_1_unless_another_is_given(tree: Path, dump: Path) -> None:
     quick = FitConfig(bits=3, codebook_size=8, prior=False, epochs=0)
-    assert vqlabel.fit(tree, quick)[0].config.temperature == (20.0,)
-    assert vqlabel.fit(dump, quick)[0].config.temperature == (1.0, 4.0, 20.0)
+    for labels in (tree, dump):
+        codec, report = vqlabel.fit(labels, quick)
+        assert codec.config.temperatures == report["fit"]["temperature"] == (1.0,) and report["temperature_auto"]
     report = vqlabel.fit(tree, FitConfig(**{**quick.to_dict(), "temperature": (2.0,)}))[1]
-    assert report["config"]["temperature"] == report["fit"]["temperature"] == (2.0,)
+    assert report["config"]["temperature"] == report["fit"]["temperature"] == (2.0,) and not report["temperature_auto"]
 
 
 # Forged.

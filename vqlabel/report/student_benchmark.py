@@ -102,6 +102,7 @@ class StudentBenchmark:
         passes: int = 4,
         keep: float = 1.0,
         seed: int = 0,
+        network: str = "resnet",
         progress: Progress = silent,
     ) -> dict[str, float]:
         """Train a student from labels [N, C], logits of any floating type in the dump's order, and test it.
@@ -111,13 +112,14 @@ class StudentBenchmark:
         Args:
             passes: number of steps, in passes over all views; it does not depend on `keep`.
             keep: share of the dump that is used, from its start.
+            network: kind of student, of `student_network`.
 
         Returns:
             `top1`, percent of the new images. With labels of the teacher for them, `kl_teacher`: KL(teacher || student)
             in nats, at the best scale of the student's logits.
 
         Raises:
-            UsageError: a temperature outside 0.01..1000; another number of labels than views; `keep` and `passes` leave
+            UsageError: a temperature outside 0.01..1000, or an unknown network; another number of labels than views; `keep` and `passes` leave
                 less than a batch or than two steps.
         """
         check_temperatures((temperature,))
@@ -127,7 +129,7 @@ class StudentBenchmark:
         require(batches > 0 and steps > 1, "keep", keep, f"must leave {BATCH} views of {len(self.views)}, and passes two steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            student = student_network(labels.shape[1])
+            student = student_network(labels.shape[1], network)
         optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=0.01)
         warmup = 0.1 if steps != 10 else 0.2  # a warm-up of exactly one step divides by zero in OneCycleLR
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps, pct_start=warmup)

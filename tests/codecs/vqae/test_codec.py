@@ -17,6 +17,7 @@ from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.weights import SCALE
+from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl_divergence
 
@@ -40,7 +41,7 @@ def fit(
     sample = LabelSample(
         train=labels[:-HELD], held_out=labels[-HELD:], train_context=None, held_out_context=None, domain=domain, dtype="F16"
     )
-    config = FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, **options})
+    config = FitConfig(**{"codebook_size": 8, "bits": 24, "epochs": 2, "gain": 1.0, "temperature": MIX, **options})
     with pytest.MonkeyPatch.context() as patch:
         if not nested:
             patch.setattr("vqlabel.codecs.vqae.fit.train.fit_nested_rates", lambda *_: None)
