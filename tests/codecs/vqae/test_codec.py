@@ -295,7 +295,7 @@ def test_matrices_of_8_bits_are_stored_as_int8_and_codebooks_with_one_scale_per_
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
 def test_a_fitted_decoder_equals_the_one_built_from_its_stored_tensors(labels: Tensor, bits: int) -> None:
-    codec = fit(labels, weight_bits=bits)
+    codec = fit(labels, weight_bits=bits, nested=True)
     codes = codec.encode(labels)
     built = build_codec("vqae", codec.config.to_dict(), codec.decoder_tensors())
     assert torch.equal(built.decode(codes), codec.decode(codes))
