@@ -132,8 +132,8 @@ def tree(batches: list[LabelBatch], write_dump: WriteDump, tmp_path_factory: pyt
 
 @pytest.fixture(scope="session")
 def config() -> FitConfig:
-    """Four slots of 8 codes, no prior; two epochs are enough for a useful codec."""
-    return FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
+    """Four slots of 8 codes, no prior, several temperatures; two epochs are enough for a useful codec."""
+    return FitConfig(bits=12, codebook_size=8, prior=False, epochs=2, temperature=MIX)
 
 
 @pytest.fixture(scope="session")

@@ -284,7 +284,7 @@ def test_stats_reports_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None
         "perplexity per slot",
         "the teacher (5.00 kB) is smaller",
         "kl_T20",
-        f"calibration at T1: slope {found['calibration']['T1']['slope']:.4f}  ECE {found['calibration']['T1']['ece']:.4g} (",
+        f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g} (",
         "% of the mean probability)",
     ):
         assert text in out

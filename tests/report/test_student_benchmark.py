@@ -156,6 +156,15 @@ def test_the_command_prints_and_plots_the_scores_of_students(files: Files, tmp_p
     assert (tmp_path / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("network", ["resnet", "conv", "vit"])
+def test_students_of_every_network_are_trained(files: Files, network: str) -> None:
+    benchmark = files.benchmark()
+    scores = [benchmark.train_and_score(benchmark.raw_labels, passes=passes, network=network) for passes in (1, 8)]
+    assert scores[0]["kl_teacher"] != scores[1]["kl_teacher"]
+    with pytest.raises(UsageError, match="network is 'mlp'; must be one of resnet, conv, vit"):
+        benchmark.train_and_score(benchmark.raw_labels, network="mlp")
+
+
 def test_tune_prints_the_scores_of_a_student_of_every_trial(files: Files, tmp_path: Path) -> None:
     command = [
         "tune", files.dump, "-o", tmp_path / "a.codec", "--bytes", 40_000, "--slots", 2, "--weight-bits", 4, "--codebook-size", 8,

@@ -119,8 +119,8 @@ class StudentBenchmark:
             in nats, at the best scale of the student's logits.
 
         Raises:
-            UsageError: a temperature outside 0.01..1000, or an unknown network; another number of labels than views; `keep` and `passes` leave
-                less than a batch or than two steps.
+            UsageError: a temperature outside 0.01..1000, or an unknown network; another number of labels than views;
+                `keep` and `passes` leave less than a batch or than two steps.
         """
         check_temperatures((temperature,))
         require(len(labels) == len(self.views), "labels", len(labels), f"must be {len(self.views)}, one per view of the dump")

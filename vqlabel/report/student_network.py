@@ -30,8 +30,10 @@ class _ViT(nn.Module):
         super().__init__()
         self.embed = nn.Conv2d(3, EMBEDDING, PATCH, PATCH)
         self.position = nn.Parameter(0.02 * torch.randn(1, PATCHES, EMBEDDING))
-        layer = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(EMBEDDING, 2, 2 * EMBEDDING, **layer) for _ in range(LAYERS))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(EMBEDDING, 2, 2 * EMBEDDING, 0.0, "gelu", batch_first=True, norm_first=True)
+            for _ in range(LAYERS)
+        )
         self.head = nn.Sequential(nn.LayerNorm(EMBEDDING), nn.Linear(EMBEDDING, classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def slope(of: Tensor, on: Tensor, temperature: float) -> float:
 
 @pytest.mark.parametrize(
     ("options", "temperature"),
-    [({}, 1.0), ({}, 4.0), ({}, 20.0), ({"code_width": 4}, 4.0)],
+    [({}, 1.0), ({}, 4.0), ({"bits": 24}, 20.0), ({"bits": 24, "code_width": 4}, 4.0)],
     ids=["residual-1", "residual-4", "residual-20", "grouped-4"],
 )
 def test_decoded_labels_are_unbiased_and_calibrated_ones_are_not(

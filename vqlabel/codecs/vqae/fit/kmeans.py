@@ -60,8 +60,8 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _principal_axes(centred: Tensor) -> Tensor:
-    """[d, d] eigenvectors of the scatter of points [n, d], the widest first; the identity if the points differ by rounding
-    alone: their scatter is too small for float32.
+    """[d, d] eigenvectors of the scatter of points [n, d], the widest first; the identity if the points differ by
+    rounding alone: their scatter is too small for float32.
     """
     axes: Tensor = torch.linalg.eigh(centred.T @ centred)[1].flip(1)
     return axes if bool(axes.isfinite().all()) else torch.eye(len(axes), device=axes.device)
