@@ -29,7 +29,7 @@ from vqlabel.labels import LAYOUTS, open_labels
 pytestmark = pytest.mark.usefixtures("short_fits")
 
 COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
-QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2")
+QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2", "--temperature", "1,4,20")
 
 
 def run(*arguments: object) -> Result:

@@ -161,7 +161,7 @@ def test_students_of_every_network_are_trained(files: Files, network: str) -> No
     benchmark = files.benchmark()
     scores = [benchmark.train_and_score(benchmark.raw_labels, passes=passes, network=network) for passes in (1, 8)]
     assert scores[0]["kl_teacher"] != scores[1]["kl_teacher"]
-    with pytest.raises(UsageError, match="network is 'mlp'; must be one of resnet, conv, vit"):
+    with pytest.raises(UsageError, match="network is 'mlp'; it must be one of resnet, conv, vit"):
         benchmark.train_and_score(benchmark.raw_labels, network="mlp")
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from vqlabel import FitConfig
 from vqlabel.codecs import FitHooks, LabelSample, build_codec, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
-from vqlabel.codecs.vqae.fit.debias import MAX_GAIN, MIX_POWER
-from vqlabel.config import MIX
+from vqlabel.codecs.vqae.fit.debias import MAX_GAIN
 from vqlabel.errors import UsageError
 from vqlabel.metrics.distortion import kl_divergence
 
@@ -80,8 +79,7 @@ def test_of_several_temperatures_the_one_with_the_smallest_gain_is_unbiased(labe
     assert min(slopes) < 0.992, "all temperatures have the same gain, so the test shows nothing"
 
 
-def test_the_mix_and_exact_classes_have_no_tail_gain(labels: Tensor) -> None:
-    assert fit(labels, temperature=MIX).decoder.lift is None, "the mix is for an unknown student"
+def test_exact_classes_have_no_tail_gain(labels: Tensor) -> None:
     assert fit(labels, temperature=(1.0,), exact_classes=1, bits=26).decoder.lift is None, "exact classes are for the lowest KL"
 
 
@@ -152,12 +150,6 @@ def test_unbiased_labels_that_are_worse_than_one_label_for_all_are_calibrated() 
         for other in (mean.expand_as(held_out), decoded(unbiased, held_out), decoded(codec, held_out))
     )
     assert by_calibrated < by_mean < by_unbiased
-
-
-def test_the_mix_of_temperatures_has_the_gain_raised_to_the_power_for_the_mix(labels: Tensor) -> None:
-    codec = fit(labels, bits=1, codebook_size=2, temperature=MIX)
-    assert float(codec.decoder.contrast[-1]) == pytest.approx(MAX_GAIN**MIX_POWER, rel=5e-3)
-    assert not codec.gain_limited
 
 
 def test_a_codec_file_restores_a_calibrated_nested_rate_of_a_codec_with_a_tail_gain(labels: Tensor) -> None:

@@ -13,8 +13,7 @@ slope of decoded on raw. Calibrated labels have the variance s V, so at a gain g
 V (1 - 2 g s + g^2 s). At the limit g = 2 that is V: no better than giving every label the mean. Labels also stay
 calibrated if unbiased held-out labels have no less KL than one label for all.
 
-Of several temperatures, the one with the smallest gain counts. For the default mix of temperatures, the gain is raised
-to the power of MIX_POWER, which raises KL by at most a hundredth at each of them.
+Of several temperatures, the one with the smallest gain counts.
 """
 
 from collections.abc import Sequence
@@ -30,7 +29,6 @@ from vqlabel.codecs.vqae.fit.split import Split
 from vqlabel.codecs.vqae.single_rate import SingleRateVqae
 from vqlabel.codecs.vqae.sizes import bits_of
 from vqlabel.codecs.weights import rounded
-from vqlabel.config import MIX
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 
@@ -43,7 +41,6 @@ MIN_GAIN = 0.5  # with a tail gain; 1 without
 MAX_GAIN = 2.0  # limit of the gain: beyond a factor of 2 it amplifies quantization noise more than signal
 TAIL_POWER = 0.25  # tail gain is slope ** -TAIL_POWER; with a power of 1, it would be unbiased and amplify noise
 MAX_TAIL_GAIN = 2.0
-MIX_POWER = 0.0625  # power of the gain where the student's temperature is unknown
 MIN_VARIANCE = 1e-10  # of probabilities; below it, labels differ by rounding only
 BISECTION_STEPS = 9  # to a gain within 0.003
 
@@ -143,8 +140,6 @@ def _unbiased_gain(decoder: Decoder, z: Tensor, raw: Tensor, temperatures: tuple
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         low, high = (low, middle) if reaches_slope_1(middle) else (middle, high)
-    if temperatures == MIX:
-        return float(low**MIX_POWER)
     return low if high < MAX_GAIN else None
 
 

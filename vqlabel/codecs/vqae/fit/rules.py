@@ -7,7 +7,7 @@ import math
 
 from vqlabel.codecs.vqae.config import PriorConfig, VqaeConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats
-from vqlabel.config import LEVEL_BITS, MAX_SLOTS, MIX, FitConfig
+from vqlabel.config import LEVEL_BITS, MAX_SLOTS, FitConfig
 from vqlabel.container.overhead import HEADER_GROWTH
 from vqlabel.errors import UsageError, require
 
@@ -58,14 +58,12 @@ def exact_classes(config: FitConfig, stats: DatasetStats, bits: int) -> int:
 
 
 def has_lift(config: FitConfig, stats: DatasetStats, exact: int, budget: int | None = None) -> bool:
-    """Whether labels get a tail gain (`debias.py`): only if they are debiased for known temperatures and its header
-    bytes fit the budget.
-    """
+    """Whether labels get a tail gain (`debias.py`): only if they are debiased and its header bytes fit the budget."""
     if budget is not None and MAX_LIFT_SHARE * budget < HEADER_GROWTH:
         return False
     if stats.domain == "sigmoid":
         return False
-    return config.gain is None and not exact and config.temperatures != MIX
+    return config.gain is None and not exact
 
 
 def widest_code(stats: DatasetStats, bits: int) -> int:
