@@ -156,10 +156,10 @@ def test_the_command_prints_and_plots_the_scores_of_students(files: Files, tmp_p
     assert (tmp_path / "students.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("network", ["resnet", "conv", "vit"])
+@pytest.mark.parametrize("network", ["conv", "vit"])  # the default, a ResNet, is that of all other tests
 def test_students_of_every_network_are_trained(files: Files, network: str) -> None:
     benchmark = files.benchmark()
-    scores = [benchmark.train_and_score(benchmark.raw_labels, passes=passes, network=network) for passes in (1, 8)]
+    scores = [benchmark.train_and_score(benchmark.raw_labels, passes=passes, network=network) for passes in (1, 3)]
     assert scores[0]["kl_teacher"] != scores[1]["kl_teacher"]
     with pytest.raises(UsageError, match="network is 'mlp'; it must be one of resnet, conv, vit"):
         benchmark.train_and_score(benchmark.raw_labels, network="mlp")
