@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import vqlabel
+from vqlabel import FitConfig
 from vqlabel.cli import app
 from vqlabel.codecs import LabelCodec, load_codec
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
@@ -187,6 +189,9 @@ def test_tune_prints_the_scores_of_a_student_of_every_trial(files: Files, tmp_pa
         (("--judge", "top1"), "--judge top1: must be kl or student"),
         (("--judge", "student"), "--judge student: students need --judge student, --student"),
         (("--student", "a", "--val", "b"), "--judge kl: students need --judge student"),
+        (("--val", "b"), "--judge kl: students need --judge student"),
+        (("--student-temperature", "20"), "--judge kl: students need --judge student"),
+        (("--judge", "student", "--student", "a", "--val", "b", "--kl", "1"), "--kl 1: a search for a KL has no other judge"),
     ],
 )
 def test_judges_that_have_nothing_to_judge_are_refused(
@@ -199,6 +204,36 @@ def test_judges_that_have_nothing_to_judge_are_refused(
 def test_a_judge_without_labels_of_the_teacher_minimises_the_error(files: Files, codec: LabelCodec) -> None:
     scores = StudentJudge(benchmark=files.benchmark(val_labels=None), passes=1)(codec)
     assert scores == {"loss": 100 - scores["top1"], "top1": scores["top1"]}
+
+
+def test_a_judge_trains_on_decoded_probabilities_as_logits(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities = np.random.default_rng(0).dirichlet(np.full(20, 0.1), (3, 60)).astype(np.float32)
+    np.save(tmp_path / "probs.npy", probabilities)
+    benchmark, targets = files.benchmark(), list[torch.Tensor]()
+    benchmark.source = open_labels(tmp_path / "probs.npy", domain="probs")
+    codec = vqlabel.fit(benchmark.source, FitConfig(codec="raw"))[0]
+
+    def train_and_score(labels: torch.Tensor, **_: Any) -> dict[str, float]:
+        targets.append(labels.float().softmax(1))
+        return {"top1": 0.0}
+
+    monkeypatch.setattr(benchmark, "train_and_score", train_and_score)
+    StudentJudge(benchmark=benchmark)(codec)
+    torch.testing.assert_close(targets[0], torch.from_numpy(probabilities).flatten(0, 1), atol=5e-3, rtol=0)
+
+
+def test_a_judge_refuses_its_schedule_before_a_fit(files: Files) -> None:
+    benchmark = files.benchmark()
+    for options, message in (({"temperature": 0.0}, "temperature is"), ({"passes": 0}, "passes is 0")):
+        with pytest.raises(UsageError, match=message):
+            StudentJudge(benchmark=benchmark, **options)
+
+
+def test_sigmoid_labels_have_no_students(files: Files) -> None:
+    source = FourViews()
+    source.about = replace(source.about, domain="sigmoid")
+    with pytest.raises(UsageError, match="four: has sigmoid labels"):
+        StudentBenchmark(source, files.images, files.val, class_map=files.class_map)
 
 
 def test_files_that_make_no_benchmark_are_refused(files: Files, tmp_path: Path, dump: Path) -> None:

@@ -70,6 +70,12 @@ def test_the_report_of_an_earlier_codec_file_is_read_by_the_names_of_its_time() 
     assert quality["gain"] == 1.25 and quality["gain_limited"] is True and "calibrated" in quality
 
 
+def test_the_configuration_of_another_program_may_be_missing() -> None:
+    for config in ({}, {"config": None}):
+        other = {name: value for name, value in report().items() if name != "config"} | config | {"fit": {"temperature": [1.0]}}
+        assert fit_quality(other, 32)["temperature_auto"] is False
+
+
 def test_calibrated_figures_without_a_gain_are_left_out() -> None:
     for odd in ({}, {"gain": "large"}, {"gain": None}):
         quality = fit_quality(report(calibrated=held(), **odd), 32)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_slots_are_traded_for_bits_per_number(dump: Path, monkeypatch: pytest.Mo
         shape = resolve(config, self.stats)
         start = self.trials[0].resolved if self.trials else shape
         along, across = start.slots + 3 - shape.slots, start.slots + start.weight_bits - shape.slots - shape.weight_bits
-        trial = Trial(config=config, resolved=shape, bytes=0, loss=along**2 + 100 * across**2, kl={}, seconds=0)
+        trial = Trial(config=config, resolved=shape, bytes=0, loss=along**2 + 100 * across**2, kl={}, seconds=0, fit_seconds=0)
         self.trials.append(trial)
         return trial
 
@@ -132,6 +133,14 @@ def test_a_judge_chooses_the_trial_with_the_lowest_loss_and_other_temperatures_a
     assert any(codec.fit_figures(lambda _: {}) for codec in judged)  # students see labels with the gain that pack writes
     one = tune(dump, replace(config, temperature=(2.0,)), judge=prefer_4)[1]
     assert [trial["config"]["temperature"] for trial in one["trials"]] == [(2.0,)]
+
+
+def test_the_time_of_students_does_not_shorten_the_final_fit(dump: Path) -> None:
+    search = Search(read_sample(open_labels(dump))[0], FitConfig(bytes=14_000, epochs=10, **{"codebook_size": 8}), 0.0)
+    trial = search.run(search.config)
+    slow = replace(trial, seconds=trial.seconds + 1000)
+    search.until = time.monotonic() + 20 * trial.fit_seconds + 10
+    assert search.in_time(slow) == slow.config
 
 
 def test_a_search_for_a_kl_has_no_other_judge(dump: Path) -> None:

@@ -134,10 +134,13 @@ def tune(
 
     if judge not in ("kl", "student"):
         raise UsageError(f"--judge {judge}: must be kl or student")
-    if (judge == "student") != (student is not None and val is not None):
+    given = [option is not None for option in (student, val, val_labels, student_temperature)]
+    if any(given) if judge == "kl" else not all(given[:2]):
         raise UsageError(
             f"--judge {judge}: students need --judge student, --student (the images of the dump) and --val (new images to test them on)"
         )
+    if judge == "student" and kl is not None:
+        raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map, student, val, val_labels))
     with named_threads(threads), terminal.progress_bar() as progress:

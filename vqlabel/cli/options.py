@@ -80,7 +80,7 @@ Temperature = Annotated[
     str | None,
     typer.Option(
         help="temperatures at which the KL of labels is minimised, such as 1,4,20; a schedule, such as 20:2; mse for squared error of "
-        "logits; or auto (default): 1, from which students learn best at every temperature of theirs"
+        "logits; or auto (default): 1, whatever the temperature of the student's loss"
     ),
 ]
 StudentImages = Annotated[

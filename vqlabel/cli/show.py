@@ -8,9 +8,7 @@ from vqlabel.cli.terminal import size, table
 
 MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
 MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
-AUTO_TEMPERATURE = (
-    "fitted for T = 1 (--temperature auto): students at T = 1, 4, 20 and falling temperatures learn best from such labels"
-)
+AUTO_TEMPERATURE = "fitted for T = 1 (--temperature auto), also for students at T = 20 and at falling temperatures: docs/results.md has their scores"
 
 
 def show_pack(result: dict[str, Any]) -> None:
@@ -97,7 +95,9 @@ def show_fit(report: dict[str, Any]) -> None:
     if "gain" in report:
         typer.echo(_gain(report))
     if report.get("gain_limited"):
-        typer.echo("labels are calibrated, not unbiased: at this rate, a gain of more than 2 would be needed")
+        typer.echo(
+            "labels are calibrated, not unbiased: unbiased ones would need a gain of more than 2, or be no better than one label for all"
+        )
     if "perplexity" in report:
         typer.echo(
             f"perplexity per slot: {' '.join(f'{p:.0f}' for p in report['perplexity'])} of {report['config']['codebook_size']}"
@@ -123,7 +123,7 @@ def _gain(report: dict[str, Any]) -> str:
     elif smallest_bias <= MAX_BIAS:
         why = "labels are rescaled to be unbiased: better for students, higher KL (--gain 1 gives the lowest KL)"
     else:
-        why = "labels are less biased than calibrated ones, but not unbiased; pass the student's --temperature to reduce the bias"
+        why = "labels are less biased than calibrated ones, but not unbiased at every temperature"
     return f"gain {report['gain']:.3f}: {why}; slope of decoded on raw probabilities, held out: {slopes}"
 
 

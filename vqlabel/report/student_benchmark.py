@@ -60,7 +60,7 @@ class StudentBenchmark:
 
     Raises:
         UsageError: a folder has too few images, a file cannot be read or has another shape, or a class is out of range;
-            the views were made by operations that cannot be replayed.
+            the views were made by operations that cannot be replayed; the labels are sigmoid.
         BadLabels: the records lack image, crop or flip.
         MissingExtra: pillow is not installed.
     """
@@ -77,6 +77,10 @@ class StudentBenchmark:
         progress: Progress = silent,
     ) -> None:
         require(1 <= view <= 1 << 16, "view", view, "must be 1..65536 pixels")
+        if source.domain == "sigmoid":
+            raise UsageError(
+                f"{source.path}: has sigmoid labels, but these students learn one distribution over the classes; leave out --student"
+            )
         self._read_new_images(Path(val), source.classes, val_labels, class_map)
         folder, views, raw_labels = ImageFolder(images), list[Tensor](), list[Tensor]()
         for done, batch in enumerate(source):
@@ -170,7 +174,11 @@ class StudentBenchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class StudentJudge:
-    """A codec -> the scores of a student of its labels, for `workflows.tune`; arguments as in `train_and_score`."""
+    """A codec -> the scores of a student of its labels, for `workflows.tune`; arguments as in `train_and_score`.
+
+    Raises:
+        UsageError: a temperature outside 0.01..1000, or no pass.
+    """
 
     benchmark: StudentBenchmark
     temperature: float = 1.0
@@ -178,11 +186,17 @@ class StudentJudge:
     seed: int = 0
     progress: Progress = silent
 
+    def __post_init__(self) -> None:
+        check_temperatures((self.temperature,))
+        require(self.passes >= 1, "passes", self.passes, "must be at least 1")
+
     def __call__(self, codec: LabelCodec) -> dict[str, float]:
         """Scores, and `loss`, lower for a better student: KL to the teacher; or, if the benchmark has no labels of the
         teacher for its new images, the error in percent.
         """
-        labels = self.benchmark.recoded_labels(lambda labels, context: codec.decode(codec.encode(labels, context), context))
+        labels = self.benchmark.recoded_labels(
+            lambda labels, context: as_logits(codec.decode(codec.encode(labels, context), context), codec.config.domain)
+        )
         scores = self.benchmark.train_and_score(
             labels, temperature=self.temperature, passes=self.passes, seed=self.seed, progress=self.progress
         )

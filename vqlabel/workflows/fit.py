@@ -45,9 +45,9 @@ def fit(
         The codec, and a report: the resolved configuration; `temperature_auto`, whether `config` left it open; `split`,
         what was held out; distortion on the labels `train` and `held_out`. If labels are unbiased rather than
         calibrated: their `gain`, `bias_slope`, and `calibrated`, the held-out distortion at gain 1. `gain_limited` is
-        true if the codes represent too little of a label for unbiased labels, so that labels are calibrated.
-        `mean_label`: held-out KL of one mean label for all. The codec is `topk` where a budget stores more as the
-        largest classes of each label: `topk_if_better`.
+        true if labels are calibrated because unbiased ones need a gain above 2 or are no better than one label for all.
+        `mean_label`: held-out KL of one mean label for all. The codec is `topk` where a budget stores more of
+        probabilities as the largest classes of each label: `topk_if_better`.
         `rates`: code bits -> held-out distortion at each of the codec's lower rates.
 
     Raises:

@@ -16,7 +16,7 @@ from vqlabel.labels.sparse import SparseLabels, hash_labels
 from vqlabel.storage.formats import INTERNAL
 from vqlabel.storage.targets import atomic_target
 
-STATE = 3  # version of the state; increased when the same options lead to other training steps or other sizes
+STATE = 4  # version of the state; increased when the same options lead to other training steps or other sizes
 SUM = 32  # bytes of the sha256 at the end of a state file
 
 

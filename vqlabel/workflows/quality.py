@@ -42,7 +42,8 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         return {"exact": True}
     report = with_current_names(report)
     held_out, temperatures = _held_out(report, code_bits), _temperatures(report)
-    sigmoid = isinstance(report.get("config"), dict) and report["config"].get("domain") == "sigmoid"
+    config = report["config"] if isinstance(report.get("config"), dict) else {}
+    sigmoid, has_temperature = config.get("domain") == "sigmoid", "temperature" in config
     figures = SIGMOIDS if sigmoid else DISTRIBUTIONS
     kls = tuple(f"{figures.kl}{t:g}" for t in temperatures)
     held_out_figures = _numbers(held_out, (*kls, figures.agreement))
@@ -60,7 +61,7 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "split": str(report.get("split")),
         "labels": labels if type(labels) is int else 0,
         "temperature": temperatures,
-        "temperature_auto": "temperature" in report["config"] and report.get("temperature_auto") is True,
+        "temperature_auto": has_temperature and report.get("temperature_auto") is True,
         **parts,
         **({} if gain is None else {"gain": gain}),
         **({"gain_limited": True} if report.get("gain_limited") else {}),

@@ -41,6 +41,7 @@ class Trial:
     loss: float  # weighted sum of `kl`: `mixed_kl_divergence`; or the loss of the student
     kl: dict[str, float]  # at each temperature, lowest first; nats times T^2
     seconds: float
+    fit_seconds: float  # of these, what the fit took
     student: dict[str, float] = field(default_factory=dict)  # scores of a student of its labels, if students judge
 
     def to_dict(self) -> dict[str, Any]:
@@ -231,13 +232,14 @@ class Search:
         assert isinstance(codec.config, VqaeConfig)
         figures = measure(codec, self.sample, "held_out", codec.config.temperature)
         kl = {name: value for name, value in figures.items() if name.startswith(likelihood_of(self.sample.domain).figure)}
+        fit_seconds = time.monotonic() - start
         student = {} if self.judge is None else self.judge(codec)
         loss = student.pop(
             "loss", sum(temperature_weight(t) * kl for t, kl in zip(codec.config.temperature, kl.values(), strict=True))
         )
         trial = Trial(
             config=config, resolved=codec.config, bytes=file_bytes(codec.config, self.stats.labels), loss=round(loss, 6), kl=kl,
-            student=student, seconds=round(time.monotonic() - start, 1),
+            student=student, seconds=round(time.monotonic() - start, 1), fit_seconds=round(fit_seconds, 1),
         )  # fmt: skip
         self.trials.append(trial)
         self.on_trial(trial)
@@ -246,7 +248,7 @@ class Search:
     def in_time(self, best: Trial) -> FitConfig:
         """The configuration of the best trial, with fewer epochs if the time left is too short for a complete fit."""
         complete = self.config.epochs or default_epochs(self.sample)
-        affordable = int(complete * (self.until - time.monotonic()) / max(best.seconds / QUICK, 1e-9))
+        affordable = int(complete * (self.until - time.monotonic()) / max(best.fit_seconds / QUICK, 1e-9))
         return best.config if affordable >= complete else replace(best.config, epochs=max(self._quick_epochs(), affordable))
 
     def _quick_epochs(self) -> int:
@@ -254,5 +256,5 @@ class Search:
 
     def _time_for_more(self) -> bool:
         """Whether another trial leaves time for a complete fit."""
-        longest = max(trial.seconds for trial in self.trials)
-        return time.monotonic() + longest * (1 + 1 / QUICK) < self.until
+        trial, fit = max(trial.seconds for trial in self.trials), max(trial.fit_seconds for trial in self.trials)
+        return time.monotonic() + trial + fit / QUICK < self.until

@@ -33,7 +33,7 @@ class SingleRateVqae(LabelCodec):
     """
 
     config: VqaeConfig
-    gain_limited = False  # whether the fit left labels calibrated because no gain in range made them unbiased
+    gain_limited = False  # whether the fit left labels calibrated: see `debias.set_gain`
     shares_images = False  # whether the image vectors are the stored ones of a codec of more slots
 
     def __init__(self, config: VqaeConfig) -> None:
