@@ -201,6 +201,15 @@ def test_judges_that_have_nothing_to_judge_are_refused(
     assert result.exit_code == 2 and message in " ".join(result.stderr.split())
 
 
+def test_a_search_without_a_budget_is_refused_before_any_view_is_rendered(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqlabel.report.student_benchmark.StudentBenchmark", None)
+    command = ["tune", files.dump, "-o", tmp_path / "a.codec", "--judge", "student", "--student", files.images, "--val", files.val]
+    result = CliRunner().invoke(app, [str(word) for word in command])
+    assert result.exit_code == 2 and "tune: name one budget" in result.stderr
+
+
 def test_a_judge_without_labels_of_the_teacher_minimises_the_error(files: Files, codec: LabelCodec) -> None:
     scores = StudentJudge(benchmark=files.benchmark(val_labels=None), passes=1)(codec)
     assert scores == {"loss": 100 - scores["top1"], "top1": scores["top1"]}

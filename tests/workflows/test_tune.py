@@ -73,7 +73,9 @@ def test_the_final_fit_has_fewer_epochs_if_one_trial_took_the_time_budget(dump: 
 
 
 def test_no_trial_starts_that_leaves_no_time_for_the_final_fit(dump: Path) -> None:
-    assert len(tune(dump, FitConfig(bytes=14_000, **QUICK), minutes=1e-4)[1]["trials"]) == 1
+    report = tune(dump, FitConfig(bytes=14_000, **QUICK), minutes=1e-4)[1]
+    assert len(report["trials"]) == 1
+    assert "one trial took the time of --minutes 0.0001: its sizes were compared with no others" in report["notes"][-1]
 
 
 def test_slots_are_traded_for_bits_per_number(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:

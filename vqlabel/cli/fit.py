@@ -130,6 +130,7 @@ def tune(
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC
     from vqlabel.storage.targets import check_target
+    from vqlabel.workflows.tune import check_budget
     from vqlabel.workflows.tune import tune as run
 
     if judge not in ("kl", "student"):
@@ -143,6 +144,7 @@ def tune(
         raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map, student, val, val_labels))
+    check_budget(replace(config, bits=None), config.bits, kl, minutes)
     with named_threads(threads), terminal.progress_bar() as progress:
         labels_map = class_map if images or judge == "kl" else None
         source = terminal.report_order_evidence(

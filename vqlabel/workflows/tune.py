@@ -57,14 +57,14 @@ def tune(
         on_trial: called after every trial.
 
     Returns:
-        The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `trials` and `seconds` added.
+        The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `judge`, `trials` and `seconds` added.
 
     Raises:
         UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one. Or
             `kl` and `judge`: a KL is reached, not judged.
     """
     start = time.monotonic()
-    _check_budget(config, bits, kl, minutes)
+    check_budget(config, bits, kl, minutes)
     if kl is not None and judge is not None:
         raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     check_target(out, CODEC, overwrite=overwrite)
@@ -88,8 +88,13 @@ def tune(
     codec, report = fit_sample(sample, split, search.in_time(best), progress=progress)
     report |= {
         "budget": best.bytes if budget is None else budget, **_size(codec, search),
-        "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - start, 1),
+        "judge": "kl" if judge is None else "student", "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
+    if search.out_of_time and len(search.trials) == 1:
+        sentence = (
+            f"one trial took the time of --minutes {minutes:g}: its sizes were compared with no others; more minutes try more"
+        )
+        report["notes"] = [*report.get("notes", ()), sentence]
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     return codec, report
@@ -102,7 +107,7 @@ def _size(codec: LabelCodec, search: Search) -> dict[str, Any]:
     return {"bytes": size, "ratio": round(2 * search.stats.labels * search.stats.classes / size, 1)}
 
 
-def _check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float) -> None:
+def check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float) -> None:
     """Raises UsageError unless there is one budget, and sizes to search for it."""
     if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")

@@ -87,6 +87,7 @@ class Search:
         self.judge, self.temperatures = judge, temperatures
         self.stats: DatasetStats = dataset_stats(sample)
         self.trials: list[Trial] = []
+        self.out_of_time = False  # whether `within` left out trials
 
     def within(self, budget: int) -> Trial:
         """The best of the shapes that fill `budget`, in bytes.
@@ -103,6 +104,7 @@ class Search:
             before = best
             for options in moves:
                 if not self._time_for_more():
+                    self.out_of_time = True
                     return best
                 best = self._better(best, options)
             moves = [] if best is before else self._neighbours(best)

@@ -60,11 +60,15 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def _principal_axes(centred: Tensor) -> Tensor:
-    """[d, d] eigenvectors of the scatter of points [n, d], the widest first; the identity if the points differ by
-    rounding alone: their scatter is too small for float32.
+    """[d, d] eigenvectors of the scatter of points [n, d], the widest first.
+
+    The scatter is scaled by a power of two, which is exact: that of points that differ by rounding alone is so small
+    that LAPACK returns NaN.
     """
-    axes: Tensor = torch.linalg.eigh(centred.T @ centred)[1].flip(1)
-    return axes if bool(axes.isfinite().all()) else torch.eye(len(axes), device=axes.device)
+    scatter = centred.T @ centred
+    exponent = torch.frexp(scatter.diagonal().amax())[1]
+    axes: Tensor = torch.linalg.eigh(torch.ldexp(scatter, -exponent))[1]
+    return axes.flip(1)
 
 
 def shrink_noise(points: Tensor, codebook: Tensor) -> Tensor:
