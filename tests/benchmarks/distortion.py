@@ -1,12 +1,12 @@
 """Held-out distortion: codecs and baselines fitted to the first epochs of a dump and measured on the last.
 
-    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1 4 20]
+    python tests/benchmarks/distortion.py DUMP [--held-epochs 8] [--bits 32 64 128] [--temperature 1]
         [--effort normal] [--baselines rq topk]
         [--gain 1] [--exact-classes auto] [--variable-rate]
 
-DUMP is SRe2L's tree of logits. Prints a Markdown table: code bits (without decoder and codebooks, for every method),
-the bytes of these fixed parts, and KL in nats times T^2. At a variable rate, code bits are those of the last epochs,
-counts included.
+DUMP is SRe2L's tree of logits. Prints a Markdown table of labels as `pack` writes them, of calibrated ones (gain 1) and
+of baselines: code bits (without decoder and codebooks, for every method), the bytes of these fixed parts, and KL in
+nats times T^2. At a variable rate, code bits are those of the last epochs, counts included.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor
 import vqlabel
 from vqlabel.cli.parse import read_exact_classes
 from vqlabel.codecs import LabelCodec
-from vqlabel.config import MIX, FitConfig
+from vqlabel.config import DEFAULT_TEMPERATURE, FitConfig
 from vqlabel.labels import Context, open_labels
 from vqlabel.labels.layouts.tree import ORDER_FILE, find_batches
 from vqlabel.metrics.distortion import Distortion
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("dump", type=Path)
     parser.add_argument("--held-epochs", type=int, default=8)
     parser.add_argument("--bits", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--temperature", type=float, nargs="+", default=MIX, help="of the student that vqae is fitted for")
+    parser.add_argument("--temperature", type=float, nargs="+", default=DEFAULT_TEMPERATURE, help="that vqae is fitted for")
     parser.add_argument("--effort", default="normal")
     parser.add_argument("--exact-classes", default="0", help="number of exact classes, or auto")
     parser.add_argument("--variable-rate", action="store_true", help="variable rate: --bits is the average per label")
@@ -80,6 +80,8 @@ def methods(train: Path, bits: int, options: argparse.Namespace) -> list[tuple[s
     )  # fmt: skip
     codec.set_effort(options.effort)
     fitted = [("vqae", codec_method(codec))]
+    if options.gain is None:
+        fitted.append(("vqae, --gain 1", codec_method(codec.calibrated())))
     if "rq" in options.baselines:
         fitted.append(("PCA + RQ (faiss)", faiss_rq(train, bits)))
     if "topk" in options.baselines:
