@@ -14,6 +14,7 @@ from vqlabel.codecs import FitHooks, LabelSample, build_codec, fit_codec
 from vqlabel.codecs.vqae.codec import VqaeCodec
 from vqlabel.codecs.vqae.config import CONTEXT_FIELDS, PriorConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
+from vqlabel.codecs.vqae.fit.evaluate import _best_constant
 from vqlabel.codecs.vqae.fit.resolve import resolve
 from vqlabel.codecs.vqae.prior import WIDTHS, Prior, PriorInputs, describe_context, read_prior_inputs
 from vqlabel.codecs.vqae.sizes import bits_of
@@ -21,6 +22,7 @@ from vqlabel.config import MAX_VIEW
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Context
 from vqlabel.metrics.distortion import as_logits, mixed_kl_divergence
+from vqlabel.metrics.likelihood import likelihood_of
 
 IMAGES, EPOCHS, CLASSES, HELD = 30, 20, 25, 60
 CPU = torch.device("cpu")
@@ -329,3 +331,17 @@ def test_the_prior_network_is_stored_in_2_more_bits(weight_bits: int, network_bi
         assert bits_of("decoder." + name, weight_bits) == weight_bits
     for name in ("mixed", "inside", "outside"):
         assert bits_of(f"decoder.prior.{name}.weight", weight_bits) == bits_of(f"prior.{name}.weight", weight_bits) == network_bits
+
+
+@pytest.mark.parametrize("domain", ["logits", "sigmoid"])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_the_best_label_for_all_is_the_mean_distribution_at_one_temperature(domain: str, temperature: float) -> None:
+    """As the solver for several temperatures finds it, if two are the same."""
+    likelihood = likelihood_of(domain)
+    labels = 2 * torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    target = likelihood.soft_target(labels, (temperature,)).mean(0, keepdim=True)
+    losses = [
+        likelihood.cross_entropy(constant, target, (temperature,))
+        for constant in (_best_constant(target, domain, (temperature,)), _best_constant(2 * target, domain, 2 * (temperature,)))
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -57,8 +57,11 @@ def is_useful(codec: SingleRateVqae, splits: tuple[Split, Split], margin: float,
 def _best_constant(target: Tensor, domain: str, temperatures: tuple[float, ...]) -> Tensor:
     """[1, C] logits with the lowest loss if all labels get the same, from the labels' mean soft target [1, C].
 
-    Several temperatures have no closed form; the loss is convex.
+    It is the mean distribution at a single temperature. Several have no closed form; the loss is convex.
     """
+    if len(temperatures) == 1:
+        (t,) = temperatures
+        return t * likelihood_of(domain).inverse(target / (temperature_weight(t) * t))
     logits = torch.zeros_like(target, requires_grad=True)
     solver = torch.optim.LBFGS([logits], max_iter=100, line_search_fn="strong_wolfe")
 
