@@ -140,11 +140,9 @@ def tune(
         raise UsageError(
             f"--judge {judge}: students need --judge student, --student (the images of the dump) and --val (new images to test them on)"
         )
-    if judge == "student" and kl is not None:
-        raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map, student, val, val_labels))
-    check_budget(replace(config, bits=None), config.bits, kl, minutes)
+    check_budget(replace(config, bits=None), config.bits, kl, minutes, judged=judge == "student")
     with named_threads(threads), terminal.progress_bar() as progress:
         labels_map = class_map if images or judge == "kl" else None
         source = terminal.report_order_evidence(

@@ -64,9 +64,7 @@ def tune(
             `kl` and `judge`: a KL is reached, not judged.
     """
     start = time.monotonic()
-    check_budget(config, bits, kl, minutes)
-    if kl is not None and judge is not None:
-        raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
+    check_budget(config, bits, kl, minutes, judged=judge is not None)
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
@@ -88,7 +86,8 @@ def tune(
     codec, report = fit_sample(sample, split, search.in_time(best), progress=progress)
     report |= {
         "budget": best.bytes if budget is None else budget, **_size(codec, search),
-        "judge": "kl" if judge is None else "student", "trials": [trial.to_dict() for trial in search.trials], "seconds": round(time.monotonic() - start, 1),
+        "judge": "kl" if judge is None else "student", "trials": [trial.to_dict() for trial in search.trials],
+        "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
     if search.out_of_time and len(search.trials) == 1:
         sentence = (
@@ -107,8 +106,10 @@ def _size(codec: LabelCodec, search: Search) -> dict[str, Any]:
     return {"bytes": size, "ratio": round(2 * search.stats.labels * search.stats.classes / size, 1)}
 
 
-def check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float) -> None:
-    """Raises UsageError unless there is one budget, and sizes to search for it."""
+def check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float, *, judged: bool) -> None:
+    """Raises UsageError unless there is one budget, of bytes if students judge, and sizes to search for it."""
+    if kl is not None and judged:
+        raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")
     if sum(given is not None for given in (config.bytes, config.ratio, bits, kl)) != 1:
         raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
     for name, value in (("bits", bits), ("kl", kl), ("minutes", minutes)):
