@@ -162,6 +162,11 @@ class CodeSearch:
         """
         return self._choose_in_turn(logits, target)[0]
 
+    def prefixes(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """`prefix_losses`, and the codes themselves, [n, m] int64."""
+        losses, codes = self._choose_in_turn(logits, target)
+        return losses, codes.T.contiguous()
+
     def _choose_in_turn(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """`prefix_losses`, and the codes [m, n]; a slot's least loss is its change, because probabilities stay
         normalised.

@@ -1,0 +1,1 @@
+"""The fit of the VQAE for tokens."""
