@@ -131,6 +131,32 @@ class FitConfig(JsonConfig):
         return DEFAULT_BITS if self.bits is None else self.bits
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFitConfig(JsonConfig):
+    """Options of a fit to the labels of documents. None: chosen by the fit, whose report records the value."""
+
+    bits: float = 32.0  # code bits per label on average: codes, exact ids and their counts
+    slots: int = 8  # m, the maximum number of codes per label
+    codebook_size: int = 256  # k; one code takes log2 k bits
+    ids: int = 8  # M, the maximum number of exact ids per label
+    latent: int | None = None  # d_h: directions of the hidden states that labels keep
+    weight_bits: int = 8  # per stored number of codebooks, output map and prior
+    prior: bool = True  # whether labels are predicted from the tokens of their document
+    width: int = 192  # features of a token in the prior
+    layers: int = 2  # of the prior
+    window: int = 64  # tokens on each side that a layer of the prior attends to
+    future: bool = True  # whether the prior sees the next token and later ones
+    labels: int = 250_000  # labels, of documents from the whole dump, that the fit learns from
+    seed: int = 0
+    device: str = "cpu"
+
+    def _check(self) -> None:
+        require(0 <= self.bits <= 4096, "bits", self.bits, "must be 0..4096 code bits per label")
+        require(self.labels >= 1, "labels", self.labels, "must be 1 or more")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
+        require(self.width % 8 == 0, "width", self.width, "must be a multiple of 8")
+
+
 def _check_variable_rate(config: FitConfig) -> None:
     """Raises UsageError unless truncated codes are labels, which needs residual slots of a vqae."""
 

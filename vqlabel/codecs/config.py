@@ -29,6 +29,21 @@ class CodeStream:
     chunk_rows: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stream with as many rows for a label as the label's count says.
+
+    Attributes:
+        stream: its name.
+        count: column of the count among a label's fields.
+        fields: columns of the rows' first, second ... field; as many columns each as the largest count.
+    """
+
+    stream: str
+    count: int
+    fields: tuple[slice, ...]
+
+
 class ImagePrior(Protocol):
     """A prior trained on labels of particular images, which it does not generalise beyond."""
 
@@ -100,6 +115,11 @@ class CodecConfig(JsonConfig):
         if not widths:
             return (CodeStream(CODES, NO_CODES, chunk_rows=CHUNK_CODES),)
         return (CodeStream(CODES, tuple(widths), codings=self.codings),)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Streams with a number of rows per label, of the labels of documents; all other fields are those of COUNTS."""
+        return ()
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vqlabel.bitstream.codings import ANS, FIXED, ZSTD
-from vqlabel.codecs.config import CHUNK_CODES, CODES, COUNTS, CodecConfig, CodeStream
+from vqlabel.codecs.config import CHUNK_CODES, CODES, COUNTS, CodecConfig, CodeStream, Run
 from vqlabel.config import LEVEL_BITS, MAX_SLOTS, JsonConfig, check_labels
 from vqlabel.errors import require
 
@@ -97,6 +97,11 @@ class TokenVqaeConfig(CodecConfig):
             CodeStream(CODES, (self.code_bits,), chunk_rows=CHUNK_CODES),
             CodeStream(IDS, (self.id_bits, LEVEL_BITS)),
         )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        codes, ids = slice(2, 2 + self.slots), self.class_ids
+        return Run(CODES, 0, (codes,)), Run(IDS, 1, (ids, slice(ids.stop, ids.stop + self.ids)))
 
     @property
     def needs(self) -> tuple[str, ...]:

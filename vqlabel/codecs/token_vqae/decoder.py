@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vqlabel.codecs.token_vqae.config import TokenVqaeConfig
 from vqlabel.codecs.token_vqae.prior import TokenPrior
+from vqlabel.labels.text.documents import Documents
 
 
 class TokenDecoder(nn.Module):
@@ -17,6 +18,16 @@ class TokenDecoder(nn.Module):
         self.codebook = nn.Parameter(torch.zeros(config.slots, config.codebook_size, config.latent))
         self.out = nn.Parameter(torch.zeros(config.latent, config.classes))
         self.bias = nn.Parameter(torch.zeros(config.classes))
+
+    def predict(self, documents: Documents) -> Tensor:
+        """[n, d_h] latents of the prior for all labels of some documents; zeros without a prior."""
+        if self.prior is None:
+            return self.out.new_zeros(documents.rows, len(self.out))
+        tokens, document, position = (
+            torch.from_numpy(x).to(self.out.device) for x in (documents.tokens, documents.document, documents.position)
+        )
+        latent: Tensor = self.prior(tokens, document, self.out)[position]
+        return latent
 
     def code_latent(self, codes: Tensor, counts: Tensor) -> Tensor:
         """[n, d_h] sums of the code vectors.
