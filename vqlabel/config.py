@@ -146,6 +146,7 @@ class TextFitConfig(JsonConfig):
     layers: int = 2  # of the prior
     window: int = 64  # tokens on each side that a layer of the prior attends to
     future: bool = True  # whether the prior sees the next token and later ones
+    embed_head: bool = True  # whether the file has the output map; otherwise it names the head, which its readers need
     labels: int = 250_000  # labels, of documents from the whole dump, that the fit learns from
     seed: int = 0
     device: str = "cpu"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqlabel.codecs.base import StoredCodec
-from vqlabel.codecs.hidden_labels import HiddenLabels
+from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
 from vqlabel.codecs.precision import float32_arithmetic
 from vqlabel.codecs.token_vqae.choose import Choices, TokenSearch, search_rows
 from vqlabel.codecs.token_vqae.config import TokenVqaeConfig
@@ -87,7 +87,24 @@ class TokenVqae(StoredCodec):
             else:
                 state[name] = expand(name, tensors, shape, config.weight_bits)
         codec.load_state_dict(state, assign=True)
+        if config.head == "referenced":
+            codec.decoder.out = torch.empty(0, config.classes, device="cpu")  # until `attach`
         return codec.eval()
+
+    def attach(self, head: OutputHead) -> None:
+        """Give the codec the head that its file only names.
+
+        Raises:
+            UsageError: the head has another size.
+        """
+        shape, expected = tuple(head.weight.shape), (self.config.classes, self.config.hidden)
+        if shape != expected:
+            raise UsageError(f"the head is {list(shape)}; the codec was fitted for {list(expected)} (vocabulary, hidden state)")
+        self.decoder.attach(head)
+
+    def _require_head(self) -> None:
+        if not len(self.decoder.out):
+            raise UsageError("the codec names its output head and does not contain it: pass the model's head")
 
     def with_config(self, config: TokenVqaeConfig) -> Self:
         """A codec with these weights and another price or number of exact ids."""
@@ -121,6 +138,7 @@ class TokenVqae(StoredCodec):
         """All numbers of codes and ids of every label, with their KL."""
         if len(labels) != documents.rows:
             raise UsageError(f"{len(labels)} labels; the documents have {documents.rows} rows, one for each token but their first")
+        self._require_head()
         with float32_arithmetic(self.decoder.out.device):
             latent = self.decoder.predict(documents)
             search, size = TokenSearch(self.config, self.decoder), search_rows(self.config.classes)
@@ -141,6 +159,7 @@ class TokenVqae(StoredCodec):
             raise UsageError(
                 f"{len(fields)} rows of codes; the documents have {documents.rows}, one for each token but their first"
             )
+        self._require_head()
         slots, most = self.config.slots, self.config.ids
         counts, ids, fields = fields[:, 0], fields[:, 1], fields.long()
         with float32_arithmetic(self.decoder.out.device):

@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
 from vqlabel.codecs.sample import FitHooks
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
+from vqlabel.codecs.token_vqae.fit.latent import Directions, metric_root, principal_directions, sufficient
 from vqlabel.codecs.token_vqae.fit.stages import Stage, mean_fisher, train
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks
@@ -23,7 +25,6 @@ from vqlabel.threads import small_operations
 
 METRIC_LABELS = 4096  # whose Fisher matrices are averaged
 CODEBOOK_LABELS = 32_768  # that codebooks are initialized and first trained on
-RIDGE = 1e-4  # of the metric, relative to its mean eigenvalue
 HEADS = 4
 
 
@@ -31,40 +32,63 @@ def fit(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> TokenVqae
     """Fit a codec to `sample.train`, at the price that gives `config.bits` on `sample.held_out`."""
     device = torch.device(config.device)
     with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
-        codec = _new_codec(sample.train, config)
-        _fit_stages(codec, sample.train, config, hooks.progress)
+        codec, latents = _new_codec(sample.train, config)
+        _fit_stages(codec, sample.train, latents, config, hooks.progress)
         codec.round()
         return codec.eval()
 
 
-def _new_codec(split: TextSplit, config: TextFitConfig) -> TokenVqae:
-    head = split.labels.head
+def _new_codec(split: TextSplit, config: TextFitConfig) -> tuple[TokenVqae, Tensor]:
+    """A codec without codes, and the latents [n, d_h] of the labels."""
+    labels, head = split.labels, split.labels.head
+    width = head.weight.shape[1]
+    weight = head.weight.T.contiguous() * head.scale
+    directions = None
+    if config.latent is None or config.latent < width:
+        metric = mean_fisher(labels[:: max(1, len(labels) // METRIC_LABELS)], weight)
+        directions = principal_directions(labels.hidden, metric)
+        latent = config.latent or sufficient(labels, directions)
+        directions = directions.first(latent) if latent < width else None
     prior = TokenPriorConfig(width=config.width, layers=config.layers, heads=HEADS, window=config.window, future=config.future)
     resolved = TokenVqaeConfig(
-        classes=head.vocabulary, domain="hidden", latent=head.weight.shape[1], slots=config.slots, codebook_size=config.codebook_size,
-        ids=min(config.ids, head.vocabulary - 1), weight_bits=config.weight_bits, prior=prior if config.prior else None,
+        classes=head.vocabulary, domain="hidden", hidden=width, latent=width if directions is None else directions.analysis.shape[1],
+        slots=config.slots, codebook_size=config.codebook_size, ids=min(config.ids, head.vocabulary - 1), weight_bits=config.weight_bits,
+        prior=prior if config.prior else None, head="embedded" if config.embed_head else "referenced",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.default_generator.manual_seed(config.seed)
         codec = TokenVqae(resolved)
-    codec.decoder.out.data = rounded(head.weight.T.contiguous() * head.scale, config.weight_bits)
+    return codec, _set_output(codec, labels, directions)
+
+
+@torch.no_grad()
+def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions | None) -> Tensor:
+    """Set projection, output map and bias, as they are stored. Returns the latents [n, d_h] of the labels."""
+    decoder, head, bits = codec.decoder, labels.head, codec.config.weight_bits
+    hidden = labels.hidden.float()
     if head.bias is not None:
-        codec.decoder.bias.data = head.bias * head.scale
-    return codec
+        decoder.bias.data = head.bias * head.scale
+    if directions is not None and decoder.projection is not None and decoder.center is not None:
+        decoder.projection.data, decoder.center.data = rounded(directions.synthesis, bits), directions.center.half().float()
+        decoder.bias.data = decoder.bias + head.weight @ decoder.center * head.scale
+        hidden = (hidden - directions.center) @ directions.analysis
+    decoder.attach(head)
+    if codec.config.head == "embedded":
+        decoder.out.data = rounded(decoder.out.data, bits)
+    return hidden
 
 
-def _fit_stages(codec: TokenVqae, split: TextSplit, config: TextFitConfig, progress: Progress) -> None:
+def _fit_stages(codec: TokenVqae, split: TextSplit, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
     decoder, seed = codec.decoder, config.seed
     metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
-    latents = split.labels.hidden.float()
     if decoder.prior is not None:
         stage = Stage(name="prior", epochs=1, seed=seed, parts=("prior",), metric=metric, target=latents)
         train(decoder, split, stage, progress)
         train(decoder, split, Stage(name="prior, KL", epochs=2, seed=seed + 1, parts=("prior", "bias")), progress)
     if not config.slots:
         return
-    subset, _ = split.take(_some(split, CODEBOOK_LABELS, seed))
-    decoder.codebook.data = _codebooks(codec, subset, metric, seed)
+    subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
+    decoder.codebook.data = _codebooks(codec, subset, latents[rows], metric, seed)
     for turn, rate in enumerate((1.0, 0.125)):
         codes = choose_codes(codec, subset, progress)
         train(
@@ -89,14 +113,11 @@ def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
 
 
 @torch.no_grad()
-def _codebooks(codec: TokenVqae, split: TextSplit, metric: Tensor, seed: int) -> Tensor:
+def _codebooks(codec: TokenVqae, split: TextSplit, latents: Tensor, metric: Tensor, seed: int) -> Tensor:
     """[m, k, d_h] residual k-means of the latents' distances from the prior, in the metric."""
-    size = len(metric)
-    root = torch.linalg.cholesky(metric + RIDGE * metric.trace() / size * torch.eye(size))
-    distance = split.labels.hidden.float() - codec.decoder.predict(split.documents)
-    books = fit_codebooks(
-        distance @ root, codec.config.slots, codec.config.codebook_size, "residual", torch.Generator().manual_seed(seed)
-    )
+    root, generator = metric_root(metric), torch.Generator().manual_seed(seed)
+    distance = (latents - codec.decoder.predict(split.documents)) @ root
+    books = fit_codebooks(distance, codec.config.slots, codec.config.codebook_size, "residual", generator)
     vectors: Tensor = books @ torch.linalg.inv(root)
     return vectors
 
