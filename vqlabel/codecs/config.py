@@ -31,17 +31,26 @@ class CodeStream:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A stream with as many rows for a label as the label's count says.
+    """A stream with a number of rows for each label, which follows from one of the label's counts.
+
+    Column i of a field is stored for labels whose count is above first + i.
 
     Attributes:
         stream: its name.
         count: column of the count among a label's fields.
-        fields: columns of the rows' first, second ... field; as many columns each as the largest count.
+        fields: columns of the rows' first, second ... field, equally many.
+        first: number of columns that belong to other streams of this count.
     """
 
     stream: str
     count: int
     fields: tuple[slice, ...]
+    first: int = 0
+
+    @property
+    def columns(self) -> int:
+        """The most rows of a label."""
+        return int(self.fields[0].stop - self.fields[0].start)
 
 
 class ImagePrior(Protocol):
@@ -118,7 +127,12 @@ class CodecConfig(JsonConfig):
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Streams with a number of rows per label, of the labels of documents; all other fields are those of COUNTS."""
+        """Streams with a number of rows per label, of the labels of documents; the other fields are the counts."""
+        return ()
+
+    @property
+    def count_limits(self) -> tuple[int, ...]:
+        """The largest values of a label's counts, which are its first fields."""
         return ()
 
     @property

@@ -112,6 +112,10 @@ class TokenVqaeConfig(CodecConfig):
         return Run(CODES, 0, (codes,)), Run(IDS, 1, (ids, slice(ids.stop, ids.stop + self.ids)))
 
     @property
+    def count_limits(self) -> tuple[int, int]:
+        return self.slots, self.ids
+
+    @property
     def needs(self) -> tuple[str, ...]:
         return () if self.prior is None else ("documents",)
 

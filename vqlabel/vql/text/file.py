@@ -4,14 +4,16 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vqlabel.codecs.config import CodecConfig
+from vqlabel.codecs.config import COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.vql.text.streams import Fields, join_streams
+from vqlabel.vql.text.streams import Fields, counts_stream, join_streams, run_lengths
 from vqlabel.vql.text.table import TABLE, DocumentTable
 
+SUMS = COUNTS + ".sums"  # tensor: rows of every run before each chunk of counts
 _LABEL = {"classes": int, "domain": str, "dtype": str}
 _TEXT = {"tokenizer": dict, "teacher": dict, "head": dict, "shift": int}
 
@@ -24,6 +26,7 @@ class TextVqlFile:
         text: `vql.text`: tokenizer, teacher and head, as far as they are known, and the shift, 1.
         codec: `vql.codec`: kind and config, unchecked.
         config: the checked configuration.
+        rows: number of labels.
         documents: the table of documents.
         container: the file as streams, tensors and metadata.
 
@@ -46,7 +49,9 @@ class TextVqlFile:
         except BadContainer as error:
             raise BadContainer(f"{path}: {error}") from None
         self._check()
-        self.documents = DocumentTable(self.container, self.config)
+        self.rows = self.container.streams[counts_stream(self.config)].rows
+        self.documents = DocumentTable(self.container, self.rows)
+        self._sums = self._read_sums()
 
     def _json(self, key: str, types: dict[str, type]) -> dict[str, Any]:
         value = self.container.json_object(key)
@@ -76,26 +81,59 @@ class TextVqlFile:
         """V."""
         return int(self.label["classes"])
 
-    @property
-    def rows(self) -> int:
-        """Number of labels."""
-        return int(self.documents.rows.sum())
-
     def fields(self, index: int) -> Fields:
         """Fields [n, f] of the labels of a document; reads its rows, rounded up to chunks.
 
         Raises:
             BadContainer: a chunk is damaged, counts and streams differ, or a code or an id is outside its range.
         """
-        starts = self.documents.starts
-        streams = {name: self.container.rows(name, int(start[index]), int(start[index + 1])) for name, start in starts.items()}
-        where = f"{self.container.path}: document {index}"
-        fields = join_streams(self.config, streams, where)
-        for columns, size in self.config.indices:
+        start, stop = (int(row) for row in self.documents.starts[index : index + 2])
+        streams = {counts_stream(self.config): self.container.rows(counts_stream(self.config), start, stop)}
+        if self.config.runs:
+            first, last = self._run_rows(start), self._run_rows(stop)
+            for run, begin, end in zip(self.config.runs, first.tolist(), last.tolist(), strict=True):
+                streams[run.stream] = self.container.rows(run.stream, begin, end)
+        fields = join_streams(self.config, streams)
+        limits = [(slice(i, i + 1), limit + 1) for i, limit in enumerate(self.config.count_limits)]
+        for columns, size in [*limits, *self.config.indices]:
             largest = int(fields[:, columns].max(initial=0))
             if largest >= size:
-                raise BadContainer(f"{where}: code {largest} is outside 0..{size - 1}; damaged or forged")
+                raise BadContainer(
+                    f"{self.container.path}: document {index}: a code or count of {largest} is outside 0..{size - 1}; damaged or forged"
+                )
         return fields
+
+    def _run_rows(self, row: int) -> NDArray[np.int64]:
+        """[runs] rows of every run before the label `row`."""
+        size = self.container.streams[COUNTS].chunk_rows
+        chunk = min(row // size, len(self._sums) - 1)
+        if chunk < 0:
+            return np.zeros(len(self.config.runs), np.int64)
+        counts = self.container.rows(COUNTS, chunk * size, row)
+        rows: NDArray[np.int64] = self._sums[chunk] + run_lengths(self.config, counts).sum(0)
+        total = [self.container.streams[run.stream].rows for run in self.config.runs]
+        if (rows > total).any():
+            raise BadContainer(
+                f"{self.container.path}: the counts of {row} labels add up to {rows.tolist()} rows of {total}; damaged or forged"
+            )
+        return rows
+
+    def _read_sums(self) -> NDArray[np.int64]:
+        """[chunks, runs] of SUMS, checked against the streams."""
+        runs = self.config.runs
+        if not runs:
+            return np.empty((0, 0), np.int64)
+        container, shape = self.container, (self.container.streams[COUNTS].chunks, len(runs))
+        section = container.sections.get(SUMS)
+        if section is None or section.dtype != "U64" or section.shape != shape:
+            raise BadContainer(f"{container.path}: {SUMS} must be U64 {list(shape)}; damaged or forged")
+        sums = container.tensor(SUMS)
+        total = np.array([container.streams[run.stream].rows for run in runs], np.uint64)
+        if (sums[:1] != 0).any() or (sums[1:] < sums[:-1]).any() or (sums[-1:] > total).any():
+            raise BadContainer(
+                f"{container.path}: {SUMS} does not ascend from 0 to the rows of the streams, {total.tolist()}; damaged or forged"
+            )
+        return sums.astype(np.int64)
 
     @property
     def label_bits(self) -> float:

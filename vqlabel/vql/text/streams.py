@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.codecs.config import CODES, COUNTS, CodecConfig
-from vqlabel.errors import BadContainer
+from vqlabel.codecs.config import CODES, COUNTS, CodecConfig, Run
 
 Fields = NDArray[np.unsignedinteger]
 
@@ -23,41 +22,33 @@ def split_streams(config: CodecConfig, fields: Fields) -> dict[str, Fields]:
     """Fields [n, f] of labels -> the rows of every stream, by name; fields beyond a label's count are left out."""
     if not config.runs:
         return {CODES: fields}
-    streams = {COUNTS: fields[:, : len(config.runs)]}
+    streams = {COUNTS: fields[:, : len(config.count_limits)]}
     for run in config.runs:
-        used = _used(config, run.fields[0], fields[:, run.count])
+        used = stored_columns(run, streams[COUNTS])
         streams[run.stream] = np.stack([fields[:, columns][used] for columns in run.fields], 1)
     return streams
 
 
-def join_streams(config: CodecConfig, streams: Mapping[str, Fields], where: str) -> Fields:
-    """Inverse of `split_streams`: [n, f] uint32, 0 beyond a label's count.
-
-    Args:
-        where: the file and the document, for messages.
-
-    Raises:
-        BadContainer: a count exceeds its limit, or a stream has another number of rows than the counts add up to.
-    """
+def join_streams(config: CodecConfig, streams: Mapping[str, Fields]) -> Fields:
+    """Inverse of `split_streams`: [n, f] uint32, 0 beyond a label's count. Counts and rows agree: see `run_lengths`."""
     if not config.runs:
         return streams[CODES]
     counts = streams[COUNTS]
     fields = np.zeros((len(counts), len(config.widths)), np.uint32)
-    fields[:, : len(config.runs)] = counts
+    fields[:, : len(config.count_limits)] = counts
     for run in config.runs:
-        limit, largest = run.fields[0].stop - run.fields[0].start, int(counts[:, run.count].max(initial=0))
-        total, rows = int(counts[:, run.count].sum(dtype=np.int64)), len(streams[run.stream])
-        if largest > limit or total != rows:
-            raise BadContainer(
-                f"{where}: counts of {run.stream} up to {largest} add up to {total}; the limit is {limit}, and the file has {rows}: damaged "
-                "or forged"
-            )
-        used = _used(config, run.fields[0], counts[:, run.count])
+        used = stored_columns(run, counts)
         for column, values in zip(run.fields, streams[run.stream].T, strict=True):
             fields[:, column][used] = values
     return fields
 
 
-def _used(config: CodecConfig, columns: slice, counts: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
-    """[n, columns] which fields of a run a label has."""
-    return np.asarray(np.arange(columns.stop - columns.start) < counts[:, None])
+def run_lengths(config: CodecConfig, counts: Fields) -> NDArray[np.int64]:
+    """[n, runs] rows of each label in each run, from its counts [n, c]."""
+    lengths = [np.clip(counts[:, run.count].astype(np.int64) - run.first, 0, run.columns) for run in config.runs]
+    return np.stack(lengths, 1) if lengths else np.empty((len(counts), 0), np.int64)
+
+
+def stored_columns(run: Run, counts: Fields) -> NDArray[np.bool_]:
+    """[n, columns] which fields of a run the labels have."""
+    return np.asarray(run.first + np.arange(run.columns) < counts[:, run.count, None])
