@@ -19,6 +19,8 @@ from vqlabel.codecs.weights import expand, rounded, shrink
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents
 
+OUTPUT = ("out", "projection", "center")  # weights that map latents to hidden states and logits
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DecodedLabels:
@@ -114,9 +116,12 @@ class TokenVqae(StoredCodec):
         return other
 
     def round(self) -> None:
-        """Round the decoder's weights as storage does."""
-        weights = {name: rounded(weight.data, self.config.weight_bits) for name, weight in self.decoder.named_parameters()}
-        self.decoder.load_state_dict(weights)
+        """Round the trained weights as storage does. Those of the output were rounded before training; rounding is not
+        idempotent.
+        """
+        for name, weight in self.decoder.named_parameters():
+            if name not in OUTPUT:
+                weight.data = rounded(weight.data, self.config.weight_bits)
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

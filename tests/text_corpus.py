@@ -1,0 +1,58 @@
+"""Small documents with hidden states that depend on their tokens, and a head, for tests of language models' labels."""
+
+import numpy as np
+import torch
+
+from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
+from vqlabel.codecs.token_vqae.codec import OUTPUT, TokenVqae
+from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
+from vqlabel.codecs.token_vqae.sample import TextSplit
+from vqlabel.codecs.weights import rounded
+from vqlabel.labels.text.documents import Documents
+
+VOCABULARY, WIDTH = 60, 8
+
+
+def small_head(seed: int = 0) -> OutputHead:
+    """A head [60, 8]."""
+    weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return OutputHead(weight=weight)
+
+
+def small_split(documents: int = 40, seed: int = 0, head: OutputHead | None = None) -> TextSplit:
+    """Documents of 1 to 20 tokens, every seventh of 1; a hidden state is a sum of vectors of the tokens before and after it, and noise."""
+    numbers, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed + 1)
+    texts = Documents.of([numbers.integers(0, VOCABULARY, numbers.integers(1, 21) if i % 7 else 1) for i in range(documents)])
+    vectors = torch.randn(2, VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7))
+    before, after = torch.from_numpy(texts.tokens[texts.position]), torch.from_numpy(texts.next_tokens)
+    noise = torch.randn(texts.rows, WIDTH, generator=generator)
+    hidden = vectors[0, before] + vectors[1, after] + 0.7 * noise
+    return TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=head or small_head()))
+
+
+def small_config(**changes: object) -> TokenVqaeConfig:
+    """3 slots of 8 codes, 3 ids, and a prior that sees 2 tokens on each side in each of 2 layers."""
+    prior = TokenPriorConfig(width=16, layers=2, heads=2, window=2, future=True)
+    values = {
+        "classes": VOCABULARY, "domain": "hidden", "hidden": WIDTH, "latent": WIDTH, "slots": 3, "codebook_size": 8, "ids": 3,
+        "weight_bits": 8, "prior": prior,
+    }  # fmt: skip
+    return TokenVqaeConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def random_codec(seed: int = 3, **changes: object) -> TokenVqae:
+    """A codec with random weights, rounded as stored, and the head of `small_head`."""
+    torch.manual_seed(seed)
+    codec = TokenVqae(small_config(**changes))
+    for name, weight in codec.decoder.named_parameters():
+        weight.requires_grad_(False)
+        if name not in OUTPUT:
+            weight.copy_(torch.randn(weight.shape) * 0.2)
+    decoder, bits = codec.decoder, codec.config.weight_bits
+    if decoder.projection is not None:
+        decoder.projection.copy_(rounded(torch.randn(decoder.projection.shape) * 0.4, bits))
+    codec.attach(small_head())
+    if codec.config.head == "embedded":
+        decoder.out.data = rounded(decoder.out.data, bits)
+    codec.round()
+    return codec.eval()
