@@ -20,9 +20,10 @@ def small_head(seed: int = 0) -> OutputHead:
 
 
 def small_split(documents: int = 40, seed: int = 0, head: OutputHead | None = None) -> TextSplit:
-    """Documents of 1 to 20 tokens, every seventh of 1; a hidden state is a sum of vectors of the tokens before and after it, and noise."""
+    """Documents of 1 to 20 tokens. A hidden state is a sum of vectors of the tokens before and after it, and noise."""
     numbers, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed + 1)
-    texts = Documents.of([numbers.integers(0, VOCABULARY, numbers.integers(1, 21) if i % 7 else 1) for i in range(documents)])
+    lengths = [1 if i % 7 == 0 else int(numbers.integers(2, 21)) for i in range(documents)]
+    texts = Documents.of([numbers.integers(0, VOCABULARY, length) for length in lengths])
     vectors = torch.randn(2, VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7))
     before, after = torch.from_numpy(texts.tokens[texts.position]), torch.from_numpy(texts.next_tokens)
     noise = torch.randn(texts.rows, WIDTH, generator=generator)

@@ -1,0 +1,1 @@
+"""What a file of documents' labels costs, and how its labels compare with what else a user could store."""
