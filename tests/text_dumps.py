@@ -1,8 +1,9 @@
 """Small dumps of language models in every layout, written as other systems write them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ class Dump(NamedTuple):
     path: Path
     tokens: list[NDArray[np.int64]]
     rows: list[NDArray[np.float32]]  # dense; of top-k layouts: probabilities
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 Draw = Callable[[Sequence[int], int], tuple[list[NDArray[np.int64]], list[NDArray[np.float32]]]]
@@ -64,7 +65,10 @@ def shards(folder: Path, name: str = "hidden", metadata: dict[str, str] | None =
     tokens, rows = draw(EQUAL * 2, V if name == "logits" else D)
     for at in range(2):
         part = slice(at * len(EQUAL), (at + 1) * len(EQUAL))
-        arrays = {"tokens": tensor(np.stack(tokens[part]), torch.int32), name: tensor(np.stack(rows[part])[:, : 8 - extra], torch.float16)}
+        arrays = {
+            "tokens": tensor(np.stack(tokens[part]), torch.int32),
+            name: tensor(np.stack(rows[part])[:, : 8 - extra], torch.float16),
+        }
         save_file(arrays, folder / f"shard-{at:05}.safetensors", metadata or {"vocabulary": str(V)})
     return Dump(folder, tokens, without_last(rows))
 
@@ -126,7 +130,9 @@ def filled(logits: NDArray[np.float32], k: int = K) -> NDArray[np.float32]:
     return dense.astype(np.float32)
 
 
-def responses(k: int = K, lengths: Sequence[int] = LENGTHS) -> tuple[list[dict[str, Any]], list[NDArray[np.int64]], list[NDArray[np.float32]]]:
+def responses(
+    k: int = K, lengths: Sequence[int] = LENGTHS
+) -> tuple[list[dict[str, Any]], list[NDArray[np.int64]], list[NDArray[np.float32]]]:
     """What vLLM's server returns for prompt_logprobs = k: the token of the text comes first, then the likeliest."""
     tokens, rows = draw(lengths, V)
     lines = []
@@ -136,7 +142,12 @@ def responses(k: int = K, lengths: Sequence[int] = LENGTHS) -> tuple[list[dict[s
             order = np.argsort(-row, kind="stable").tolist()
             logprobs = row - np.log(np.exp(row).sum())
             listed = [gold, *(token for token in order[:k] if token != gold)]
-            entries.append({str(token): {"logprob": float(logprobs[token]), "rank": order.index(token) + 1, "decoded_token": "a"} for token in listed})
+            entries.append(
+                {
+                    str(token): {"logprob": float(logprobs[token]), "rank": order.index(token) + 1, "decoded_token": "a"}
+                    for token in listed
+                }
+            )
         lines.append({"prompt_token_ids": ids.tolist(), "prompt_logprobs": entries})
     return lines, tokens, [filled(part) for part in without_last(rows)]
 
@@ -184,7 +195,15 @@ def distillkit_arrow(folder: Path) -> Dump:
     return distillkit_raw(folder, ".arrow")
 
 
-EXACT = {"d": V, "k": K, "exact_k": K, "exact_dtype": "float32", "polynomial_terms": None, "residual_bins": [], "delta_encoding": False}
+EXACT = {
+    "d": V,
+    "k": K,
+    "exact_k": K,
+    "exact_dtype": "float32",
+    "polynomial_terms": None,
+    "residual_bins": [],
+    "delta_encoding": False,
+}
 
 
 def packed(ids: NDArray[np.int64], bits: int) -> list[list[int]]:

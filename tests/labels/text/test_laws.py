@@ -100,7 +100,10 @@ def test_a_path_that_is_no_dump_is_refused_with_the_remedy(tmp_path: Path) -> No
         open_text_labels(tmp_path, "fkd")
     with pytest.raises(BadLabels, match="is not a dump of a language model; it must be a folder of"):
         open_text_labels(tmp_path)
-    for name, remedy in (("a.ckpt", "save their tensors with safetensors"), ("a.safetensors.zst", "decompress them first: zstd -d")):
+    for name, remedy in (
+        ("a.ckpt", "save their tensors with safetensors"),
+        ("a.safetensors.zst", "decompress them first: zstd -d"),
+    ):
         (tmp_path / name).touch()
         with pytest.raises(BadLabels, match=rf"for {Path(name).suffix} files: {remedy}"):
             open_text_labels(tmp_path)

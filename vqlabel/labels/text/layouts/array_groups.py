@@ -137,10 +137,9 @@ def _flat(arrays: Arrays, tokens: StoredArray, rows: StoredArray, path: Path) ->
     lengths = _lengths(arrays, path)
     if lengths is None:
         lengths = np.array([total])
-    if lengths.min(initial=1) < 1 or int(lengths.sum()) != total:
-        raise BadLabels(
-            f"{path}: the lengths of documents are {lengths.min(initial=1)} or more and sum to {lengths.sum()}, but it has {total} tokens"
-        )
+    _check_lengths(lengths, total, path)
+    if int(lengths.sum()) != total:
+        raise BadLabels(f"{path}: the lengths of {len(lengths)} documents sum to {lengths.sum()}, but there are {total} tokens")
     start = np.cumsum(lengths) - lengths
     if count not in (total, total - len(lengths)):
         raise BadLabels(_misfit(tokens, rows, path))
@@ -155,10 +154,9 @@ def _stacked(arrays: Arrays, tokens: StoredArray, rows: StoredArray, path: Path)
     lengths, mask, left = _lengths(arrays, path), _only(arrays, MASKS, "mask", path), np.zeros(documents, np.int64)
     if lengths is None:
         left, lengths = (left, np.full(documents, width)) if mask is None else _unpadded(mask, tokens, path)
-    if len(lengths) != documents or lengths.min(initial=1) < 1 or lengths.max(initial=1) > width:
-        raise BadLabels(
-            f"{path}: {len(lengths)} lengths of {lengths.min(initial=1)} to {lengths.max(initial=1)} tokens for {tokens}; each must be 1..{width}"
-        )
+    _check_lengths(lengths, width, path)
+    if len(lengths) != documents:
+        raise BadLabels(f"{path}: {len(lengths)} lengths do not fit {tokens}; there must be one for each document")
     at = np.arange(documents)
     return at * width + left, lengths, at * positions + left
 
@@ -181,6 +179,13 @@ def _lengths(arrays: Arrays, path: Path) -> NDArray[np.int64] | None:
     return np.diff(numbers)
 
 
+def _check_lengths(lengths: NDArray[np.int64], most: int, path: Path) -> None:
+    wrong = (lengths < 1) | (lengths > most)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise BadLabels(f"{path}: document {at} has {lengths[at]} tokens; it must have 1..{most}")
+
+
 def _unpadded(mask: StoredArray, tokens: StoredArray, path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First token and length [D] of documents padded on one side or both; a mask is 1 at tokens and 0 at padding."""
     if mask.shape != tokens.shape or mask.dtype not in INTEGERS:
@@ -188,8 +193,9 @@ def _unpadded(mask: StoredArray, tokens: StoredArray, path: Path) -> tuple[NDArr
     known = mask.read(0, mask.shape[0]) != 0
     left, lengths = known.argmax(1), known.sum(1)
     last = known.shape[1] - known[:, ::-1].argmax(1)
-    if (last - left != lengths).any():
-        row = int((last - left != lengths).argmax())
+    has_gap = (lengths > 0) & (last - left != lengths)
+    if has_gap.any():
+        row = int(has_gap.argmax())
         raise BadLabels(f"{path}: the mask of document {row} has padding between tokens; only its ends may be padded")
     return left.astype(np.int64), lengths.astype(np.int64)
 

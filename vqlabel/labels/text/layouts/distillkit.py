@@ -62,7 +62,7 @@ class DistillKitSource(TextSource):
         tables = [TableRows(file) for file in _files(path)]
         if not tables:
             raise BadLabels(f"{path}: contains none of {', '.join(SUFFIXES)}; a dump has at least one")
-        self._columns = _columns(tables)
+        self._columns, self._open = _columns(tables), tables[0]
         is_raw = self._columns == RAW
         if is_raw and options.compression is not None:
             raise UsageError(
@@ -101,6 +101,9 @@ class DistillKitSource(TextSource):
 
     def _load(self, index: int) -> tuple[TextDocument, str]:
         table, row, start, length = place = self._places[index]
+        if table is not self._open:  # a dump may have more files than a process may open
+            self._open.close()
+            self._open = table
         name = f"{table.path}, row {row}" + (f", tokens from {start}" if start else "")
         tokens = table.read_integers(TOKENS, row)
         ids, logprobs = (table.read_matrix(column, row) for column in self._columns[1:])

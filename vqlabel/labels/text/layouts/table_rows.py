@@ -45,6 +45,11 @@ class TableRows:
         self._pieces: dict[str, Iterator[Any]] = {}
         self._next: dict[str, int] = {}  # row that each iterator yields next
 
+    def close(self) -> None:
+        """Close the file; the next read opens it again, at the chunk of its row."""
+        self._pieces.clear()
+        self._next.clear()
+
     def integers(self, column: str) -> Iterator[NDArray[np.int64]]:
         """The list of integers in each row of a column.
 
