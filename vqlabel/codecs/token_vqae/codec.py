@@ -99,10 +99,14 @@ class TokenVqae(StoredCodec):
         Raises:
             UsageError: the head has another size.
         """
+        self.check_head(head)
+        self.decoder.attach(head)
+
+    def check_head(self, head: OutputHead) -> None:
+        """Raises UsageError unless the head has the size of the codec's."""
         shape, expected = tuple(head.weight.shape), (self.config.classes, self.config.hidden)
         if shape != expected:
             raise UsageError(f"the head is {list(shape)}; the codec was fitted for {list(expected)} (vocabulary, hidden state)")
-        self.decoder.attach(head)
 
     def _require_head(self) -> None:
         if not len(self.decoder.out):

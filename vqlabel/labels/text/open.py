@@ -73,6 +73,12 @@ def open_text_labels(
     return source
 
 
+def is_text_dump(path: str | PathLike[str]) -> bool:
+    """Whether a path is a dump of a layout of language models."""
+    path = Path(path)
+    return path.exists() and any(layout.detect(path) for layout in TEXT_LAYOUTS.values())
+
+
 def _detect(path: Path) -> str:
     """The layout of a path; raises BadLabels with the remedy if it is not a dump."""
     if not path.is_dir():

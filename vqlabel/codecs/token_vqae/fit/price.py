@@ -1,13 +1,17 @@
 """Choices of held-out labels -> rates: price, bits and KL; and the price of a rate."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.config import TokenVqaeConfig
 from vqlabel.config import LEVEL_BITS
+from vqlabel.errors import UsageError
 
 MAX_PRICE, MIN_PRICE = 1.0, 1e-5  # nats per bit
 PRICES = 48  # of the curve, evenly spaced in their logarithm
@@ -58,6 +62,23 @@ def price_of(choices: Choices, config: TokenVqaeConfig, bits: float) -> float:
         middle = (low * high) ** 0.5
         low, high = (low, middle) if rate_at(choices, config, middle).bits <= bits else (middle, high)
     return high
+
+
+def price_between(rates: Sequence[Mapping[str, float]], bits: float) -> float:
+    """The price of `bits` code bits per label on the curve of a codec file, interpolated in the price's logarithm.
+
+    Raises:
+        UsageError: the codec file has no curve, or it does not reach these bits.
+    """
+    if len(rates) < 2:
+        raise UsageError("the codec file has no curve of rates; pack it without --bits, or fit a codec")
+    curve = sorted((float(rate["bits"]), math.log(float(rate["price"]))) for rate in rates)
+    low, high = curve[0][0], curve[-1][0]
+    if not low <= bits <= high:
+        raise UsageError(
+            f"bits is {bits:g}; this codec has {low:.2f} to {high:.1f} code bits per label: fit one with more slots or ids"
+        )
+    return math.exp(float(np.interp(bits, [point[0] for point in curve], [point[1] for point in curve])))
 
 
 def _entropy(symbols: torch.Tensor) -> float:
