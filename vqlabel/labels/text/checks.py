@@ -265,7 +265,7 @@ def _judge(source: TextSource, head: StoredHead | None, figures: Alignment, cost
     """Raises BadLabels with the likeliest fault unless the costs are those of rows that belong to the next token."""
     start = _measured(source, figures, costs)
     for name, cost, fault in (("t", costs.before, "one too late"), ("t + 2", costs.after, "one too early")):
-        if cost < costs.next - MARGIN:
+        if cost < min(costs.next - MARGIN, figures.unigram):
             other = "; states of an early layer also fit the token that they have read" if name == "t" and head is not None else ""
             raise BadLabels(
                 f"{start}, and that of token {name} is {cost:.2f}: rows come {fault}; row t must be the distribution of token t + 1{other}"
