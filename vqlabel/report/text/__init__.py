@@ -1,0 +1,1 @@
+"""Labels of language models beside what else could store them: peers, their distortion, and students of labels."""
