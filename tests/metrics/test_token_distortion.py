@@ -1,0 +1,66 @@
+"""Distortion of next-token distributions against dense formulas, and an infinite KL."""
+
+import math
+
+import pytest
+import torch
+
+from vqlabel.metrics.token_distortion import TokenDistortion
+
+UNIFORM = [1 / 8] * 8
+HALF = [1 / 4] * 4 + [0.0] * 4
+
+
+def figures(teacher: list[list[float]], decoded: list[list[float]]) -> dict[str, float | None]:
+    distortion = TokenDistortion()
+    for p, q in zip(teacher, decoded, strict=True):
+        distortion.add(torch.tensor([p]), torch.tensor([q]))
+    return distortion.figures()
+
+
+def test_figures_are_those_of_dense_formulas() -> None:
+    rows = torch.Generator().manual_seed(0)
+    p, q = (torch.softmax(3 * torch.randn(5, 8, generator=rows, dtype=torch.float64), 1) for _ in range(2))
+    distortion = TokenDistortion()
+    distortion.add(p[:2].float(), q[:2].float())
+    distortion.add(p[2:].float(), q[2:].float())
+    kl = (p * (p / q).log()).sum(1).mean().item()
+    assert distortion.labels == 5
+    assert distortion.figures() == pytest.approx(
+        {
+            "kl": kl,
+            "kl_stored": kl,
+            "mass_stored": 1.0,
+            "squared_error": (p - q).square().sum(1).mean().item(),
+            "total_variation": (p - q).abs().sum(1).mean().item() / 2,
+            "top1_agreement": (p.argmax(1) == q.argmax(1)).double().mean().item(),
+        },
+        rel=1e-5,
+    )
+
+
+def test_a_label_that_excludes_tokens_has_an_infinite_kl_and_a_kl_over_its_own_tokens() -> None:
+    teacher = [0.3, 0.1, 0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    got = figures([teacher], [HALF])
+    assert got["kl"] is None
+    assert got["mass_stored"] == pytest.approx(0.8)
+    renormalised = [p / 0.8 for p in teacher[:4]]
+    assert got["kl_stored"] == pytest.approx(sum(p * math.log(p / 0.25) for p in renormalised), rel=1e-5)
+    assert got["squared_error"] == pytest.approx(0.05**2 + 0.15**2 + 2 * 0.05**2 + 2 * 0.1**2, rel=1e-5)
+    assert got["total_variation"] == pytest.approx((0.05 + 0.15 + 0.05 + 0.05 + 0.2) / 2, rel=1e-5)
+
+
+def test_one_label_that_excludes_tokens_makes_the_mean_kl_infinite() -> None:
+    got = figures([UNIFORM, UNIFORM], [UNIFORM, HALF])
+    assert (got["kl"], got["mass_stored"]) == (None, 0.75)
+    assert figures([UNIFORM, HALF], [UNIFORM, HALF])["kl"] == 0  # what the teacher excludes, too, costs nothing
+
+
+def test_probabilities_of_zero_and_subnormal_ones_give_finite_figures() -> None:
+    teacher = [1.0 - 1e-30, 1e-40, *[0.0] * 6]
+    got = figures([teacher], [UNIFORM])
+    assert got["kl"] == pytest.approx(math.log(8), rel=1e-6)
+
+
+def test_no_label_has_zeros_as_figures() -> None:
+    assert set(TokenDistortion().figures().values()) == {0.0, 1.0}

@@ -1,0 +1,77 @@
+"""Distortion of decoded next-token distributions: KL, squared error, total variation and top-1 agreement."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TINY = torch.finfo(torch.float32).tiny  # smaller probabilities are raised to it before a logarithm, so that 0 * log 0 is 0
+MIN_OUTSIDE = 1e-12  # teacher's probability of tokens that decoded labels exclude; at more than this, KL is infinite
+
+
+@dataclass(kw_only=True)
+class TokenDistortion:
+    """Running distortion between a teacher's distributions and their decoded form; `figures` may be called at any time.
+
+    A label that gives some tokens the probability 0, such as top-k without a tail, has an infinite KL. The literature
+    reports the KL over the stored tokens instead, with the teacher's probabilities renormalised; that is `kl_stored`.
+
+    Attributes:
+        labels: number of labels so far.
+    """
+
+    labels: int = 0
+    _kl: float = 0.0
+    _kl_stored: float = 0.0
+    _outside: float = 0.0  # probability of tokens that decoded labels exclude
+    _squared: float = 0.0
+    _absolute: float = 0.0
+    _top1: int = 0
+
+    @torch.no_grad()
+    def add(self, teacher: Tensor, decoded: Tensor) -> None:
+        """Count [n, V] probabilities of the teacher and their decoded form."""
+        log_ratio = teacher.clamp_min(TINY).log_().sub_(decoded.clamp_min(TINY).log_())
+        outside = _probability_outside(teacher, decoded, log_ratio)
+        kl = torch.linalg.vecdot(teacher, log_ratio).double()
+        stored = 1 - outside
+        self._kl += torch.where(outside > MIN_OUTSIDE, torch.inf, kl).sum().item()
+        self._kl_stored += (kl / stored - stored.log()).sum().item()
+        self._outside += outside.sum().item()
+        error = log_ratio.copy_(teacher).sub_(decoded)
+        self._squared += torch.linalg.vecdot(error, error).double().sum().item()
+        self._absolute += error.abs_().sum(1).double().sum().item()
+        self._top1 += int((teacher.argmax(1) == decoded.argmax(1)).sum())
+        self.labels += len(teacher)
+
+    def figures(self) -> dict[str, float | None]:
+        """Means over the labels so far.
+
+        Returns:
+            kl: KL(teacher || decoded) in nats; None: infinite, a label excludes tokens that the teacher allows.
+            kl_stored: the same over the tokens that the decoded label does not exclude, teacher renormalised; equal to
+                `kl` if none is excluded.
+            mass_stored: the teacher's probability of these tokens.
+            squared_error: sum over tokens of the squared difference of probabilities.
+            total_variation: half the sum over tokens of the absolute difference.
+            top1_agreement: share of labels whose likeliest token is the same; of tied tokens, one counts.
+        """
+        n = max(1, self.labels)
+        return {
+            "kl": None if self._kl == torch.inf else self._kl / n,
+            "kl_stored": self._kl_stored / n,
+            "mass_stored": 1 - self._outside / n,
+            "squared_error": self._squared / n,
+            "total_variation": self._absolute / 2 / n,
+            "top1_agreement": self._top1 / n,
+        }
+
+
+def _probability_outside(teacher: Tensor, decoded: Tensor, log_ratio: Tensor) -> Tensor:
+    """[n] float64 probability that the teacher gives to tokens of decoded probability 0; their log-ratios become 0."""
+    if decoded.amin() > 0:
+        return torch.zeros(len(teacher), dtype=torch.float64, device=teacher.device)
+    excluded = decoded == 0
+    log_ratio.masked_fill_(excluded, 0)
+    outside: Tensor = torch.linalg.vecdot(teacher, excluded.to(teacher.dtype)).double()
+    return outside
