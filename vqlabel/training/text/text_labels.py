@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from vqlabel.training.text.labels import TokenLabels
 
 from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
+from vqlabel.training.text.labels import TokenLabels
 from vqlabel.vql.text.decode import read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
 
