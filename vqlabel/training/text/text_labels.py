@@ -13,7 +13,7 @@ from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
 from vqlabel.training.text.labels import TokenLabels
-from vqlabel.vql.text.decode import read_text_codec
+from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
 
 
@@ -38,7 +38,9 @@ class TextLabels:
         self, path: str | PathLike[str], *, device: str | torch.device = "cpu", head: str | PathLike[str] | None = None
     ) -> None:
         self.file = TextVqlFile(path)
-        self.codec: TokenVqae = read_text_codec(self.file, head).to(device)
+        self.codec: TokenVqae = read_text_codec(self.file)
+        attach_head(self.file, self.codec, head)
+        self.codec.to(device)
         self.device = torch.device(device)
 
     def __repr__(self) -> str:

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-import torch
-
 from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.checks import settle_norm
@@ -13,6 +11,7 @@ from vqlabel.labels.text.head import StoredHead, open_head
 from vqlabel.labels.text.open import open_text_labels
 from vqlabel.labels.text.source import TextSource
 from vqlabel.labels.text.tokenizer import tokenizer_identity
+from vqlabel.vql.text.decode import as_output_head
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,14 +59,7 @@ def open_text_dump(
     source = settle_norm(source, stored)
     source.notes.extend(note for note in stored.notes if note not in source.notes)
     identity = dict(source.about.tokenizer) if tokenizer is None else tokenizer_identity(tokenizer)
-    return OpenedText(source=source, head=read_head(stored), about={"tokenizer": identity, "head": describe_head(stored)})
-
-
-def read_head(stored: StoredHead) -> OutputHead:
-    """The head in memory, as float32."""
-    bias = None if stored.bias is None else torch.from_numpy(stored.bias)
-    weight = torch.from_numpy(stored.rows(0, stored.vocabulary))
-    return OutputHead(weight=weight, bias=bias, scale=stored.scale, soft_cap=stored.soft_cap)
+    return OpenedText(source=source, head=as_output_head(stored), about={"tokenizer": identity, "head": describe_head(stored)})
 
 
 def describe_head(stored: StoredHead) -> dict[str, Any]:
