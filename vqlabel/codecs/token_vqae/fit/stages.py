@@ -14,10 +14,11 @@ from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.metrics.factored import chunk_rows, factored_kl
 from vqlabel.progress import Progress
 
-BATCH_TOKENS = 2048  # of a training step
+BATCH_TOKENS = 512  # of a training step
 LEARNING_RATE, CODE_RATE = 2e-3, 0.02  # peaks, of the prior and of the codebooks
 WARM_UP = 30  # steps
 REPORT_STEPS = 20
+MIN_WEIGHT = 1e-4  # of a label, relative to the mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,3 +116,14 @@ def mean_fisher(labels: HiddenLabels, out: Tensor) -> Tensor:
         mean_p += p.sum(0)
         moment += mean.T @ mean
     return (out * (mean_p / len(labels))) @ out.T - moment / len(labels)
+
+
+@torch.no_grad()
+def label_weights(labels: HiddenLabels, out: Tensor) -> Tensor:
+    """[n] trace of each label's Fisher matrix: how much KL an error in its latent costs, on average over directions."""
+    square, traces = out.square().sum(0), []
+    for start in range(0, len(labels), size := chunk_rows(out.shape[1])):
+        p = labels.probs(slice(start, start + size))
+        traces.append(p @ square - (p @ out.T).square().sum(1))
+    trace = torch.cat(traces)
+    return trace.clamp_min(MIN_WEIGHT * float(trace.mean()))

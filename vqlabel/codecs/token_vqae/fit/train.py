@@ -2,8 +2,6 @@
 distance from the prior; then twice, codes by exact KL and training on them; at the end all weights together.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,20 +10,23 @@ from torch import Tensor
 from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
 from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
 from vqlabel.codecs.token_vqae.fit.latent import Directions, metric_root, principal_directions, sufficient
-from vqlabel.codecs.token_vqae.fit.stages import Stage, mean_fisher, train
+from vqlabel.codecs.token_vqae.fit.price import price_of
+from vqlabel.codecs.token_vqae.fit.stages import Stage, label_weights, mean_fisher, train
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks
 from vqlabel.codecs.weights import rounded
-from vqlabel.config import TextFitConfig
+from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
 from vqlabel.progress import Progress
 from vqlabel.threads import small_operations
 
 METRIC_LABELS = 4096  # whose Fisher matrices are averaged
 CODEBOOK_LABELS = 32_768  # that codebooks are initialized and first trained on
 HEADS = 4
+LAST_RATE = 0.3  # learning rate of the last stage, relative to the first
 
 
 def fit(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> TokenVqae:
@@ -33,7 +34,7 @@ def fit(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> TokenVqae
     device = torch.device(config.device)
     with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
         codec, latents = _new_codec(sample.train, config)
-        _fit_stages(codec, sample.train, latents, config, hooks.progress)
+        _fit_stages(codec, sample, latents, config, hooks.progress)
         codec.round()
         return codec.eval()
 
@@ -78,32 +79,32 @@ def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions |
     return hidden
 
 
-def _fit_stages(codec: TokenVqae, split: TextSplit, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
-    decoder, seed = codec.decoder, config.seed
+def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
+    decoder, seed, split = codec.decoder, config.seed, sample.train
     metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
     if decoder.prior is not None:
-        stage = Stage(name="prior", epochs=1, seed=seed, parts=("prior",), metric=metric, target=latents)
-        train(decoder, split, stage, progress)
-        train(decoder, split, Stage(name="prior, KL", epochs=2, seed=seed + 1, parts=("prior", "bias")), progress)
+        parts = ("prior",)
+        train(decoder, split, Stage(name="prior", epochs=1, seed=seed, parts=parts, metric=metric, target=latents), progress)
+        train(decoder, split, Stage(name="prior, KL", epochs=2, seed=seed + 1, parts=(*parts, "bias")), progress)
     if not config.slots:
         return
     subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
     decoder.codebook.data = _codebooks(codec, subset, latents[rows], metric, seed)
-    for turn, rate in enumerate((1.0, 0.125)):
-        codes = choose_codes(codec, subset, progress)
-        train(
-            decoder,
-            subset,
-            Stage(name="codebooks", epochs=3, seed=seed + 2 + turn, parts=("codebook",), rate=rate, codes=codes),
-            progress,
-        )
-    codes = choose_codes(codec, split, progress)
-    train(
-        decoder,
-        split,
-        Stage(name="all weights", epochs=1, seed=seed + 4, parts=("prior", "codebook", "bias"), rate=0.3, codes=codes),
-        progress,
+    codes = choose_all(codec, subset, progress).codes
+    train(decoder, subset, Stage(name="codebooks", epochs=3, seed=seed + 2, parts=("codebook",), codes=codes), progress)
+    choices = choose_all(codec, subset, progress)
+    price = price_of(choices, codec.config, DEFAULT_TEXT_BITS if config.bits is None else config.bits)
+    counts = choices.stored(codec.config, price)[:, 0]
+    stage = Stage(
+        name="all weights",
+        epochs=2,
+        seed=seed + 3,
+        parts=("prior", "codebook", "bias"),
+        rate=LAST_RATE,
+        codes=choices.codes,
+        counts=counts,
     )
+    train(decoder, subset, stage, progress)
 
 
 def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
@@ -117,18 +118,24 @@ def _codebooks(codec: TokenVqae, split: TextSplit, latents: Tensor, metric: Tens
     """[m, k, d_h] residual k-means of the latents' distances from the prior, in the metric."""
     root, generator = metric_root(metric), torch.Generator().manual_seed(seed)
     distance = (latents - codec.decoder.predict(split.documents)) @ root
-    books = fit_codebooks(distance, codec.config.slots, codec.config.codebook_size, "residual", generator)
+    books = fit_codebooks(
+        distance,
+        codec.config.slots,
+        codec.config.codebook_size,
+        "residual",
+        generator,
+        label_weights(split.labels, codec.decoder.out),
+    )
     vectors: Tensor = books @ torch.linalg.inv(root)
     return vectors
 
 
-def choose_codes(codec: TokenVqae, split: TextSplit, progress: Progress) -> Tensor:
-    """[n, m] codes of all slots for the labels of a split."""
-    plain = codec.with_config(replace(codec.config, ids=0))
-    groups = list(split.documents.groups(np.arange(len(split.documents)), 4096))
-    codes = []
+def choose_all(codec: TokenVqae, split: TextSplit, progress: Progress) -> Choices:
+    """All choices of codes and ids for the labels of a split."""
+    groups = list(split.documents.groups(np.arange(len(split.documents)), 2048))
+    parts = []
     for done, index in enumerate(groups):
         part, _ = split.take(index)
-        codes.append(plain.choices(part.labels, part.documents).codes)
+        parts.append(codec.choices(part.labels, part.documents))
         progress("choosing codes", done + 1, len(groups), {})
-    return torch.cat(codes)
+    return Choices.join(parts)
