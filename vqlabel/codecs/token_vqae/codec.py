@@ -119,6 +119,11 @@ class TokenVqae(StoredCodec):
         other.config = config
         return other
 
+    def drop_prior(self) -> None:
+        """Remove the prior from configuration and decoder."""
+        self.config = replace(self.config, prior=None)
+        self.decoder.prior = None
+
     def round(self) -> None:
         """Round the trained weights as storage does. Those of the output were rounded before training; rounding is not
         idempotent.

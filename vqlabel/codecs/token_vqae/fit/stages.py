@@ -1,5 +1,6 @@
 """Training of a decoder on the labels of documents, by KL or by squared error in the latent."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.metrics.factored import chunk_rows, factored_kl
 from vqlabel.progress import Progress
 
-BATCH_TOKENS = 512  # of a training step
+MAX_BATCH, MIN_BATCH = 512, 64  # tokens of a training step
+MIN_STEPS = 60  # steps per epoch before batches grow beyond MIN_BATCH
+MAX_EPOCHS = 20
+HELD_OUT_LABELS = 4096  # on which the weights of an epoch are judged
 LEARNING_RATE, CODE_RATE = 2e-3, 0.02  # peaks, of the prior and of the codebooks
 WARM_UP = 30  # steps
 REPORT_STEPS = 20
@@ -27,7 +31,7 @@ class Stage:
 
     Attributes:
         name: for progress.
-        epochs: passes over the documents.
+        visits: labels that are trained on, counted as often as they are.
         seed: of the order and of the numbers of codes.
         parts: top-level names of the decoder's weights that are trained.
         rate: factor on the learning rates.
@@ -37,7 +41,7 @@ class Stage:
     """
 
     name: str
-    epochs: int
+    visits: int
     seed: int
     parts: Sequence[str]
     rate: float = 1.0
@@ -47,8 +51,13 @@ class Stage:
     target: Tensor | None = None
 
 
-def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progress) -> None:
-    """Train `decoder` in place."""
+def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progress, held_out: TextSplit | None = None) -> None:
+    """Train `decoder` in place.
+
+    Args:
+        held_out: keeps the weights of the epoch with the least KL of the prior's labels on these documents; None: of
+            the last epoch.
+    """
     generator, order = torch.Generator().manual_seed(stage.seed), np.random.default_rng(stage.seed)
     weights = {name: weight for name, weight in decoder.named_parameters() if name.split(".")[0] in stage.parts}
     for name, weight in decoder.named_parameters():
@@ -60,11 +69,14 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
     )
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    documents = split.documents
-    steps = stage.epochs * sum(1 for _ in documents.groups(np.arange(len(documents)), BATCH_TOKENS))
+    documents, labels = split.documents, len(split.labels)
+    epochs = max(1, min(MAX_EPOCHS, round(stage.visits / max(1, labels))))
+    batch = max(MIN_BATCH, min(MAX_BATCH, labels // MIN_STEPS))
+    steps = epochs * sum(1 for _ in documents.groups(np.arange(len(documents)), batch))
     losses: list[float] = []
-    for _ in range(stage.epochs):
-        for index in documents.groups(order.permutation(len(documents)), BATCH_TOKENS):
+    best = _Best(decoder, held_out)
+    for _ in range(epochs):
+        for index in documents.groups(order.permutation(len(documents)), batch):
             step = len(losses)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
@@ -76,7 +88,40 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
             losses.append(float(loss.detach()))
             if len(losses) % REPORT_STEPS == 0:
                 progress(stage.name, len(losses), steps, {"loss": float(np.mean(losses[-REPORT_STEPS:]))})
+        best.keep()
+    best.restore()
     decoder.requires_grad_(False)
+
+
+class _Best:
+    """The weights of the best epoch by held-out KL, without codes."""
+
+    def __init__(self, decoder: TokenDecoder, held_out: TextSplit | None) -> None:
+        self.decoder, self.split = decoder, None if held_out is None else first_documents(held_out, HELD_OUT_LABELS)
+        self.least, self.weights = math.inf, dict[str, Tensor]()
+
+    def keep(self) -> None:
+        """Keep the present weights if they are the best."""
+        if self.split is not None and (kl := prior_kl(self.decoder, self.split)) < self.least:
+            self.least, self.weights = kl, copy.deepcopy(self.decoder.state_dict())
+
+    def restore(self) -> None:
+        """Return to the best weights."""
+        if self.weights:
+            self.decoder.load_state_dict(self.weights)
+
+
+def first_documents(split: TextSplit, labels: int) -> TextSplit:
+    """The first documents, with about `labels` labels."""
+    count = 1 + int(np.searchsorted(np.cumsum(split.documents.lengths - 1), labels))
+    return split.take(np.arange(min(count, len(split.documents))))[0]
+
+
+@torch.no_grad()
+def prior_kl(decoder: TokenDecoder, split: TextSplit, latent: Tensor | None = None) -> float:
+    """Mean KL of the labels that the prior predicts, or of those of one `latent` [d_h] for all."""
+    z = decoder.predict(split.documents) if latent is None else latent.expand(len(split.labels), -1)
+    return float(factored_kl(z, decoder.out, decoder.bias, split.labels.probs))
 
 
 def _loss(

@@ -15,7 +15,15 @@ from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
 from vqlabel.codecs.token_vqae.fit.latent import Directions, metric_root, principal_directions, sufficient
 from vqlabel.codecs.token_vqae.fit.price import price_of
-from vqlabel.codecs.token_vqae.fit.stages import Stage, label_weights, mean_fisher, train
+from vqlabel.codecs.token_vqae.fit.stages import (
+    HELD_OUT_LABELS,
+    Stage,
+    first_documents,
+    label_weights,
+    mean_fisher,
+    prior_kl,
+    train,
+)
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks
 from vqlabel.codecs.weights import rounded
@@ -26,6 +34,8 @@ from vqlabel.threads import small_operations
 METRIC_LABELS = 4096  # whose Fisher matrices are averaged
 CODEBOOK_LABELS = 32_768  # that codebooks are initialized and first trained on
 HEADS = 4
+PRIOR_VISITS, CODE_VISITS, LAST_VISITS = 2.0, 0.4, 0.25  # of later stages, relative to the prior's first
+MIN_PRIOR_GAIN = 0.03  # share of the held-out KL without codes that a prior must remove to be stored
 LAST_RATE = 0.3  # learning rate of the last stage, relative to the first
 
 
@@ -83,21 +93,24 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
     decoder, seed, split = codec.decoder, config.seed, sample.train
     metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
     if decoder.prior is not None:
-        parts = ("prior",)
-        train(decoder, split, Stage(name="prior", epochs=1, seed=seed, parts=parts, metric=metric, target=latents), progress)
-        train(decoder, split, Stage(name="prior, KL", epochs=2, seed=seed + 1, parts=(*parts, "bias")), progress)
+        _fit_prior(codec, sample, latents, metric, config, progress)
     if not config.slots:
         return
     subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
     decoder.codebook.data = _codebooks(codec, subset, latents[rows], metric, seed)
     codes = choose_all(codec, subset, progress).codes
-    train(decoder, subset, Stage(name="codebooks", epochs=3, seed=seed + 2, parts=("codebook",), codes=codes), progress)
+    train(
+        decoder,
+        subset,
+        Stage(name="codebooks", visits=round(CODE_VISITS * config.visits), seed=seed + 2, parts=("codebook",), codes=codes),
+        progress,
+    )
     choices = choose_all(codec, subset, progress)
     price = price_of(choices, codec.config, DEFAULT_TEXT_BITS if config.bits is None else config.bits)
     counts = choices.stored(codec.config, price)[:, 0]
     stage = Stage(
         name="all weights",
-        epochs=2,
+        visits=round(LAST_VISITS * config.visits),
         seed=seed + 3,
         parts=("prior", "codebook", "bias"),
         rate=LAST_RATE,
@@ -105,6 +118,22 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
         counts=counts,
     )
     train(decoder, subset, stage, progress)
+
+
+def _fit_prior(
+    codec: TokenVqae, sample: TextSample, latents: Tensor, metric: Tensor, config: TextFitConfig, progress: Progress
+) -> None:
+    """Train the prior; remove it if it predicts held-out labels no better than one latent for all does."""
+    decoder, split, held_out, seed = codec.decoder, sample.train, sample.held_out, config.seed
+    bias = decoder.bias.clone()
+    stage = Stage(name="prior", visits=config.visits, seed=seed, parts=("prior",), metric=metric, target=latents)
+    train(decoder, split, stage, progress, held_out)
+    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * config.visits), seed=seed + 1, parts=("prior", "bias"))
+    train(decoder, split, stage, progress, held_out)
+    some, mean = first_documents(held_out, HELD_OUT_LABELS), latents.mean(0)
+    if prior_kl(decoder, some) > (1 - MIN_PRIOR_GAIN) * prior_kl(decoder, some, mean):
+        codec.drop_prior()
+        decoder.bias.data = bias
 
 
 def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
