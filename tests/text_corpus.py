@@ -20,14 +20,14 @@ def small_head(seed: int = 0) -> OutputHead:
 
 
 def small_split(documents: int = 40, seed: int = 0, head: OutputHead | None = None) -> TextSplit:
-    """Documents of 1 to 20 tokens. A hidden state is a sum of vectors of the tokens before and after it, and noise."""
+    """Documents of 1 to 20 tokens. A hidden state depends on the tokens before and after it, and on noise."""
     numbers, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed + 1)
     lengths = [1 if i % 7 == 0 else int(numbers.integers(2, 21)) for i in range(documents)]
     texts = Documents.of([numbers.integers(0, VOCABULARY, length) for length in lengths])
-    vectors = torch.randn(2, VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7))
+    vectors, weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7)), small_head().weight
     before, after = torch.from_numpy(texts.tokens[texts.position]), torch.from_numpy(texts.next_tokens)
     noise = torch.randn(texts.rows, WIDTH, generator=generator)
-    hidden = vectors[0, before] + vectors[1, after] + 0.7 * noise
+    hidden = 0.5 * vectors[before] + 0.6 * weight[after] + 0.5 * noise
     return TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=head or small_head()))
 
 
