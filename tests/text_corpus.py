@@ -1,7 +1,10 @@
 """Small documents with hidden states that depend on their tokens, and a head, for tests of language models' labels."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
 from vqlabel.codecs.token_vqae.codec import OUTPUT, TokenVqae
@@ -29,6 +32,23 @@ def small_split(documents: int = 40, seed: int = 0, head: OutputHead | None = No
     noise = torch.randn(texts.rows, WIDTH, generator=generator)
     hidden = 0.5 * vectors[before] + 0.6 * weight[after] + 0.5 * noise
     return TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=head or small_head()))
+
+
+def write_hidden_states(folder: Path, split: TextSplit, repeated: int = 0) -> Path:
+    """A file a document, as vLLM writes them, with the state of the last token; the first `repeated` ones twice."""
+    folder.mkdir()
+    documents = [split.take(np.array([i]))[0] for i in [*range(len(split.documents)), *range(repeated)]]
+    for i, one in enumerate(documents):
+        states = torch.cat([one.labels.hidden, torch.zeros(1, WIDTH, dtype=torch.float16)])
+        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
+        save_file({"token_ids": tokens, "hidden_states": states}, folder / f"{i:03d}.safetensors")
+    return folder
+
+
+def write_head(folder: Path, name: str = "model.safetensors", factor: float = 1.0, seed: int = 0) -> Path:
+    """The head of `small_head`, times a factor."""
+    save_file({"lm_head.weight": small_head(seed).weight.half() * factor}, folder / name)
+    return folder / name
 
 
 def small_config(**changes: object) -> TokenVqaeConfig:

@@ -151,7 +151,7 @@ class TextFitConfig(JsonConfig):
     future: bool = True  # whether the prior sees the next token and later ones
     embed_head: bool = True  # whether the file has the output map; otherwise it names the head, which its readers need
     labels: int = 250_000  # labels, of documents from the whole dump, that the fit learns from
-    visits: int = 250_000  # labels of the prior's first training, counted as often as they are seen; other stages follow it
+    epochs: int | None = None  # passes over these labels in the first stage of the fit; None: as many as give 250,000 labels
     seed: int = 0
     device: str = "cpu"
 
@@ -162,7 +162,7 @@ class TextFitConfig(JsonConfig):
         require(self.bytes is None or self.bytes > 0, "bytes", self.bytes, "must be above 0")
         require(self.ratio is None or 0 < self.ratio < math.inf, "ratio", self.ratio, "must be above 0")
         require(self.labels >= 1, "labels", self.labels, "must be 1 or more")
-        require(self.visits >= 1, "visits", self.visits, "must be 1 or more")
+        require(self.epochs is None or 1 <= self.epochs <= 10_000, "epochs", self.epochs, "must be 1..10000")
         require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
         require(self.width % 8 == 0, "width", self.width, "must be a multiple of 8")
 

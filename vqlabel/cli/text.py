@@ -20,6 +20,7 @@ SHARED = (
     "latent",
     "weight_bits",
     "prior",
+    "epochs",
     "seed",
     "device",
 )  # fields of both configurations

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import vqlabel
-from tests.text_corpus import small_head, small_split
+from tests.text_corpus import small_split, write_head, write_hidden_states
 from vqlabel.codecs.file import load_stored_codec
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.config import TextFitConfig
@@ -17,30 +16,14 @@ from vqlabel.errors import TargetExists, UsageError
 from vqlabel.labels.text.documents import Documents
 from vqlabel.training.text.text_labels import UnknownDocument
 
-QUICK = TextFitConfig(bits=24, slots=2, codebook_size=8, ids=2, width=16, window=2, visits=600)
-
-
-def write_dump(folder: Path, split: TextSplit, repeated: int = 0) -> Path:
-    """A file a document, as vLLM writes them; the state of the last token is written, too."""
-    folder.mkdir()
-    documents = [split.take(np.array([i]))[0] for i in [*range(len(split.documents)), *range(repeated)]]
-    for i, one in enumerate(documents):
-        states = torch.cat([one.labels.hidden, torch.zeros(1, 8, dtype=torch.float16)])
-        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
-        save_file({"token_ids": tokens, "hidden_states": states}, folder / f"{i:03d}.safetensors")
-    return folder
-
-
-def write_head(folder: Path, name: str = "model.safetensors") -> Path:
-    save_file({"lm_head.weight": small_head().weight.half()}, folder / name)
-    return folder / name
+QUICK = TextFitConfig(bits=24, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=3)
 
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A dump, its head and its .vql."""
     folder = tmp_path_factory.mktemp("text")
-    dump, head = write_dump(folder / "dump", small_split(30)), write_head(folder)
+    dump, head = write_hidden_states(folder / "dump", small_split(30)), write_head(folder)
     vqlabel.pack_text(dump, folder / "labels.vql", QUICK, head=head)
     return dump, head, folder / "labels.vql"
 
@@ -112,8 +95,8 @@ def test_the_same_dump_gives_the_same_bytes(packed: tuple[Path, Path, Path], tmp
 
 
 def test_a_document_that_occurs_twice_is_stored_once(tmp_path: Path) -> None:
-    dump, head = write_dump(tmp_path / "dump", small_split(12), repeated=4), write_head(tmp_path)
-    result = vqlabel.pack_text(dump, tmp_path / "labels.vql", replace(QUICK, visits=100), head=head)
+    dump, head = write_hidden_states(tmp_path / "dump", small_split(12), repeated=4), write_head(tmp_path)
+    result = vqlabel.pack_text(dump, tmp_path / "labels.vql", replace(QUICK, epochs=1), head=head)
     assert result["repeated"] == 3  # the first document has one token, so it is not stored at all
     assert result["documents"] == int((small_split(12).documents.lengths > 1).sum())
 
@@ -140,8 +123,7 @@ def test_a_referenced_head_is_needed_and_checked(packed: tuple[Path, Path, Path]
     assert divergence(vqlabel.open_text(out, head=head), small_split(30)) < 2
     with pytest.raises(UsageError, match=r"names its output head and does not contain it: pass head=, the model model.safetensors"):
         vqlabel.open_text(out)
-    other = tmp_path / "other.safetensors"
-    save_file({"lm_head.weight": small_head(seed=1).weight.half()}, other)
+    other = write_head(tmp_path, "other.safetensors", seed=1)
     with pytest.raises(
         UsageError, match=r"its output head lm_head.weight has sha256 [0-9a-f]{64}; .* was made with model.safetensors"
     ):
@@ -150,8 +132,8 @@ def test_a_referenced_head_is_needed_and_checked(packed: tuple[Path, Path, Path]
 
 def test_a_codec_of_another_head_is_refused(packed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     dump, head, _ = packed
-    vqlabel.fit_text(dump, replace(QUICK, visits=50), head=head, out=tmp_path / "codec.safetensors")
-    save_file({"lm_head.weight": small_head().weight.half() * 1.01}, tmp_path / "other.safetensors")
+    vqlabel.fit_text(dump, replace(QUICK, epochs=1), head=head, out=tmp_path / "codec.safetensors")
+    write_head(tmp_path, "other.safetensors", factor=1.01)
     with pytest.raises(UsageError, match="was fitted for a head with sha256"):
         vqlabel.pack_text(dump, tmp_path / "a.vql", head=tmp_path / "other.safetensors", codec=tmp_path / "codec.safetensors")
     with pytest.raises(UsageError, match="token_vqae, is for the labels of documents"):
@@ -170,6 +152,6 @@ def test_the_head_is_required_and_an_existing_file_is_kept(packed: tuple[Path, P
 
 def test_a_budget_below_the_codec_is_refused(packed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     dump, head, _ = packed
-    config = TextFitConfig(ratio=100, slots=2, codebook_size=8, ids=2, width=16, window=2, visits=50)
+    config = TextFitConfig(ratio=100, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1)
     with pytest.raises(UsageError, match="the codec alone takes"):
         vqlabel.pack_text(dump, tmp_path / "labels.vql", config, head=head)

@@ -34,6 +34,7 @@ from vqlabel.threads import small_operations
 METRIC_LABELS = 4096  # whose Fisher matrices are averaged
 CODEBOOK_LABELS = 32_768  # that codebooks are initialized and first trained on
 HEADS = 4
+DEFAULT_VISITS = 250_000
 PRIOR_VISITS, CODE_VISITS, LAST_VISITS = 2.0, 0.4, 0.25  # of later stages, relative to the prior's first
 MIN_PRIOR_GAIN = 0.03  # share of the held-out KL without codes that a prior must remove to be stored
 LAST_RATE = 0.3  # learning rate of the last stage, relative to the first
@@ -90,7 +91,7 @@ def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions |
 
 
 def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
-    decoder, seed, split = codec.decoder, config.seed, sample.train
+    decoder, seed, split, visits = codec.decoder, config.seed, sample.train, _visits(config, sample.train)
     metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
     if decoder.prior is not None:
         _fit_prior(codec, sample, latents, metric, config, progress)
@@ -102,7 +103,7 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
     train(
         decoder,
         subset,
-        Stage(name="codebooks", visits=round(CODE_VISITS * config.visits), seed=seed + 2, parts=("codebook",), codes=codes),
+        Stage(name="codebooks", visits=round(CODE_VISITS * visits), seed=seed + 2, parts=("codebook",), codes=codes),
         progress,
     )
     choices = choose_all(codec, subset, progress)
@@ -110,7 +111,7 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
     counts = choices.stored(codec.config, price)[:, 0]
     stage = Stage(
         name="all weights",
-        visits=round(LAST_VISITS * config.visits),
+        visits=round(LAST_VISITS * visits),
         seed=seed + 3,
         parts=("prior", "codebook", "bias"),
         rate=LAST_RATE,
@@ -125,15 +126,21 @@ def _fit_prior(
 ) -> None:
     """Train the prior; remove it if it predicts held-out labels no better than one latent for all does."""
     decoder, split, held_out, seed = codec.decoder, sample.train, sample.held_out, config.seed
+    visits = _visits(config, split)
     bias = decoder.bias.clone()
-    stage = Stage(name="prior", visits=config.visits, seed=seed, parts=("prior",), metric=metric, target=latents)
+    stage = Stage(name="prior", visits=visits, seed=seed, parts=("prior",), metric=metric, target=latents)
     train(decoder, split, stage, progress, held_out)
-    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * config.visits), seed=seed + 1, parts=("prior", "bias"))
+    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * visits), seed=seed + 1, parts=("prior", "bias"))
     train(decoder, split, stage, progress, held_out)
     some, mean = first_documents(held_out, HELD_OUT_LABELS), latents.mean(0)
     if prior_kl(decoder, some) > (1 - MIN_PRIOR_GAIN) * prior_kl(decoder, some, mean):
         codec.drop_prior()
         decoder.bias.data = bias
+
+
+def _visits(config: TextFitConfig, split: TextSplit) -> int:
+    """Labels of the prior's first stage, counted as often as they are seen."""
+    return DEFAULT_VISITS if config.epochs is None else config.epochs * len(split.labels)
 
 
 def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
