@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vqlabel
 from tests.text_corpus import small_split, write_head, write_hidden_states
@@ -155,3 +156,19 @@ def test_a_budget_below_the_codec_is_refused(packed: tuple[Path, Path, Path], tm
     config = TextFitConfig(ratio=100, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1)
     with pytest.raises(UsageError, match="the codec alone takes"):
         vqlabel.pack_text(dump, tmp_path / "labels.vql", config, head=head)
+
+
+def test_dense_logits_are_packed_without_a_head(tmp_path: Path) -> None:
+    split = small_split(30)
+    (tmp_path / "dump").mkdir()
+    for i in range(len(split.documents)):
+        one, _ = split.take(np.array([i]))
+        tensors = {"tokens": torch.from_numpy(one.documents.tokens.astype(np.int32)), "logits": one.labels.logits().half()}
+        save_file(tensors, tmp_path / "dump" / f"{i:03d}.safetensors")
+    result = vqlabel.pack_text(tmp_path / "dump", tmp_path / "labels.vql", QUICK)
+    assert any("logits are read as hidden states of 8 numbers" in note for note in result["notes"])
+    assert divergence(vqlabel.open_text(tmp_path / "labels.vql"), split) < 1.2
+    with pytest.raises(UsageError, match=r"must be left out: .* holds logits, behind the head"):
+        vqlabel.pack_text(tmp_path / "dump", tmp_path / "other.vql", QUICK, head=write_head(tmp_path))
+    with pytest.raises(UsageError, match=r"--reference-head: must be left out: .* holds logits"):
+        vqlabel.pack_text(tmp_path / "dump", tmp_path / "other.vql", replace(QUICK, embed_head=False))

@@ -64,6 +64,8 @@ def fit_text(
 def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress = silent) -> tuple[TokenVqae, dict[str, Any]]:
     """As `fit_text`, for a dump that is open."""
     source = opened.source
+    if not config.embed_head and not opened.about["head"]:
+        raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
     sample = read_sample(source, opened.head, config.labels, config.seed, progress)
     codec, report = fit_sample(sample, config, labels=int(np.maximum(source.lengths - 1, 0).sum()), progress=progress)
     return codec, {**report, "head": opened.about["head"], **noted(source.notes)}

@@ -99,7 +99,7 @@ def _codec_of(
     return codec, report
 
 
-def load_text_codec(path: str | PathLike[str], head_sha256: str) -> tuple[TokenVqae, dict[str, Any]]:
+def load_text_codec(path: str | PathLike[str], head_sha256: str | None) -> tuple[TokenVqae, dict[str, Any]]:
     """Read a codec file. Returns the codec, and the report of its fit.
 
     Raises:
@@ -109,7 +109,7 @@ def load_text_codec(path: str | PathLike[str], head_sha256: str) -> tuple[TokenV
     if not isinstance(codec, TokenVqae):
         raise UsageError(f"{path}: its codec, {codec.kind}, is for labels of images; fit one to this dump")
     fitted_for = report.get("head", {}).get("sha256")
-    if fitted_for not in (None, head_sha256):
+    if head_sha256 != fitted_for:
         raise UsageError(f"{path}: was fitted for a head with sha256 {fitted_for}; the head that was passed has {head_sha256}")
     return codec, report
 
