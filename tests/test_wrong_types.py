@@ -17,11 +17,13 @@ from vqlabel.errors import NoSuchFile, UsageError, VqlabelError, WrongType
 from vqlabel.labels import Place
 from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.training import losses, temperature
+from vqlabel.training.text.labels import DenseLogits, TokenLabels
 from vqlabel.type_checks import check_type
 from vqlabel.workflows.teacher_source import TeacherSource
 
 DATASET, SOURCE = object.__new__(vqlabel.VqlDataset), object.__new__(TeacherSource)
 LOGITS = torch.zeros(2, 3)
+TOKEN_LABELS = TokenLabels(position=torch.tensor([0, 1]), next_tokens=torch.tensor([0, 1]), classes=3, source=DenseLogits(LOGITS))
 CODES, BITS = np.ones((2, 3), np.uint32), [8, 8, 8]
 FILE, OUT = {"path": "nowhere.vql"}, {"out": "nowhere.npy"}
 RUN = {"overwrite": False, "progress": lambda *_: None}
@@ -68,6 +70,20 @@ CALLS: dict[str, Call] = {
     "StoredBatches": (vqlabel.StoredBatches, {"dataset": DATASET, "epochs": [0], "rank": 0, "world": 1}),
     "PooledBatches": (vqlabel.PooledBatches, {
         "dataset": DATASET, "per_epoch": 1, "replacement": True, "seed": 0, "epochs": [0], "rank": 0, "world": 1,
+    }),
+    "TextFitConfig": (vqlabel.TextFitConfig, {
+        "bits": 8.0, "slots": 2, "codebook_size": 8, "ids": 2, "latent": 8, "weight_bits": 8, "prior": False, "width": 8, "layers": 1, "window": 2,
+        "future": False, "embed_head": False, "labels": 5, "epochs": 1, "seed": 0, "device": "cpu",
+    }),
+    "fit_text": (vqlabel.fit_text, {"dump": "nowhere", "config": vqlabel.TextFitConfig(), "head": "nowhere", **OUT, **RUN}),
+    "pack_text": (vqlabel.pack_text, {
+        "dump": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "head": "nowhere", "codec": "nowhere", "tokenizer": "nowhere", "layer": 1,
+        **RUN,
+    }),
+    "open_text": (vqlabel.open_text, {**FILE, "device": "cpu", "head": "nowhere"}),
+    "TextLabels": (vqlabel.TextLabels, {**FILE, "device": "cpu", "head": "nowhere"}),
+    "kd_loss": (vqlabel.kd_loss, {
+        "student": LOGITS, "head": torch.zeros(3, 3), "labels": TOKEN_LABELS, "temperature": 1.0, "ce_weight": 0.1, "direction": "forward", "bias": LOGITS[0],
     }),
     "kl": (losses.kl, {**LOSS, "temperature": 1.0, "student_temperature": 1.0, "squared": False}),
     "bce": (losses.bce, {**{k: v for k, v in LOSS.items() if k != "domain"}, "temperature": 1.0, "squared": False}),
@@ -116,7 +132,7 @@ WRONG = [
 @pytest.mark.parametrize(("name", "argument", "wrong"), WRONG, ids=[f"{n}({a}={w!r:.12})" for n, a, w in WRONG])
 def test_an_argument_of_another_type_is_refused_with_its_name(name: str, argument: str, wrong: object) -> None:
     call, right = CALLS[name]
-    message = "widths are" if argument in ("bits", "width") and name != "FitConfig" else rf"^{argument} (is|are) "
+    message = "widths are" if argument in ("bits", "width") and "FitConfig" not in name else rf"^{argument} (is|are) "
     with pytest.raises(VqlabelError, match=message) as refused:
         call(**{**every(call, right), argument: wrong})
     assert len(str(refused.value)) < 400

@@ -12,7 +12,7 @@ from vqlabel import FitConfig, LabelBatch, open_labels
 from vqlabel.codecs import LabelCodec
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import Place
-from vqlabel.workflows import encode
+from vqlabel.workflows import encode, parallel
 from vqlabel.workflows.encode import spans_of
 from vqlabel.workflows.fit import fit
 from vqlabel.workflows.pack import encode_dump
@@ -48,7 +48,7 @@ def test_spans_in_any_order_give_the_bytes_of_one_pass(
     spans = spans_of(source)
     assert len(spans) == 8 and spans[0] == range(3)
     encode_dump(source, tmp_path / "one_pass.vql", any_codec)
-    monkeypatch.setattr(encode, "worker_count", lambda: workers)
+    monkeypatch.setattr(parallel, "worker_count", lambda: workers)
     for seed in range(3):
         path = tmp_path / f"{seed}.vql"
         encode_dump(open_labels(tree), path, any_codec, spans=shuffled(spans, seed))
@@ -59,7 +59,7 @@ def test_spans_cover_every_batch_once_and_do_not_depend_on_workers(tree: Path, m
     source = open_labels(tree)
     spans = spans_of(source)
     assert list(chain.from_iterable(spans)) == list(range(len(source)))
-    monkeypatch.setattr(encode, "worker_count", lambda: 7)
+    monkeypatch.setattr(parallel, "worker_count", lambda: 7)
     assert spans_of(open_labels(tree)) == spans
 
 

@@ -4,13 +4,17 @@ import os.path
 from os import PathLike
 from pathlib import Path
 
-from vqlabel.errors import BadLabels, NoSuchFile, require
+from vqlabel.errors import BadLabels, NoSuchFile, VqlabelError, require
+from vqlabel.labels.text.layouts.array_groups import TOKENS
 from vqlabel.labels.text.layouts.layout import TextOptions
 from vqlabel.labels.text.layouts.registry import TEXT_LAYOUTS
 from vqlabel.labels.text.source import TextSource
+from vqlabel.labels.text.stored_array import read_arrays
 from vqlabel.storage.filetypes import require_regular
 from vqlabel.type_checks import check_argument_types
 
+TOKEN_FILES = (".safetensors", ".npz", ".jsonl", ".parquet")  # that may hold tokens
+DISTILLKIT = ("compressed_logprobs", "bytepacked_indices", "top_values")  # columns
 _FORMS = (
     "a folder of .safetensors files with token_ids and hidden_states, of tokens.npy and hidden.npy or logits.npy, DistillKit's .parquet, or "
     ".jsonl with prompt_logprobs"
@@ -74,9 +78,35 @@ def open_text_labels(
 
 
 def is_text_dump(path: str | PathLike[str]) -> bool:
-    """Whether a path is a dump of a layout of language models."""
+    """Whether a path is certainly a dump of a language model: it has arrays, columns or lines of tokens.
+
+    Dumps of images have files of the same types, so what is in the first file decides.
+    """
     path = Path(path)
-    return path.exists() and any(layout.detect(path) for layout in TEXT_LAYOUTS.values())
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        if any(file.suffix == ".npy" and file.stem in TOKENS for file in files):
+            return True
+        path = next((file for file in files if file.suffix in TOKEN_FILES), path)
+    return path.is_file() and path.suffix in TOKEN_FILES and _has_tokens(path)
+
+
+def _has_tokens(file: Path) -> bool:
+    """Whether a file has an array or a column of tokens."""
+    if file.suffix == ".jsonl":
+        return True
+    if file.suffix == ".parquet":
+        try:
+            from pyarrow.parquet import read_schema
+
+            names = set(read_schema(file).names)
+        except (ImportError, OSError, ValueError):
+            return False
+        return bool(names & set(DISTILLKIT)) and bool(names & set(TOKENS))
+    try:
+        return bool(set(read_arrays(file)[0]) & set(TOKENS))
+    except VqlabelError:
+        return False
 
 
 def _detect(path: Path) -> str:

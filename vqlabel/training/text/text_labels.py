@@ -13,6 +13,7 @@ from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
 from vqlabel.training.text.labels import TokenLabels
+from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
 
@@ -34,6 +35,7 @@ class TextLabels:
         BadContainer: the file is damaged.
     """
 
+    @check_argument_types
     def __init__(
         self, path: str | PathLike[str], *, device: str | torch.device = "cpu", head: str | PathLike[str] | None = None
     ) -> None:
@@ -110,6 +112,7 @@ class TextLabels:
         return self.file.fields(index)
 
 
+@check_argument_types
 def open_text(
     path: str | PathLike[str], *, device: str | torch.device = "cpu", head: str | PathLike[str] | None = None
 ) -> TextLabels:
