@@ -12,6 +12,7 @@ from text_dumps import EXACT, LENGTHS, K, V, captured, distillkit_compressed, pa
 
 from vqlabel.errors import BadLabels, MissingExtra, UsageError
 from vqlabel.labels.text.layouts.distillkit_bytes import parse_compression
+from vqlabel.labels.text.layouts.table_rows import TableRows
 from vqlabel.labels.text.open import open_text_labels
 
 pytest.importorskip("pyarrow")
@@ -266,17 +267,20 @@ def test_a_damaged_file_is_refused_with_its_name(file: str, tmp_path: Path) -> N
             list(open_text_labels(path, vocab=V))
 
 
-def test_one_row_is_decoded_at_a_time(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "a.parquet", captured(K)[0], rows=4)
+def test_rows_are_decoded_in_order_and_a_step_back_starts_at_the_chunk_of_the_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_table(tmp_path / "a.parquet", captured(K)[0], rows=2)
     source = open_text_labels(path, vocab=V)
-    table = source._places[0].table  # type: ignore[attr-defined]
-    source.read(5)
-    assert table._next == {"input_ids": 6, "token_ids": 6, "top_values": 6}
-    source.read(4)
-    source.read(5)
-    assert table._next["top_values"] == 6
-    source.read(1)
-    assert table._next["top_values"] == 2
+    starts: list[int] = []
+    pieces = TableRows._guarded_pieces
+    monkeypatch.setattr(
+        TableRows, "_guarded_pieces", lambda self, column, chunk, size: starts.append(chunk) or pieces(self, column, chunk, size)
+    )
+    for index, started in ((2, [1] * 3), (3, []), (4, []), (3, [1] * 3), (0, [0] * 3), (1, [])):
+        starts.clear()
+        source.read(index)
+        assert (index, starts) == (index, started)
 
 
 def test_only_one_file_is_open_at_a_time(tmp_path: Path) -> None:

@@ -257,6 +257,16 @@ def test_a_forged_header_is_refused(change: Any, message: str, tmp_path: Path) -
         open_text_labels(tmp_path)
 
 
+@pytest.mark.parametrize("length", [0, 1, 1000, 1 << 40, (1 << 64) - 1])
+def test_a_header_longer_than_its_file_is_refused_before_it_is_read(length: int, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.safetensors", tokens=np.arange(5), hidden=torch.zeros(5, D))
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(
+        BadLabels, match=rf"a\.safetensors: not readable as .* \(a header of {length} bytes in a file of {path.stat().st_size}\)"
+    ):
+        open_text_labels(tmp_path)
+
+
 def test_a_truncated_file_is_refused_at_every_length(tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", tokens=np.arange(5), hidden=torch.zeros(5, D))
     data = path.read_bytes()

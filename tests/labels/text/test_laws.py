@@ -66,6 +66,14 @@ def test_the_width_domain_and_type_of_rows_are_as_declared(dump: Dump) -> None:
     assert source.about.layout in TEXT_LAYOUTS
 
 
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("hidden, shards", "hidden, logits", "arrays, logits")])
+def test_a_document_of_one_token_is_kept_and_has_no_rows(layout: str, tmp_path: Path) -> None:
+    source = opened(LAYOUTS[layout](tmp_path))
+    for index in (1, 4):
+        document = source.read(index)
+        assert (source.lengths[index], len(document.tokens), len(document.rows)) == (1, 1, 0)
+
+
 def test_a_token_outside_the_vocabulary_is_refused_with_the_name_of_its_document(dump: Dump) -> None:
     source = opened(dump)
     source.about = replace(source.about, vocabulary=5)

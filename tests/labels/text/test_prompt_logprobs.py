@@ -34,7 +34,7 @@ def test_two_tied_tokens_keep_their_ranks_whatever_their_order_in_the_line(tmp_p
 @pytest.mark.parametrize("rank", [4, 3, 9], ids=["k + 1", "a tie with the k-th", "its true rank"])
 def test_the_token_of_the_text_is_dropped_if_it_is_not_among_the_likeliest(rank: int, tmp_path: Path) -> None:
     among = {2: entry(-1.0, 1), 7: entry(-1.5, 2), 5: entry(-2.0, 3)}
-    lines = [line(among, {9: entry(-4.0, rank), **among}, tokens=[1, 2, 9])]
+    lines = [line(among, {4: entry(-4.0, rank), **among}, tokens=[1, 2, 4])]
     source = open_text_labels(write_lines(tmp_path / "a.jsonl", lines), vocab=V)
     assert (source.about.width, source.about.details) == (3, {"k": 3, "rest": "uniform"})
     assert source.read(0).rows.ids.tolist() == [[2, 7, 5]] * 2
@@ -129,6 +129,7 @@ def without_one(entries: dict[str, Any], gold: str) -> None:
         (edit(3, lambda e, gold: e.update({gold: -0.5})), "row 3: is .*; it must be an object of token ids"),
         (edit(3, lambda e, gold: e[gold].update(rank=None)), "row 3: is .*; it must be an object of token ids"),
         (edit(3, lambda e, gold: e.update({"1e1": e[gold]})), "row 3: is .*; it must be an object of token ids"),
+        (edit(3, lambda e, gold: e.update({" 1": e[gold]})), "row 3: is .*; it must be an object of token ids"),
         (
             edit(3, lambda e, gold: e.pop(gold)),
             r"row 3: has no entry for the next token of the text, \d+; it is a row of another token or text",
@@ -139,7 +140,7 @@ def without_one(entries: dict[str, Any], gold: str) -> None:
             "row 3: has the 3 likeliest tokens, but rows before have 5; all requests of a dump must ask for the same number",
         ),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_broken_line_is_refused_with_its_number(change: Callable[[Line], Any], message: str, tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", broken(change))
