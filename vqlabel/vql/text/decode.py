@@ -9,7 +9,8 @@ from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.labels.text.head import StoredHead, open_head
+from vqlabel.labels.text.head import open_head
+from vqlabel.labels.text.head_contract import Head
 from vqlabel.vql.decode import TENSOR_TYPES
 from vqlabel.vql.file import CODEC
 from vqlabel.vql.text.file import TextVqlFile
@@ -59,7 +60,7 @@ def attach_head(file: TextVqlFile, codec: TokenVqae, head: str | PathLike[str] |
     codec.attach(as_output_head(stored))
 
 
-def as_output_head(stored: StoredHead) -> OutputHead:
+def as_output_head(stored: Head) -> OutputHead:
     """A head in memory, as float32."""
     bias = None if stored.bias is None else torch.from_numpy(stored.bias)
     weight = torch.from_numpy(stored.rows(0, stored.vocabulary))
