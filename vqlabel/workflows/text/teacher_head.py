@@ -86,18 +86,21 @@ def head_of(target: Any, name: str) -> MemoryHead | str | Path | None:
         weight = head if isinstance(head, Tensor) else getattr(head, "weight", None)
         if isinstance(weight, Tensor):
             bias = getattr(head, "bias", None) if isinstance(head, nn.Module) else None
+            plain_bias = None if bias is None else _plain(bias, [len(weight)], name)
             return MemoryHead(
                 path=Path(name),
                 name=attribute,
-                weight=_plain(weight, name),
-                bias_weight=None if bias is None else _plain(bias, name),
+                weight=_plain(weight, [len(weight), weight.shape[-1]], name),
+                bias_weight=plain_bias,
             )
     return None
 
 
-def _plain(weight: Tensor, name: str) -> Tensor:
-    if weight.dtype not in _DTYPES or weight.dim() not in (1, 2):
+def _plain(tensor: Tensor, shape: list[int], name: str) -> Tensor:
+    """A tensor on the CPU; raises UsageError unless it has this shape and a type of heads."""
+    if tensor.dtype not in _DTYPES or list(tensor.shape) != shape:
         raise UsageError(
-            f"teacher {name}: its head has a tensor {list(weight.shape)} of {weight.dtype}; a head is [V, d] of float16, bfloat16 or float32"
+            f"teacher {name}: its head has a tensor {list(tensor.shape)} of {tensor.dtype}; a head is [V, d], with a bias [V] if it has one, of "
+            "float16, bfloat16 or float32"
         )
-    return weight.detach().cpu().contiguous()
+    return tensor.detach().cpu().contiguous()

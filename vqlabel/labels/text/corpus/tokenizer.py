@@ -17,9 +17,14 @@ class TextTokenizer:
 
     Args:
         path: a tokenizer.json, which the tokenizers library reads; or a folder, which transformers reads.
+
+    Raises:
+        NoSuchFile: there is no such path.
     """
 
     def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise NoSuchFile(f"{path}: no such file or directory; pass a {FILE}, or the folder of a tokenizer")
         self.path = path
 
     def __call__(self, text: str) -> NDArray[np.int64]:
@@ -39,8 +44,6 @@ class TextTokenizer:
 
     @cached_property
     def _encode(self) -> Callable[[str], Sequence[int]]:
-        if not self.path.exists():
-            raise NoSuchFile(f"{self.path}: no such file or directory; pass a {FILE}, or the folder of a tokenizer")
         if self.path.is_dir():
             tokenizer = self._folder
             return lambda text: tokenizer(text)["input_ids"]
