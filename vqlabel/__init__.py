@@ -31,6 +31,7 @@ _MODULES = {  # public name -> module that defines it
     "TextFitConfig": "vqlabel.config",
     "fit_text": "vqlabel.workflows.text.fit",
     "pack_text": "vqlabel.workflows.text.pack",
+    "relabel_text": "vqlabel.workflows.text.relabel",
     "open_text": "vqlabel.training.text.text_labels",
     "TextLabels": "vqlabel.training.text.text_labels",
     "kd_loss": "vqlabel.training.text.losses",
@@ -57,6 +58,7 @@ __all__ = [
     "pack",
     "pack_text",
     "relabel",
+    "relabel_text",
     "save_codec",
     "stats",
     "unpack",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from vqlabel.workflows.relabel import relabel
     from vqlabel.workflows.text.fit import fit_text
     from vqlabel.workflows.text.pack import pack_text
+    from vqlabel.workflows.text.relabel import relabel_text
     from vqlabel.workflows.unpack import unpack
     from vqlabel.workflows.verify import verify
 

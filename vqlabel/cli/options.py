@@ -104,33 +104,37 @@ Seed = Annotated[
 ]
 Effort = Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")]
 
-_TEXT = "Language models"
+TEXT_PANEL = "Language models"
 Head = Annotated[
     str | None,
     typer.Option(
-        help="the teacher's output head, for dumps of hidden states: a model folder of Hugging Face, a .safetensors file, or FILE:TENSOR",
-        rich_help_panel=_TEXT,
+        help="the teacher's output head, for hidden states: a model folder of Hugging Face, a .safetensors file, or FILE:TENSOR",
+        rich_help_panel=TEXT_PANEL,
     ),
 ]
 Tokenizer = Annotated[
-    Path | None, typer.Option(help="the teacher's tokenizer.json or its folder: its hash is recorded", rich_help_panel=_TEXT)
+    Path | None,
+    typer.Option(
+        help="the teacher's tokenizer.json or its folder: its hash is recorded, and relabel tokenizes texts with it",
+        rich_help_panel=TEXT_PANEL,
+    ),
 ]
 Layer = Annotated[
     int | None,
-    typer.Option(help="layer of hidden states to read, if a dump has several (default: the last)", rich_help_panel=_TEXT),
+    typer.Option(help="layer of hidden states to read, if a dump has several (default: the last)", rich_help_panel=TEXT_PANEL),
 ]
-Ids = Annotated[int | None, typer.Option(help="maximum number of exact ids per label (default: 8)", rich_help_panel=_TEXT)]
+Ids = Annotated[int | None, typer.Option(help="maximum number of exact ids per label (default: 8)", rich_help_panel=TEXT_PANEL)]
 NoFuture = Annotated[
     bool,
     typer.Option(
         "--no-future", help="predict labels from earlier tokens only: for students of other continuations of the same text",
-        rich_help_panel=_TEXT,
+        rich_help_panel=TEXT_PANEL,
     ),
 ]  # fmt: skip
 ReferenceHead = Annotated[
     bool,
     typer.Option(
         "--reference-head", help="name the head by its hash instead of storing it: smaller, and readers need the model's file",
-        rich_help_panel=_TEXT,
+        rich_help_panel=TEXT_PANEL,
     ),
 ]  # fmt: skip

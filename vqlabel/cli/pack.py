@@ -1,4 +1,4 @@
-"""Commands that write `.vql` files: pack and relabel. They import torch inside their bodies, so that --help is fast."""
+"""The command that packs dumps into `.vql` files. It imports torch inside its body, so that --help is fast."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from vqlabel.cli.options import (
     Axes,
     Classes,
     ClassMap,
-    Device,
     Domain,
     Dump,
     Effort,
@@ -33,7 +32,6 @@ from vqlabel.cli.options import (
     Threads,
     Tokenizer,
 )
-from vqlabel.cli.parse import read_numbers
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
@@ -171,75 +169,3 @@ def _show_packed(result: dict[str, Any], json: bool) -> None:
     for warning in result["fit"].get("warnings", ()):
         terminal.note(warning)
     terminal.emit(result, json, show.show_pack)
-
-
-@app.command()
-@terminal.exit_with_errors
-def relabel(
-    images: Annotated[Path, typer.Argument(help="folder of images; image i is the i-th of its sorted files")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write, or a dump if --layout is given")],
-    teacher: Annotated[
-        str,
-        typer.Option(
-            help="teacher: module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME; its code "
-            "is executed"
-        ),
-    ],
-    codec: Annotated[str | None, typer.Option(help="codec file for a .vql (default: labels are stored losslessly)")] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            help="write a dump in this layout: sre2l (in the order of its script's shuffle), lpld, lpqld, lpqld:K, gvbsm or edc"
-        ),
-    ] = None,
-    epochs: Annotated[int, typer.Option(help="number of epochs: views per image")] = 300,
-    batch: Annotated[int, typer.Option(help="batch size; views are mixed within a batch")] = 128,
-    view: Annotated[int, typer.Option(help="side of a view in pixels")] = 224,
-    mix: Annotated[str, typer.Option(help="mixing of views: cutmix, mixup or none")] = "cutmix",
-    scale: Annotated[tuple[float, float], typer.Option(help="range of the crop area, as fractions of the image area")] = (
-        0.08,
-        1.0,
-    ),
-    flip: Annotated[float, typer.Option(help="probability of a horizontal flip")] = 0.5,
-    mean: Annotated[
-        str | None,
-        typer.Option(help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: ImageNet's)"),
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="standard deviation of pixels in 0..1, in the form of --mean (default: ImageNet's)")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="seed of the views; the file stores it instead of the augmentation of each view")] = 0,
-    dtype: Annotated[str, typer.Option(help="dtype of the labels: f16 or f32")] = "f16",
-    image_digest: ImageDigest = None,
-    effort: Effort = "normal",
-    device: Device = "cpu",
-    threads: Threads = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Label views of images with a teacher. After an interruption, the same command resumes."""
-    from vqlabel.codecs import load_codec
-    from vqlabel.storage.apart import check_apart
-    from vqlabel.views.image_folder import ImageFolder
-    from vqlabel.views.recipe import Recipe
-    from vqlabel.workflows.quality import fit_quality
-    from vqlabel.workflows.relabel import check_relabel_target
-    from vqlabel.workflows.relabel import relabel as run
-    from vqlabel.workflows.teacher_source import TeacherSource
-    from vqlabel.workflows.teachers import load_teacher
-
-    check_relabel_target(out, layout, overwrite=overwrite)
-    check_apart(out, images, beside=(codec, teacher))
-    folder = ImageFolder(images)
-    recipe = Recipe(seed=seed, images=len(folder), epochs=epochs, batch=batch, view=view, scale=scale, flip=flip, mix=mix)
-    model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
-    with named_threads(threads), terminal.progress_bar() as progress:
-        source = TeacherSource(folder, model, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
-        loaded, report = (None, {}) if codec is None else load_codec(codec)
-        result = run(
-            source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, progress=progress,
-        )  # fmt: skip
-    if loaded is not None:
-        result["fit"] = fit_quality(report, sum(loaded.code_bits), codec)
-    terminal.notes(result)
-    terminal.emit(result, json, show.show_relabelled)

@@ -17,9 +17,9 @@ from vqlabel.errors import VqlabelError, VqlabelWarning, message, printable
 from vqlabel.progress import Progress, silent
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells: 128 + SIGINT
-RESUMABLE = {  # command -> suffix of the state that an interrupted run leaves beside its target, and how to resume
-    "fit": (".state", "run the same command with --resume to continue"),
-    "relabel": (".journal", "run the same command to continue"),
+RESUMABLE = {  # command -> suffixes of the state that an interrupted run leaves beside its target, and how to resume
+    "fit": ((".state",), "run the same command with --resume to continue"),
+    "relabel": ((".journal", ".codec"), "run the same command to continue"),
 }
 _stdout: ContextVar[TextIO] = ContextVar("stdout")  # the process's stdout, while `sys.stdout` is redirected to stderr
 
@@ -58,8 +58,9 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 def _interrupted(command: str, out: object) -> str:
     """The message after Ctrl-C."""
-    suffix, remedy = RESUMABLE.get(command, ("", ""))
-    return "interrupted; no partial output was left" + (f"; {remedy}" if remedy and os.path.exists(f"{out}{suffix}") else "")
+    suffixes, remedy = RESUMABLE.get(command, ((), ""))
+    is_resumable = any(os.path.exists(f"{out}{suffix}") for suffix in suffixes)
+    return "interrupted; no partial output was left" + (f"; {remedy}" if is_resumable else "")
 
 
 @contextmanager

@@ -3,13 +3,16 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from vqlabel.cli.terminal import size
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
+
+if TYPE_CHECKING:
+    from vqlabel.progress import Progress
 
 SHARED = (
     "bits",
@@ -54,6 +57,36 @@ def refuse_others(options: Mapping[str, object]) -> None:
     for flag, value in options.items():
         if value is not None:
             raise UsageError(f"{flag} {value}: is for labels of images; these are labels of documents")
+
+
+def relabel(
+    corpus: Path,
+    out: Path,
+    teacher: str,
+    config: TextFitConfig,
+    *,
+    codec: str | None,
+    head: str | None,
+    tokenizer: Path | None,
+    document_length: int | None,
+    batch: int | None,
+    overwrite: bool,
+    progress: "Progress",
+) -> dict[str, Any]:
+    """Label the documents of a corpus, see `relabel_text`; the target is checked before the teacher is loaded."""
+    from vqlabel.labels.text.corpus.open import open_corpus
+    from vqlabel.storage.apart import check_apart
+    from vqlabel.storage.formats import VQL
+    from vqlabel.storage.targets import check_target
+    from vqlabel.workflows.text.relabel import relabel_text
+    from vqlabel.workflows.text.teachers import load_text_teacher
+
+    check_target(out, VQL, overwrite=overwrite)
+    check_apart(out, corpus, beside=(teacher, codec, head, tokenizer))
+    loaded = load_text_teacher(teacher, head=head, device=config.device)
+    documents = open_corpus(corpus, document_length=document_length, tokenizer=tokenizer or loaded.tokenizer)
+    size_of_batch = {} if batch is None else {"batch": batch}
+    return relabel_text(documents, loaded, out, config, codec=codec, **size_of_batch, overwrite=overwrite, progress=progress)
 
 
 def show_packed(result: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Labels of a language model as hidden states and an output head; logits exist only for a few rows at a time."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,10 @@ class OutputHead:
     def vocabulary(self) -> int:
         """V."""
         return len(self.weight)
+
+    def to(self, device: str | torch.device) -> "OutputHead":
+        """The head on a device."""
+        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, d] of any floating type -> [n, V] float32."""

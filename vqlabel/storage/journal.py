@@ -53,7 +53,7 @@ class Journal:
         elif (stored := self._file.read(HEADER_BYTES)) != head:
             self._file.close()
             raise UsageError(
-                f"{path}: is the journal of an interrupted run with other settings{_differences(stored, settings)}; repeat those settings "
+                f"{path}: is the journal of an interrupted run with other settings{_stored_differences(stored, settings)}; repeat those settings "
                 "to continue that run, or remove the file, also if another version of vqlabel wrote it"
             )
         self.done = self._count_complete()
@@ -116,15 +116,23 @@ class Journal:
         os.unlink(self.path)
 
 
-def _differences(stored: bytes, settings: bytes) -> str:
-    """The settings in a stored header that differ from those of this run, for messages; "" if there is no header."""
+def _stored_differences(stored: bytes, settings: bytes) -> str:
+    """As `differences`, of a stored header and the settings of this run; "" if there is no header."""
     try:
-        before, now = json.loads(stored[4:].rstrip()), json.loads(settings)
-        names = [name for name in now if before.get(name) != now[name]]
-    except (ValueError, AttributeError):  # another file, or a header that was cut
+        return differences(json.loads(stored[4:].rstrip()), json.loads(settings))
+    except ValueError:  # another file, or a header that was cut
         return ""
-    differences = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in names)
-    return f" ({differences})" if differences else ""
+
+
+def differences(before: Any, now: dict[str, Any]) -> str:
+    """The settings of an interrupted run that differ from those of this run, in parentheses, for messages; "" if the
+    former are unknown.
+    """
+    if not isinstance(before, dict):
+        return ""
+    names = [name for name in now if before.get(name) != now[name]]
+    words = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in names)
+    return f" ({words})" if words else ""
 
 
 def _open(path: Path) -> IO[bytes]:

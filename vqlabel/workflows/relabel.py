@@ -27,7 +27,8 @@ from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import recipe_file, write_recipe
 from vqlabel.vql.writer import VqlWriter
 from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, encode
-from vqlabel.workflows.teacher_source import TeacherSource, sha256_of
+from vqlabel.workflows.teacher_source import TeacherSource
+from vqlabel.workflows.user_code import sha256_of
 
 LAYOUTS = ("sre2l", "lpld", "lpqld", "gvbsm", "edc")  # layouts that record the view of every label
 

@@ -1,8 +1,6 @@
 """Images, a recipe and a teacher -> a dump whose labels are computed when they are read."""
 
-import hashlib
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -21,6 +19,7 @@ from vqlabel.views.recipe import DrawnColumns, Recipe, ReorderedColumns
 from vqlabel.views.render_pil import render
 from vqlabel.vql.seeded import digest
 from vqlabel.workflows.teachers import Teacher, TeacherFailed
+from vqlabel.workflows.user_code import sha256_of
 
 DTYPES = ("F16", "F32")  # of the labels
 
@@ -142,16 +141,3 @@ class TeacherSource(LabelSource):
             raise UsageError(
                 f"{name}: returns probabilities; labels must be logits, before softmax: pass a network without softmax"
             ) from None
-
-
-def sha256_of(tensors: Mapping[str, Any]) -> str:
-    """sha256 of the names and bytes of tensors, or of other values of a state dict, sorted by name."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(name.encode())
-        if isinstance(tensor, torch.Tensor) and not tensor.is_quantized:
-            total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:  # weights of a quantised network, or extra state of a module
-            torch.save(tensor, data := io.BytesIO())
-            total.update(data.getvalue())
-    return total.hexdigest()

@@ -1,11 +1,6 @@
 """A name or a file -> a teacher: a module that maps views [n, 3, size, size] in 0..1 to logits [n, C]."""
 
-import importlib
-import os
-import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -13,8 +8,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from vqlabel.errors import MissingExtra, UsageError, VqlabelError, require
+from vqlabel.errors import UsageError, VqlabelError, require
 from vqlabel.workflows.preprocessing import IMAGENET, Preprocessing, of_processor, of_transform
+from vqlabel.workflows.user_code import import_library, one_line, user_object
 
 FORMS = "module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME"
 OFFLINE = {  # how to load a model without a network
@@ -76,7 +72,7 @@ class Teacher(nn.Module):
                 f"teacher {self.name}: its forward ends the program (SystemExit {error.code}); raise an error instead"
             ) from error
         except Exception as error:  # the user's code may raise anything
-            raise TeacherFailed(f"teacher {self.name}: fails on views {list(views.shape)} ({_reason(error)})") from error
+            raise TeacherFailed(f"teacher {self.name}: fails on views {list(views.shape)} ({one_line(error)})") from error
         logits = getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(views):
             shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -133,7 +129,7 @@ def _from_file(path: Path, device: str) -> Any:
     except Exception as error:  # torch may raise anything on bytes of other formats
         _refuse_weights(path)
         raise UsageError(
-            f"--teacher {path}: neither TorchScript nor, with suffix .pt2, a torch.export file ({_reason(error)})"
+            f"--teacher {path}: neither TorchScript nor, with suffix .pt2, a torch.export file ({one_line(error)})"
         ) from None
 
 
@@ -165,53 +161,19 @@ def _refuse_weights(path: Path) -> None:
 
 
 def _from_module(module: str, function: str) -> Any:
-    """The network that `module:function` returns or is; modules are also searched in the current folder."""
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        with _without_arguments():
-            target = getattr(importlib.import_module(module), function)
-            network = target() if callable(target) and not isinstance(target, nn.Module) else target
-    except SystemExit as error:
-        raise UsageError(
-            f"--teacher {module}:{function}: ends the program (SystemExit {error.code}) when it is imported or called, like a script that parses "
-            "its command line; move the function to a module without a script, or set sys.argv in it"
-        ) from error
-    except Exception as error:  # the user's code may raise anything
-        raise UsageError(f"--teacher {module}:{function}: {type(error).__name__}: {str(error)[:300]}; name {FORMS}") from error
-    require(
-        isinstance(network, nn.Module),
-        "teacher",
-        f"{module}:{function}",
-        f"must be or return a torch.nn.Module, not {type(network).__name__}",
+    """The network that `module:function` returns or is."""
+    name = f"{module}:{function}"
+    network = user_object(
+        name, lambda target: target() if callable(target) and not isinstance(target, nn.Module) else target, FORMS
     )
+    require(isinstance(network, nn.Module), "teacher", name, f"must be or return a torch.nn.Module, not {type(network).__name__}")
     return network
-
-
-@contextmanager
-def _without_arguments() -> Iterator[None]:
-    """Hide the arguments of vqlabel from modules that parse the command line when they are imported."""
-    argv = sys.argv
-    sys.argv = argv[:1]
-    try:
-        yield
-    finally:
-        sys.argv = argv
 
 
 def _from_library(kind: str, what: str, given: bool) -> tuple[nn.Module, Preprocessing]:
     """A library's model and its preprocessing; `given`: the user gives mean and deviation."""
     name = f"--teacher {kind}:{what}"
-    try:
-        importlib.import_module(kind)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == kind:
-            raise MissingExtra(kind, extra="teachers") from None
-        raise UsageError(f"{name}: {kind} is installed, but cannot be imported ({_reason(error)})") from None
-    except Exception as error:  # such as a library that was built for another version of torch
-        raise UsageError(
-            f"{name}: {kind} is installed, but cannot be imported ({_reason(error)}); install a version that supports torch {torch.__version__}"
-        ) from None
+    import_library(kind, name)
     try:
         return _LIBRARIES[kind](what, given)
     except VqlabelError:
@@ -224,9 +186,9 @@ def _refuse(kind: str, name: str, error: Exception) -> NoReturn:
     """Raises UsageError: the hub cannot be reached, or there is no such model."""
     if _is_unreachable(error):
         raise UsageError(
-            f"{name}: is not in the cache, and the hub cannot be reached ({_reason(error)}); without a network: {OFFLINE[kind]}"
+            f"{name}: is not in the cache, and the hub cannot be reached ({one_line(error)}); without a network: {OFFLINE[kind]}"
         ) from None
-    raise UsageError(f"{name}: {kind} cannot load such a model ({_reason(error)})") from None
+    raise UsageError(f"{name}: {kind} cannot load such a model ({one_line(error)})") from None
 
 
 def _is_unreachable(error: BaseException | None) -> bool:
@@ -279,12 +241,6 @@ def _transformers(name: str, given: bool) -> tuple[nn.Module, Preprocessing]:
 
 
 _LIBRARIES = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
-
-
-def _reason(error: BaseException) -> str:
-    """The message of an exception as one line of at most 300 characters, cut between words."""
-    words = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
-    return words if len(words) <= 300 else words[:300].rpartition(" ")[0] + " ..."
 
 
 def _three(field: str, values: Any) -> tuple[float, ...]:

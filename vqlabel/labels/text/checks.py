@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.sparse import SparseLabels
-from vqlabel.labels.text.head import StoredHead
+from vqlabel.labels.text.head_contract import Head
 from vqlabel.labels.text.norm import FinalNorm, NormedSource
 from vqlabel.labels.text.source import TextDocument, TextSource
 
@@ -58,7 +58,7 @@ class Alignment:
         return self.normed is not None and min(self.normed) < min(min(self.stored) - MARGIN, self.unigram)
 
 
-def check_alignment(source: TextSource, head: StoredHead | None = None) -> Alignment:
+def check_alignment(source: TextSource, head: Head | None = None) -> Alignment:
     """Check on a sample of documents from the whole dump that its rows belong to the tokens that follow them.
 
     Samples of fewer than MIN_ROWS rows are not judged. Not every fault shows: the states of a layer near the last one
@@ -79,7 +79,7 @@ def check_alignment(source: TextSource, head: StoredHead | None = None) -> Align
     return figures
 
 
-def settle_norm(source: TextSource, head: StoredHead) -> TextSource:
+def settle_norm(source: TextSource, head: Head) -> TextSource:
     """A checked dump, with the final norm applied to its hidden states if they are from before it.
 
     Raises:
@@ -99,7 +99,7 @@ def settle_norm(source: TextSource, head: StoredHead) -> TextSource:
     return normed
 
 
-def measure_alignment(source: TextSource, head: StoredHead | None = None) -> Alignment:
+def measure_alignment(source: TextSource, head: Head | None = None) -> Alignment:
     """The figures that `check_alignment` judges, without a judgement.
 
     Raises:
@@ -130,7 +130,7 @@ def measure_alignment(source: TextSource, head: StoredHead | None = None) -> Ali
 def _mean_costs(
     labels: Sequence[NDArray[np.floating] | SparseLabels],
     targets: Sequence[NDArray[np.int64]],
-    head: StoredHead | None,
+    head: Head | None,
     norm: FinalNorm | None,
 ) -> Costs:
     """Of rows and their targets [n, 3], by documents; hidden states of all documents pass the head together."""
@@ -149,7 +149,7 @@ def _means(costs: NDArray[np.float64]) -> Costs:
     return Costs(float(following), float(before), float(after) if known[:, 2].any() else float("inf"))
 
 
-def _check_fit(source: TextSource, head: StoredHead | None) -> None:
+def _check_fit(source: TextSource, head: Head | None) -> None:
     """Raises UsageError unless the head is one that the rows can pass."""
     about = source.about
     if about.domain != "hidden":
@@ -169,7 +169,7 @@ def _check_fit(source: TextSource, head: StoredHead | None) -> None:
         )
 
 
-def _check_ids(source: TextSource, document: TextDocument, head: StoredHead | None) -> None:
+def _check_ids(source: TextSource, document: TextDocument, head: Head | None) -> None:
     if head is not None and (top := int(document.tokens.max())) >= head.vocabulary:
         raise BadLabels(
             f"{source.path}: has token {top}, but {head.name} in {head.path} has a vocabulary of {head.vocabulary}: it is of another tokenizer"
@@ -179,9 +179,9 @@ def _check_ids(source: TextSource, document: TextDocument, head: StoredHead | No
 def _sample(source: TextSource, rows: int) -> list[tuple[TextDocument, NDArray[np.int64]]]:
     """Documents from the whole dump that have rows, each with some of its rows from its whole length."""
     candidates = np.flatnonzero(source.lengths > 1)
-    picked = candidates[_spread(len(candidates), SAMPLE_DOCUMENTS)].tolist()
+    picked = candidates[_spread(len(candidates), SAMPLE_DOCUMENTS)]
     each = max(1, rows // max(1, len(picked)))
-    return [(source.read(index), _spread(int(source.lengths[index]) - 1, each)) for index in picked]
+    return [(document, _spread(len(document.tokens) - 1, each)) for document in source.read_many(picked)]
 
 
 def _spread(count: int, limit: int) -> NDArray[np.int64]:
@@ -196,7 +196,7 @@ def _targets(tokens: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.i
     return np.stack([padded[rows], padded[rows + 1], padded[rows + 2]], 1)
 
 
-def _costs(rows: NDArray[np.floating] | SparseLabels, targets: NDArray[np.int64], head: StoredHead | None) -> NDArray[np.float64]:
+def _costs(rows: NDArray[np.floating] | SparseLabels, targets: NDArray[np.int64], head: Head | None) -> NDArray[np.float64]:
     """[n, m] cross-entropy of each target [n, m] under its row, at most that of MIN_PROBABILITY; NaN of a target -1."""
     if isinstance(rows, SparseLabels):
         costs = _sparse_costs(rows, targets)
@@ -208,7 +208,7 @@ def _costs(rows: NDArray[np.floating] | SparseLabels, targets: NDArray[np.int64]
     return np.where(targets < 0, np.nan, np.minimum(costs, -np.log(MIN_PROBABILITY)))
 
 
-def _head_costs(hidden: NDArray[np.floating], targets: NDArray[np.int64], head: StoredHead) -> NDArray[np.float64]:
+def _head_costs(hidden: NDArray[np.floating], targets: NDArray[np.int64], head: Head) -> NDArray[np.float64]:
     """As `_costs`, in chunks of the head's rows, so that no [n, V] exists."""
     total = np.full(len(hidden), -np.inf)
     logits = np.zeros(targets.shape)
@@ -223,7 +223,7 @@ def _head_costs(hidden: NDArray[np.floating], targets: NDArray[np.int64], head: 
     return total[:, None] - logits
 
 
-def _post(logits: NDArray[np.float32], head: StoredHead, ids: slice) -> NDArray[np.float32]:
+def _post(logits: NDArray[np.float32], head: Head, ids: slice) -> NDArray[np.float32]:
     """Bias, scale and soft cap of a product of hidden states with rows `ids` of the head."""
     if head.bias is not None:
         logits += head.bias[ids]
@@ -253,7 +253,7 @@ def _unigram(counts: Counter[int], tokens: NDArray[np.int64], vocabulary: int) -
     return float(np.mean([np.log(total / (counts[token] + 1)) for token in tokens.tolist()] or [np.inf]))
 
 
-def _before_norm(source: TextSource, head: StoredHead | None, figures: Alignment) -> str:
+def _before_norm(source: TextSource, head: Head | None, figures: Alignment) -> str:
     assert head is not None and head.norm is not None and figures.normed is not None
     return (
         f"{_measured(source, figures, figures.stored)}, and {figures.normed.next:.2f} if the final norm {head.norm.name} of {head.path} is applied "
@@ -261,7 +261,7 @@ def _before_norm(source: TextSource, head: StoredHead | None, figures: Alignment
     )
 
 
-def _judge(source: TextSource, head: StoredHead | None, figures: Alignment, costs: Costs) -> None:
+def _judge(source: TextSource, head: Head | None, figures: Alignment, costs: Costs) -> None:
     """Raises BadLabels with the likeliest fault unless the costs are those of rows that belong to the next token."""
     start = _measured(source, figures, costs)
     for name, cost, fault in (("t", costs.before, "one too late"), ("t + 2", costs.after, "one too early")):
@@ -281,7 +281,7 @@ def _measured(source: TextSource, figures: Alignment, costs: Costs) -> str:
     )
 
 
-def _fault(source: TextSource, head: StoredHead | None) -> str:
+def _fault(source: TextSource, head: Head | None) -> str:
     """What may be wrong with rows that fit no token; other layers of the dump are tried."""
     if head is None:
         return "the rows are of another text, tokenizer or order of ids"

@@ -32,17 +32,13 @@ MAX_CONFIG_BYTES, MAX_INDEX_BYTES, READ_BYTES = 1 << 20, 64 << 20, 1 << 24
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredHead:
-    """An output head: logits = cap * tanh(scale * (h @ weight.T + bias) / cap).
+    """A `Head` in a file.
 
     Attributes:
         path: that the user passed, without the name of a tensor.
         stored: place of the weight [rows, d].
         stored_bias: place of the bias [rows]; None: there is none.
-        vocabulary: V: rows of the weight that are used; those behind are padding.
-        scale: factor on the logits.
-        soft_cap: limit of the logits' magnitude; None: no limit.
-        norm: of the model, which hidden states pass before they reach the head; None: it was not found.
-        notes: how the head is read if that may surprise a user: sentences that begin with a path.
+        vocabulary, scale, soft_cap, norm, notes: see `Head`.
     """
 
     path: Path
@@ -85,10 +81,7 @@ class StoredHead:
 
     @cached_property
     def sha256(self) -> str:
-        """In hex, of the stored bytes: "weight BF16 [rows, d]" and a line feed, the weight, and the same of a bias.
-
-        Padding counts: the sum tells which file the head is of, whatever `vocabulary`.
-        """
+        """See `Head`."""
         digest = hashlib.sha256()
         for part, array in (("weight", self.stored), ("bias", self.stored_bias)):
             if array is not None:

@@ -3,6 +3,7 @@
 vLLM's `extract_hidden_states` saves the states of the last layer before this norm, so a dump of it needs the norm.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -74,6 +75,12 @@ class NormedSource(TextSource):
         return self._source.lengths
 
     def _load(self, index: int) -> tuple[TextDocument, str]:
-        document = self._source.read(index)
+        return self._normed(index, self._source.read(index))
+
+    def _load_many(self, index: NDArray[np.int64], first: int) -> Iterator[tuple[TextDocument, str]]:
+        for document, loaded in zip(index[first:].tolist(), self._source.read_many(index, first), strict=True):
+            yield self._normed(document, loaded)
+
+    def _normed(self, index: int, document: TextDocument) -> tuple[TextDocument, str]:
         assert isinstance(document.rows, np.ndarray)
         return replace(document, rows=self._norm(document.rows)), f"{self.path}, document {index}"

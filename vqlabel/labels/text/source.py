@@ -89,6 +89,11 @@ class TextSource(ABC):
     def _load(self, index: int) -> tuple[TextDocument, str]:
         """A document, unchecked, and its name for messages."""
 
+    def _load_many(self, index: NDArray[np.int64], first: int) -> Iterator[tuple[TextDocument, str]]:
+        """As `_load`, for `index[first:]`. What is read does not depend on `first`."""
+        for document in index[first:].tolist():
+            yield self._load(document)
+
     def read(self, index: int) -> TextDocument:
         """A document, checked.
 
@@ -97,7 +102,14 @@ class TextSource(ABC):
                 allowed: the token has no probability); an id is negative, or not below V; or the file was changed since
                 it was opened.
         """
-        document, name = self._load(index)
+        return self._checked(index, *self._load(index))
+
+    def read_many(self, index: NDArray[np.int64], first: int = 0) -> Iterator[TextDocument]:
+        """The documents `index[first:]`, checked as by `read`, in this order. A teacher labels several at a time."""
+        for document, loaded in zip(index[first:].tolist(), self._load_many(index, first), strict=True):
+            yield self._checked(document, *loaded)
+
+    def _checked(self, index: int, document: TextDocument, name: str) -> TextDocument:
         rows, tokens = document.rows, document.tokens
         if len(tokens) != self.lengths[index]:
             raise BadLabels(
@@ -129,5 +141,4 @@ class TextSource(ABC):
             )
 
     def __iter__(self) -> Iterator[TextDocument]:
-        for index in range(len(self)):
-            yield self.read(index)
+        return self.read_many(np.arange(len(self)))

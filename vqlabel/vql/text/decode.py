@@ -2,6 +2,7 @@
 
 from os import PathLike
 
+import numpy as np
 import torch
 
 from vqlabel.codecs.file import build_codec
@@ -9,7 +10,8 @@ from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import BadContainer, UsageError
-from vqlabel.labels.text.head import StoredHead, open_head
+from vqlabel.labels.text.head import open_head
+from vqlabel.labels.text.head_contract import Head
 from vqlabel.vql.decode import TENSOR_TYPES
 from vqlabel.vql.file import CODEC
 from vqlabel.vql.text.file import TextVqlFile
@@ -59,8 +61,8 @@ def attach_head(file: TextVqlFile, codec: TokenVqae, head: str | PathLike[str] |
     codec.attach(as_output_head(stored))
 
 
-def as_output_head(stored: StoredHead) -> OutputHead:
+def as_output_head(stored: Head) -> OutputHead:
     """A head in memory, as float32."""
     bias = None if stored.bias is None else torch.from_numpy(stored.bias)
-    weight = torch.from_numpy(stored.rows(0, stored.vocabulary))
+    weight = torch.from_numpy(np.require(stored.rows(0, stored.vocabulary), requirements="W"))  # a copy of mapped rows
     return OutputHead(weight=weight, bias=bias, scale=stored.scale, soft_cap=stored.soft_cap)

@@ -7,7 +7,8 @@ from typing import Any
 from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.checks import check_alignment, settle_norm
-from vqlabel.labels.text.head import StoredHead, open_head
+from vqlabel.labels.text.head import open_head
+from vqlabel.labels.text.head_contract import Head
 from vqlabel.labels.text.open import open_text_labels
 from vqlabel.labels.text.source import TextSource
 from vqlabel.labels.text.tokenizer import tokenizer_identity
@@ -22,7 +23,7 @@ class OpenedText:
     Attributes:
         source: checked: its rows belong to the tokens after them.
         head: of the teacher.
-        about: `tokenizer` and `head`, as a `.vql` records them.
+        about: `tokenizer`, `teacher` and `head`, as a `.vql` records them.
     """
 
     source: TextSource
@@ -60,9 +61,7 @@ def open_text_dump(
     if head is None:
         raise UsageError(f"{source.path}: holds hidden states; pass the teacher's output head with --head (a model folder or file)")
     stored = open_head(head, vocab=source.about.vocabulary)
-    source = settle_norm(source, stored)
-    source.notes.extend(note for note in stored.notes if note not in source.notes)
-    return OpenedText(source=source, head=as_output_head(stored), about={"tokenizer": identity, "head": describe_head(stored)})
+    return opened_text(settle_norm(source, stored), stored, as_output_head(stored), identity)
 
 
 def _open_logits(source: TextSource, head: str | PathLike[str] | None, tokenizer: dict[str, str]) -> OpenedText:
@@ -71,9 +70,21 @@ def _open_logits(source: TextSource, head: str | PathLike[str] | None, tokenizer
         raise UsageError(f"--head {head}: must be left out: {source.path} holds logits, behind the head")
     check_alignment(source)
     factored = FactoredLogits(source)
-    return OpenedText(source=factored, head=factored.head, about={"tokenizer": tokenizer, "head": {}})
+    about = {"tokenizer": tokenizer, "teacher": dict(source.about.teacher), "head": {}}
+    return OpenedText(source=factored, head=factored.head, about=about)
 
 
-def describe_head(stored: StoredHead) -> dict[str, Any]:
+def opened_text(source: TextSource, stored: Head, head: OutputHead, tokenizer: dict[str, str]) -> OpenedText:
+    """A checked dump, with what a `.vql` records of it.
+
+    Args:
+        stored: the head as it is stored; head: the same in memory.
+    """
+    source.notes.extend(note for note in stored.notes if note not in source.notes)
+    about = {"tokenizer": tokenizer, "teacher": dict(source.about.teacher), "head": describe_head(stored)}
+    return OpenedText(source=source, head=head, about=about)
+
+
+def describe_head(stored: Head) -> dict[str, Any]:
     """What a `.vql` records of a head."""
     return {"model": stored.path.name, "tensor": stored.name, "sha256": stored.sha256, "vocabulary": stored.vocabulary}

@@ -33,8 +33,8 @@ def read_sample(source: TextSource, head: OutputHead, labels: int, seed: int, pr
     def read(index: NDArray[np.int64]) -> TextSplit:
         nonlocal done
         documents = []
-        for i in np.sort(index):
-            documents.append(source.read(int(i)))
+        for document in source.read_many(np.sort(index)):
+            documents.append(document)
             done += 1
             progress("reading", done, len(chosen), {})
         hidden = torch.from_numpy(np.concatenate([np.asarray(document.rows) for document in documents]))

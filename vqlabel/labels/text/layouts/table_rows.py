@@ -68,6 +68,14 @@ class TableRows:
         """The list of integers in one row."""
         return self._integers(self._piece(column, row), column, row)
 
+    def read_text(self, column: str, row: int) -> str:
+        """The string in one row; raises BadLabels if it is none."""
+        piece = self._piece(column, row)
+        value = self._guarded(lambda: piece[0].as_py())
+        if not isinstance(value, str):
+            raise BadLabels(f"{self.path}, row {row}: column {column!r} holds {str(value)[:80]}; it must hold a string")
+        return value
+
     def read_matrix(self, column: str, row: int) -> NDArray[Any]:
         """The list of lists in one row, [n, width] in the stored type.
 
