@@ -90,7 +90,7 @@ class TokenLabels:
             return self.source.logits(rows)
 
     def probs(self, rows: slice | Tensor, temperature: float = 1.0) -> Tensor:
-        """Probabilities, as Liger's FusedLinearKLDivLoss takes them.
+        """Probabilities, as Liger's LigerFusedLinearKLDivLoss takes them.
 
         Args:
             rows: a slice, an index or a mask of labels. All n at a time are [n, V] numbers: prefer chunks.

@@ -2,6 +2,7 @@
 
 from os import PathLike
 
+import numpy as np
 import torch
 
 from vqlabel.codecs.file import build_codec
@@ -62,5 +63,5 @@ def attach_head(file: TextVqlFile, codec: TokenVqae, head: str | PathLike[str] |
 def as_output_head(stored: StoredHead) -> OutputHead:
     """A head in memory, as float32."""
     bias = None if stored.bias is None else torch.from_numpy(stored.bias)
-    weight = torch.from_numpy(stored.rows(0, stored.vocabulary))
+    weight = torch.from_numpy(np.require(stored.rows(0, stored.vocabulary), requirements="W"))  # mapped rows are read-only
     return OutputHead(weight=weight, bias=bias, scale=stored.scale, soft_cap=stored.soft_cap)
