@@ -80,8 +80,8 @@ CALLS: dict[str, Call] = {
         "dump": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "head": "nowhere", "codec": "nowhere", "tokenizer": "nowhere", "layer": 1,
         **RUN,
     }),
-    "open_text": (vqlabel.open_text, {**FILE, "device": "cpu", "head": "nowhere"}),
-    "TextLabels": (vqlabel.TextLabels, {**FILE, "device": "cpu", "head": "nowhere"}),
+    "open_text": (vqlabel.open_text, {**FILE, "device": "cpu", "head": "nowhere", "corpus": None}),
+    "TextLabels": (vqlabel.TextLabels, {**FILE, "device": "cpu", "head": "nowhere", "corpus": None}),
     "kd_loss": (vqlabel.kd_loss, {
         "student": LOGITS, "head": torch.zeros(3, 3), "labels": TOKEN_LABELS, "temperature": 1.0, "ce_weight": 0.1, "direction": "forward", "bias": LOGITS[0],
     }),

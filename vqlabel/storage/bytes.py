@@ -27,6 +27,8 @@ class LocalFile:
         UsageError: the file cannot be opened, or has another tail.
     """
 
+    _close = staticmethod(os.close)  # when Python ends, `os` may be gone before the last file
+
     def __init__(self, path: str | PathLike[str], tail: bytes | None = None, error: type[BadInput] = BadInput) -> None:
         self.path, self.tail, self._error = Path(path), tail, error
         self._handle: int | None = None
@@ -40,7 +42,7 @@ class LocalFile:
         """Close the file; the next read opens it again."""
         handle, self._handle = getattr(self, "_handle", None), None
         if handle is not None:
-            os.close(handle)
+            self._close(handle)
 
     def reset_lock(self) -> None:
         """Make the lock anew. Needed in a forked child: a thread that exists only in the parent may hold the lock."""

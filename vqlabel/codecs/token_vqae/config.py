@@ -120,5 +120,10 @@ class TokenVqaeConfig(CodecConfig):
         return () if self.prior is None else ("documents",)
 
     @property
+    def reach(self) -> int:
+        """Tokens before token t, and after token t + 1, that row t depends on."""
+        return 0 if self.prior is None else self.prior.layers * self.prior.window
+
+    @property
     def codebooks(self) -> tuple[int, int]:
         return self.slots, self.codebook_size

@@ -48,7 +48,7 @@ class TokenDecoder(nn.Module):
 
     def predict(self, documents: Documents) -> Tensor:
         """[n, d_h] latents of the prior for all labels of some documents; zeros without a prior."""
-        if self.prior is None:
+        if self.prior is None or not documents.rows:
             return self.out.new_zeros(documents.rows, len(self.out))
         tokens, document, position = (
             torch.from_numpy(x).to(self.out.device) for x in (documents.tokens, documents.document, documents.position)

@@ -47,7 +47,7 @@ class TokenLabels:
     Attributes:
         position: [n] int64, the indices into the flattened batch [b * L] of the tokens before the predicted ones: where
             the student predicts them, too.
-        next_tokens: [n] int64, the tokens that follow in the text.
+        next_tokens: [n] int64, the tokens that follow in the text; None: they are not known.
         classes: V, tokens of the teacher's vocabulary.
         source: of the logits of all n labels.
         hidden_states: [n, d] the teacher's final hidden states as decoded, in the space of its output head; None: these
@@ -58,7 +58,7 @@ class TokenLabels:
     """
 
     position: Tensor
-    next_tokens: Tensor
+    next_tokens: Tensor | None
     classes: int
     source: LogitRows
     hidden_states: Tensor | None = None
@@ -67,6 +67,8 @@ class TokenLabels:
         check_argument_type("classes", self.classes, int)
         for name in ("position", "next_tokens"):
             index = getattr(self, name)
+            if name == "next_tokens" and index is None:
+                continue
             check_argument_type(name, index, Tensor)
             is_valid = index.dtype == torch.int64 and index.shape == (len(self.position),)
             require(is_valid, name, f"{index.dtype} {list(index.shape)}", f"must be torch.int64 [{len(self.position)}]")
@@ -88,7 +90,7 @@ class TokenLabels:
             return self.source.logits(rows)
 
     def probs(self, rows: slice | Tensor, temperature: float = 1.0) -> Tensor:
-        """Probabilities, as Liger's FusedLinearKLDivLoss takes them.
+        """Probabilities, as Liger's LigerFusedLinearKLDivLoss takes them.
 
         Args:
             rows: a slice, an index or a mask of labels. All n at a time are [n, V] numbers: prefer chunks.

@@ -58,14 +58,15 @@ def kd_loss(
 
     Raises:
         UsageError: a shape does not match, V' < V, a position is outside the batch or a token outside the vocabulary,
-            tensors are on several devices, or an option is out of range.
+            tensors are on several devices, an option is out of range, or CE is weighted and the labels have no next
+            tokens.
     """
-    check_temperature("temperature", temperature)
-    check_argument_type("ce_weight", ce_weight, float)
-    require(0 <= ce_weight <= 1, "ce_weight", ce_weight, "must be 0..1")
-    check_argument_type("direction", direction, str)
-    require(direction in DIVERGENCES, "direction", direction, "must be forward or reverse")
+    check_options(temperature, ce_weight, direction)
     _check_student(student, head, bias, labels)
+    if ce_weight and labels.next_tokens is None:
+        raise UsageError(
+            f"ce_weight is {ce_weight}, and these labels have no next tokens; open their file with corpus=, or pass ce_weight=0"
+        )
     rows = student.reshape(-1, student.shape[-1])
     _check_index(len(rows), student.shape[-1] if head is None else len(head), labels)
     return chunked_loss(rows, head, bias, labels.position, _Distillation(labels, float(temperature), float(ce_weight), direction))
@@ -86,10 +87,19 @@ class _Distillation:
         log_p = F.log_softmax(teacher if t == 1 else teacher / t, 1)
         kl, error = DIVERGENCES[self.direction](logits if t == 1 else logits / t, log_p)
         loss, error = (1 - weight) * t * t * kl, error.mul_((1 - weight) * t)
-        if weight:
+        if weight and self.labels.next_tokens is not None:
             ce, ce_error = cross_entropy(logits, self.labels.next_tokens[rows])
             loss, error = loss + weight * ce, error.add_(ce_error, alpha=weight)
         return loss, error
+
+
+def check_options(temperature: float, ce_weight: float, direction: str) -> None:
+    """Raises UsageError if an option of `kd_loss` is out of range."""
+    check_temperature("temperature", temperature)
+    check_argument_type("ce_weight", ce_weight, float)
+    require(0 <= ce_weight <= 1, "ce_weight", ce_weight, "must be 0..1")
+    check_argument_type("direction", direction, str)
+    require(direction in DIVERGENCES, "direction", direction, "must be forward or reverse")
 
 
 def _check_student(student: Tensor, head: Tensor | None, bias: Tensor | None, labels: TokenLabels) -> None:
@@ -130,7 +140,8 @@ def _check_index(positions: int, logits: int, labels: TokenLabels) -> None:
     """Refuse labels of another batch: on CUDA, an index out of range would end the process."""
     if not len(labels):
         return
-    ends = torch.stack([*labels.position.aminmax(), *labels.next_tokens.aminmax()])
+    tokens = labels.position.new_zeros(1) if labels.next_tokens is None else labels.next_tokens
+    ends = torch.stack([*labels.position.aminmax(), *tokens.aminmax()])
     first, last, low, high = ends.tolist()
     if first < 0 or last >= positions:
         raise UsageError(

@@ -81,18 +81,24 @@ class TextVqlFile:
         """V."""
         return int(self.label["classes"])
 
-    def fields(self, index: int) -> Fields:
-        """Fields [n, f] of the labels of a document; reads its rows, rounded up to chunks.
+    def fields(self, index: int, first: int = 0, stop: int | None = None) -> Fields:
+        """Fields [n, f] of labels of a document; reads their rows, rounded up to chunks.
+
+        Args:
+            index: of the document.
+            first: row of the document, from which the labels are read.
+            stop: row of the document, before which they end; None: all to its end.
 
         Raises:
             BadContainer: a chunk is damaged, counts and streams differ, or a code or an id is outside its range.
         """
-        start, stop = (int(row) for row in self.documents.starts[index : index + 2])
+        before, end = (int(row) for row in self.documents.starts[index : index + 2])
+        start, stop = before + first, end if stop is None else before + stop
         streams = {counts_stream(self.config): self.container.rows(counts_stream(self.config), start, stop)}
         if self.config.runs:
-            first, last = self._run_rows(start), self._run_rows(stop)
-            for run, begin, end in zip(self.config.runs, first.tolist(), last.tolist(), strict=True):
-                streams[run.stream] = self.container.rows(run.stream, begin, end)
+            begins, ends = self._run_rows(start).tolist(), self._run_rows(stop).tolist()
+            for run, first_row, last_row in zip(self.config.runs, begins, ends, strict=True):
+                streams[run.stream] = self.container.rows(run.stream, first_row, last_row)
         fields = join_streams(self.config, streams)
         limits = [(slice(i, i + 1), limit + 1) for i, limit in enumerate(self.config.count_limits)]
         for columns, size in [*limits, *self.config.indices]:
