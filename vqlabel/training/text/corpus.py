@@ -29,12 +29,7 @@ class Corpus:
     """
 
     def __init__(self, elements: Any, file: TextVqlFile) -> None:
-        is_indexed = hasattr(elements, "__len__") and hasattr(elements, "__getitem__")
-        if not is_indexed or isinstance(elements, str | bytes | PathLike | Mapping):
-            raise UsageError(
-                f"corpus is of type {type(elements).__name__}; it must be a datasets.Dataset with {TOKENS}, or a list with the token ids of "
-                "each document"
-            )
+        check_corpus(elements)
         columns = getattr(elements, "column_names", None)
         if columns is not None and hasattr(elements, "with_format"):
             if TOKENS not in columns:
@@ -77,3 +72,13 @@ class Corpus:
         if hasattr(self._corpus, "with_format"):
             return iter(self._corpus)
         return (self._corpus[at] for at in range(len(self._corpus)))
+
+
+def check_corpus(elements: Any) -> None:
+    """Raises UsageError unless `elements` has a length and is indexed."""
+    is_indexed = hasattr(elements, "__len__") and hasattr(elements, "__getitem__")
+    if not is_indexed or isinstance(elements, str | bytes | PathLike | Mapping):
+        raise UsageError(
+            f"corpus is of type {type(elements).__name__}; it must be a datasets.Dataset with {TOKENS}, or a list with the token ids of "
+            "each document"
+        )

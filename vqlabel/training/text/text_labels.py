@@ -12,7 +12,7 @@ from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
 from vqlabel.training.text.collator import Collator, LabelCollator
-from vqlabel.training.text.corpus import Corpus
+from vqlabel.training.text.corpus import Corpus, check_corpus
 from vqlabel.training.text.labels import TokenLabels
 from vqlabel.training.text.lookup import UnknownDocument as UnknownDocument
 from vqlabel.training.text.lookup import as_ids, find_document
@@ -71,6 +71,8 @@ class TextLabels:
         corpus: Any,
         seal: bytes | None,
     ) -> None:
+        if corpus is not None:
+            check_corpus(corpus)
         self.file = TextVqlFile(path, seal)
         self.codec: TokenVqae = read_text_codec(self.file)
         attach_head(self.file, self.codec, head)
