@@ -1,6 +1,8 @@
 """The scripts in examples/ run unchanged."""
 
+import importlib.util
 import json
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from paths import ROOT
 from PIL import Image
 
@@ -93,6 +96,61 @@ def test_the_example_that_trains_a_student_keeps_files_within_the_budget(run: Ru
     sizes = {row[0]: int(row[1].replace(",", "")) for row in rows}
     assert 0.8 * raw_bytes / 4 < sizes["vqlabel, 1/4"] <= raw_bytes / 4
     assert all(len(row) == 7 and float(row[3].split()[0]) > 0 for row in rows)
+
+
+@pytest.fixture
+def language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The examples of language models import the first of them, which lies beside them."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+
+
+def kl_before_and_after(line: str) -> list[float]:
+    text, _, values = line.partition(": ")
+    assert text == "KL to the teacher on new documents"
+    return [float(value) for value in values.split(" -> ")]
+
+
+def test_the_example_of_a_language_model_saves_bytes_and_teaches(run: Run) -> None:
+    saved, learned = run("language_model.py")
+    labels, logits, states, packed = (
+        int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d(?= labels| bytes| as| packed)", saved)
+    )
+    assert labels == 100 * 39 and logits == 2 * 150 * labels and 8 * packed < 2 * states < logits / 4
+    before, after = kl_before_and_after(learned)
+    assert after < before / 2
+
+
+def test_the_example_of_hugging_faces_trainer_teaches_by_packed_rows(run: Run, language_model: None) -> None:
+    if importlib.util.find_spec("datasets") is None or importlib.util.find_spec("transformers") is None:
+        with pytest.raises(SystemExit, match="this example needs transformers, accelerate and datasets: No module named"):
+            run("hugging_face_trainer.py")
+        return
+    lines = run("hugging_face_trainer.py")
+    assert lines[0] == "66 rows of 60 tokens with the columns input_ids, vqlabel, labels"
+    before, after = kl_before_and_after(lines[-1])
+    assert after < before / 2
+
+
+def test_the_example_of_ligers_loss_agrees_with_kd_loss(run: Run, language_model: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(SystemExit, match="this example needs a GPU"):
+            run("liger_loss.py")
+        return
+    if importlib.util.find_spec("liger_kernel") is None:
+        with pytest.raises(SystemExit, match="this example needs liger-kernel with LigerFusedLinearKLDivLoss"):
+            run("liger_loss.py")
+        return
+    liger, own = (re.findall(r"\d+\.\d+", line) for line in run("liger_loss.py"))
+    assert [float(value) for value in liger] == pytest.approx([float(value) for value in own], rel=1e-3)
+
+
+def test_the_example_of_distillkits_columns_prints_their_shapes_and_two_losses(run: Run, language_model: None) -> None:
+    shapes, mass, losses = run("distillkit_columns.py")
+    assert shapes == "{'input_ids': [8, 39], 'token_ids': [8, 39, 32], 'top_values': [8, 39, 32]}"
+    assert 90 < float(re.findall(r"[\d.]+(?= %)", mass)[0]) < 100
+    sparse, whole = (float(value) for value in re.findall(r": (\d+\.\d+)", losses))
+    assert 0.9 * whole < sparse < whole
 
 
 @pytest.mark.slow

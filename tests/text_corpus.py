@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
@@ -11,7 +12,8 @@ from vqlabel.codecs.token_vqae.codec import OUTPUT, TokenVqae
 from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.codecs.weights import rounded
-from vqlabel.labels.text.documents import Documents
+from vqlabel.labels.text.documents import Documents, token_hash
+from vqlabel.vql.text.writer import TextVqlWriter
 
 VOCABULARY, WIDTH = 60, 8
 
@@ -77,3 +79,22 @@ def random_codec(seed: int = 3, **changes: object) -> TokenVqae:
         decoder.out.data = rounded(decoder.out.data, bits)
     codec.round()
     return codec.eval()
+
+
+def write_text_file(path: Path, codec: TokenVqae, split: TextSplit) -> list[NDArray[np.int64]]:
+    """A `.vql` of the documents of a split, each once. Returns their tokens, also those of one token."""
+    fields = codec.encode(split.labels, split.documents).numpy().view(np.uint32)
+    documents, hashes = [], set[bytes]()
+    with TextVqlWriter(path, codec.config) as writer:
+        for index in range(len(split.documents)):
+            document, rows = split.documents.take(np.array([index]))
+            key = token_hash(document.tokens)
+            if key not in hashes:
+                documents.append(document.tokens)
+                hashes.add(key)
+                if len(rows):
+                    writer.add(key, fields[rows])
+        label = {"classes": codec.config.classes, "domain": "hidden", "dtype": "F16"}
+        text = {"tokenizer": {}, "teacher": {}, "head": {}, "shift": 1}
+        writer.finish(label, text, {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()})
+    return documents

@@ -54,6 +54,14 @@ def test_every_document_is_found_by_its_tokens_and_read_alone(file: Path) -> Non
     verify(file)
 
 
+def test_a_part_of_a_document_has_the_fields_of_the_whole(file: Path) -> None:
+    opened = TextVqlFile(file)
+    for index, (_, fields) in enumerate(encoded()[:9]):
+        n = len(fields)
+        for first, stop in ((0, n), (n // 2, n), (n // 3, n - n // 3), (n - 1, n), (n, n)):
+            np.testing.assert_array_equal(opened.fields(index, first, stop), fields[first:stop])
+
+
 def test_documents_are_found_in_any_order_of_the_file(tmp_path: Path) -> None:
     documents = encoded()
     shuffled = TextVqlFile(write(tmp_path / "shuffled.vql", documents[::-1]))
