@@ -63,3 +63,13 @@ def test_the_benchmark_of_threads_runs_every_command_alone_and_beside_another(
     assert [(row["command"], row["threads"], row["wall"], row["processor"]) for row in rows] == [
         ("fit", None, 1, 1), ("fit", 2, 1, 1), ("pack", None, 1, 1), ("pack", 2, 1, 1),
     ]  # fmt: skip
+
+
+def test_the_benchmark_of_the_loss_on_tokens_compares_decoded_with_dense_labels() -> None:
+    text_loss = load("text_loss")
+    rows = text_loss.ratios(text_loss.TOY, 2)
+    assert [name.partition(",")[0] for name in rows] == [
+        "KL and gradient of dense fp16 logits", "decoded", "decoded with the prior",
+    ]  # fmt: skip
+    assert all(value > 0 for value in rows.values())
+    assert 0.1 < text_loss.peak_of_a_step(text_loss.TOY) < 100

@@ -23,6 +23,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from paths import ROOT
+from text_corpus import small_split, write_head, write_hidden_states
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -150,6 +151,9 @@ def inputs(
     (folder / "classes.json").write_text('{"0": 3, "1": 7}')
     np.savez(folder / "logits.npz", teacher_logits=logits[0], features=logits[1])
     np.save(folder / "views.npy", logits.swapaxes(0, 1))
+    write_hidden_states(folder / "hidden_states", small_split(12))
+    (folder / "model").mkdir()
+    write_head(folder / "model")
     pyarrow.parquet.write_table(pa.table({"logits": list(logits[0]), "image": range(60)}), folder / "set.parquet")
     return folder
 
@@ -193,7 +197,15 @@ def names_of_the_reader() -> dict[str, Any]:
         "normalize": lambda views: views,
         "train_step": lambda *batch: None,
         "T": 4.0,
+        **names_of_a_language_model(),
     }
+
+
+def names_of_a_language_model() -> dict[str, Any]:
+    """A document of `small_split`, as a batch, and a student."""
+    texts = small_split(12).documents
+    tokens = torch.from_numpy(texts.take(np.array([3]))[0].tokens)[None]
+    return {"tokens": tokens, "mask": torch.ones_like(tokens), "model": nn.Embedding(60, 8), "lm_head": nn.Linear(8, 60)}
 
 
 @pytest.mark.filterwarnings("ignore:.*any folder passes", "ignore:.*cannot be checked", "ignore:.*pin_memory")

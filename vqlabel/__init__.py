@@ -28,6 +28,12 @@ _MODULES = {  # public name -> module that defines it
     "relabel": "vqlabel.workflows.relabel",
     "verify": "vqlabel.workflows.verify",
     "stats": "vqlabel.report",
+    "TextFitConfig": "vqlabel.config",
+    "fit_text": "vqlabel.workflows.text.fit",
+    "pack_text": "vqlabel.workflows.text.pack",
+    "open_text": "vqlabel.training.text.text_labels",
+    "TextLabels": "vqlabel.training.text.text_labels",
+    "kd_loss": "vqlabel.training.text.losses",
 }
 
 __all__ = [
@@ -35,15 +41,21 @@ __all__ = [
     "LabelBatch",
     "PooledBatches",
     "StoredBatches",
+    "TextFitConfig",
+    "TextLabels",
     "VqlDataset",
     "VqlViews",
     "VqlabelError",
     "convert",
     "fit",
+    "fit_text",
+    "kd_loss",
     "load_codec",
     "open",
     "open_labels",
+    "open_text",
     "pack",
+    "pack_text",
     "relabel",
     "save_codec",
     "stats",
@@ -53,17 +65,21 @@ __all__ = [
 
 if TYPE_CHECKING:
     from vqlabel.codecs import load_codec, save_codec
-    from vqlabel.config import FitConfig
+    from vqlabel.config import FitConfig, TextFitConfig
     from vqlabel.errors import VqlabelError
     from vqlabel.labels import LabelBatch, open_labels
     from vqlabel.report import stats
     from vqlabel.training.dataset import VqlDataset, open
     from vqlabel.training.samplers import PooledBatches, StoredBatches
+    from vqlabel.training.text.losses import kd_loss
+    from vqlabel.training.text.text_labels import TextLabels, open_text
     from vqlabel.training.views import VqlViews
     from vqlabel.workflows.convert import convert
     from vqlabel.workflows.fit import fit
     from vqlabel.workflows.pack import pack
     from vqlabel.workflows.relabel import relabel
+    from vqlabel.workflows.text.fit import fit_text
+    from vqlabel.workflows.text.pack import pack_text
     from vqlabel.workflows.unpack import unpack
     from vqlabel.workflows.verify import verify
 

@@ -12,6 +12,7 @@ from vqlabel.type_checks import check_field_types
 
 DOMAINS = ("logits", "probs", "sigmoid")  # sigmoid: logits of independent classes, such as multi-label
 DEFAULT_BITS = 128  # code bits per label
+DEFAULT_TEXT_BITS = 32.0  # code bits per label of a document
 MAX_SLOTS = 1024  # codes per label
 MAX_EXACT_CLASSES = 16  # classes per label that are kept exactly
 LEVEL_BITS = 5  # width of the quantized log-odds of each exact class
@@ -129,6 +130,41 @@ class FitConfig(JsonConfig):
     def target_bits(self) -> int:
         """Code bits per label, if there is no budget."""
         return DEFAULT_BITS if self.bits is None else self.bits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextFitConfig(JsonConfig):
+    """Options of a fit to the labels of documents. None: chosen by the fit, whose report records the value."""
+
+    bits: float | None = None  # code bits per label on average: codes, exact ids and their counts; None: 32, or by a budget
+    bytes: int | None = None  # budget: bytes of the file
+    ratio: float | None = None  # budget: compression ratio against fp16 logits, 2 * labels * V / bytes
+    slots: int = 8  # m, the maximum number of codes per label
+    codebook_size: int = 256  # k; one code takes log2 k bits
+    ids: int = 8  # M, the maximum number of exact ids per label
+    latent: int | None = None  # d_h: directions of the hidden states that labels keep
+    weight_bits: int = 8  # per stored number of codebooks, output map and prior
+    prior: bool = True  # whether labels are predicted from the tokens of their document
+    width: int = 192  # features of a token in the prior
+    layers: int = 2  # of the prior
+    window: int = 64  # tokens on each side that a layer of the prior attends to
+    future: bool = True  # whether the prior sees the next token and later ones
+    embed_head: bool = True  # whether the file has the output map; otherwise it names the head, which its readers need
+    labels: int = 250_000  # labels, of documents from the whole dump, that the fit learns from
+    epochs: int | None = None  # passes over these labels in the first stage of the fit; None: as many as give 250,000 labels
+    seed: int = 0
+    device: str = "cpu"
+
+    def _check(self) -> None:
+        require(self.bits is None or 0 <= self.bits <= 4096, "bits", self.bits, "must be 0..4096 code bits per label")
+        targets = [name for name in ("bits", "bytes", "ratio") if getattr(self, name) is not None]
+        require(len(targets) < 2, " and ".join(targets), [getattr(self, name) for name in targets], "are several rates; give one")
+        require(self.bytes is None or self.bytes > 0, "bytes", self.bytes, "must be above 0")
+        require(self.ratio is None or 0 < self.ratio < math.inf, "ratio", self.ratio, "must be above 0")
+        require(self.labels >= 1, "labels", self.labels, "must be 1 or more")
+        require(self.epochs is None or 1 <= self.epochs <= 10_000, "epochs", self.epochs, "must be 1..10000")
+        require(0 <= self.seed < 1 << 32, "seed", self.seed, "must be 0..4294967295")
+        require(self.width % 8 == 0, "width", self.width, "must be a multiple of 8")
 
 
 def _check_variable_rate(config: FitConfig) -> None:

@@ -16,13 +16,17 @@ from vqlabel.cli.options import (
     ClassMap,
     Domain,
     Dump,
+    Head,
+    Ids,
     Images,
     Json,
     Kl,
     Layout,
+    NoFuture,
     OutCodec,
     Overwrite,
     Passes,
+    ReferenceHead,
     StudentImages,
     Threads,
     Val,
@@ -53,6 +57,10 @@ def fit(
     class_map: ClassMap = None,
     array: Array = None,
     axes: Axes = None,
+    head: Head = None,
+    ids: Ids = None,
+    no_future: NoFuture = False,
+    reference_head: ReferenceHead = False,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="continue an interrupted fit; the result is the same if the number of threads is the same"),
@@ -62,6 +70,21 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
+    from vqlabel.cli import text
+
+    if text.is_text(dump, head):
+        text.refuse_others(
+            {"--kl": kl, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes,
+             "--resume": resume or None}
+        )  # fmt: skip
+        fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
+        from vqlabel.workflows.text.fit import fit_text
+
+        with named_threads(threads), terminal.progress_bar() as progress:
+            report = fit_text(dump, fit_config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+        terminal.notes(report)
+        terminal.emit({**report, "path": str(out)}, json, text.show_fit)
+        return
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import CODEC

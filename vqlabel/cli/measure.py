@@ -66,7 +66,11 @@ def stats(
     from vqlabel.report import stats as run
     from vqlabel.storage.apart import check_apart
     from vqlabel.vql.file import VqlFile
+    from vqlabel.vql.text.file import is_text
 
+    if is_text(path):
+        _text_stats(path, {"--against": against, "--teacher-bytes": teacher_bytes, "--plot": plot}, json)
+        return
     if plot_calibration is not None and against is None:
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
     for flag, value in (("--layout", layout), ("--array", array), ("--axes", axes)):
@@ -92,6 +96,16 @@ def stats(
     if result.get("same_dump") is False:
         terminal.note(f"{against}: its labels differ from those that {path} was packed from (by sha256); the comparison continues")
     terminal.emit(result, json, show.show_stats)
+
+
+def _text_stats(path: Path, others: dict[str, object], json: bool) -> None:
+    """Account for a file of documents' labels; the other options are for labels of images."""
+    from vqlabel.report.text.account import account
+
+    for flag, value in others.items():
+        if value is not None:
+            raise UsageError(f"{flag} {value}: {path} has labels of documents, which stats only accounts for")
+    terminal.emit(account(path), json, show.show_text_stats)
 
 
 @app.command(cls=BitsCommand)

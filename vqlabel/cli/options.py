@@ -103,3 +103,34 @@ Seed = Annotated[
     int, typer.Option(help="random seed; results are reproducible on the same machine with the same number of threads")
 ]
 Effort = Annotated[str, typer.Option(help="effort of the search for codes: fast, normal or best")]
+
+_TEXT = "Language models"
+Head = Annotated[
+    str | None,
+    typer.Option(
+        help="the teacher's output head, for dumps of hidden states: a model folder of Hugging Face, a .safetensors file, or FILE:TENSOR",
+        rich_help_panel=_TEXT,
+    ),
+]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="the teacher's tokenizer.json or its folder: its hash is recorded", rich_help_panel=_TEXT)
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(help="layer of hidden states to read, if a dump has several (default: the last)", rich_help_panel=_TEXT),
+]
+Ids = Annotated[int | None, typer.Option(help="maximum number of exact ids per label (default: 8)", rich_help_panel=_TEXT)]
+NoFuture = Annotated[
+    bool,
+    typer.Option(
+        "--no-future", help="predict labels from earlier tokens only: for students of other continuations of the same text",
+        rich_help_panel=_TEXT,
+    ),
+]  # fmt: skip
+ReferenceHead = Annotated[
+    bool,
+    typer.Option(
+        "--reference-head", help="name the head by its hash instead of storing it: smaller, and readers need the model's file",
+        rich_help_panel=_TEXT,
+    ),
+]  # fmt: skip

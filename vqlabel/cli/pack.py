@@ -19,13 +19,19 @@ from vqlabel.cli.options import (
     Domain,
     Dump,
     Effort,
+    Head,
+    Ids,
     ImageDigest,
     Images,
     Json,
     Kl,
+    Layer,
     Layout,
+    NoFuture,
     Overwrite,
+    ReferenceHead,
     Threads,
+    Tokenizer,
 )
 from vqlabel.cli.parse import read_numbers
 from vqlabel.config import FitConfig
@@ -67,12 +73,43 @@ def pack(
     image_digest: ImageDigest = None,
     array: Array = None,
     axes: Axes = None,
+    head: Head = None,
+    tokenizer: Tokenizer = None,
+    layer: Layer = None,
+    ids: Ids = None,
+    no_future: NoFuture = False,
+    reference_head: ReferenceHead = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
+    from vqlabel.cli import text
     from vqlabel.codecs import CODECS
+
+    if text.is_text(dump, head):
+        text.refuse_others(
+            {"--kl": kl, "--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
+             "--image-digest": image_digest, "--axes": axes}
+        )  # fmt: skip
+        fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
+        with named_threads(threads), terminal.progress_bar() as progress:
+            from vqlabel.workflows.text.pack import pack_text
+
+            result = pack_text(
+                dump,
+                out,
+                fit_config,
+                head=head,
+                codec=codec,
+                tokenizer=tokenizer,
+                layer=layer,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        terminal.notes(result)
+        terminal.emit(result, json, text.show_packed)
+        return
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
     from vqlabel.storage.formats import VQL

@@ -105,6 +105,11 @@ def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")],
     if is_codec_file(path):
         _codec_info(path, json)
         return
+    from vqlabel.vql.text.file import is_text
+
+    if is_text(path):
+        _text_info(path, json)
+        return
     import numpy as np
 
     from vqlabel.labels.schema import MIX_COLUMNS, OWN_COLUMNS, PARTNER_COLUMNS
@@ -129,6 +134,25 @@ def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")],
         "drawn": [name for name in column_names if file.columns.has(name)] if is_seeded else [],
         "recipe": stored.get("recipe"),
         "source": file.source,
+        "writer": file.container.metadata.get("vql.writer"),
+    }
+    terminal.emit(header, json, lambda h: terminal.table([(key, str(value)) for key, value in h.items()], ("field", "value")))
+
+
+def _text_info(path: Path, json: bool) -> None:
+    from vqlabel.vql.text.file import TextVqlFile
+
+    file = TextVqlFile(path)
+    header = {
+        "path": str(path),
+        "bytes": file.container.size,
+        "version": file.container.metadata["vql.version"],
+        "labels": file.rows,
+        "documents": len(file.documents),
+        "bits_per_label": file.label_bits,
+        "label": file.label,
+        "codec": file.codec,
+        "text": file.text,
         "writer": file.container.metadata.get("vql.writer"),
     }
     terminal.emit(header, json, lambda h: terminal.table([(key, str(value)) for key, value in h.items()], ("field", "value")))

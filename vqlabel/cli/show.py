@@ -179,6 +179,27 @@ def show_stats(stats: dict[str, Any]) -> None:
     _show_distortion(stats)
 
 
+def show_text_stats(stats: dict[str, Any]) -> None:
+    """Bytes of every part of a file of documents' labels, and bits per label."""
+    labels = max(1, stats["labels"])
+    rows = [(row["part"], row["grows"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
+    table(
+        [*rows, ("total", "", f"{stats['bytes']:,}", f"{8 * stats['bytes'] / labels:.3f}")], ("part", "size", "bytes", "bits/label")
+    )
+    typer.echo(
+        f"\n{stats['labels']:,} labels of {stats['documents']:,} documents, {stats['vocabulary']:,} tokens in the vocabulary; "
+        f"1/{stats['ratio_to_fp16']:.0f} of fp16 logits"
+    )
+    bits = stats["bits_per_label"]
+    figures = [
+        ("codes, counts and ids", bits["codes"]),
+        ("with the table of documents", bits["labels"]),
+        ("all-in: the whole file", bits["all_in"]),
+    ]
+    figures += [(f"all-in with {int(count):,} labels", value) for count, value in stats["all_in_at"].items()]
+    table([(name, f"{value:.2f}") for name, value in figures], ("bits per label", ""))
+
+
 def _show_bits_per_label(stats: dict[str, Any]) -> None:
     """Bits per label of this file, and extrapolated to 300 views per image."""
     at_300_views = stats["bits_per_label_at_300_views"] or {}

@@ -16,16 +16,13 @@ from vqlabel.labels import Context, SparseLabels
 EFFORTS = ("fast", "normal", "best")
 
 
-class LabelCodec(nn.Module, ABC):
-    """Base class of the codecs.
+class StoredCodec(nn.Module, ABC):
+    """A codec as files store it: a configuration and tensors.
 
     Encoding needs no tensors beyond those of decoding, so a `.vql` and a codec file store the same ones. Weights keep
-    their dtypes, and encode and decode compute in float32, regardless of casts, compilation and default dtypes of the
-    training loop.
+    their dtypes, regardless of casts of the training loop.
     """
 
-    takes_sparse: ClassVar[bool] = False  # whether `encode` also takes sparse labels, and there is `decode_sparse`
-    effort: str = "normal"  # see `set_effort`
     config: CodecConfig
     fitted_on: FittedOn = FittedOn()  # as far as the codec file records it
 
@@ -42,6 +39,33 @@ class LabelCodec(nn.Module, ABC):
     def kind(self) -> str:
         """Name of the codec in the registry."""
         return self.config.kind
+
+    def decoder_tensors(self) -> dict[str, Tensor]:
+        """Tensors that a `.vql` stores for decoding, by name, in their stored dtypes."""
+        return {}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """Tensors that a codec file stores: those of `decoder_tensors`, and those of the codec's other rates."""
+        return self.decoder_tensors()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move weights to any device but keep their dtypes: `.half()` of an enclosing module must not change labels."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
+
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class LabelCodec(StoredCodec):
+    """Base class of the codecs of single labels: `encode` and `decode` map [n, C] labels to codes and back.
+
+    Both compute in float32, regardless of casts, compilation and default dtypes of the training loop.
+    """
+
+    takes_sparse: ClassVar[bool] = False  # whether `encode` also takes sparse labels, and there is `decode_sparse`
+    effort: str = "normal"  # see `set_effort`
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -130,14 +154,6 @@ class LabelCodec(nn.Module, ABC):
         """`decode_sparse`, in float32 arithmetic."""
         raise NotImplementedError
 
-    def decoder_tensors(self) -> dict[str, Tensor]:
-        """Tensors that a `.vql` stores for decoding, by name, in their stored dtypes."""
-        return {}
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """Tensors that a codec file stores: those of `decoder_tensors`, and those of the codec's other rates."""
-        return self.decoder_tensors()
-
     def set_effort(self, effort: str) -> None:
         """Set the effort of the search in `encode`: "fast", "normal" or "best"; ignored by codecs without a search.
 
@@ -150,15 +166,6 @@ class LabelCodec(nn.Module, ABC):
     def forward(self, codes: Tensor, context: Context | None = None) -> Tensor:
         """`decode`, so that a training loop can use a codec as a module."""
         return self.decode(codes, context)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move weights to any device but keep their dtypes: `.half()` of an enclosing module must not change labels."""
-
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            converted = fn(tensor)
-            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
-
-        return super()._apply(keep_dtype, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def check_context(self, context: Context | None) -> None:
         """Raises UsageError unless records with this context can be encoded and decoded."""

@@ -29,6 +29,30 @@ class CodeStream:
     chunk_rows: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A stream with a number of rows for each label, which follows from one of the label's counts.
+
+    Column i of a field is stored for labels whose count is above first + i.
+
+    Attributes:
+        stream: its name.
+        count: column of the count among a label's fields.
+        fields: columns of the rows' first, second ... field, equally many.
+        first: number of columns that belong to other streams of this count.
+    """
+
+    stream: str
+    count: int
+    fields: tuple[slice, ...]
+    first: int = 0
+
+    @property
+    def columns(self) -> int:
+        """The most rows of a label."""
+        return int(self.fields[0].stop - self.fields[0].start)
+
+
 class ImagePrior(Protocol):
     """A prior trained on labels of particular images, which it does not generalise beyond."""
 
@@ -100,6 +124,16 @@ class CodecConfig(JsonConfig):
         if not widths:
             return (CodeStream(CODES, NO_CODES, chunk_rows=CHUNK_CODES),)
         return (CodeStream(CODES, tuple(widths), codings=self.codings),)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Streams with a number of rows per label, of the labels of documents; the other fields are the counts."""
+        return ()
+
+    @property
+    def count_limits(self) -> tuple[int, ...]:
+        """The largest values of a label's counts, which are its first fields."""
+        return ()
 
     @property
     def needs(self) -> tuple[str, ...]:

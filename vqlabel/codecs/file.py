@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.base import LabelCodec, StoredCodec
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.registry import CODECS, codec_config
-from vqlabel.errors import BadContainer, NoSuchFile
+from vqlabel.codecs.registry import codec_entry
+from vqlabel.errors import BadContainer, NoSuchFile, UsageError
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import atomic_target
 from vqlabel.type_checks import check_argument_types
@@ -21,19 +21,19 @@ from vqlabel.type_checks import check_argument_types
 KEY, SHA256 = "vqlabel.codec", "sha256"  # metadata key, and the entry of its JSON with the hash
 
 
-def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> LabelCodec:
+def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> StoredCodec:
     """Build a codec from the kind, configuration and tensors of a file.
 
     Raises:
         BadContainer: the kind is unknown, the configuration invalid, or the tensors do not match it.
     """
-    resolved = codec_config(kind, config)
-    return CODECS[resolved.kind].codec.build(resolved, tensors).eval()
+    entry = codec_entry(kind)
+    return entry.codec.build(entry.config.from_dict(config), tensors).eval()
 
 
 @check_argument_types
 def save_codec(
-    codec: LabelCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
+    codec: StoredCodec, path: str | PathLike[str], report: Mapping[str, Any] | None = None, *, overwrite: bool = False
 ) -> None:
     """Write a codec file atomically.
 
@@ -74,7 +74,16 @@ def load_codec(path: str | PathLike[str]) -> tuple[LabelCodec, dict[str, Any]]:
     Raises:
         NoSuchFile: the path is not a file.
         BadContainer: the file is damaged or not a codec file.
+        UsageError: its codec is for the labels of documents.
     """
+    codec, report = load_stored_codec(path)
+    if not isinstance(codec, LabelCodec):
+        raise UsageError(f"{path}: its codec, {codec.kind}, is for the labels of documents; pass a dump of hidden states with it")
+    return codec, report
+
+
+def load_stored_codec(path: str | PathLike[str]) -> tuple[StoredCodec, dict[str, Any]]:
+    """As `load_codec`, of any kind."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():

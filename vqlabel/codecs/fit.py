@@ -33,7 +33,8 @@ def fit_codec(sample: LabelSample, config: FitConfig, hooks: FitHooks | None = N
 
 def sample_for(kind: str, sample: LabelSample) -> LabelSample:
     """The sample in a form that codecs of this kind take: sparse labels become dense ones for most."""
-    return sample if CODECS[kind].codec.takes_sparse else sample.dense()
+    codec = CODECS[kind].codec
+    return sample if issubclass(codec, LabelCodec) and codec.takes_sparse else sample.dense()
 
 
 def with_codec(config: FitConfig, sample: LabelSample) -> FitConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vqlabel.errors import BadContainer, require
 
 if TYPE_CHECKING:
-    from vqlabel.codecs.base import LabelCodec
+    from vqlabel.codecs.base import StoredCodec
     from vqlabel.codecs.config import CodecConfig
 
 
@@ -28,7 +28,7 @@ class CodecEntry:
         return _resolve(self.config_at)  # type: ignore[no-any-return]
 
     @property
-    def codec(self) -> "type[LabelCodec]":
+    def codec(self) -> "type[StoredCodec]":
         return _resolve(self.codec_at)  # type: ignore[no-any-return]
 
     @property
@@ -42,6 +42,9 @@ CODECS = {
     "sparse": CodecEntry("sparse.config:SparseConfig", "sparse.codec:SparseCodec", "sparse.fit:fit"),
     "topk": CodecEntry("topk.config:TopkConfig", "topk.codec:TopkCodec", "topk.codec:fit"),
     "raw": CodecEntry("raw.config:RawConfig", "raw.codec:RawCodec", "raw.codec:fit"),
+}
+TEXT_CODECS = {  # of the labels of documents
+    "token_vqae": CodecEntry("token_vqae.config:TokenVqaeConfig", "token_vqae.codec:TokenVqae", "token_vqae.fit.train:fit"),
 }
 
 
@@ -62,12 +65,22 @@ def config_class(kind: object) -> "type[CodecConfig]":
     return CODECS[kind].config if isinstance(kind, str) and kind in CODECS else CodecConfig
 
 
+def codec_entry(kind: object) -> CodecEntry:
+    """The entry of a codec kind that a file names.
+
+    Raises:
+        BadContainer: the kind is unknown.
+    """
+    known = CODECS | TEXT_CODECS
+    if not isinstance(kind, str) or kind not in known:
+        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(known)}: upgrade it")
+    return known[kind]
+
+
 def codec_config(kind: object, values: object) -> "CodecConfig":
     """The configuration of a codec of this kind, from the JSON values of a file.
 
     Raises:
         BadContainer: the kind is unknown, or `values` are not a valid configuration of it.
     """
-    if not isinstance(kind, str) or kind not in CODECS:
-        raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(CODECS)}: upgrade it")
-    return CODECS[kind].config.from_dict(values)
+    return codec_entry(kind).config.from_dict(values)

@@ -7,7 +7,7 @@ from vqlabel.dtypes import numpy_type
 FORMAT = "vql"
 VERSION = (1, 0)  # major, minor
 # Features in `vql.requires` that this reader supports.
-FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns", "sigmoid_labels"})
+FEATURES = frozenset({"variable_slots", "seeded_views", "view_columns", "sigmoid_labels", "documents"})
 
 SEAL = "vql.seal"  # the last tensor: sha256 of the header area
 SEAL_BYTES = 32

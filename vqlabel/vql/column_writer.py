@@ -5,8 +5,6 @@ Source: docs/format.md, "Columns".
 
 import math
 import re
-import tempfile
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ from vqlabel.labels.schema import (
 )
 from vqlabel.views.crops import SizeFinder, to_pixels
 from vqlabel.vql.column_limits import PREFIX
+from vqlabel.vql.spool import Spool
 
-SPOOL_ROWS = 1 << 16  # rows of a temporary file that are in memory at a time
 AUGMENTATION = tuple(name for name, column in COLUMNS.items() if column.of and name != "image")
 ONE_SIZE = np.ones((1, 2), np.int64)
 
@@ -194,22 +192,3 @@ def flat(value: NDArray[Any]) -> NDArray[Any]:
 def widths(maxima: NDArray[Any]) -> list[int]:
     """Width in bits of every field of a column, from its largest value."""
     return [max(1, int(maximum).bit_length()) for maximum in maxima]
-
-
-class Spool:
-    """Rows of uint32 in an unnamed temporary file, and the largest value of every field."""
-
-    def __init__(self, folder: Path, fields: int) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed with the object)
-        weakref.finalize(self, self._file.close)
-        self.fields, self.maxima = fields, np.zeros(fields, np.uint32)
-
-    def add(self, rows: NDArray[np.uint32]) -> None:
-        """Append rows [n, fields]."""
-        self.maxima = np.maximum(self.maxima, rows.max(0, initial=0))
-        self._file.write(np.ascontiguousarray(rows).tobytes())
-
-    def __iter__(self) -> Iterator[NDArray[np.uint32]]:
-        self._file.seek(0)
-        while data := self._file.read(SPOOL_ROWS * 4 * self.fields):
-            yield np.frombuffer(data, np.uint32).reshape(-1, self.fields)

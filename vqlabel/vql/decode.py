@@ -36,9 +36,11 @@ def read_codec(file: VqlFile) -> LabelCodec:
                 )
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(file.container.tensor(name)).to(torch_type(section.dtype))
     try:
-        return build_codec(file.codec["kind"], file.codec["config"], tensors)
+        codec = build_codec(file.codec["kind"], file.codec["config"], tensors)
     except BadContainer as error:
         raise BadContainer(f"{file.container.path}: {error}") from None
+    assert isinstance(codec, LabelCodec)  # `VqlFile` refuses labels of documents
+    return codec
 
 
 def decode_steps(file: VqlFile, codec: LabelCodec, start: int, stop: int, device: str = "cpu") -> Iterator[Tensor]:

@@ -12,13 +12,14 @@ from vqlabel.codecs.config import CODES, COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.dtypes import LABEL_TYPES
-from vqlabel.errors import BadContainer
+from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import About, Support
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.labels.schema import MAX_IMAGES
 from vqlabel.views.recipe import DrawnColumns, Recipe
 from vqlabel.vql.ragged_codes import VARIABLE_SLOTS, RaggedCodes
 from vqlabel.vql.seeded import DrawnPart, read_columns
+from vqlabel.vql.text.table import TABLE
 
 CODEC = "codec."
 SIGMOID_LABELS = "sigmoid_labels"  # in `vql.requires`: labels are logits of independent classes
@@ -40,12 +41,14 @@ class VqlFile:
         seal: see `ContainerReader`.
 
     Raises:
-        UsageError: the file does not exist.
+        UsageError: the file does not exist, or has labels of documents.
         BadContainer: the file is damaged, forged or from a newer version.
     """
 
     def __init__(self, path: str | PathLike[str], seal: bytes | None = None) -> None:
         self.container = ContainerReader(path, seal)
+        if TABLE in self.container.requires:
+            raise UsageError(f"{path}: has labels of documents, not of images; open it with vqlabel.open_text")
         self.label = self._json("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
         self.codec = self._json("vql.codec", {"kind": str, "config": dict})
         try:

@@ -21,10 +21,11 @@ from vqlabel.labels.schema import NEVER_DRAWN
 from vqlabel.version import __version__
 from vqlabel.views.recipe import DrawnColumns
 from vqlabel.vql.column_limits import PREFIX
-from vqlabel.vql.column_writer import ColumnWriter, Spool
+from vqlabel.vql.column_writer import ColumnWriter
 from vqlabel.vql.file import CODEC, SIGMOID_LABELS
 from vqlabel.vql.ragged_codes import VARIABLE_SLOTS
 from vqlabel.vql.seeded import SEEDED_VIEWS, VIEW_COLUMNS, write_drawn
+from vqlabel.vql.spool import Spool
 
 Codes = NDArray[np.unsignedinteger]  # [n, m]
 

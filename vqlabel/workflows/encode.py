@@ -1,10 +1,7 @@
 """Labels -> codes, on all cores or on a device; and checks that a codec fits the labels of a dump."""
 
 import itertools
-import sys
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +15,10 @@ from vqlabel.codecs.fitted_on import FittedOn, digest_of
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, LabelBatch, LabelSource, SparseLabels
 from vqlabel.labels.sparse import Labels, as_dense, concatenate
-from vqlabel.threads import worker_count
 from vqlabel.vql.seeded import known_views
+from vqlabel.workflows.parallel import in_parallel
 
 ENCODE_RECORDS, ENCODE_BYTES = 2048, 32 << 20  # labels encoded together, at most: records, and bytes of float32
-SWITCH_SECONDS = 1e-4  # unpickling holds Python's lock; at the default of 5 ms every operation of an encoder would wait for it
 Codes = NDArray[np.unsignedinteger]  # [n, m]
 
 
@@ -87,31 +83,10 @@ def spans_of(source: LabelSource) -> list[range]:
 def encoded(
     source: LabelSource, codec: LabelCodec, device: str, spans: Sequence[range]
 ) -> Generator[tuple[range, list[LabelBatch], Codes], None, None]:
-    """Yield (indices of batches, the batches, their codes) for the spans in the given order; a long span in parts.
-
-    On a CPU each worker encodes its own group with one thread, since threads that share an operation wait for each
-    other at its end. Reading takes one thread, too: a second one would spin on the core of a worker.
-    """
-    workers = worker_count() if device == "cpu" else 1
-    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    torch.set_num_threads(1)
-    waiting: deque[tuple[range, list[LabelBatch], Future[Codes]]] = deque()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            for indices, batches in itertools.chain.from_iterable(_groups(source, span) for span in spans):
-                waiting.append((indices, batches, pool.submit(encode, codec, batches, device)))
-                while len(waiting) > workers + 1:
-                    first, group, codes = waiting.popleft()
-                    yield first, group, codes.result()
-            while waiting:
-                first, group, codes = waiting.popleft()
-                yield first, group, codes.result()
-        finally:
-            sys.setswitchinterval(interval)
-            torch.set_num_threads(threads)
-            for _, _, unfinished in waiting:
-                unfinished.cancel()
+    """Yield (indices of batches, the batches, their codes) for the spans in the given order; a long span in parts."""
+    groups = itertools.chain.from_iterable(_groups(source, span) for span in spans)
+    for (indices, batches), codes in in_parallel(groups, lambda group: encode(codec, group[1], device), device):
+        yield indices, batches, codes
 
 
 def _max_records(source: LabelSource) -> int:

@@ -12,6 +12,8 @@ from vqlabel.vql.column_checks import check_columns
 from vqlabel.vql.columns import ColumnReader
 from vqlabel.vql.decode import label_steps, read_codec
 from vqlabel.vql.file import VqlFile
+from vqlabel.vql.text.file import is_text
+from vqlabel.workflows.text.verify import verify_text
 
 CODES_RECORDS, CODES_BYTES = 4096, 32 << 20  # codes read at a time, as records and as bytes of uint32
 
@@ -31,6 +33,8 @@ def verify(path: str | PathLike[str]) -> dict[str, int]:
         UsageError: the file does not exist.
         BadContainer: a part of it is damaged, forged or from a newer version.
     """
+    if is_text(path):
+        return verify_text(path)
     counts = verify_bytes(path)
     file = VqlFile(path)
     codec = read_codec(file)

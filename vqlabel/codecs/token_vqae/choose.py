@@ -94,11 +94,8 @@ class TokenSearch:
             if not config.ids:
                 kls.append(kl.double()[:, None])
                 continue
-            candidates = torch.cat([likely, logits.topk(min(DECODED_CANDIDATES, config.classes), 1).indices], 1)
-            decoded = (logits.gather(1, candidates) - partition[:, None]).exp()
-            new = ~(candidates[:, :, None] == likely[:, None]).any(2)
-            new[:, : likely.shape[1]] = True
-            of_count, chosen, level = choose_ids(teacher.gather(1, candidates), decoded, kl, config.ids, new)
+            candidates, weight, tail = _candidates(logits, likely)
+            of_count, chosen, level = choose_ids(teacher.gather(1, candidates), weight, tail, kl.double(), config.ids)
             kls.append(of_count)
             ids.append(candidates.gather(1, chosen))
             levels.append(level + ZERO_LEVEL)
@@ -110,6 +107,20 @@ class TokenSearch:
             torch.stack(ids, 1) if ids else none,
             torch.stack(levels, 1) if levels else none,
         )
+
+
+def _candidates(logits: Tensor, likely: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids [n, c] that are likely under the teacher or decoded as such; their weights exp(logit - largest), 0 for a
+    repeated id; and the weight [n] of all other tokens.
+    """
+    decoded = logits.topk(min(DECODED_CANDIDATES, logits.shape[1]), 1)
+    repeated = (decoded.indices[:, :, None] == likely[:, None]).any(2)
+    candidates = torch.cat([likely, decoded.indices], 1)
+    weights = (logits - decoded.values[:, :1]).exp_()
+    weight = weights.gather(1, candidates)
+    weight[:, likely.shape[1] :].masked_fill_(repeated, 0.0)
+    tail = weights.scatter_(1, candidates, 0.0).sum(1)
+    return candidates, weight, tail
 
 
 def search_rows(vocabulary: int) -> int:

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vqlabel.bitstream.codings import ANS, FIXED, ZSTD
-from vqlabel.codecs.config import CHUNK_CODES, CODES, COUNTS, CodecConfig, CodeStream
+from vqlabel.codecs.config import CHUNK_CODES, CODES, COUNTS, CodecConfig, CodeStream, Run
 from vqlabel.config import LEVEL_BITS, MAX_SLOTS, JsonConfig, check_labels
 from vqlabel.errors import require
 
 IDS = "ids"  # stream of exact ids and their levels
 MAX_IDS = 64  # exact ids per label
 MAX_WINDOW = 4096  # tokens
+MAX_HIDDEN = 1 << 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +42,8 @@ class TokenVqaeConfig(CodecConfig):
     kind: ClassVar[str] = "token_vqae"
     classes: int  # V, tokens of the vocabulary
     domain: str  # hidden
-    latent: int  # d_h: rank of the output map
+    hidden: int  # d, numbers of a hidden state of the teacher
+    latent: int  # d_h: directions of the hidden states that labels keep, at most d
     slots: int  # m, the maximum number of codes per label; 0: the prior and exact ids alone
     codebook_size: int  # k
     ids: int  # M, the maximum number of exact ids per label
@@ -53,7 +55,8 @@ class TokenVqaeConfig(CodecConfig):
     def _check(self) -> None:
         require(self.domain == "hidden", "domain", self.domain, "must be hidden")
         check_labels(self.classes, "logits")
-        require(1 <= self.latent <= 1 << 15, "latent", self.latent, "must be 1..32768")
+        require(1 <= self.hidden <= MAX_HIDDEN, "hidden", self.hidden, f"must be 1..{MAX_HIDDEN}")
+        require(1 <= self.latent <= self.hidden, "latent", self.latent, f"must be 1..{self.hidden}, the numbers of a hidden state")
         require(0 <= self.slots <= MAX_SLOTS, "slots", self.slots, f"must be 0..{MAX_SLOTS}")
         require(2 <= self.codebook_size <= 1 << 16, "codebook_size", self.codebook_size, "must be 2..65536")
         most = min(MAX_IDS, self.classes - 1)
@@ -61,6 +64,11 @@ class TokenVqaeConfig(CodecConfig):
         require(2 <= self.weight_bits <= 8, "weight_bits", self.weight_bits, "must be 2..8")
         require(self.head in ("embedded", "referenced"), "head", self.head, "must be embedded or referenced")
         require(0 <= self.price < float("inf"), "price", self.price, "must be 0 or above")
+
+    @property
+    def projected(self) -> bool:
+        """Whether the decoder has a projection from latents to hidden states; without one they are the same."""
+        return self.latent < self.hidden
 
     @property
     def code_bits(self) -> int:
@@ -97,6 +105,15 @@ class TokenVqaeConfig(CodecConfig):
             CodeStream(CODES, (self.code_bits,), chunk_rows=CHUNK_CODES),
             CodeStream(IDS, (self.id_bits, LEVEL_BITS)),
         )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        codes, ids = slice(2, 2 + self.slots), self.class_ids
+        return Run(CODES, 0, (codes,)), Run(IDS, 1, (ids, slice(ids.stop, ids.stop + self.ids)))
+
+    @property
+    def count_limits(self) -> tuple[int, int]:
+        return self.slots, self.ids
 
     @property
     def needs(self) -> tuple[str, ...]:

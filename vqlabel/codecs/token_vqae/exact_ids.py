@@ -8,43 +8,22 @@ Source: docs/format.md, "codec.*", `token_vqae`.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 STEP = 0.5  # nats of log-odds per level
 ZERO_LEVEL = 16  # stored level that leaves the log-odds unchanged
 MAX_LEVEL = 15  # levels lie in -MAX_LEVEL .. MAX_LEVEL
-MIN_REST = 1e-6  # probability of all tokens that are not exact
-LOW, HIGH = 1e-7, 1 - 1e-5  # range of a probability, relative to the tokens that are not yet exact, before log-odds are taken
-
-
-def exact_probabilities(decoded: Tensor, levels: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
-    """The probabilities of exact ids, and the factor on those of all other tokens.
-
-    Args:
-        decoded: [n, M] probabilities of the ids before any is exact.
-        levels: [n, M] integers, 0 for unchanged log-odds.
-        used: [n, M] whether a label has the id; its ids come first.
-
-    Returns:
-        [n, M] probabilities, 0 where unused; [n] factor.
-    """
-    decoded = torch.where(used, decoded.double(), 0.0)
-    stored = torch.zeros_like(decoded)
-    before, after = decoded.new_zeros(len(decoded)), decoded.new_zeros(len(decoded))  # mass of ids made exact so far
-    for i in range(decoded.shape[1]):
-        odds = torch.logit(relative(decoded[:, i], before)) + STEP * levels[:, i]
-        stored[:, i] = torch.where(used[:, i], torch.sigmoid(odds) * (1 - after).clamp_min(MIN_REST), 0.0)
-        before, after = before + decoded[:, i], after + stored[:, i]
-    return stored, (1 - after).clamp_min(MIN_REST) / (1 - before).clamp_min(MIN_REST)
-
-
-def relative(probability: Tensor, exact: Tensor) -> Tensor:
-    """[n] probabilities relative to the mass that `exact` leaves, within LOW .. HIGH."""
-    return (probability / (1 - exact).clamp_min(MIN_REST)).clamp(LOW, HIGH)
+LOW, HIGH = 1e-7, 1 - 1e-5  # range of a probability, relative to the tokens that are not yet exact, for the choice of ids
+MIN_REST = 1e-9  # of the teacher's probability of all tokens that are not exact
+MIN_WEIGHT = 1e-300
 
 
 def add_exact(logits: Tensor, ids: Tensor, levels: Tensor, counts: Tensor) -> Tensor:
-    """Logits [n, V] with the exact ids at their stored log-odds; changed in place.
+    """Logits [n, V] with the exact ids at their stored log-odds; changed in place. All other tokens keep their ratios.
+
+    The log-odds of an id are against the tokens after it in the label's order and those that are not exact, so no
+    probability is subtracted from another, which would lose its digits.
 
     Args:
         ids: [n, M] int64; levels: [n, M] as stored; counts: [n] ids of each label.
@@ -52,49 +31,62 @@ def add_exact(logits: Tensor, ids: Tensor, levels: Tensor, counts: Tensor) -> Te
     if not ids.shape[1]:
         return logits
     used = torch.arange(ids.shape[1], device=ids.device) < counts[:, None]
-    ids = torch.where(used, ids, 0)
-    decoded = (logits.gather(1, ids) - torch.logsumexp(logits, 1, keepdim=True)).double().exp()
-    stored, factor = exact_probabilities(decoded, levels.long() - ZERO_LEVEL, used)
-    change = (stored / decoded.clamp_min(1e-300) / factor[:, None]).clamp_min(1e-300).log()
-    return logits.scatter_add_(1, ids, torch.where(used, change, 0.0).to(logits.dtype))
+    row, column = used.nonzero(as_tuple=True)
+    at = row, ids[row, column]
+    own = torch.full(ids.shape, -torch.inf, dtype=logits.dtype, device=logits.device)
+    own[row, column] = logits[at]
+    logits[at] = -torch.inf
+    rest = torch.logsumexp(logits, 1, keepdim=True)  # of the tokens that are not exact
+    others = torch.cat([rest, own.flip(1)], 1).logcumsumexp(1)[:, :-1].flip(1)  # of these and the ids after each
+    odds = own - others + STEP * (levels - ZERO_LEVEL)
+    left = F.logsigmoid(-odds).cumsum(1)  # log share of the tokens that are not yet exact after each id
+    exact = rest - left[:, -1:] + left - F.logsigmoid(-odds) + F.logsigmoid(odds)
+    logits[at] = exact[row, column]
+    return logits
 
 
-def choose_ids(teacher: Tensor, decoded: Tensor, divergence: Tensor, count: int, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def choose_ids(teacher: Tensor, weight: Tensor, tail: Tensor, divergence: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose ids one after the other, each the candidate that removes most KL.
+
+    Weights are added and never subtracted, so that log-odds are exact where one token has nearly all probability.
 
     Args:
         teacher: [n, c] probabilities of candidate ids under the teacher.
-        decoded: [n, c] the same as decoded.
+        weight: [n, c] their decoded probabilities, up to a factor per label; 0 for a repeated candidate.
+        tail: [n] the same of all tokens that are no candidates, together.
         divergence: [n] KL(teacher || decoded) over all tokens.
-        count: M, ids to choose.
-        allowed: [n, c] which candidates may be chosen; at least M of every label.
+        count: M, ids to choose; at most the number of candidates that have a weight.
 
     Returns:
         [n, M + 1] KL with the first 0 .. M ids exact, rounding of levels included; [n, M] indices of the candidates
-        chosen; [n, M] levels.
+        chosen; [n, M] levels, -MAX_LEVEL .. MAX_LEVEL.
     """
-    n, dtype = len(teacher), torch.float64
-    teacher, decoded = teacher.to(dtype), decoded.to(dtype)
-    log_ratio = teacher.clamp_min(1e-30).log() - decoded.clamp_min(1e-30).log()
-    free = allowed
-    zero = torch.zeros(n, dtype=dtype, device=teacher.device)
-    teacher_mass, before, after, of_exact, gone = zero, zero, zero, zero, zero
-    kl = divergence.to(dtype)[:, None].repeat(1, count + 1)
-    chosen = torch.zeros(n, count, dtype=torch.long, device=teacher.device)
-    levels = torch.zeros_like(chosen)
-    for i in range(count):
-        p, q = relative(teacher.T, teacher_mass).T, relative(decoded.T, before).T
-        gain = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
-        best = torch.where(free, gain, -1.0).argmax(1, keepdim=True)
-        free = free.scatter(1, best, False)
-        odds = torch.logit(q.gather(1, best)[:, 0])
-        level = ((torch.logit(p.gather(1, best)[:, 0]) - odds) / STEP).round().clamp(-MAX_LEVEL, MAX_LEVEL)
-        stored = torch.sigmoid(odds + STEP * level) * (1 - after).clamp_min(MIN_REST)
-        own = teacher.gather(1, best)[:, 0]
-        of_exact = of_exact + own * (own.clamp_min(1e-30).log() - stored.log())
-        gone = gone + own * log_ratio.gather(1, best)[:, 0]
-        teacher_mass, before, after = teacher_mass + own, before + decoded.gather(1, best)[:, 0], after + stored
-        factor = (1 - after).clamp_min(MIN_REST) / (1 - before).clamp_min(MIN_REST)
-        kl[:, i + 1] = of_exact + (kl[:, 0] - gone) - (1 - teacher_mass).clamp_min(0) * factor.log()
-        chosen[:, i], levels[:, i] = best[:, 0], level.long()
-    return kl, chosen, levels
+    p_all, free = teacher.double(), weight.double().clamp_min(MIN_WEIGHT) * (weight > 0)
+    tail, all_weight = tail.double().clamp_min(MIN_WEIGHT), (tail.double().clamp_min(MIN_WEIGHT) + free.sum(1))
+    log_ratio = p_all.clamp_min(MIN_WEIGHT).log() - (free.clamp_min(MIN_WEIGHT).log() - all_weight.log()[:, None])
+    teacher_rest, left, of_exact, gone = (tail.new_full(tail.shape, value) for value in (1.0, 0.0, 0.0, 0.0))
+    kls, chosen, levels = [divergence.double()], [], []
+    for _ in range(count):
+        rest = tail + free.sum(1)
+        best = _gain(p_all / teacher_rest[:, None], free / rest[:, None]).argmax(1, keepdim=True)
+        p, own = p_all.gather(1, best)[:, 0], free.gather(1, best)[:, 0]
+        free = free.scatter(1, best, 0.0)
+        others = tail + free.sum(1)
+        odds, target = own.log() - others.log(), torch.logit((p / teacher_rest).clamp(LOW, HIGH))
+        level = ((target - odds) / STEP).round().clamp(-MAX_LEVEL, MAX_LEVEL)
+        odds = odds + STEP * level
+        of_exact = of_exact + p * (p.clamp_min(MIN_WEIGHT).log() - left - F.logsigmoid(odds))
+        left = left + F.logsigmoid(-odds)
+        gone = gone + p * log_ratio.gather(1, best)[:, 0]
+        teacher_rest = (teacher_rest - p).clamp_min(MIN_REST)
+        kls.append(of_exact + divergence - gone - teacher_rest * (left + all_weight.log() - others.log()))
+        chosen.append(best[:, 0])
+        levels.append(level.long())
+    return torch.stack(kls, 1), torch.stack(chosen, 1), torch.stack(levels, 1)
+
+
+def _gain(p: Tensor, q: Tensor) -> Tensor:
+    """[n, c] KL that a candidate removes if its probability p under the teacher replaces q; -1 where q is 0."""
+    p, q, taken = p.clamp(LOW, HIGH), q.clamp(LOW, HIGH), q <= 0
+    gain: Tensor = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+    return gain.masked_fill_(taken, -1.0)

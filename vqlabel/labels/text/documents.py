@@ -1,7 +1,7 @@
 """Documents of tokens: which token each label belongs to, and the hash by which a document is found again."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,3 +70,25 @@ class Documents:
     def next_tokens(self) -> NDArray[np.int64]:
         """[T - D] the token that follows in the document of each label."""
         return self.tokens[self.position + 1]
+
+    def take(self, index: NDArray[np.int64]) -> "tuple[Documents, NDArray[np.int64]]":
+        """The documents at `index`, and the indices of their labels among all labels."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        lengths = self.lengths[index]
+        return Documents(self.tokens[_spans(starts[index], lengths)], lengths), _spans(
+            (starts - np.arange(len(self)))[index], lengths - 1
+        )
+
+    def groups(self, order: NDArray[np.int64], tokens: int) -> Iterator[NDArray[np.int64]]:
+        """Indices of documents, in `order`, in groups of at least `tokens` tokens; the last one may have fewer."""
+        total = np.cumsum(self.lengths[order])
+        while len(order):
+            count = int(np.searchsorted(total, tokens)) + 1
+            yield order[:count]
+            order, total = order[count:], total[count:] - total[count - 1 : count]
+
+
+def _spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The integers start .. start + length - 1 of every span, one span after the other."""
+    before = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.asarray(np.repeat(starts, lengths) + np.arange(int(lengths.sum())) - before)

@@ -80,6 +80,11 @@ class TextSource(ABC):
     def lengths(self) -> NDArray[np.int64]:
         """[D] tokens of each document, known without reading its rows."""
 
+    @property
+    def other_layers(self) -> Mapping[int, "TextSource"]:
+        """The same dump read at each layer of hidden states that it holds besides the one that is read."""
+        return {}
+
     @abstractmethod
     def _load(self, index: int) -> tuple[TextDocument, str]:
         """A document, unchecked, and its name for messages."""
@@ -89,10 +94,15 @@ class TextSource(ABC):
 
         Raises:
             BadLabels: its rows do not match its tokens or the dump's width, or hold NaN or Inf (in logits, -inf is
-                allowed: the token has no probability); an id is negative, or not below V.
+                allowed: the token has no probability); an id is negative, or not below V; or the file was changed since
+                it was opened.
         """
         document, name = self._load(index)
         rows, tokens = document.rows, document.tokens
+        if len(tokens) != self.lengths[index]:
+            raise BadLabels(
+                f"{name}: {len(tokens)} tokens; it had {self.lengths[index]} when the dump was opened: it was changed since"
+            )
         if len(rows) != len(tokens) - 1:
             raise BadLabels(
                 f"{name}: {len(rows)} rows for {len(tokens)} tokens; row t is the distribution of token t + 1, so a document of L tokens has "
@@ -105,12 +115,18 @@ class TextSource(ABC):
         limit = MAX_TOKEN + 1 if self.about.vocabulary is None else self.about.vocabulary
         if low < 0 or high >= limit:
             raise BadLabels(f"{name}: token {low if low < 0 else high} is outside 0..{limit - 1}, the vocabulary")
-        values = rows.values if isinstance(rows, SparseLabels) else rows
-        allowed = np.isfinite(values) | (np.isneginf(values) & (self.about.domain == "logits"))
-        if not allowed.all():
-            at = int(np.flatnonzero(~allowed.all(1))[0])
-            raise BadLabels(f"{name}: row {at} holds NaN or Inf; the teacher's arithmetic overflowed: label this document again")
+        self._check_finite(rows.values if isinstance(rows, SparseLabels) else rows, name)
         return document
+
+    def _check_finite(self, values: NDArray[np.floating], name: str) -> None:
+        finite = np.isfinite(values)
+        good = finite.all(1)
+        if self.about.domain == "logits" and not good.all():
+            good = (finite | np.isneginf(values)).all(1) & finite.any(1)
+        if not good.all():
+            raise BadLabels(
+                f"{name}: row {int(good.argmin())} holds NaN or Inf; the teacher's arithmetic overflowed: label this document again"
+            )
 
     def __iter__(self) -> Iterator[TextDocument]:
         for index in range(len(self)):

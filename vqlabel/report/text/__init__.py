@@ -1,1 +1,1 @@
-"""Labels of language models beside what else could store them: peers, their distortion, and students of labels."""
+"""What a file of documents' labels costs, and how its labels compare with what else a user could store."""

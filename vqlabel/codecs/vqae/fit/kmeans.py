@@ -8,7 +8,9 @@ LLOYD_ITERATIONS = 4  # per step
 CHUNK = 1024  # latents searched at a time, so that distances stay in the processor's cache
 
 
-def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: str, generator: torch.Generator) -> Tensor:
+def fit_codebooks(
+    latents: Tensor, slots: int, codebook_size: int, quantizer: str, generator: torch.Generator, weight: Tensor | None = None
+) -> Tensor:
     """Fit one codebook per slot.
 
     Args:
@@ -23,13 +25,14 @@ def fit_codebooks(latents: Tensor, slots: int, codebook_size: int, quantizer: st
         return torch.stack([grow_kmeans(group, codebook_size, generator) for group in latents.chunk(slots, 1)])
     codebooks, residual = [], latents
     for _ in range(slots):
-        codebook = shrink_noise(residual, grow_kmeans(residual, codebook_size, generator))
+        codebook = grow_kmeans(residual, codebook_size, generator, weight)
+        codebook = shrink_noise(residual, codebook) if weight is None else codebook
         codebooks.append(codebook)
         residual = residual - codebook[nearest(residual, codebook)]
     return torch.stack(codebooks)
 
 
-def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
+def grow_kmeans(points: Tensor, k: int, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
     """K-means that starts in the first principal component and adds dimensions, in which centroids start at the mean.
 
     Started from random points in all dimensions, Lloyd's algorithm keeps their noise, which accumulates over residual
@@ -39,12 +42,15 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
     Args:
         points: [n, d] float32, n >= 1.
+        weight: [n] of each point's squared error; None: equal.
 
     Returns:
         [k, d] centroids.
     """
-    mean = points.mean(0)
-    axes = _principal_axes(points - mean)
+    share = None if weight is None else weight[:, None] / weight.sum()
+    mean = points.mean(0) if share is None else (points * share).sum(0)
+    centred = points - mean
+    axes = _principal_axes(centred if share is None else centred * (share * len(points)).sqrt())
     rotated, width = (points - mean) @ axes, points.shape[1]
     start = (
         torch.randint(len(points), (k,), generator=generator)
@@ -55,7 +61,7 @@ def grow_kmeans(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
     for step in range(1, GROWTH_STEPS + 1):
         dimensions = max(1, round(width ** (step / GROWTH_STEPS)))
         centroids = torch.cat([centroids, centroids.new_zeros(k, dimensions - centroids.shape[1])], 1)
-        centroids = _lloyd(rotated[:, :dimensions].contiguous(), centroids, generator)
+        centroids = _lloyd(rotated[:, :dimensions].contiguous(), centroids, generator, weight)
     return torch.addmm(mean, centroids, axes.T)
 
 
@@ -90,14 +96,15 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat([torch.addmm(square, chunk, codebook.T, alpha=-2).argmin(1) for chunk in points.split(CHUNK)])
 
 
-def _lloyd(points: Tensor, centroids: Tensor, generator: torch.Generator) -> Tensor:
-    """[k, d] centroids after LLOYD_ITERATIONS on points [n, d]."""
+def _lloyd(points: Tensor, centroids: Tensor, generator: torch.Generator, weight: Tensor | None) -> Tensor:
+    """[k, d] centroids after LLOYD_ITERATIONS on points [n, d], weighted by `weight` [n]."""
     k = len(centroids)
+    weighted = points if weight is None else points * weight[:, None]
     for _ in range(LLOYD_ITERATIONS):
         codes = nearest(points, centroids)
-        count = torch.bincount(codes, minlength=k)
-        total = torch.zeros_like(centroids).index_add_(0, codes, points)
-        centroids = total / count.clamp_min(1)[:, None]
+        count = torch.bincount(codes, weight, minlength=k)
+        total = torch.zeros_like(centroids).index_add_(0, codes, weighted)
+        centroids = total / (count.clamp_min(1) if weight is None else count.clamp_min(1e-30))[:, None]
         dead = (count == 0).nonzero()[:, 0]
         if len(dead):  # restart a dead code near one of the most used
             noise = torch.randn(len(dead), points.shape[1], generator=generator).to(points)

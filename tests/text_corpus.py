@@ -1,0 +1,79 @@
+"""Small documents with hidden states that depend on their tokens, and a head, for tests of language models' labels."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
+from vqlabel.codecs.token_vqae.codec import OUTPUT, TokenVqae
+from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
+from vqlabel.codecs.token_vqae.sample import TextSplit
+from vqlabel.codecs.weights import rounded
+from vqlabel.labels.text.documents import Documents
+
+VOCABULARY, WIDTH = 60, 8
+
+
+def small_head(seed: int = 0) -> OutputHead:
+    """A head [60, 8]."""
+    weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return OutputHead(weight=weight)
+
+
+def small_split(documents: int = 40, seed: int = 0, head: OutputHead | None = None) -> TextSplit:
+    """Documents of 1 to 20 tokens. A hidden state depends on the tokens before and after it, and on noise."""
+    numbers, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed + 1)
+    lengths = [1 if i % 7 == 0 else int(numbers.integers(2, 21)) for i in range(documents)]
+    texts = Documents.of([numbers.integers(0, VOCABULARY, length) for length in lengths])
+    vectors, weight = torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(7)), small_head().weight
+    before, after = torch.from_numpy(texts.tokens[texts.position]), torch.from_numpy(texts.next_tokens)
+    noise = torch.randn(texts.rows, WIDTH, generator=generator)
+    hidden = 0.5 * vectors[before] + 0.6 * weight[after] + 0.5 * noise
+    return TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=head or small_head()))
+
+
+def write_hidden_states(folder: Path, split: TextSplit, repeated: int = 0) -> Path:
+    """A file a document, as vLLM writes them, with the state of the last token; the first `repeated` ones twice."""
+    folder.mkdir()
+    documents = [split.take(np.array([i]))[0] for i in [*range(len(split.documents)), *range(repeated)]]
+    for i, one in enumerate(documents):
+        states = torch.cat([one.labels.hidden, torch.zeros(1, WIDTH, dtype=torch.float16)])
+        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
+        save_file({"token_ids": tokens, "hidden_states": states}, folder / f"{i:03d}.safetensors")
+    return folder
+
+
+def write_head(folder: Path, name: str = "model.safetensors", factor: float = 1.0, seed: int = 0) -> Path:
+    """The head of `small_head`, times a factor."""
+    save_file({"lm_head.weight": small_head(seed).weight.half() * factor}, folder / name)
+    return folder / name
+
+
+def small_config(**changes: object) -> TokenVqaeConfig:
+    """3 slots of 8 codes, 3 ids, and a prior that sees 2 tokens on each side in each of 2 layers."""
+    prior = TokenPriorConfig(width=16, layers=2, heads=2, window=2, future=True)
+    values = {
+        "classes": VOCABULARY, "domain": "hidden", "hidden": WIDTH, "latent": WIDTH, "slots": 3, "codebook_size": 8, "ids": 3,
+        "weight_bits": 8, "prior": prior,
+    }  # fmt: skip
+    return TokenVqaeConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def random_codec(seed: int = 3, **changes: object) -> TokenVqae:
+    """A codec with random weights, rounded as stored, and the head of `small_head`."""
+    torch.manual_seed(seed)
+    codec = TokenVqae(small_config(**changes))
+    for name, weight in codec.decoder.named_parameters():
+        weight.requires_grad_(False)
+        if name not in OUTPUT:
+            weight.copy_(torch.randn(weight.shape) * 0.2)
+    decoder, bits = codec.decoder, codec.config.weight_bits
+    if decoder.projection is not None:
+        decoder.projection.copy_(rounded(torch.randn(decoder.projection.shape) * 0.4, bits))
+    codec.attach(small_head())
+    if codec.config.head == "embedded":
+        decoder.out.data = rounded(decoder.out.data, bits)
+    codec.round()
+    return codec.eval()

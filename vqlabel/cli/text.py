@@ -1,0 +1,89 @@
+"""The labels of documents on the command line: options of a fit, packing, and results."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vqlabel.cli.terminal import size
+from vqlabel.config import FitConfig, TextFitConfig
+from vqlabel.errors import UsageError
+
+SHARED = (
+    "bits",
+    "bytes",
+    "ratio",
+    "slots",
+    "codebook_size",
+    "latent",
+    "weight_bits",
+    "prior",
+    "epochs",
+    "seed",
+    "device",
+)  # fields of both configurations
+
+
+def is_text(dump: Path, head: str | None) -> bool:
+    """Whether a dump has the labels of documents."""
+    from vqlabel.labels.text.open import is_text_dump
+
+    return head is not None or is_text_dump(dump)
+
+
+def text_config(config: FitConfig, *, ids: int | None, no_future: bool, reference_head: bool) -> TextFitConfig:
+    """The configuration of a fit to documents, from the options that all fits share and those of its own.
+
+    Raises:
+        UsageError: an option is for labels of images.
+    """
+    default = FitConfig()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in (*SHARED, "codec") and value != getattr(default, field.name):
+            raise UsageError(f"--{field.name.replace('_', '-')} {value}: is for labels of images; these are labels of documents")
+    values: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
+    values |= {"prior": config.prior is not False, "future": not no_future, "embed_head": not reference_head, "ids": ids}
+    return TextFitConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def refuse_others(options: Mapping[str, object]) -> None:
+    """Raises UsageError if one of these options, flag -> value, was given: they are for labels of images."""
+    for flag, value in options.items():
+        if value is not None:
+            raise UsageError(f"{flag} {value}: is for labels of images; these are labels of documents")
+
+
+def show_packed(result: dict[str, Any]) -> None:
+    """Numbers of labels and documents, the size, and the held-out KL."""
+    labels = f"{result['labels']:,} labels of {result['documents']:,} documents"
+    bits = 8 * result["bytes"] / max(1, result["labels"])
+    typer.echo(
+        f"{result['path']}: {labels}, in {size(result['bytes'])}: {result['code_bits']:.1f} code bits each, {bits:.1f} all-in"
+    )
+    if result["repeated"]:
+        typer.echo(f"{result['repeated']:,} documents occur more than once and are stored once")
+    _show_rate(result["fit"])
+
+
+def show_fit(report: dict[str, Any]) -> None:
+    """The rate that was asked for, and the others that the codec has."""
+    config = report["config"]
+    typer.echo(
+        f"{report['codec']}: {config['classes']:,} tokens, hidden states of {config['hidden']}, {config['latent']} directions kept, "
+        f"up to {config['slots']} codes and {config['ids']} exact ids per label, head {config['head']}"
+    )
+    _show_rate(report)
+    for rate in report["rates"][::6]:
+        typer.echo(f"  {rate['bits']:6.1f} code bits: KL {rate['kl']:.4f}  ({rate['slots']:.1f} codes, {rate['ids']:.1f} ids)")
+
+
+def _show_rate(report: dict[str, Any]) -> None:
+    if "held_out" in report:
+        rate = report["held_out"]
+        typer.echo(
+            f"held out ({report['labels']['held_out']:,} labels of other documents): KL {rate['kl']:.4f} at {rate['bits']:.1f} code bits, "
+            f"{rate['slots']:.2f} codes and {rate['ids']:.2f} exact ids per label"
+        )

@@ -1,0 +1,177 @@
+"""Fit the VQAE for tokens in stages: the prior, by squared error and then by KL; codebooks, by residual k-means of the
+distance from the prior; then twice, codes by exact KL and training on them; at the end all weights together.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vqlabel.codecs.hidden_labels import HiddenLabels
+from vqlabel.codecs.precision import cpu_by_default, float32_arithmetic
+from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.token_vqae.choose import Choices
+from vqlabel.codecs.token_vqae.codec import TokenVqae
+from vqlabel.codecs.token_vqae.config import TokenPriorConfig, TokenVqaeConfig
+from vqlabel.codecs.token_vqae.fit.latent import Directions, metric_root, principal_directions, sufficient
+from vqlabel.codecs.token_vqae.fit.price import price_of
+from vqlabel.codecs.token_vqae.fit.stages import (
+    HELD_OUT_LABELS,
+    Stage,
+    first_documents,
+    label_weights,
+    mean_fisher,
+    prior_kl,
+    train,
+)
+from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
+from vqlabel.codecs.vqae.fit.kmeans import fit_codebooks
+from vqlabel.codecs.weights import rounded
+from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
+from vqlabel.progress import Progress
+from vqlabel.threads import small_operations
+
+METRIC_LABELS = 4096  # whose Fisher matrices are averaged
+CODEBOOK_LABELS = 32_768  # that codebooks are initialized and first trained on
+HEADS = 4
+DEFAULT_VISITS = 250_000
+PRIOR_VISITS, CODE_VISITS, LAST_VISITS = 2.0, 0.4, 0.25  # of later stages, relative to the prior's first
+MIN_PRIOR_GAIN = 0.03  # share of the held-out KL without codes that a prior must remove to be stored
+LAST_RATE = 0.3  # learning rate of the last stage, relative to the first
+
+
+def fit(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> TokenVqae:
+    """Fit a codec to `sample.train`, at the price that gives `config.bits` on `sample.held_out`."""
+    device = torch.device(config.device)
+    with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
+        codec, latents = _new_codec(sample.train, config)
+        _fit_stages(codec, sample, latents, config, hooks.progress)
+        codec.round()
+        return codec.eval()
+
+
+def _new_codec(split: TextSplit, config: TextFitConfig) -> tuple[TokenVqae, Tensor]:
+    """A codec without codes, and the latents [n, d_h] of the labels."""
+    labels, head = split.labels, split.labels.head
+    width = head.weight.shape[1]
+    weight = head.weight.T.contiguous() * head.scale
+    directions = None
+    if config.latent is None or config.latent < width:
+        metric = mean_fisher(labels[:: max(1, len(labels) // METRIC_LABELS)], weight)
+        directions = principal_directions(labels.hidden, metric)
+        latent = config.latent or sufficient(labels, directions)
+        directions = directions.first(latent) if latent < width else None
+    prior = TokenPriorConfig(width=config.width, layers=config.layers, heads=HEADS, window=config.window, future=config.future)
+    resolved = TokenVqaeConfig(
+        classes=head.vocabulary, domain="hidden", hidden=width, latent=width if directions is None else directions.analysis.shape[1],
+        slots=config.slots, codebook_size=config.codebook_size, ids=min(config.ids, head.vocabulary - 1), weight_bits=config.weight_bits,
+        prior=prior if config.prior else None, head="embedded" if config.embed_head else "referenced",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
+        torch.default_generator.manual_seed(config.seed)
+        codec = TokenVqae(resolved)
+    return codec, _set_output(codec, labels, directions)
+
+
+@torch.no_grad()
+def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions | None) -> Tensor:
+    """Set projection, output map and bias, as they are stored. Returns the latents [n, d_h] of the labels."""
+    decoder, head, bits = codec.decoder, labels.head, codec.config.weight_bits
+    hidden = labels.hidden.float()
+    if head.bias is not None:
+        decoder.bias.data = head.bias * head.scale
+    if directions is not None and decoder.projection is not None and decoder.center is not None:
+        decoder.projection.data, decoder.center.data = rounded(directions.synthesis, bits), directions.center.half().float()
+        decoder.bias.data = decoder.bias + head.weight @ decoder.center * head.scale
+        hidden = (hidden - directions.center) @ directions.analysis
+    decoder.attach(head)
+    if codec.config.head == "embedded":
+        decoder.out.data = rounded(decoder.out.data, bits)
+    return hidden
+
+
+def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
+    decoder, seed, split, visits = codec.decoder, config.seed, sample.train, _visits(config, sample.train)
+    metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
+    if decoder.prior is not None:
+        _fit_prior(codec, sample, latents, metric, config, progress)
+    if not config.slots:
+        return
+    subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
+    decoder.codebook.data = _codebooks(codec, subset, latents[rows], metric, seed)
+    codes = choose_all(codec, subset, progress).codes
+    train(
+        decoder,
+        subset,
+        Stage(name="codebooks", visits=round(CODE_VISITS * visits), seed=seed + 2, parts=("codebook",), codes=codes),
+        progress,
+    )
+    choices = choose_all(codec, subset, progress)
+    price = price_of(choices, codec.config, DEFAULT_TEXT_BITS if config.bits is None else config.bits)
+    counts = choices.stored(codec.config, price)[:, 0]
+    stage = Stage(
+        name="all weights",
+        visits=round(LAST_VISITS * visits),
+        seed=seed + 3,
+        parts=("prior", "codebook", "bias"),
+        rate=LAST_RATE,
+        codes=choices.codes,
+        counts=counts,
+    )
+    train(decoder, subset, stage, progress)
+
+
+def _fit_prior(
+    codec: TokenVqae, sample: TextSample, latents: Tensor, metric: Tensor, config: TextFitConfig, progress: Progress
+) -> None:
+    """Train the prior; remove it if it predicts held-out labels no better than one latent for all does."""
+    decoder, split, held_out, seed = codec.decoder, sample.train, sample.held_out, config.seed
+    visits = _visits(config, split)
+    bias = decoder.bias.clone()
+    stage = Stage(name="prior", visits=visits, seed=seed, parts=("prior",), metric=metric, target=latents)
+    train(decoder, split, stage, progress, held_out)
+    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * visits), seed=seed + 1, parts=("prior", "bias"))
+    train(decoder, split, stage, progress, held_out)
+    some, mean = first_documents(held_out, HELD_OUT_LABELS), latents.mean(0)
+    if prior_kl(decoder, some) > (1 - MIN_PRIOR_GAIN) * prior_kl(decoder, some, mean):
+        codec.drop_prior()
+        decoder.bias.data = bias
+
+
+def _visits(config: TextFitConfig, split: TextSplit) -> int:
+    """Labels of the prior's first stage, counted as often as they are seen."""
+    return DEFAULT_VISITS if config.epochs is None else config.epochs * len(split.labels)
+
+
+def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
+    """Indices of random documents that have about so many labels."""
+    order = np.random.default_rng(seed).permutation(len(split.documents))
+    return order[: max(1, int(np.searchsorted(np.cumsum(split.documents.lengths[order] - 1), labels)))]
+
+
+@torch.no_grad()
+def _codebooks(codec: TokenVqae, split: TextSplit, latents: Tensor, metric: Tensor, seed: int) -> Tensor:
+    """[m, k, d_h] residual k-means of the latents' distances from the prior, in the metric."""
+    root, generator = metric_root(metric), torch.Generator().manual_seed(seed)
+    distance = (latents - codec.decoder.predict(split.documents)) @ root
+    books = fit_codebooks(
+        distance,
+        codec.config.slots,
+        codec.config.codebook_size,
+        "residual",
+        generator,
+        label_weights(split.labels, codec.decoder.out),
+    )
+    vectors: Tensor = books @ torch.linalg.inv(root)
+    return vectors
+
+
+def choose_all(codec: TokenVqae, split: TextSplit, progress: Progress) -> Choices:
+    """All choices of codes and ids for the labels of a split."""
+    groups = list(split.documents.groups(np.arange(len(split.documents)), 2048))
+    parts = []
+    for done, index in enumerate(groups):
+        part, _ = split.take(index)
+        parts.append(codec.choices(part.labels, part.documents))
+        progress("choosing codes", done + 1, len(groups), {})
+    return Choices.join(parts)

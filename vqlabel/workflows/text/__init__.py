@@ -1,0 +1,1 @@
+"""One public function for each command, for the labels of documents."""

@@ -1,0 +1,114 @@
+"""A dump of documents -> a fitted codec and its report."""
+
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from vqlabel.codecs.file import save_codec
+from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.token_vqae.codec import TokenVqae
+from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at, rates
+from vqlabel.codecs.token_vqae.fit.train import fit as fit_codec
+from vqlabel.codecs.token_vqae.sample import TextSample
+from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
+from vqlabel.errors import UsageError
+from vqlabel.labels.text.source import TextSource
+from vqlabel.progress import Progress, noted, silent
+from vqlabel.storage.formats import CODEC
+from vqlabel.storage.targets import check_target
+from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.text.open import OpenedText, open_text_dump
+from vqlabel.workflows.text.sample import read_sample
+
+HEADER_BYTES = 1 << 14  # of a file, with its seal
+OVERHEAD = 0.01  # of chunk tables, padding and the table of documents, relative to codes
+
+
+@check_argument_types
+def fit_text(
+    dump: str | PathLike[str] | TextSource,
+    config: TextFitConfig | None = None,
+    *,
+    head: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """Fit a codec to the labels of documents; some documents are held out.
+
+    Args:
+        dump: a path for `open_text_labels`, or a source.
+        head: the teacher's output head, a path for `open_head`.
+        out: codec file to write.
+
+    Returns:
+        The codec, and a report: the configuration; `rates`, price, bits and held-out KL of the rates that it can be
+        packed at; `held_out`, the rate that was asked for.
+
+    Raises:
+        UsageError: the head is missing or of another size.
+        BadLabels: the dump has fewer than 2 documents, or is malformed.
+        TargetExists: `out` exists and `overwrite` is false.
+    """
+    if out is not None:
+        check_target(out, CODEC, overwrite=overwrite)
+    opened = open_text_dump(dump, head)
+    codec, report = fit_opened(opened, config or TextFitConfig(), progress=progress)
+    if out is not None:
+        save_codec(codec, out, report, overwrite=overwrite)
+    return codec, report
+
+
+def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress = silent) -> tuple[TokenVqae, dict[str, Any]]:
+    """As `fit_text`, for a dump that is open."""
+    source = opened.source
+    if not config.embed_head and not opened.about["head"]:
+        raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
+    sample = read_sample(source, opened.head, config.labels, config.seed, progress)
+    codec, report = fit_sample(sample, config, labels=int(np.maximum(source.lengths - 1, 0).sum()), progress=progress)
+    return codec, {**report, "head": opened.about["head"], **noted(source.notes)}
+
+
+def fit_sample(
+    sample: TextSample, config: TextFitConfig, *, labels: int | None = None, progress: Progress = silent
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """As `fit_text`, for a sample that is in memory.
+
+    Args:
+        labels: of the whole dump, over which a budget is divided; None: those of the sample.
+    """
+    codec = fit_codec(sample, config, FitHooks(progress=progress))
+    held_out, train = sample.held_out, sample.train
+    choices = codec.choices(held_out.labels, held_out.documents)
+    bits = code_bits_of(config, codec, labels or len(train.labels) + len(held_out.labels))
+    price = price_of(choices, codec.config, bits)
+    codec = codec.with_config(replace(codec.config, price=price))
+    report = {
+        "codec": codec.kind,
+        "config": codec.config.to_dict(),
+        "fit": config.to_dict(),
+        "labels": {"train": len(train.labels), "held_out": len(held_out.labels)},
+        "held_out": rate_at(choices, codec.config, price).to_dict(),
+        "rates": [rate.to_dict() for rate in rates(choices, codec.config)],
+    }
+    return codec, report
+
+
+def code_bits_of(config: TextFitConfig, codec: TokenVqae, labels: int) -> float:
+    """Code bits per label that `config` asks for, or that a budget leaves beside the codec.
+
+    Raises:
+        UsageError: the codec alone exceeds the budget.
+    """
+    if config.bytes is None and config.ratio is None:
+        return DEFAULT_TEXT_BITS if config.bits is None else config.bits
+    budget = config.bytes if config.bytes is not None else int(2 * labels * codec.config.classes / (config.ratio or 1))
+    fixed = HEADER_BYTES + sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
+    if budget < fixed:
+        raise UsageError(
+            f"a budget of {budget:,} bytes for {labels:,} labels: the codec alone takes {fixed:,}; allow more, name the head with "
+            "--reference-head so that the file does not contain it, or lower --latent"
+        )
+    return 8 * (budget - fixed) / max(1, labels) / (1 + OVERHEAD)
