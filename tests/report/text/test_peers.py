@@ -182,6 +182,8 @@ def test_probabilities_of_all_multisets_sum_to_one() -> None:
 
 def test_draws_of_one_seed_are_the_same() -> None:
     peer, rows = RandomSampling(vocabulary=V, draws=16), rows_of([PROBS] * 20)
+    (ids,) = peer.encode(rows, generator(1))
+    assert torch.equal(ids, ids.sort(1).values)  # runs of equal ids are counted
     assert torch.equal(recode(peer, rows, 1), recode(peer, rows, 1))
     assert not torch.equal(recode(peer, rows, 1), recode(peer, rows, 2))
 

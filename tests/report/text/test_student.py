@@ -95,6 +95,8 @@ def test_the_first_loss_is_the_kl_of_its_documents() -> None:
 def test_steps_follow_adamw_with_warm_up_and_decay() -> None:
     learn = draw_documents(4)  # one batch of all documents: the order within it does not matter
     students = [CausalStudent.draw(CONFIG) for _ in range(2)]
+    for student in students:
+        student.embedding.weight.data *= 60  # gradients of norms above 1 are clipped
     train(students[0], learn, probs_after(learn), StudentSchedule(passes=3, **FAST))
     optimizer = torch.optim.AdamW(students[1].parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     p = probs_after(learn)(torch.arange(learn.rows))
@@ -103,7 +105,7 @@ def test_steps_follow_adamw_with_warm_up_and_decay() -> None:
         logits = torch.cat([students[1](part[None, :-1])[0] @ students[1].out for part in parts])
         optimizer.zero_grad()
         (p * (p.log() - F.log_softmax(logits, 1))).sum(1).mean().backward()
-        torch.nn.utils.clip_grad_norm_(students[1].parameters(), 1.0)
+        assert torch.nn.utils.clip_grad_norm_(students[1].parameters(), 1.0) > 1.5
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
     for got, want in zip(students[0].parameters(), students[1].parameters(), strict=True):
@@ -220,6 +222,19 @@ def test_a_tied_head_is_the_embedding() -> None:
     student = CausalStudent.draw(CONFIG)
     assert student.out.data_ptr() == student.embedding.weight.data_ptr() and student.out.shape == (16, V)
     assert not any("head" in name for name, _ in student.named_parameters())
+    untied = CausalStudent.draw(StudentConfig(vocabulary=V, width=16, heads=2, tied=False))
+    assert untied.head is not None and untied.out.data_ptr() == untied.head.weight.data_ptr()
+
+
+def test_queries_and_keys_are_normalised() -> None:
+    student, tokens = CausalStudent.draw(CONFIG), torch.arange(7)[None]
+    torch.nn.init.normal_(student.blocks[0].mixed.weight)
+    with torch.no_grad():
+        before = student(tokens)
+        student.blocks[0].qkv.weight[:32] *= 5  # queries and keys, not values
+        assert torch.allclose(student(tokens), before, atol=1e-5)
+        student.blocks[0].qkv.weight[32:] *= 5
+        assert not torch.allclose(student(tokens), before, atol=1e-2)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

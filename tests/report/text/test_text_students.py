@@ -18,18 +18,18 @@ V, D, L = 300, 8, 6
 
 @pytest.fixture
 def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script, with 12 sequences of a toy teacher: 8 to learn on, 4 to be judged on."""
+    """The script, with 24 sequences of a toy teacher: 20 to learn on, 4 to be judged on."""
     spec = importlib.util.spec_from_file_location("text_students", TESTS / "benchmarks" / "text_students.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "text_students", module)
     spec.loader.exec_module(module)
     rng = np.random.default_rng(0)
-    np.save(tmp_path / "x_toy.npy", rng.integers(0, V, (12, L + 1)))
-    np.save(tmp_path / "h_toy.npy", rng.normal(size=(12, L, D)).astype(np.float16))
+    np.save(tmp_path / "x_toy.npy", rng.integers(0, V, (24, L + 1)))
+    np.save(tmp_path / "h_toy.npy", rng.normal(size=(24, L, D)).astype(np.float16))
     np.save(tmp_path / "W_toy.npy", rng.normal(size=(V, D)).astype(np.float16))
     monkeypatch.setattr(module, "JUDGE", slice(0, 4))
-    monkeypatch.setattr(module, "LEARN", slice(4, 12))
+    monkeypatch.setattr(module, "LEARN", slice(4, 24))
     return module
 
 
@@ -47,6 +47,7 @@ def test_results_are_appended_and_resumed(benchmark: ModuleType, tmp_path: Path)
     assert list(map(json.loads, out.read_text().splitlines())) == first
     second = benchmark.run("toy", ["hard", "dense"], seeds=[0, 1], **options)
     assert [(result["kind"], result["seed"]) for result in second] == [("hard", 1), ("dense", 1)]
+    assert second[1]["kl"] != first[1]["kl"]  # another order
     (third,) = benchmark.run("toy", ["dense"], seeds=[0], passes=2, **options)
     assert third["passes"] == 2
     assert benchmark.run("toy", ["dense"], seeds=[0, 1], **options) == []
@@ -63,9 +64,9 @@ def test_labels_of_a_caller_are_learned(benchmark: ModuleType, tmp_path: Path) -
 def test_labels_belong_to_their_sequences(benchmark: ModuleType, tmp_path: Path) -> None:
     learn = benchmark.load("toy", benchmark.LEARN, tmp_path)
     x, h, w = (np.load(tmp_path / f"{name}_toy.npy") for name in "xhW")
-    rows = torch.tensor([0, L + 2, 8 * L - 1])  # sequence 4 label 0, sequence 5 label 2, sequence 11 label 5
-    assert learn.hard(rows).argmax(1).tolist() == [x[4, 1], x[5, 3], x[11, L]]
-    logits = np.stack([h[4, 0], h[5, 2], h[11, L - 1]]).astype(np.float32) @ w.T.astype(np.float32)
+    rows = torch.tensor([0, L + 2, 20 * L - 1])  # sequence 4 label 0, sequence 5 label 2, sequence 23 label 5
+    assert learn.hard(rows).argmax(1).tolist() == [x[4, 1], x[5, 3], x[23, L]]
+    logits = np.stack([h[4, 0], h[5, 2], h[23, L - 1]]).astype(np.float32) @ w.T.astype(np.float32)
     assert torch.allclose(learn.dense(rows), torch.from_numpy(logits).softmax(1), atol=1e-5)
 
 
