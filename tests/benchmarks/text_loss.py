@@ -82,6 +82,7 @@ def new_decoder(size: Size) -> TokenDecoder:
     config = TokenVqaeConfig(
         classes=size.vocabulary,
         domain="hidden",
+        hidden=size.width,
         latent=size.width,
         slots=SLOTS,
         codebook_size=256,

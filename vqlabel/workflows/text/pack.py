@@ -102,7 +102,7 @@ def load_text_codec(path: str | PathLike[str], head_sha256: str | None) -> tuple
     if not isinstance(codec, TokenVqae):
         raise UsageError(f"{path}: its codec, {codec.kind}, is for labels of images; fit one to this dump")
     fitted_for = report.get("head", {}).get("sha256")
-    if head_sha256 != fitted_for:
+    if fitted_for is not None and head_sha256 not in (None, fitted_for):
         raise UsageError(f"{path}: was fitted for a head with sha256 {fitted_for}; the head that was passed has {head_sha256}")
     return codec, report
 
