@@ -2,7 +2,7 @@
 
     python examples/hugging_face_trainer.py
 
-Needs transformers, accelerate and datasets. For TRL: `class KdTrainer(KdMixin, SFTTrainer)`.
+Needs transformers, accelerate and datasets. For TRL: `class KdTrainer(vqlabel.KdMixin, SFTTrainer)`.
 The teacher, its text and the student are made on the spot: see language_model.py.
 """
 
@@ -14,7 +14,6 @@ import torch
 from language_model import HEAD, LENGTH, V, draw, dump_and_pack
 
 import vqlabel
-from vqlabel.training.text.trainer import KdMixin
 
 try:
     import datasets
@@ -25,7 +24,7 @@ except ImportError as error:
 BLOCK = 3 * LENGTH // 2  # tokens of a packed row: every second row begins in the middle of a document
 
 
-class KdTrainer(KdMixin, transformers.Trainer):
+class KdTrainer(vqlabel.KdMixin, transformers.Trainer):
     pass
 
 

@@ -61,9 +61,8 @@ def kl_to_teacher(student):
 def main(folder):
     tokens = dump_and_pack(folder)
     labels = vqlabel.open_text(folder / "labels.vql")
-    dump, size = (sum(file.stat().st_size for file in folder.glob(name)) for name in ("states/*", "labels.vql"))
-    rows = labels.file.rows
-    print(f"{rows:,} labels: {2 * rows * V:,} bytes as fp16 logits, {dump:,} as hidden states, {size:,} packed")
+    rows, *sizes = labels.file.rows, *(sum(file.stat().st_size for file in folder.glob(name)) for name in ("states/*", "*.vql"))
+    print(f"{rows:,} labels: {2 * rows * V:,} bytes as fp16 logits, {sizes[0]:,} as hidden states, {sizes[1]:,} packed")
     torch.manual_seed(0)
     student = Student()
     optimizer, before = torch.optim.AdamW(student.parameters(), 1e-2), kl_to_teacher(student)

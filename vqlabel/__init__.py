@@ -35,10 +35,12 @@ _MODULES = {  # public name -> module that defines it
     "open_text": "vqlabel.training.text.text_labels",
     "TextLabels": "vqlabel.training.text.text_labels",
     "kd_loss": "vqlabel.training.text.losses",
+    "KdMixin": "vqlabel.training.text.trainer",
 }
 
 __all__ = [
     "FitConfig",
+    "KdMixin",
     "LabelBatch",
     "PooledBatches",
     "StoredBatches",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from vqlabel.training.samplers import PooledBatches, StoredBatches
     from vqlabel.training.text.losses import kd_loss
     from vqlabel.training.text.text_labels import TextLabels, open_text
+    from vqlabel.training.text.trainer import KdMixin
     from vqlabel.training.views import VqlViews
     from vqlabel.workflows.convert import convert
     from vqlabel.workflows.fit import fit

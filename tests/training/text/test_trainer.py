@@ -138,8 +138,12 @@ def test_the_head_computes_the_logits_of_one_token(head: nn.Module, batch: dict[
 
 
 class Adapted(nn.Linear):
+    def __init__(self, adapter: float = 1.0) -> None:
+        super().__init__(D, V)
+        self.adapter = nn.Parameter(torch.tensor(adapter))
+
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + x[..., :1]
+        return super().forward(x) + self.adapter * x[..., :1].square()
 
 
 def zero_head() -> nn.Linear:
@@ -151,7 +155,7 @@ def zero_head() -> nn.Linear:
 MODELS = {
     "scaled logits": lambda: Student(scale=0.5),
     "capped logits": lambda: Student(soft_cap=30.0),
-    "an adapted head": lambda: Student(Adapted(D, V)),
+    "an adapted head": lambda: Student(Adapted()),
     "a head of another kind": lambda: Student(nn.Sequential(nn.Linear(D, V))),
     "a head of zeros": lambda: Student(zero_head()),
 }
@@ -164,7 +168,9 @@ def test_a_model_whose_logits_are_not_hidden_states_times_the_head_gives_its_log
     model = MODELS[name]()
     trainer = KdTrainer(model, labels=labels)
     for _ in range(2):
-        loss, expected = trainer.compute_loss(model, batch), by_hand(model, batch, labels)
+        loss = trainer.compute_loss(model, batch)
+        assert model.shapes[-1] == [2, 20, V]
+        expected = by_hand(model, batch, labels)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(gradients(loss, model), gradients(expected, model))
 
@@ -177,6 +183,12 @@ def test_a_head_of_zeros_is_checked_again_after_the_first_step(batch: dict[str, 
     model.shapes.clear()
     trainer.compute_loss(model, batch)
     assert model.shapes == [[2, 1, V], [2, 1, V]]
+
+
+def test_the_gradient_of_an_adapter_that_begins_at_zero_is_not_lost(batch: dict[str, Tensor], labels: TextLabels) -> None:
+    model = Student(Adapted(0.0))
+    loss = KdTrainer(model, labels=labels).compute_loss(model, batch)
+    torch.testing.assert_close(gradients(loss, model), gradients(by_hand(model, batch, labels), model))
 
 
 class NeedsAllLogits(Student):

@@ -25,7 +25,7 @@ CAUSES = (
 class KdMixin:
     """A mix-in for a Trainer, with `kd_loss` on the labels that tokens refer to.
 
-        class KdTrainer(KdMixin, SFTTrainer): ...
+        class KdTrainer(vqlabel.KdMixin, SFTTrainer): ...
 
         labels = vqlabel.open_text("labels.vql", corpus=dataset)
         trainer = KdTrainer(model, args=args, train_dataset=dataset.map(labels.attach), labels=labels)
