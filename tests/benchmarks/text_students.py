@@ -14,10 +14,12 @@ From Python, with labels of one's own:
     import text_students
     text_students.run("sharp", {"mine": lambda rows: probabilities}, seeds=[0], passes=1, out=Path("students.jsonl"))
 
-where `rows` [b] are indices of labels, 128 for each of the 1,000 sequences in order, and the result is [b, V].
+where `rows` [b] are indices of labels, 128 for each of the 1,000 sequences in order, and the result is [b, V]. A
+process that runs for long calls `text_students.keep_memory()` first, as the script does.
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -43,6 +45,7 @@ TEACHERS, TOOLS = BESIDE / "shared" / "data" / "lm", BESIDE / "shared" / "tools"
 ARRAYS = BESIDE / "lm"  # made on first use
 SEQUENCES, LENGTH = 3000, 128  # of the arrays; labels of a sequence
 JUDGE, LEARN, SCORE = slice(64, 128), slice(128, 1128), slice(128, 1128, 16)  # sequences; SCORE: those peers are measured on
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of mallopt
 PART_OF_TEACHER = {"emb": "embedding", "bl": "blocks", "nf": "norm", "n1": "norm_attention", "n2": "norm_hidden",
                    "qkv": "qkv", "o": "mixed", "f1": "hidden", "f2": "back", "weight": "weight"}  # fmt: skip
 
@@ -71,6 +74,16 @@ class Corpus:
             if name != "teacher":
                 kinds[name] = lambda seed, peer=peer: PeerLabels(peer, self.labels, seed)
         return kinds
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory of this process: new pages for each chunk of logits take a sixth of a step."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # not Linux
+        return
+    for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 1 << 26)):
+        libc.mallopt(option, value)
 
 
 def load(teacher: str, sequences: slice, arrays: Path = ARRAYS) -> Corpus:
@@ -160,7 +173,7 @@ def learn_and_judge(
     scores = judge(student, held.documents, held.dense)
     figures = {name: round(value, 5) for name, value in scores._asdict().items()}
     return {
-        **figures, "bits": getattr(labels, "bits", None), "loss": round(statistics.mean(losses[-20:]), 5),
+        **figures, "bits": getattr(labels, "bits", None), "label_ce": round(statistics.mean(losses[-20:]), 5),
         "seconds": round(time.process_time() - began, 1),
     }  # fmt: skip
 
@@ -192,6 +205,7 @@ def main() -> None:
     if not (TEACHERS / "flat.safetensors").exists():
         print(f"skipped: {TEACHERS} is not there")
         return
+    keep_memory()
     for teacher in options.teachers:
         if options.measure:
             corpus = load(teacher, SCORE, options.arrays)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vqlabel.errors import UsageError, require
 from vqlabel.labels.text.documents import Documents
-from vqlabel.metrics.factored import chunk_rows, factored_kl
+from vqlabel.metrics.factored import chunk_rows, chunked_loss
 from vqlabel.metrics.token_distortion import TINY
 from vqlabel.progress import Progress, silent
 from vqlabel.report.text.student_network import CausalStudent
@@ -65,15 +65,16 @@ def train(
     *,
     progress: Progress = silent,
 ) -> list[float]:
-    """Train a student in place from labels: the loss is KL(label || student), the optimizer AdamW.
+    """Train a student in place from labels: the loss is the cross entropy with them, the optimizer AdamW.
 
-    Logits and labels exist for a chunk of rows at a time.
+    The gradient is that of KL(label || student); the label's entropy, whose logarithms take a quarter of a step, is not
+    computed. Logits and labels exist for a chunk of rows at a time.
 
     Args:
         probs_of: the labels; is called once a step for each chunk.
 
     Returns:
-        The loss of each step, nats.
+        The loss of each step, nats per label.
 
     Raises:
         UsageError: no document has two tokens, or a token is outside the student's vocabulary.
@@ -144,13 +145,29 @@ def _step(
     student: CausalStudent, tokens: Tensor, inside: Tensor, rows: Tensor, probs_of: ProbsOf, optimizer: torch.optim.Optimizer
 ) -> float:
     """One step of training; its loss before the step."""
-    hidden, out = student(tokens)[inside], student.out
-    loss = factored_kl(hidden, out, out.new_zeros(out.shape[1]), lambda part: probs_of(rows[part]))
+    hidden = student(tokens)[inside]
+    loss = chunked_loss(
+        hidden, student.out.T, None, torch.arange(len(rows)), lambda part, logits: soft_cross_entropy(logits, probs_of(rows[part]))
+    )
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(student.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
+
+
+def soft_cross_entropy(logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of the cross entropy with labels that sum to 1, and its gradient in the logits, q - p.
+
+    Args:
+        logits: [n, V]; probs: [n, V].
+
+    Returns:
+        a scalar; [n, V].
+    """
+    log_q = F.log_softmax(logits, 1)
+    loss = -torch.dot(probs.flatten(), log_q.flatten())
+    return loss, log_q.exp_().sub_(probs)
 
 
 class _Batches:
