@@ -4,6 +4,7 @@ The blocks of a page run in order, in one folder with small inputs under the nam
 a page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -54,6 +55,7 @@ SMALLER = {  # setting on a page -> setting for a dump of 360 labels, so that a 
     "--bits 8 16 32 64 128 256": "--bits 16 --methods topk,int8",
     "--bits 16 32 --methods vqae,topk,rq": "--bits 16 --methods topk --passes 1",
     "--teacher module:function -o": "--teacher module:function --epochs 2 -o",
+    "--teacher model/": "--teacher module:language_model",
     "--epochs 300": "--epochs 2",
     "--epochs 8": "--epochs 2",
     "range(300)": "range(2)",
@@ -67,6 +69,9 @@ import torch
 def function():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 40))
+def language_model(tokens, mask):
+    return language_model.head[(7 * tokens + 3) % 60]
+language_model.head = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
 """
 FOREIGN_OPTIONS = {  # options of other programs that pages mention
     "--fkd-path", "--mix-type", "--batch-size", "--granularity", "--softlabel_path", "--soft_label_type",
@@ -152,6 +157,7 @@ def inputs(
     np.savez(folder / "logits.npz", teacher_logits=logits[0], features=logits[1])
     np.save(folder / "views.npy", logits.swapaxes(0, 1))
     write_hidden_states(folder / "hidden_states", small_split(12))
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"input_ids": text}) + "\n" for text in predictable_texts()))
     (folder / "model").mkdir()
     write_head(folder / "model")
     pyarrow.parquet.write_table(pa.table({"logits": list(logits[0]), "image": range(60)}), folder / "set.parquet")
@@ -201,11 +207,28 @@ def names_of_the_reader() -> dict[str, Any]:
     }
 
 
+def predictable_texts() -> list[list[int]]:
+    """Documents of which every token follows from the one before it, as in `module.language_model`."""
+    texts = [[start] for start in range(20)]
+    for text in texts:
+        while len(text) < 12:
+            text.append((7 * text[-1] + 3) % 60)
+    return texts
+
+
 def names_of_a_language_model() -> dict[str, Any]:
-    """A document of `small_split`, as a batch, and a student."""
+    """A document of `small_split`, as a batch; a batch of `predictable_texts`; and a student."""
     texts = small_split(12).documents
     tokens = torch.from_numpy(texts.take(np.array([3]))[0].tokens)[None]
-    return {"tokens": tokens, "mask": torch.ones_like(tokens), "model": nn.Embedding(60, 8), "lm_head": nn.Linear(8, 60)}
+    text = torch.tensor(predictable_texts()[:4])
+    batches = [(text, torch.ones_like(text))]
+    return {
+        "tokens": tokens,
+        "mask": torch.ones_like(tokens),
+        "batches": batches,
+        "model": nn.Embedding(60, 8),
+        "lm_head": nn.Linear(8, 60),
+    }
 
 
 @pytest.mark.filterwarnings("ignore:.*any folder passes", "ignore:.*cannot be checked", "ignore:.*pin_memory")
