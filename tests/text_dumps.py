@@ -40,6 +40,12 @@ def tensor(values: Any, kind: Any = None) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(kind) if kind else torch.from_numpy(np.ascontiguousarray(values))
 
 
+def save(path: Path, metadata: dict[str, str] | None = None, **arrays: Any) -> Path:
+    """A .safetensors file of tensors and NumPy's arrays."""
+    save_file({name: array if isinstance(array, torch.Tensor) else tensor(array) for name, array in arrays.items()}, path, metadata)
+    return path
+
+
 def without_last(rows: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
     return [part[:-1] for part in rows]
 

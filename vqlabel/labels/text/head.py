@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -27,7 +27,7 @@ EMBEDDINGS = (
     "tokens_embed.weight", "emb.weight", "shared.weight",
 )  # fmt: skip
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f", "final_norm", "embedding_norm", "ln_out", "nf")
-MAX_CONFIG_BYTES, MAX_INDEX_BYTES, READ_BYTES = 1 << 20, 64 << 20, 1 << 24
+MAX_CONFIG_BYTES, MAX_INDEX_BYTES = 1 << 20, 64 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +86,7 @@ class StoredHead:
         for part, array in (("weight", self.stored), ("bias", self.stored_bias)):
             if array is not None:
                 digest.update(f"{part} {array.dtype} {list(array.shape)}\n".encode())
-                for data in _bytes_of(array):
+                for data in array.blocks():
                     digest.update(data)
         return digest.hexdigest()
 
@@ -272,22 +272,10 @@ def _vocabulary(stored: StoredArray, config: Mapping[str, Any], vocab: int | Non
     ]
 
 
-def _bytes_of(array: StoredArray) -> Iterator[bytes]:
-    with array.path.open("rb") as file:
-        file.seek(array.offset)
-        left = array.size
-        while left:
-            data = file.read(min(left, READ_BYTES))
-            if not data:
-                raise BadInput(f"{array.path}: ends {left} bytes early; it was truncated since it was opened")
-            left -= len(data)
-            yield data
-
-
 def _equal(first: StoredArray, second: StoredArray) -> bool:
     if (first.shape, first.dtype) != (second.shape, second.dtype):
         return False
-    return all(a == b for a, b in zip(_bytes_of(first), _bytes_of(second), strict=True))
+    return all(a == b for a, b in zip(first.blocks(), second.blocks(), strict=True))
 
 
 def _listed(arrays: list[StoredArray]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vqlabel.labels.layouts.arrays import MAX_NPY_HEADER, npy_header
 from vqlabel.storage.filetypes import foreign_file_message, require_regular
 
 MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as of the library
+BLOCK_BYTES = 1 << 24
 FLOATS = ("F16", "BF16", "F32")
 INTEGERS = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64", "BOOL")
 _TYPES = {  # safetensors' name -> NumPy's type; bf16, which NumPy lacks, as its bits
@@ -76,6 +77,22 @@ class StoredArray:
         if len(data) != (stop - start) * width:
             raise BadLabels(f"{self.path}: truncated, {len(data)} of {(stop - start) * width} bytes at row {start}")
         return self.widened(np.frombuffer(data, self.type).reshape(stop - start, *inner))
+
+    def blocks(self) -> Iterator[bytes]:
+        """All its bytes, in blocks of BLOCK_BYTES.
+
+        Raises:
+            BadLabels: the file ends early: it was truncated since it was opened.
+        """
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            left = self.size
+            while left:
+                data = file.read(min(left, BLOCK_BYTES))
+                if not data:
+                    raise BadLabels(f"{self.path}: truncated, {left} of {self.size} bytes of {self} are missing")
+                left -= len(data)
+                yield data
 
     def widened(self, stored: NDArray[Any]) -> NDArray[Any]:
         """Stored numbers in a native type: bf16 as float32, all others as they are."""
