@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forge import flip_bit
+from pretended_cuda import pretended_cuda
 from safetensors.torch import save_file
 from text_dumps import write_lines
 from torch import Tensor, nn
@@ -216,6 +217,16 @@ def test_hidden_states_keep_their_type(dtype: torch.dtype, name: str, corpus: Pa
     with torch.inference_mode():
         expected = hidden(ids, torch.ones_like(ids, dtype=torch.bool))[0, :-1]
     assert torch.equal(torch.from_numpy(rows).float(), expected.float())
+
+
+def test_a_device_encodes_as_the_cpu_does(corpus: Path, codec: TokenVqae) -> None:
+    source, head = TeacherTextSource(open_corpus(corpus), load(Small())), as_output_head(load(Small()).head)
+    group = [source.read(index) for index in range(4)]
+    expected = encode._encode(codec, head, group, "cpu")
+    with pretended_cuda(), encode._codec_on(codec, "cuda"):
+        fields = encode._encode(codec, head.to("cuda"), group, "cuda")
+    assert all(np.array_equal(a, b) for a, b in zip(fields, expected, strict=True)) and len(fields) == 4
+    assert codec.decoder.bias.device.type == "cpu"
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
@@ -697,6 +708,32 @@ def test_a_model_s_own_tokenizer_reads_texts(folder: Path, tmp_path: Path, monke
     file = TextVqlFile(tmp_path / "a.vql")
     assert file.documents.find(token_hash(np.array([ord(letter) % V for letter in "bcda"]))) == 1
     assert file.text["tokenizer"]["name"] == "tiny" and file.rows == 5
+
+
+@pytest.mark.parametrize(("last", "kept"), [(None, []), (9, ["a.vql.codec"]), (1, ["a.vql.codec", "a.vql.journal"])])
+def test_an_interrupt_tells_how_to_continue_if_there_is_something_to_continue_from(
+    last: int | None, kept: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(Small())
+    documents = relabel_text(corpus, whole, tmp_path / "whole.vql", CONFIG, batch=4)["documents"]
+    assert documents == 36, "nine batches, of which the last three are of the last window"
+    after = 0 if last is None else len(whole.network.calls) - last  # type: ignore[attr-defined]
+
+    class Interrupted(Small):
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            if len(self.calls) == after:
+                raise KeyboardInterrupt
+            return super().forward(tokens, mask)
+
+    monkeypatch.setattr("vqlabel.config.TextFitConfig", lambda **_: CONFIG)
+    module = ModuleType("models_of_tests")
+    module.small = Interrupted  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models_of_tests", module)
+    words = ("--text", corpus, "--teacher", "models_of_tests:small", "-o", tmp_path / "a.vql", "--batch", 4)
+    ran = run(*words)
+    remedy = "; run the same command to continue" if kept else ""
+    assert (ran.exit_code, ran.stderr) == (130, f"vqlabel: interrupted; no partial output was left{remedy}\n")
+    assert left_behind(tmp_path) == kept
 
 
 @pytest.mark.parametrize(
