@@ -202,6 +202,26 @@ def test_the_source_is_a_dump_that_pack_reads(corpus: Path, small: Small, codec:
     assert (tmp_path / "packed.vql").read_bytes() == (tmp_path / "labelled.vql").read_bytes()
 
 
+def test_a_dump_of_the_same_hidden_states_packs_to_the_same_labels(
+    corpus: Path, small: Small, codec: TokenVqae, tmp_path: Path
+) -> None:
+    head, dump, texts = saved_head(tmp_path, small), tmp_path / "dump", [torch.tensor([tokens]) for tokens in documents()]
+    with torch.inference_mode():
+        hidden = [small.eval()(ids, torch.ones_like(ids, dtype=torch.bool))[0, :-1].numpy() for ids in texts]
+    dump.mkdir()
+    np.save(dump / "tokens.npy", np.concatenate([ids[0].numpy() for ids in texts]))
+    np.save(dump / "hidden.npy", np.concatenate(hidden))
+    np.save(dump / "lengths.npy", np.array([ids.shape[1] for ids in texts]))
+    results = [
+        vqlabel.pack_text(dump, tmp_path / "packed.vql", head=head, codec=codec),
+        relabel_text(corpus, load(small, head=head), tmp_path / "labelled.vql", codec=codec),
+    ]
+    packed, labelled = TextVqlFile(tmp_path / "packed.vql"), TextVqlFile(tmp_path / "labelled.vql")
+    assert [result["repeated"] for result in results] == [2, 2] and results[0]["labels"] == results[1]["labels"]
+    assert packed.documents.hashes.tobytes() == labelled.documents.hashes.tobytes()
+    assert all(np.array_equal(packed.fields(index), labelled.fields(index)) for index in range(len(packed.documents)))
+
+
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "F16"), (torch.bfloat16, "BF16"), (torch.float64, "F32")])
 def test_hidden_states_keep_their_type(dtype: torch.dtype, name: str, corpus: Path) -> None:
     model = Small()
@@ -604,7 +624,7 @@ def test_a_model_of_transformers_is_a_teacher(
 
 def test_older_transformers_are_asked_for_the_stored_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = install(monkeypatch, Causal(), "4.57.1")
-    load_text_teacher(folder)
+    assert load_text_teacher(folder).head.norm is None, "the model has applied it"
     assert called[0]["torch_dtype"] == "auto"
 
 
