@@ -58,6 +58,9 @@ CALLS: dict[str, Call] = {
     "relabel": (vqlabel.relabel, {
         "source": SOURCE, **OUT, "codec": "nowhere", "layout": "arrays", "effort": "fast", "device": "cpu", **RUN,
     }),
+    "relabel_text": (vqlabel.relabel_text, {
+        "corpus": "nowhere", "teacher": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "codec": "nowhere", "batch": 4, **RUN,
+    }),
     "verify": (vqlabel.verify, FILE),
     "stats": (vqlabel.stats, {**FILE, "against": "nowhere", "teacher_bytes": 5, "device": "cpu", "progress": lambda *_: None}),
     "load_codec": (vqlabel.load_codec, FILE),

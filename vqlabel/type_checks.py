@@ -20,6 +20,7 @@ MAX_ITEMS = 1 << 16  # items of a sequence that are checked; a longer sequence i
 _WORDS = {  # annotations as messages name them
     "str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "PathLike": "a path",
     "FitConfig": "a FitConfig, such as FitConfig(bits=64)", "LabelCodec": "a codec, such as load_codec(path)[0]",
+    "Corpus": "a corpus, such as open_corpus(path)", "TextTeacher": "a teacher, such as load_text_teacher(name)",
     "LabelSource": "a dump, such as open_labels(path)", "TeacherSource": "a vqlabel.workflows.teacher_source.TeacherSource",
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from forge import flip_bit
+from pretended_cuda import pretended_cuda
 from safetensors.torch import save_file
 from text_dumps import write_lines
 from torch import Tensor, nn
@@ -201,6 +202,26 @@ def test_the_source_is_a_dump_that_pack_reads(corpus: Path, small: Small, codec:
     assert (tmp_path / "packed.vql").read_bytes() == (tmp_path / "labelled.vql").read_bytes()
 
 
+def test_a_dump_of_the_same_hidden_states_packs_to_the_same_labels(
+    corpus: Path, small: Small, codec: TokenVqae, tmp_path: Path
+) -> None:
+    head, dump, texts = saved_head(tmp_path, small), tmp_path / "dump", [torch.tensor([tokens]) for tokens in documents()]
+    with torch.inference_mode():
+        hidden = [small.eval()(ids, torch.ones_like(ids, dtype=torch.bool))[0, :-1].numpy() for ids in texts]
+    dump.mkdir()
+    np.save(dump / "tokens.npy", np.concatenate([ids[0].numpy() for ids in texts]))
+    np.save(dump / "hidden.npy", np.concatenate(hidden))
+    np.save(dump / "lengths.npy", np.array([ids.shape[1] for ids in texts]))
+    results = [
+        vqlabel.pack_text(dump, tmp_path / "packed.vql", head=head, codec=codec),
+        relabel_text(corpus, load(small, head=head), tmp_path / "labelled.vql", codec=codec),
+    ]
+    packed, labelled = TextVqlFile(tmp_path / "packed.vql"), TextVqlFile(tmp_path / "labelled.vql")
+    assert [result["repeated"] for result in results] == [2, 2] and results[0]["labels"] == results[1]["labels"]
+    assert packed.documents.hashes.tobytes() == labelled.documents.hashes.tobytes()
+    assert all(np.array_equal(packed.fields(index), labelled.fields(index)) for index in range(len(packed.documents)))
+
+
 @pytest.mark.parametrize(("dtype", "name"), [(torch.float16, "F16"), (torch.bfloat16, "BF16"), (torch.float64, "F32")])
 def test_hidden_states_keep_their_type(dtype: torch.dtype, name: str, corpus: Path) -> None:
     model = Small()
@@ -216,6 +237,16 @@ def test_hidden_states_keep_their_type(dtype: torch.dtype, name: str, corpus: Pa
     with torch.inference_mode():
         expected = hidden(ids, torch.ones_like(ids, dtype=torch.bool))[0, :-1]
     assert torch.equal(torch.from_numpy(rows).float(), expected.float())
+
+
+def test_a_device_encodes_as_the_cpu_does(corpus: Path, codec: TokenVqae) -> None:
+    source, head = TeacherTextSource(open_corpus(corpus), load(Small())), as_output_head(load(Small()).head)
+    group = [source.read(index) for index in range(4)]
+    expected = encode._encode(codec, head, group, "cpu")
+    with pretended_cuda(), encode._codec_on(codec, "cuda"):
+        fields = encode._encode(codec, head.to("cuda"), group, "cuda")
+    assert all(np.array_equal(a, b) for a, b in zip(fields, expected, strict=True)) and len(fields) == 4
+    assert codec.decoder.bias.device.type == "cpu"
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
@@ -593,7 +624,7 @@ def test_a_model_of_transformers_is_a_teacher(
 
 def test_older_transformers_are_asked_for_the_stored_type(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called = install(monkeypatch, Causal(), "4.57.1")
-    load_text_teacher(folder)
+    assert load_text_teacher(folder).head.norm is None, "the model has applied it"
     assert called[0]["torch_dtype"] == "auto"
 
 
@@ -697,6 +728,32 @@ def test_a_model_s_own_tokenizer_reads_texts(folder: Path, tmp_path: Path, monke
     file = TextVqlFile(tmp_path / "a.vql")
     assert file.documents.find(token_hash(np.array([ord(letter) % V for letter in "bcda"]))) == 1
     assert file.text["tokenizer"]["name"] == "tiny" and file.rows == 5
+
+
+@pytest.mark.parametrize(("last", "kept"), [(None, []), (9, ["a.vql.codec"]), (1, ["a.vql.codec", "a.vql.journal"])])
+def test_an_interrupt_tells_how_to_continue_if_there_is_something_to_continue_from(
+    last: int | None, kept: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(Small())
+    documents = relabel_text(corpus, whole, tmp_path / "whole.vql", CONFIG, batch=4)["documents"]
+    assert documents == 36, "nine batches, of which the last three are of the last window"
+    after = 0 if last is None else len(whole.network.calls) - last  # type: ignore[attr-defined]
+
+    class Interrupted(Small):
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            if len(self.calls) == after:
+                raise KeyboardInterrupt
+            return super().forward(tokens, mask)
+
+    monkeypatch.setattr("vqlabel.config.TextFitConfig", lambda **_: CONFIG)
+    module = ModuleType("models_of_tests")
+    module.small = Interrupted  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models_of_tests", module)
+    words = ("--text", corpus, "--teacher", "models_of_tests:small", "-o", tmp_path / "a.vql", "--batch", 4)
+    ran = run(*words)
+    remedy = "; run the same command to continue" if kept else ""
+    assert (ran.exit_code, ran.stderr) == (130, f"vqlabel: interrupted; no partial output was left{remedy}\n")
+    assert left_behind(tmp_path) == kept
 
 
 @pytest.mark.parametrize(
