@@ -83,9 +83,6 @@ CALLS: dict[str, Call] = {
         "dump": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "head": "nowhere", "codec": "nowhere", "tokenizer": "nowhere", "layer": 1,
         **RUN,
     }),
-    "relabel_text": (vqlabel.relabel_text, {
-        "corpus": "nowhere", "teacher": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "codec": "nowhere", "batch": 2, **RUN,
-    }),
     "open_text": (vqlabel.open_text, {**FILE, "device": "cpu", "head": "nowhere", "corpus": None}),
     "TextLabels": (vqlabel.TextLabels, {**FILE, "device": "cpu", "head": "nowhere", "corpus": None}),
     "kd_loss": (vqlabel.kd_loss, {

@@ -408,7 +408,7 @@ def test_a_file_that_is_not_a_codec_file_is_refused(tmp_path: Path) -> None:
         ('{"kind": "raw", "config": {"classes": 2}, "report": {}}', foreign),
         (
             '{"kind": "pixie", "config": {}, "report": {}}',
-            "codec kind 'pixie' is unknown; this vqlabel has vqae, sparse, topk, raw: upgrade it",
+            "codec kind 'pixie' is unknown; this vqlabel has vqae, sparse, topk, raw, token_vqae: upgrade it",
         ),
         ('{"kind": ["raw"], "config": {}, "report": {}}', r"codec kind \['raw'\] is unknown"),
         (
