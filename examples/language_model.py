@@ -36,7 +36,7 @@ def dump_and_pack(folder, documents=100):
     save_file({"lm_head.weight": HEAD.clone()}, folder / "model.safetensors")
     for number, (ids, hidden) in enumerate(zip(tokens, states.half(), strict=True)):
         save_file({"token_ids": ids.clone(), "hidden_states": hidden[:, None].clone()}, folder / "states" / f"{number}.safetensors")
-    config = vqlabel.TextFitConfig(bits=16, slots=2, codebook_size=64, ids=2, width=32, layers=1, window=8)
+    config = vqlabel.TextFitConfig(bits=16, slots=2, codebook_size=64, ids=2, width=32, layers=1, window=8, epochs=4)
     vqlabel.pack_text(folder / "states", folder / "labels.vql", config, head=folder / "model.safetensors")
     return tokens
 
