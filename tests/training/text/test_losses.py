@@ -362,6 +362,13 @@ def test_a_loss_scale_keeps_gradients_of_many_float16_rows_from_vanishing() -> N
     torch.testing.assert_close(ours.float(), exact @ head.detach().float(), rtol=1e-2, atol=1e-3)
 
 
+def test_a_loss_scale_above_the_range_of_float16_multiplies_gradients_that_are_within_it() -> None:
+    teacher = normal(1, V, scale=0.02)
+    logits = torch.zeros(1, V, dtype=torch.float16, requires_grad=True)
+    (grad,) = torch.autograd.grad(2.0**17 * kd_loss(logits, None, labels_of(teacher)), logits)
+    torch.testing.assert_close(grad.float(), 2.0**17 * (1 / V - teacher.softmax(1)), rtol=2e-3, atol=1)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_autocast_changes_nothing_on_a_cpu(direction: str) -> None:
     hidden, head, bias = student()
