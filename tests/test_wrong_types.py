@@ -78,7 +78,7 @@ CALLS: dict[str, Call] = {
         "bits": 8.0, "slots": 2, "codebook_size": 8, "ids": 2, "latent": 8, "weight_bits": 8, "prior": False, "width": 8, "layers": 1, "window": 2,
         "future": False, "embed_head": False, "labels": 5, "epochs": 1, "seed": 0, "device": "cpu",
     }),
-    "fit_text": (vqlabel.fit_text, {"dump": "nowhere", "config": vqlabel.TextFitConfig(), "head": "nowhere", **OUT, **RUN}),
+    "fit_text": (vqlabel.fit_text, {"dump": "nowhere", "config": vqlabel.TextFitConfig(), "head": "nowhere", "layer": 1, **OUT, **RUN}),
     "pack_text": (vqlabel.pack_text, {
         "dump": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "head": "nowhere", "codec": "nowhere", "tokenizer": "nowhere", "layer": 1,
         **RUN,

@@ -95,6 +95,7 @@ def write_text_file(path: Path, codec: TokenVqae, split: TextSplit) -> list[NDAr
                 if len(rows):
                     writer.add(key, fields[rows])
         label = {"classes": codec.config.classes, "domain": "hidden", "dtype": "F16"}
-        text = {"tokenizer": {}, "teacher": {}, "head": {}, "shift": 1}
+        head = {"model": "model.safetensors", "tensor": "lm_head.weight", "sha256": "0" * 64, "vocabulary": codec.config.classes}
+        text = {"tokenizer": {}, "teacher": {}, "head": head, "shift": 1}
         writer.finish(label, text, {name: tensor.numpy() for name, tensor in codec.decoder_tensors().items()})
     return documents

@@ -21,6 +21,7 @@ from vqlabel.cli.options import (
     Images,
     Json,
     Kl,
+    Layer,
     Layout,
     NoFuture,
     OutCodec,
@@ -58,6 +59,7 @@ def fit(
     array: Array = None,
     axes: Axes = None,
     head: Head = None,
+    layer: Layer = None,
     ids: Ids = None,
     no_future: NoFuture = False,
     reference_head: ReferenceHead = False,
@@ -81,7 +83,7 @@ def fit(
         from vqlabel.workflows.text.fit import fit_text
 
         with named_threads(threads), terminal.progress_bar() as progress:
-            report = fit_text(dump, fit_config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+            report = fit_text(dump, fit_config, head=head, layer=layer, out=out, overwrite=overwrite, progress=progress)[1]
         terminal.notes(report)
         terminal.emit({**report, "path": str(out)}, json, text.show_fit)
         return

@@ -116,7 +116,10 @@ def show_fit(report: dict[str, Any]) -> None:
 def _show_rate(report: dict[str, Any]) -> None:
     if "held_out" in report:
         rate = report["held_out"]
+        origin = (
+            "held out" if "codec_file" not in report else f"{report['codec_file']}, on the dump that it was fitted to: held out"
+        )
         typer.echo(
-            f"held out ({report['labels']['held_out']:,} labels of other documents): KL {rate['kl']:.4f} at {rate['bits']:.1f} code bits, "
+            f"{origin} ({report['labels']['held_out']:,} labels of other documents): KL {rate['kl']:.4f} at {rate['bits']:.1f} code bits, "
             f"{rate['slots']:.2f} codes and {rate['ids']:.2f} exact ids per label"
         )

@@ -5,6 +5,7 @@ import os
 import weakref
 import zlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from threading import Lock
@@ -92,13 +93,18 @@ class ContainerReader:
         """
         return self._file.read_at(offset, count)
 
-    def json_object(self, key: str) -> dict[str, Any]:
+    def json_object(self, key: str, types: Mapping[str, type] | None = None) -> dict[str, Any]:
         """The JSON object in the metadata `key`.
 
+        Args:
+            types: name of a field that it must have -> the type of its value.
+
         Raises:
-            BadContainer: it is missing, not a JSON object, too deep, or has a key twice.
+            BadContainer: it is missing, not a JSON object, too deep, or has a key twice; or a field is of another type.
         """
         value: dict[str, Any] = parse_metadata(self.metadata, key, dict, str(self.path))
+        if any(type(value.get(name)) is not kind for name, kind in (types or {}).items()):
+            raise BadContainer(f"{self.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
         return value
 
     def tensor(self, name: str) -> NDArray[Any]:

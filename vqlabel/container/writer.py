@@ -88,18 +88,18 @@ class ContainerWriter:
             raise unwritable(self.path, error) from error
 
     def begin(
-        self, name: str, bits: Iterable[int], codings: Sequence[Coding] = (FIXED, ZSTD), chunk_rows: int = CHUNK_ROWS
+        self, name: str, bits: Iterable[int], codings: Sequence[Coding] = (FIXED, ZSTD), chunk_rows: int | None = None
     ) -> None:
         """Start a stream.
 
         Args:
             bits: width of every field of a row in bits, 1..32.
             codings: candidates; the one that makes the first chunk smallest is used for all chunks.
-            chunk_rows: maximum rows of a chunk, a multiple of 8. Longer chunks make a smaller table, which matters for
-                rows of few bits.
+            chunk_rows: maximum rows of a chunk, a multiple of 8; None: CHUNK_ROWS. Longer chunks make a smaller table,
+                which matters for rows of few bits.
         """
         assert self._open is None and name not in self._tensors, name
-        self._open = _OpenStream(name, tuple(bits), tuple(codings), chunk_rows)
+        self._open = _OpenStream(name, tuple(bits), tuple(codings), chunk_rows or CHUNK_ROWS)
 
     def append(self, rows: NDArray[np.unsignedinteger]) -> None:
         """Add rows [n, fields] to the stream that `begin` started.

@@ -49,8 +49,8 @@ class VqlFile:
         self.container = ContainerReader(path, seal)
         if TABLE in self.container.requires:
             raise UsageError(f"{path}: has labels of documents, not of images; open it with vqlabel.open_text")
-        self.label = self._json("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
-        self.codec = self._json("vql.codec", {"kind": str, "config": dict})
+        self.label = self.container.json_object("vql.label", {"classes": int, "domain": str, "dtype": str, "shift_preserved": bool})
+        self.codec = self.container.json_object("vql.codec", {"kind": str, "config": dict})
         try:
             self.config: CodecConfig = codec_config(self.codec["kind"], self.codec["config"])
         except BadContainer as error:
@@ -59,8 +59,8 @@ class VqlFile:
         self._ragged = self._ragged_codes()
         self._check_widths()
         self.records = self.container.streams[COUNTS if self._ragged else CODES].rows
-        self.columns = read_columns(self.container, self._json("vql.columns", {}), self.records)
-        self.source = self._json("vql.source", {})
+        self.columns = read_columns(self.container, self.container.json_object("vql.columns"), self.records)
+        self.source = self.container.json_object("vql.source")
 
     def _check_label(self) -> None:
         """Raises BadContainer if `vql.label` contradicts the codec's configuration or `vql.requires`."""
@@ -74,12 +74,6 @@ class VqlFile:
             raise BadContainer(
                 f"{self.container.path}: vql.requires is {self.container.requires}, the labels' domain {self.label['domain']}; damaged or forged"
             )
-
-    def _json(self, key: str, types: dict[str, type]) -> dict[str, Any]:
-        value = self.container.json_object(key)
-        if any(type(value.get(name)) is not kind for name, kind in types.items()):
-            raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
-        return value
 
     @cached_property
     def about(self) -> About:

@@ -159,7 +159,7 @@ class _FixedCodes:
     def __init__(self, container: ContainerWriter, streams: Sequence[CodeStream]) -> None:
         (stream,) = streams
         self._container, self._fields = container, len(stream.bits)
-        _begin(container, stream)
+        container.begin(stream.name, stream.bits, stream.codings, stream.chunk_rows)
 
     def append(self, codes: Codes) -> None:
         """Append [n, m]. Codes [n, 0] are stored as one zero per label, since a stream has at least one field."""
@@ -176,7 +176,7 @@ class _RaggedCodes:
         codes, self._counts_stream = streams
         self._container = container
         self._counts = Spool(container.path.parent, 1)
-        _begin(container, codes)
+        container.begin(codes.name, codes.bits, codes.codings, codes.chunk_rows)
 
     def append(self, codes: Codes) -> None:
         """Append [n, 1 + m]: count and codes."""
@@ -186,12 +186,8 @@ class _RaggedCodes:
 
     def end(self) -> int:
         self._container.end()
-        _begin(self._container, self._counts_stream)
+        stream = self._counts_stream
+        self._container.begin(stream.name, stream.bits, stream.codings, stream.chunk_rows)
         for counts in self._counts:
             self._container.append(counts)
         return self._container.end().rows
-
-
-def _begin(container: ContainerWriter, stream: CodeStream) -> None:
-    rows = {} if stream.chunk_rows is None else {"chunk_rows": stream.chunk_rows}
-    container.begin(stream.name, list(stream.bits), stream.codings, **rows)

@@ -16,7 +16,7 @@ from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels.text.checks import MARGIN, check_alignment, measure_alignment, settle_norm
 from vqlabel.labels.text.head import StoredHead, open_head
 from vqlabel.labels.text.open import open_text_labels
-from vqlabel.labels.text.source import TextDocument, TextSource
+from vqlabel.labels.text.source import MappedSource, TextDocument, TextSource
 
 V, D, LENGTHS = 60, 16, (14, 9, 1, 20, 12)
 RNG = np.random.default_rng(0)
@@ -155,22 +155,14 @@ def test_another_layer_of_the_dump_is_named_if_it_fits(tmp_path: Path, head: Sto
     assert settle_norm(open_text_labels(tmp_path), head).about.details["layer"] == 1
 
 
-class Noise(TextSource):
+class Noise(MappedSource):
     """Rows that know nothing."""
 
     def __init__(self, source: TextSource) -> None:
-        self.path, self.about, self._source = source.path, source.about, source
+        super().__init__(source, source.about)
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._source.lengths
-
-    def _load(self, index: int) -> tuple[TextDocument, str]:
-        document = self._source.read(index)
-        return replace(document, rows=np.random.default_rng(index).normal(size=document.rows.shape) * 2), "noise"
+    def _mapped(self, document: TextDocument) -> TextDocument:
+        return replace(document, rows=np.random.default_rng(document.tokens).normal(size=document.rows.shape) * 2)
 
 
 def test_rows_that_fit_no_token_are_refused_with_both_figures(tmp_path: Path, head: StoredHead) -> None:

@@ -118,7 +118,7 @@ def test_labels_cannot_be_changed(labels: TokenLabels) -> None:
 
 def test_hidden_states_of_labels_without_any_are_refused_with_a_remedy(labels: TokenLabels) -> None:
     with pytest.raises(
-        UsageError, match=r"these labels have no hidden states of the teacher, .*; use logits\(rows\), probs\(rows\)"
+        UsageError, match=r"these labels have no hidden states of the teacher: .*; use logits\(rows\), probs\(rows\)"
     ):
         labels.hidden()
 

@@ -1,5 +1,6 @@
 """A dump of hidden states -> a `.vql` -> labels in a training loop, and back."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import torch
 from safetensors.torch import save_file
 
 import vqlabel
-from tests.text_corpus import small_split, write_head, write_hidden_states
+from tests.text_corpus import WIDTH, small_split, write_head, write_hidden_states
 from vqlabel.codecs.file import load_stored_codec
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.config import TextFitConfig
-from vqlabel.errors import TargetExists, UsageError
+from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels.text.documents import Documents
+from vqlabel.progress import silent
 from vqlabel.training.text.text_labels import UnknownDocument
+from vqlabel.workflows.text.open import open_text_dump
+from vqlabel.workflows.text.sample import read_sample
 
 QUICK = TextFitConfig(bits=24, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=3)
 
@@ -172,3 +176,77 @@ def test_dense_logits_are_packed_without_a_head(tmp_path: Path) -> None:
         vqlabel.pack_text(tmp_path / "dump", tmp_path / "other.vql", QUICK, head=write_head(tmp_path))
     with pytest.raises(UsageError, match=r"--reference-head: must be left out: .* holds logits"):
         vqlabel.pack_text(tmp_path / "dump", tmp_path / "other.vql", replace(QUICK, embed_head=False))
+
+
+def write_logits(folder: Path, split: TextSplit) -> Path:
+    """Dense logits of the documents, a file each."""
+    folder.mkdir()
+    for i in range(len(split.documents)):
+        one = split.take(np.array([i]))[0]
+        logits = torch.cat([one.labels.logits(slice(None)), torch.zeros(1, one.labels.shape[1])])
+        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
+        save_file({"token_ids": tokens, "logits": logits.half()}, folder / f"{i:03d}.safetensors")
+    return folder
+
+
+def test_a_dump_of_logits_packs_with_a_codec_file_and_without_one_alike(tmp_path: Path) -> None:
+    split = small_split(30)
+    dump = write_logits(tmp_path / "dump", split)
+    config = replace(QUICK, epochs=1)
+    vqlabel.fit_text(dump, config, out=tmp_path / "codec.safetensors")
+    vqlabel.pack_text(dump, tmp_path / "fitted.vql", config)
+    result = vqlabel.pack_text(dump, tmp_path / "codec.vql", codec=tmp_path / "codec.safetensors")
+    assert result["fit"]["codec_file"] == str(tmp_path / "codec.safetensors")
+    by_fit, by_codec = (vqlabel.open_text(tmp_path / name) for name in ("fitted.vql", "codec.vql"))
+    torch.testing.assert_close(by_codec.decode(split.documents).logits(), by_fit.decode(split.documents).logits())
+    with pytest.raises(UsageError, match="packed from logits"):
+        by_fit.hidden(split.documents.take(np.array([3]))[0].tokens)
+
+
+def test_labels_of_a_head_that_caps_its_logits_are_no_hidden_states(tmp_path: Path) -> None:
+    split = small_split(30)
+    (tmp_path / "model").mkdir()
+    head = write_head(tmp_path / "model")
+    tokens = torch.from_numpy(split.documents.take(np.array([3]))[0].tokens)
+    dump = write_hidden_states(tmp_path / "dump", split)
+    for cap in (None, 30.0):
+        (tmp_path / "model" / "config.json").write_text(json.dumps({"final_logit_softcapping": cap}))
+        vqlabel.pack_text(dump, tmp_path / "labels.vql", replace(QUICK, epochs=1), head=head.parent, overwrite=True)
+        labels = vqlabel.open_text(tmp_path / "labels.vql")
+        if cap is None:
+            assert labels.hidden(tokens).shape == (len(tokens) - 1, WIDTH)
+        else:
+            with pytest.raises(UsageError, match="or the teacher's head caps its logits"):
+                labels.hidden(tokens)
+
+
+def test_the_rate_that_pack_reports_is_that_of_the_bits_it_was_asked_for(packed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    dump, head, _ = packed
+    vqlabel.fit_text(dump, replace(QUICK, epochs=1), head=head, out=tmp_path / "codec.safetensors")
+    for bits in (6.0, 12.0):
+        result = vqlabel.pack_text(
+            dump, tmp_path / "out.vql", TextFitConfig(bits=bits), head=head, codec=tmp_path / "codec.safetensors", overwrite=True
+        )
+        assert result["fit"]["held_out"]["bits"] == pytest.approx(bits)
+        assert result["code_bits"] == pytest.approx(bits, rel=0.3)
+
+
+def test_no_text_is_both_held_out_and_learned_from(tmp_path: Path) -> None:
+    dump, head = write_hidden_states(tmp_path / "dump", small_split(12), repeated=12), write_head(tmp_path)
+    opened = open_text_dump(dump, head)
+    for seed in range(5):
+        sample = read_sample(opened.source, opened.head, 1000, seed, silent)
+        held_out, train = (
+            [split.documents.take(np.array([i]))[0].tokens.tobytes() for i in range(len(split.documents))]
+            for split in (sample.held_out, sample.train)
+        )
+        assert not set(held_out) & set(train)
+        assert len(set(train)) == len(train)
+
+
+def test_a_dump_of_one_text_is_refused(tmp_path: Path) -> None:
+    one = small_split(12).take(np.array([3]))[0]
+    dump, head = write_hidden_states(tmp_path / "dump", one, repeated=1), write_head(tmp_path)
+    opened = open_text_dump(dump, head)
+    with pytest.raises(BadLabels, match="all sampled documents have the same tokens; a fit holds one document out, so it needs 2"):
+        read_sample(opened.source, opened.head, 1000, 0, silent)

@@ -3,7 +3,6 @@
 vLLM's `extract_hidden_states` saves the states of the last layer before this norm, so a dump of it needs the norm.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqlabel.errors import UsageError
-from vqlabel.labels.text.source import TextDocument, TextSource
+from vqlabel.labels.text.source import MappedSource, TextDocument, TextSource
 
 KINDS = ("rms", "layer")
 
@@ -44,7 +43,7 @@ class FinalNorm:
         return values if self.bias is None else values + self.bias
 
 
-class NormedSource(TextSource):
+class NormedSource(MappedSource):
     """A dump of hidden states, with the final norm applied to its rows.
 
     Raises:
@@ -57,30 +56,15 @@ class NormedSource(TextSource):
             raise UsageError(
                 f"{source.path}: holds {source.about.domain} rows of {source.about.width} numbers; the norm {norm.name} is of hidden states of {width}"
             )
-        self.path, self._source, self._norm = source.path, source, norm
         details = {**source.about.details, "final_norm": {"name": norm.name, "kind": norm.kind, "eps": norm.eps}}
-        self.about = replace(source.about, dtype="F32", details=details)
+        super().__init__(source, replace(source.about, dtype="F32", details=details))
+        self._norm = norm
 
     @cached_property
     def notes(self) -> list[str]:
         """Those of the dump, and a sentence on the norm."""
         return [*self._source.notes, f"{self.path}: the final norm {self._norm.name} is applied to the hidden states"]
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[D]"""
-        return self._source.lengths
-
-    def _load(self, index: int) -> tuple[TextDocument, str]:
-        return self._normed(index, self._source.read(index))
-
-    def _load_many(self, index: NDArray[np.int64], first: int) -> Iterator[tuple[TextDocument, str]]:
-        for document, loaded in zip(index[first:].tolist(), self._source.read_many(index, first), strict=True):
-            yield self._normed(document, loaded)
-
-    def _normed(self, index: int, document: TextDocument) -> tuple[TextDocument, str]:
+    def _mapped(self, document: TextDocument) -> TextDocument:
         assert isinstance(document.rows, np.ndarray)
-        return replace(document, rows=self._norm(document.rows)), f"{self.path}, document {index}"
+        return replace(document, rows=self._norm(document.rows))

@@ -1,6 +1,6 @@
 """A path -> the documents of a language model's dump. Its layout is detected, or named by the user."""
 
-import os.path
+import os
 from os import PathLike
 from pathlib import Path
 
@@ -84,10 +84,10 @@ def is_text_dump(path: str | PathLike[str]) -> bool:
     """
     path = Path(path)
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        if any(file.suffix == ".npy" and file.stem in TOKENS for file in files):
+        if any((path / f"{name}.npy").exists() for name in TOKENS):
             return True
-        path = next((file for file in files if file.suffix in TOKEN_FILES), path)
+        names = (name for name in os.listdir(path) if name.endswith(TOKEN_FILES) and not name.startswith("."))
+        path = path / min(names, default="")  # names alone: dumps of images may have a million files
     return path.is_file() and path.suffix in TOKEN_FILES and _has_tokens(path)
 
 

@@ -142,3 +142,29 @@ class TextSource(ABC):
 
     def __iter__(self) -> Iterator[TextDocument]:
         return self.read_many(np.arange(len(self)))
+
+
+class MappedSource(TextSource):
+    """A dump whose rows are computed from those of another one, document by document."""
+
+    def __init__(self, source: TextSource, about: TextAbout) -> None:
+        self.path, self.about, self._source = source.path, about, source
+
+    @abstractmethod
+    def _mapped(self, document: TextDocument) -> TextDocument:
+        """A document of the other dump -> that of this one."""
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[D]"""
+        return self._source.lengths
+
+    def _load(self, index: int) -> tuple[TextDocument, str]:
+        return next(self._load_many(np.array([index]), 0))
+
+    def _load_many(self, index: NDArray[np.int64], first: int) -> Iterator[tuple[TextDocument, str]]:
+        for number, document in zip(index[first:].tolist(), self._source.read_many(index, first), strict=True):
+            yield self._mapped(document), f"{self.path}, document {number}"

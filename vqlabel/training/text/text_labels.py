@@ -184,6 +184,7 @@ class TextLabels:
 
         Raises:
             UnknownDocument: the file has no document with these tokens.
+            UsageError: the labels were packed from logits, or their head caps its logits.
         """
         return self._document(tokens).hidden()
 
@@ -229,8 +230,14 @@ class TextLabels:
             next_tokens=None if next_tokens is None else torch.from_numpy(next_tokens).to(self.device),
             classes=self.file.classes,
             source=decoded,
-            hidden_states=self.codec.decoder.hidden(decoded.latent),
+            hidden_states=self.codec.decoder.hidden(decoded.latent) if self._has_hidden_states else None,
         )
+
+    @property
+    def _has_hidden_states(self) -> bool:
+        """Whether latents are hidden states of a head that is known, and linear in them."""
+        head = self.file.text["head"]
+        return bool(head) and head.get("soft_cap") is None
 
     def _fields(self, tokens: NDArray[np.int64]) -> Fields:
         """Fields of a whole document."""

@@ -42,8 +42,8 @@ class TextVqlFile:
         self.container = ContainerReader(path, seal)
         if TABLE not in self.container.requires:
             raise UsageError(f"{path}: has labels of images, not of documents; open it with vqlabel.open")
-        self.label, self.text = self._json("vql.label", _LABEL), self._json("vql.text", _TEXT)
-        self.codec = self._json("vql.codec", {"kind": str, "config": dict})
+        self.label, self.text = self.container.json_object("vql.label", _LABEL), self.container.json_object("vql.text", _TEXT)
+        self.codec = self.container.json_object("vql.codec", {"kind": str, "config": dict})
         try:
             self.config: CodecConfig = codec_config(self.codec["kind"], self.codec["config"])
         except BadContainer as error:
@@ -52,12 +52,6 @@ class TextVqlFile:
         self.rows = self.container.streams[counts_stream(self.config)].rows
         self.documents = DocumentTable(self.container, self.rows)
         self._sums = self._read_sums()
-
-    def _json(self, key: str, types: dict[str, type]) -> dict[str, Any]:
-        value = self.container.json_object(key)
-        if any(type(value.get(name)) is not kind for name, kind in types.items()):
-            raise BadContainer(f"{self.container.path}: metadata {key!r} is {str(value)[:80]}; damaged or forged")
-        return value
 
     def _check(self) -> None:
         """Raises BadContainer if label, streams and configuration contradict each other."""
@@ -146,12 +140,6 @@ class TextVqlFile:
         """Stored bits per label: the streams of its codes, counts and ids."""
         stored = sum(self.container.stored(stream.name) for stream in self.config.streams)
         return round(8 * stored / max(1, self.rows), 4)
-
-
-def stored_bits_by_stream(file: TextVqlFile) -> dict[str, float]:
-    """Stored bits per label of every stream, the table of documents included."""
-    names = [stream.name for stream in file.config.streams] + [TABLE]
-    return {name: 8 * file.container.stored(name) / max(1, file.rows) for name in names}
 
 
 def is_text(path: str | PathLike[str]) -> bool:

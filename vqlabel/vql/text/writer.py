@@ -1,6 +1,6 @@
 """Documents and the codes of their labels -> a `.vql`: added one by one, then the decoder's tensors and the header."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from types import TracebackType
 from typing import Any, Self
@@ -8,8 +8,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.bitstream import FIXED, ZSTD, Coding
-from vqlabel.codecs.config import COUNTS, CodecConfig
+from vqlabel.codecs.config import COUNTS, CodecConfig, CodeStream
 from vqlabel.container import ContainerWriter, canonical
 from vqlabel.dtypes import stored_type
 from vqlabel.version import __version__
@@ -63,10 +62,10 @@ class TextVqlWriter:
         """
         container, config = self._container, self._config
         for stream, spool in self._spools:
-            self._write(stream.name, stream.bits, spool, stream.codings, stream.chunk_rows)
+            self._write(stream, spool)
             if stream.name == COUNTS:
                 container.tensor(SUMS, "U64", self._sums(spool))
-        self._write(TABLE, FIELDS, self._table)
+        self._write(CodeStream(TABLE, FIELDS), self._table)
         for name, tensor in tensors.items():
             container.tensor(CODEC + name, stored_type(tensor.dtype), tensor)
         metadata = {
@@ -77,11 +76,8 @@ class TextVqlWriter:
         }
         return container.finish(metadata, [TABLE])
 
-    def _write(
-        self, name: str, bits: Sequence[int], spool: Spool, codings: Sequence[Coding] = (FIXED, ZSTD), chunk_rows: int | None = None
-    ) -> None:
-        rows_of_chunk = {} if chunk_rows is None else {"chunk_rows": chunk_rows}
-        self._container.begin(name, bits, codings, **rows_of_chunk)
+    def _write(self, stream: CodeStream, spool: Spool) -> None:
+        self._container.begin(stream.name, stream.bits, stream.codings, stream.chunk_rows)
         for rows in spool:
             self._container.append(rows)
         self._container.end()

@@ -32,6 +32,7 @@ def fit_text(
     config: TextFitConfig | None = None,
     *,
     head: str | PathLike[str] | None = None,
+    layer: int | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -41,6 +42,7 @@ def fit_text(
     Args:
         dump: a path for `open_text_labels`, or a source.
         head: the teacher's output head, a path for `open_head`.
+        layer: of hidden states of several layers, the one to read; None: the last.
         out: codec file to write.
 
     Returns:
@@ -54,7 +56,7 @@ def fit_text(
     """
     if out is not None:
         check_target(out, CODEC, overwrite=overwrite)
-    opened = open_text_dump(dump, head)
+    opened = open_text_dump(dump, head, layer=layer)
     codec, report = fit_opened(opened, config or TextFitConfig(), progress=progress)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)

@@ -9,12 +9,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.errors import BadLabels
-from vqlabel.labels.text.source import TextDocument, TextSource
+from vqlabel.labels.text.source import MappedSource, TextDocument, TextSource
 
 MAX_VOCABULARY = 1 << 16  # tokens; above, a dump of dense logits is larger than its model
 SAMPLE_ROWS, SAMPLE_NUMBERS = 4096, 1 << 28
@@ -24,7 +23,7 @@ STEPS = 32  # numbers of directions that are tried, evenly spaced up to the larg
 JUDGED_ROWS = 512
 
 
-class FactoredLogits(TextSource):
+class FactoredLogits(MappedSource):
     """A dump of logits, read as hidden states whose head is `head`.
 
     Args:
@@ -41,11 +40,9 @@ class FactoredLogits(TextSource):
                 f"{source.path}: dense logits of {vocabulary:,} tokens; the limit is {MAX_VOCABULARY:,}: save the final hidden states instead, "
                 f"which are far smaller, and pass the head with --head"
             )
-        self.path, self._source = source.path, source
-        self._mean, self._basis, loss = _factor(_sample(source, seed))
+        self._mean, self._basis, self._loss = _factor(_sample(source, seed))
         self.head = OutputHead(weight=self._basis.T.contiguous(), bias=self._mean)
-        self.about = replace(source.about, domain="hidden", width=len(self._basis), vocabulary=vocabulary, dtype="F32")
-        self._loss = loss
+        super().__init__(source, replace(source.about, domain="hidden", width=len(self._basis), vocabulary=vocabulary, dtype="F32"))
 
     @cached_property
     def notes(self) -> list[str]:
@@ -55,18 +52,9 @@ class FactoredLogits(TextSource):
             f"{self.path}: logits are read as hidden states of {len(self._basis)} numbers, which lose {self._loss:.2g} nats of KL per label",
         ]
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """[D]"""
-        return self._source.lengths
-
-    def _load(self, index: int) -> tuple[TextDocument, str]:
-        document = self._source.read(index)
+    def _mapped(self, document: TextDocument) -> TextDocument:
         rows = (_finite(document, self.path) - self._mean) @ self._basis.T
-        return replace(document, rows=rows.numpy()), f"{self.path}, document {index}"
+        return replace(document, rows=rows.numpy())
 
 
 def _sample(source: TextSource, seed: int) -> Tensor:

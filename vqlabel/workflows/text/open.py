@@ -87,4 +87,5 @@ def opened_text(source: TextSource, stored: Head, head: OutputHead, tokenizer: d
 
 def describe_head(stored: Head) -> dict[str, Any]:
     """What a `.vql` records of a head."""
-    return {"model": stored.path.name, "tensor": stored.name, "sha256": stored.sha256, "vocabulary": stored.vocabulary}
+    head = {"model": stored.path.name, "tensor": stored.name, "sha256": stored.sha256, "vocabulary": stored.vocabulary}
+    return head if stored.soft_cap is None else {**head, "soft_cap": stored.soft_cap}

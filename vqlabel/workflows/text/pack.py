@@ -9,7 +9,7 @@ import numpy as np
 
 from vqlabel.codecs.file import load_stored_codec
 from vqlabel.codecs.token_vqae.codec import TokenVqae
-from vqlabel.codecs.token_vqae.fit.price import price_between
+from vqlabel.codecs.token_vqae.fit.price import rate_between
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import token_hash
@@ -51,7 +51,8 @@ def pack_text(
 
     Returns:
         `labels`, `documents` and `bytes` of the file, `code_bits` per label, `repeated` documents that were left out;
-        `fit`, the report of the codec's fit; `notes`.
+        `fit`, the report of the codec's fit, whose `held_out` is the rate that was used, and which names the
+        `codec_file` if one was given; `notes`.
 
     Raises:
         UsageError: the head is missing or another one than the codec's.
@@ -59,11 +60,16 @@ def pack_text(
         TargetExists: `out` exists and `overwrite` is false.
     """
     check_target(out, VQL, overwrite=overwrite)
-    check_apart(out, dump if not isinstance(dump, TextSource) else dump.path, beside=(head, tokenizer))
+    check_apart(
+        out,
+        dump if not isinstance(dump, TextSource) else dump.path,
+        beside=(head, tokenizer, None if isinstance(codec, TokenVqae) else codec),
+    )
     opened = open_text_dump(dump, head, tokenizer=tokenizer, layer=layer)
     config = config or TextFitConfig()
     fitted, report = fit_opened(opened, config, progress=progress) if codec is None else fitted_codec(opened, codec, config)
-    labels = _distinct(encode_documents(opened.source, opened.head, fitted), len(opened.source), progress)
+    encoded = encode_documents(opened.source, opened.head, fitted, device=config.device)
+    labels = _distinct(encoded, len(opened.source), progress)
     result = write_labels(labels, fitted, out, opened.source.about.dtype, opened.about, overwrite=overwrite)
     result["repeated"] = int((opened.source.lengths > 1).sum()) - result["documents"]
     return {
@@ -81,14 +87,16 @@ def fitted_codec(
     """
     report: dict[str, Any] = {}
     if not isinstance(codec, TokenVqae):
-        codec, report = load_text_codec(codec, opened.about["head"]["sha256"])
+        path = codec
+        codec, report = load_text_codec(path, opened.about["head"].get("sha256"))
+        report["codec_file"] = str(path)
     codec.check_head(opened.head)
     if codec.config.head == "referenced":
         codec.attach(opened.head)
     if config.bits is not None or config.bytes is not None or config.ratio is not None:
         labels = int(np.maximum(opened.source.lengths - 1, 0).sum())
-        price = price_between(report.get("rates", []), code_bits_of(config, codec, labels))
-        codec = codec.with_config(replace(codec.config, price=price))
+        rate = rate_between(report.get("rates", []), code_bits_of(config, codec, labels))
+        codec, report = codec.with_config(replace(codec.config, price=rate.price)), {**report, "held_out": rate.to_dict()}
     return codec, report
 
 

@@ -64,21 +64,25 @@ def price_of(choices: Choices, config: TokenVqaeConfig, bits: float) -> float:
     return high
 
 
-def price_between(rates: Sequence[Mapping[str, float]], bits: float) -> float:
-    """The price of `bits` code bits per label on the curve of a codec file, interpolated in the price's logarithm.
+def rate_between(rates: Sequence[Mapping[str, float]], bits: float) -> Rate:
+    """The rate of `bits` code bits per label on the curve of a codec file; its price is interpolated in its logarithm.
 
     Raises:
         UsageError: the codec file has no curve, or it does not reach these bits.
     """
     if len(rates) < 2:
         raise UsageError("the codec file has no curve of rates; pack it without --bits, or fit a codec")
-    curve = sorted((float(rate["bits"]), math.log(float(rate["price"]))) for rate in rates)
-    low, high = curve[0][0], curve[-1][0]
-    if not low <= bits <= high:
-        raise UsageError(
-            f"bits is {bits:g}; this codec has {low:.2f} to {high:.1f} code bits per label: fit one with more slots or ids"
-        )
-    return math.exp(float(np.interp(bits, [point[0] for point in curve], [point[1] for point in curve])))
+    curve = sorted((Rate(**rate) for rate in rates), key=lambda rate: rate.bits)
+    if not curve[0].bits <= bits <= curve[-1].bits:
+        reach = f"{curve[0].bits:.2f} to {curve[-1].bits:.1f}"
+        raise UsageError(f"bits is {bits:g}; this codec has {reach} code bits per label: fit one with more slots or ids")
+
+    def at(values: list[float]) -> float:
+        return float(np.interp(bits, [rate.bits for rate in curve], values))
+
+    price = math.exp(at([math.log(rate.price) for rate in curve]))
+    others = {name: at([getattr(rate, name) for rate in curve]) for name in ("kl", "slots", "ids")}
+    return Rate(price=price, bits=bits, **others)
 
 
 def _entropy(symbols: torch.Tensor) -> float:

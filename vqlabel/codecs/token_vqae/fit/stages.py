@@ -1,13 +1,12 @@
 """Training of a decoder on the labels of documents, by KL or by squared error in the latent."""
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.decoder import TokenDecoder
@@ -74,7 +73,7 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
     batch = max(MIN_BATCH, min(MAX_BATCH, labels // MIN_STEPS))
     steps = epochs * sum(1 for _ in documents.groups(np.arange(len(documents)), batch))
     losses: list[float] = []
-    best = _Best(decoder, held_out)
+    best = _Best(decoder, weights, held_out)
     for _ in range(epochs):
         for index in documents.groups(order.permutation(len(documents)), batch):
             step = len(losses)
@@ -94,21 +93,22 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
 
 
 class _Best:
-    """The weights of the best epoch by held-out KL, without codes."""
+    """The trained weights of the best epoch by held-out KL, without codes."""
 
-    def __init__(self, decoder: TokenDecoder, held_out: TextSplit | None) -> None:
-        self.decoder, self.split = decoder, None if held_out is None else first_documents(held_out, HELD_OUT_LABELS)
-        self.least, self.weights = math.inf, dict[str, Tensor]()
+    def __init__(self, decoder: TokenDecoder, trained: Mapping[str, nn.Parameter], held_out: TextSplit | None) -> None:
+        self.decoder, self.trained = decoder, trained
+        self.split = None if held_out is None else first_documents(held_out, HELD_OUT_LABELS)
+        self.least, self.copies = math.inf, dict[str, Tensor]()
 
     def keep(self) -> None:
         """Keep the present weights if they are the best."""
         if self.split is not None and (kl := prior_kl(self.decoder, self.split)) < self.least:
-            self.least, self.weights = kl, copy.deepcopy(self.decoder.state_dict())
+            self.least, self.copies = kl, {name: weight.detach().clone() for name, weight in self.trained.items()}
 
     def restore(self) -> None:
         """Return to the best weights."""
-        if self.weights:
-            self.decoder.load_state_dict(self.weights)
+        for name, copy in self.copies.items():
+            self.trained[name].data = copy
 
 
 def first_documents(split: TextSplit, labels: int) -> TextSplit:
