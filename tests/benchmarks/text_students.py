@@ -2,12 +2,14 @@
 passes, on real teachers.
 
     python tests/benchmarks/text_students.py [--teachers sharp flat] [--kinds hard dense top-50 ...] [--seeds 0 1 2]
-        [--passes 1] [--out students.jsonl] [--threads 1] [--measure] [--time 20]
+        [--passes 1] [--codecs FOLDER --bits 16 64] [--out students.jsonl] [--threads 1] [--measure] [--time 20]
 
 Needs the teachers "sharp" and "flat" of shared/data/lm beside the checkout. A student is the first 2 of the flat
 teacher's 4 layers; it learns on sequences 128-1127 of 128 labels, and is judged on sequences 64-127. Students of one
 seed have the same start and the same order of sequences. A result is appended to OUT as soon as it is there; what OUT
-has already is skipped. --measure prints bits and distortion of all peers instead; --time, the duration of one step.
+has already is skipped. --bits adds labels of the codec FOLDER/TEACHER.safetensors, which text_rates.py --save writes,
+as kinds "vqae-16", ...; what all rates share, the choices of codes and ids, is kept beside it. --measure prints bits
+and distortion of all peers instead; --time, the duration of one step.
 
 From Python, with labels of one's own:
 
@@ -31,9 +33,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vqlabel.codecs.file import load_stored_codec
 from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
+from vqlabel.codecs.token_vqae.choose import Choices
+from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
+from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at
 from vqlabel.labels.text.documents import Documents
 from vqlabel.report.text.measure import PeerLabels, measure_peers
 from vqlabel.report.text.peers import text_peers
@@ -115,12 +122,50 @@ def make_arrays(teacher: str, arrays: Path = ARRAYS) -> None:
 
 def cut_teacher(layers: int = 2) -> CausalStudent:
     """The first layers of the flat teacher."""
-    from safetensors.torch import load_file
-
     weights = {}
     for name, tensor in load_file(TEACHERS / "flat.safetensors").items():
         weights[".".join(part if part.isdigit() else PART_OF_TEACHER[part] for part in name.split("."))] = tensor.float()
     return CausalStudent.of_weights(weights, layers=layers, heads=4)
+
+
+class CodecLabels:
+    """The labels of a codec at a rate, as a student reads them.
+
+    Attributes:
+        bits: mean per label: codes, ids and the entropy of counts.
+    """
+
+    def __init__(self, codec: TokenVqae, choices: Choices, documents: Documents, bits: float) -> None:
+        price = price_of(choices, codec.config, bits)
+        self.bits = rate_at(choices, codec.config, price).bits
+        self.labels: DecodedLabels = codec.decode(choices.stored(codec.config, price).int(), documents)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """[b] indices of labels -> [b, V] probabilities."""
+        return self.labels.probs(rows)
+
+
+def codec_kinds(teacher: str, folder: Path, bits: Sequence[float], arrays: Path = ARRAYS) -> dict[str, ProbsOf]:
+    """Labels of the codec of a teacher at every rate, by kind."""
+    learn, file = load(teacher, LEARN, arrays), folder / f"{teacher}.safetensors"
+    codec, _ = load_stored_codec(file)
+    assert isinstance(codec, TokenVqae)
+    kept = folder / f"{teacher}.choices.safetensors"
+    if not kept.exists() or kept.stat().st_mtime < file.stat().st_mtime:
+        choose_all(codec, learn, kept)
+    choices = Choices(**{name: tensor.float() if name == "kl" else tensor.long() for name, tensor in load_file(kept).items()})
+    return {f"vqae-{rate:g}": CodecLabels(codec, choices, learn.documents, rate) for rate in bits}
+
+
+def choose_all(codec: TokenVqae, corpus: Corpus, out: Path, group: int = 16) -> None:
+    """Write the choices of codes and ids of all labels, some sequences at a time."""
+    parts, count = list[Choices](), len(corpus.documents)
+    for first in range(0, count, group):
+        documents, rows = corpus.documents.take(np.arange(first, min(first + group, count)))
+        parts.append(codec.choices(corpus.labels[torch.from_numpy(rows)], documents))
+        print(f"choosing codes {first + group}/{count}", end="\r", file=sys.stderr, flush=True)
+    whole = Choices.join(parts)._asdict()
+    save_file({name: tensor.half() if name == "kl" else tensor.int() for name, tensor in whole.items()}, out)
 
 
 def run(
@@ -195,6 +240,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="default: all")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--passes", type=int, default=1)
+    parser.add_argument("--codecs", type=Path, metavar="FOLDER")
+    parser.add_argument("--bits", nargs="+", type=float, default=[])
     parser.add_argument("--out", type=Path, default=Path("students.jsonl"))
     parser.add_argument("--arrays", type=Path, default=ARRAYS)
     parser.add_argument("--threads", type=int, default=1)
@@ -212,11 +259,20 @@ def main() -> None:
             for name, figures in measure_peers(text_peers(corpus.labels.shape[1], corpus.labels.head), corpus.labels).items():
                 print(json.dumps({"teacher": teacher, "peer": name, **figures}), flush=True)
             continue
-        kinds = options.kinds or list(load(teacher, JUDGE, options.arrays).kinds())
         if options.time:
-            time_steps(teacher, kinds, options.time, options.arrays)
-        else:
-            run(teacher, kinds, seeds=options.seeds, passes=options.passes, out=options.out, arrays=options.arrays)
+            time_steps(teacher, kinds_of(options, teacher), options.time, options.arrays)
+            continue
+        kept = {"seeds": options.seeds, "passes": options.passes, "out": options.out, "arrays": options.arrays}
+        if options.bits:
+            run(teacher, codec_kinds(teacher, options.codecs, options.bits, options.arrays), **kept)
+        run(teacher, kinds_of(options, teacher), **kept)
+
+
+def kinds_of(options: argparse.Namespace, teacher: str) -> list[str]:
+    """The kinds that were asked for; by default all, or none beside those of a codec."""
+    if options.kinds is not None or options.bits:
+        return list(options.kinds or [])
+    return list(load(teacher, JUDGE, options.arrays).kinds())
 
 
 if __name__ == "__main__":
