@@ -124,5 +124,5 @@ def _candidates(logits: Tensor, likely: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def search_rows(vocabulary: int) -> int:
-    """Labels that are searched at a time."""
-    return min(512, chunk_rows(vocabulary))
+    """Labels that are searched at a time, [rows, V] in 16 MB: glibc maps new pages for every larger matrix."""
+    return min(512, max(16, chunk_rows(vocabulary) // 2))

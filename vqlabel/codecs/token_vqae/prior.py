@@ -30,6 +30,13 @@ class TokenPrior(nn.Module):
         self.outside = nn.Linear((1 + config.future) * width, latent)
         self.gate = nn.Linear(2 * width, 1) if config.future else None
 
+    @torch.no_grad()
+    def scale_output(self, factor: float) -> None:
+        """Multiply the latents that it predicts."""
+        for layer in (self.outside, self.gate):
+            for weight in () if layer is None else layer.parameters():
+                weight.mul_(factor)
+
     def forward(self, tokens: Tensor, document: Tensor, out: Tensor) -> Tensor:
         """Predict the latents of all rows.
 

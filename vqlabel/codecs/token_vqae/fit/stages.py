@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,10 @@ MAX_BATCH, MIN_BATCH = 512, 64  # tokens of a training step
 MIN_STEPS = 60  # steps per epoch before batches grow beyond MIN_BATCH
 MAX_EPOCHS = 20
 HELD_OUT_LABELS = 4096  # on which the weights of an epoch are judged
-LEARNING_RATE, CODE_RATE = 2e-3, 0.02  # peaks, of the prior and of the codebooks
+LEARNING_RATE = 2e-3  # the highest one; of weights that make latents, per unit of latents
+CODE_RATE = 0.05  # the same of codebooks, relative to the root mean square of each slot's vectors
 WARM_UP = 30  # steps
+MAKE_LATENTS = ("prior.outside", "prior.gate")  # weights whose output is a latent
 REPORT_STEPS = 20
 MIN_WEIGHT = 1e-4  # of a label, relative to the mean
 
@@ -33,6 +36,8 @@ class Stage:
         visits: labels that are trained on, counted as often as they are.
         seed: of the order and of the numbers of codes.
         parts: top-level names of the decoder's weights that are trained.
+        unit: root mean square of the latents, in which learning rates are measured: latents of one teacher may be a
+            hundred times those of another.
         rate: factor on the learning rates.
         codes: [n, m] of the labels; None: the prior alone is trained.
         counts: [n] numbers of codes that are decoded; None: a random number at every step.
@@ -43,6 +48,7 @@ class Stage:
     visits: int
     seed: int
     parts: Sequence[str]
+    unit: float
     rate: float = 1.0
     codes: Tensor | None = None
     counts: Tensor | None = None
@@ -61,13 +67,7 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
     weights = {name: weight for name, weight in decoder.named_parameters() if name.split(".")[0] in stage.parts}
     for name, weight in decoder.named_parameters():
         weight.requires_grad_(name in weights)
-    others = [weight for name, weight in weights.items() if name != "codebook"]
-    groups = [{"params": others, "lr": stage.rate * LEARNING_RATE}]
-    groups += (
-        [{"params": [weights["codebook"]], "lr": stage.rate * CODE_RATE, "weight_decay": 0.0}] if "codebook" in weights else []
-    )
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], betas=(0.9, 0.98), weight_decay=0.01)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    optimizer = _Optimizer(weights, stage)
     documents, labels = split.documents, len(split.labels)
     epochs = max(1, min(MAX_EPOCHS, round(stage.visits / max(1, labels))))
     batch = max(MIN_BATCH, min(MAX_BATCH, labels // MIN_STEPS))
@@ -76,20 +76,44 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
     best = _Best(decoder, weights, held_out)
     for _ in range(epochs):
         for index in documents.groups(order.permutation(len(documents)), batch):
-            step = len(losses)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps)))
             loss = _loss(decoder, split, index, stage, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(others, 1.0)
-            optimizer.step()
+            step = len(losses)
+            optimizer.step(loss, min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
             losses.append(float(loss.detach()))
             if len(losses) % REPORT_STEPS == 0:
                 progress(stage.name, len(losses), steps, {"loss": float(np.mean(losses[-REPORT_STEPS:]))})
         best.keep()
     best.restore()
     decoder.requires_grad_(False)
+
+
+class _Optimizer:
+    """AdamW, whose steps are in proportion to what a weight makes: latents, or the vectors of a slot."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], stage: Stage) -> None:
+        self.codebook = weights.get("codebook")
+        self.others = [weight for name, weight in weights.items() if name != "codebook"]
+        latents = [weight for name, weight in weights.items() if name.startswith(MAKE_LATENTS)]
+        inner = [weight for name, weight in weights.items() if name != "codebook" and not name.startswith(MAKE_LATENTS)]
+        vectors = [] if self.codebook is None else [self.codebook]
+        self.slot_rms = None if self.codebook is None else self.codebook.detach().square().mean((1, 2), keepdim=True).sqrt()
+        self.rates = [stage.rate * LEARNING_RATE, stage.rate * LEARNING_RATE * stage.unit, stage.rate * CODE_RATE]
+        groups: list[dict[str, Any]] = [{"params": inner}, {"params": latents}, {"params": vectors, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)
+
+    def step(self, loss: Tensor, factor: float) -> None:
+        """Take a step at `factor` of the learning rates."""
+        for group, rate in zip(self.adam.param_groups, self.rates, strict=True):
+            group["lr"] = factor * rate
+        self.adam.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.others, 1.0)
+        if self.codebook is None or self.slot_rms is None:
+            self.adam.step()
+            return
+        before = self.codebook.detach().clone()
+        self.adam.step()
+        self.codebook.data = torch.lerp(before, self.codebook.data, self.slot_rms)
 
 
 class _Best:

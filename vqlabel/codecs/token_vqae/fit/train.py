@@ -92,8 +92,10 @@ def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions |
 
 def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
     decoder, seed, split, visits = codec.decoder, config.seed, sample.train, _visits(config, sample.train)
+    unit = _root_mean_square(latents)
     metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
     if decoder.prior is not None:
+        decoder.prior.scale_output(unit)
         _fit_prior(codec, sample, latents, metric, config, progress)
     if not config.slots:
         return
@@ -103,7 +105,7 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
     train(
         decoder,
         subset,
-        Stage(name="codebooks", visits=round(CODE_VISITS * visits), seed=seed + 2, parts=("codebook",), codes=codes),
+        Stage(name="codebooks", visits=round(CODE_VISITS * visits), seed=seed + 2, parts=("codebook",), unit=unit, codes=codes),
         progress,
     )
     choices = choose_all(codec, subset, progress)
@@ -114,6 +116,7 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
         visits=round(LAST_VISITS * visits),
         seed=seed + 3,
         parts=("prior", "codebook", "bias"),
+        unit=unit,
         rate=LAST_RATE,
         codes=choices.codes,
         counts=counts,
@@ -126,16 +129,21 @@ def _fit_prior(
 ) -> None:
     """Train the prior; remove it if it predicts held-out labels no better than one latent for all does."""
     decoder, split, held_out, seed = codec.decoder, sample.train, sample.held_out, config.seed
-    visits = _visits(config, split)
+    visits, unit = _visits(config, split), _root_mean_square(latents)
     bias = decoder.bias.clone()
-    stage = Stage(name="prior", visits=visits, seed=seed, parts=("prior",), metric=metric, target=latents)
+    stage = Stage(name="prior", visits=visits, seed=seed, parts=("prior",), unit=unit, metric=metric, target=latents)
     train(decoder, split, stage, progress, held_out)
-    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * visits), seed=seed + 1, parts=("prior", "bias"))
+    stage = Stage(name="prior, KL", visits=round(PRIOR_VISITS * visits), seed=seed + 1, parts=("prior", "bias"), unit=unit)
     train(decoder, split, stage, progress, held_out)
     some, mean = first_documents(held_out, HELD_OUT_LABELS), latents.mean(0)
     if prior_kl(decoder, some) > (1 - MIN_PRIOR_GAIN) * prior_kl(decoder, some, mean):
         codec.drop_prior()
         decoder.bias.data = bias
+
+
+def _root_mean_square(latents: Tensor) -> float:
+    """Of latents [n, d_h] around their mean."""
+    return float((latents - latents.mean(0)).square().mean().sqrt())
 
 
 def _visits(config: TextFitConfig, split: TextSplit) -> int:
