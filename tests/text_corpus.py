@@ -72,8 +72,7 @@ def random_codec(seed: int = 3, **changes: object) -> TokenVqae:
         if name not in OUTPUT:
             weight.copy_(torch.randn(weight.shape) * 0.2)
     decoder, bits = codec.decoder, codec.config.weight_bits
-    if decoder.projection is not None:
-        decoder.projection.copy_(rounded(torch.randn(decoder.projection.shape) * 0.4, bits))
+    decoder.projection.copy_(rounded(torch.randn(decoder.projection.shape) * 0.4, bits))
     codec.attach(small_head())
     if codec.config.head == "embedded":
         decoder.out.data = rounded(decoder.out.data, bits)

@@ -153,7 +153,7 @@ class TextFitConfig(JsonConfig):
     labels: int = 250_000  # labels, of documents from the whole dump, that the fit learns from
     epochs: int | None = None  # passes over these labels in the first stage of the fit; None: as many as give 250,000 labels
     seed: int = 0
-    device: str = "cpu"  # of the teacher and of encoding; the fit itself runs on the CPU
+    device: str = "cpu"  # of the teacher, the fit and encoding
 
     def _check(self) -> None:
         require(self.bits is None or 0 <= self.bits <= 4096, "bits", self.bits, "must be 0..4096 code bits per label")

@@ -66,6 +66,10 @@ class HiddenLabels:
         """2, as of dense labels."""
         return 2
 
+    def to(self, device: str | torch.device) -> "HiddenLabels":
+        """The labels and their head on a device."""
+        return HiddenLabels(hidden=self.hidden.to(device), head=self.head.to(device))
+
     def __getitem__(self, rows: slice | Tensor) -> "HiddenLabels":
         """The labels at a slice, an index or a mask."""
         return HiddenLabels(hidden=self.hidden[rows], head=self.head)

@@ -12,7 +12,7 @@ from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.errors import BadContainer, UsageError
 
 VARIANTS = {
-    "embedded": {}, "referenced": {"head": "referenced"}, "projected": {"latent": 5}, "projected and referenced": {"latent": 5, "head": "referenced"},
+    "embedded": {}, "referenced": {"head": "referenced"}, "of fewer directions": {"latent": 5}, "of fewer directions and referenced": {"latent": 5, "head": "referenced"},
     "without codes": {"slots": 0}, "without ids": {"ids": 0}, "without prior": {"prior": None}, "6 bits": {"weight_bits": 6},
 }  # fmt: skip
 
@@ -76,8 +76,6 @@ def test_a_document_of_one_token_has_no_labels() -> None:
 def test_hidden_states_are_those_whose_logits_the_decoder_gives() -> None:
     codec, split = random_codec(latent=5, ids=0), small_split()
     head, decoder = small_head(), codec.decoder
-    assert decoder.projection is not None
-    assert decoder.center is not None
     decoder.bias.copy_(head.weight @ decoder.center)
     decoder.out.data = decoder.projection @ head.weight.T
     decoded = codec.decode(codec.encode(split.labels, split.documents), split.documents)

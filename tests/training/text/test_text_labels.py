@@ -81,7 +81,7 @@ def test_hidden_states_times_the_head_are_the_labels_without_exact_ids(latent: i
     labels = TextLabels(file.path)
     hidden, decoder = labels.hidden(file.documents[1]), labels.codec.decoder
     assert hidden.shape == (len(file.documents[1]) - 1, 8) and hidden.dtype == torch.float32
-    latents = hidden if decoder.projection is None else (hidden - decoder.center) @ torch.linalg.pinv(decoder.projection)
+    latents = (hidden - decoder.center) @ torch.linalg.pinv(decoder.projection)
     torch.testing.assert_close(decoder.logits(latents), file.logits[1], rtol=1e-3, atol=1e-3)
 
 

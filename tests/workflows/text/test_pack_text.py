@@ -223,7 +223,7 @@ def test_labels_of_a_head_that_caps_its_logits_are_no_hidden_states(tmp_path: Pa
 def test_the_rate_that_pack_reports_is_that_of_the_bits_it_was_asked_for(packed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     dump, head, _ = packed
     vqlabel.fit_text(dump, replace(QUICK, epochs=1), head=head, out=tmp_path / "codec.safetensors")
-    for bits in (6.0, 12.0):
+    for bits in (8.0, 16.0):
         result = vqlabel.pack_text(
             dump, tmp_path / "out.vql", TextFitConfig(bits=bits), head=head, codec=tmp_path / "codec.safetensors", overwrite=True
         )

@@ -69,7 +69,7 @@ class TokenSearch:
 
     def __init__(self, config: TokenVqaeConfig, decoder: TokenDecoder) -> None:
         self.config, self.decoder = config, decoder
-        self.search = CodeSearch(decoder.codebook.data, decoder.out.data, decoder.bias.data, (1.0,))
+        self.search = CodeSearch(decoder.codebook.detach(), decoder.out.detach(), decoder.bias.detach(), (1.0,))
 
     @torch.no_grad()
     def __call__(self, latent: Tensor, teacher: Tensor) -> Choices:

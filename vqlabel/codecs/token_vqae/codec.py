@@ -124,13 +124,14 @@ class TokenVqae(StoredCodec):
         self.config = replace(self.config, prior=None)
         self.decoder.prior = None
 
+    @torch.no_grad()
     def round(self) -> None:
         """Round the trained weights as storage does. Those of the output were rounded before training; rounding is not
         idempotent.
         """
         for name, weight in self.decoder.named_parameters():
             if name not in OUTPUT:
-                weight.data = rounded(weight.data, self.config.weight_bits)
+                weight.copy_(rounded(weight, self.config.weight_bits))
 
     def decoder_tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -180,8 +181,8 @@ class TokenVqae(StoredCodec):
             latent = self.decoder.predict(documents) + self.decoder.code_latent(fields[:, 2 : 2 + slots], counts)
         return DecodedLabels(
             latent=latent,
-            out=self.decoder.out.data,
-            bias=self.decoder.bias.data,
+            out=self.decoder.out.detach(),
+            bias=self.decoder.bias.detach(),
             ids=fields[:, 2 + slots : 2 + slots + most],
             levels=fields[:, 2 + slots + most :],
             counts=ids,

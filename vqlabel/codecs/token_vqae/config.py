@@ -66,11 +66,6 @@ class TokenVqaeConfig(CodecConfig):
         require(0 <= self.price < float("inf"), "price", self.price, "must be 0 or above")
 
     @property
-    def projected(self) -> bool:
-        """Whether the decoder has a projection from latents to hidden states; without one they are the same."""
-        return self.latent < self.hidden
-
-    @property
     def code_bits(self) -> int:
         """Bits of one stored code: ceil(log2 k)."""
         return (self.codebook_size - 1).bit_length()

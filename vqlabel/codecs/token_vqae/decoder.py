@@ -13,8 +13,8 @@ from vqlabel.labels.text.documents import Documents
 class TokenDecoder(nn.Module):
     """Logits of a label: (prior + sum of its code vectors) @ out + bias; the published format fixes the names.
 
-    If latents have fewer directions than hidden states, hidden = latent @ projection + center, and `out` and `bias` are
-    those of the head after that map. `out` is in the file, or made of the head's own weights by `attach`.
+    hidden = latent @ projection + center, and `out` and `bias` are those of the head after that map. `out` is in the
+    file, or made of the head's own weights by `attach`.
     """
 
     def __init__(self, config: TokenVqaeConfig) -> None:
@@ -29,22 +29,21 @@ class TokenDecoder(nn.Module):
         else:
             self.register_buffer("out", out, persistent=False)
         self.bias = nn.Parameter(torch.zeros(config.classes))
-        self.projection = nn.Parameter(torch.zeros(config.latent, config.hidden)) if config.projected else None
-        self.center = nn.Parameter(torch.zeros(config.hidden)) if config.projected else None
+        self.projection = nn.Parameter(torch.zeros(config.latent, config.hidden))
+        self.center = nn.Parameter(torch.zeros(config.hidden))
 
     @torch.no_grad()
     def attach(self, head: OutputHead) -> None:
         """Make `out` of the head that the file names by its hash."""
-        weight = head.weight.T * head.scale
-        out = (weight if self.projection is None else self.projection @ weight).contiguous()
+        out = self.projection @ head.weight.T * head.scale
         if isinstance(self.out, nn.Parameter):
-            self.out.data = out
+            self.out.copy_(out)
         else:
             self.out = out
 
     def hidden(self, latent: Tensor) -> Tensor:
         """[n, d_h] latents -> [n, d] hidden states of the teacher."""
-        return latent if self.projection is None or self.center is None else torch.addmm(self.center, latent, self.projection)
+        return torch.addmm(self.center, latent, self.projection)
 
     def predict(self, documents: Documents) -> Tensor:
         """[n, d_h] latents of the prior for all labels of some documents; zeros without a prior."""

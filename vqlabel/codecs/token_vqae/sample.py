@@ -28,6 +28,10 @@ class TextSplit:
         labels = torch.from_numpy(rows).to(self.labels.hidden.device)
         return TextSplit(documents=documents, labels=self.labels[labels]), labels
 
+    def to(self, device: str | torch.device) -> "TextSplit":
+        """With its labels on a device."""
+        return TextSplit(documents=self.documents, labels=self.labels.to(device))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TextSample:
@@ -35,3 +39,7 @@ class TextSample:
 
     train: TextSplit
     held_out: TextSplit
+
+    def to(self, device: str | torch.device) -> "TextSample":
+        """With its labels on a device."""
+        return TextSample(train=self.train.to(device), held_out=self.held_out.to(device))

@@ -81,9 +81,11 @@ def fit_sample(
     Args:
         labels: of the whole dump, over which a budget is divided; None: those of the sample.
     """
+    sample = sample.to(config.device)
     codec = fit_codec(sample, config, FitHooks(progress=progress))
     held_out, train = sample.held_out, sample.train
     choices = codec.choices(held_out.labels, held_out.documents)
+    codec.to("cpu")
     bits = code_bits_of(config, codec, labels or len(train.labels) + len(held_out.labels))
     price = price_of(choices, codec.config, bits)
     codec = codec.with_config(replace(codec.config, price=price))

@@ -30,7 +30,7 @@ class Directions:
 def metric_root(metric: Tensor) -> Tensor:
     """[d, d] lower triangular L, with L @ L.T the metric plus RIDGE."""
     size = len(metric)
-    root: Tensor = torch.linalg.cholesky(metric + RIDGE * metric.trace() / size * torch.eye(size))
+    root: Tensor = torch.linalg.cholesky(metric + RIDGE * metric.trace() / size * torch.eye(size, device=metric.device))
     return root
 
 

@@ -113,7 +113,8 @@ class _Optimizer:
             return
         before = self.codebook.detach().clone()
         self.adam.step()
-        self.codebook.data = torch.lerp(before, self.codebook.data, self.slot_rms)
+        with torch.no_grad():
+            self.codebook.copy_(torch.lerp(before, self.codebook, self.slot_rms))
 
 
 class _Best:
@@ -129,10 +130,11 @@ class _Best:
         if self.split is not None and (kl := prior_kl(self.decoder, self.split)) < self.least:
             self.least, self.copies = kl, {name: weight.detach().clone() for name, weight in self.trained.items()}
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Return to the best weights."""
         for name, copy in self.copies.items():
-            self.trained[name].data = copy
+            self.trained[name].copy_(copy)
 
 
 def first_documents(split: TextSplit, labels: int) -> TextSplit:
@@ -161,7 +163,9 @@ def _loss(
         latent = decoder.predict(part.documents)
     if stage.codes is not None:
         slots = len(decoder.codebook)
-        count = torch.randint(0, slots + 1, (len(rows),), generator=generator) if stage.counts is None else stage.counts[rows]
+        count = torch.randint(0, slots + 1, (len(rows),), generator=generator).to(rows.device)
+        if stage.counts is not None:
+            count = stage.counts[rows]
         latent = latent + decoder.code_latent(stage.codes[rows], count)
     if stage.metric is not None and stage.target is not None:
         error = latent - stage.target[rows]

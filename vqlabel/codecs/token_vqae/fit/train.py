@@ -41,8 +41,8 @@ LAST_RATE = 0.3  # learning rate of the last stage, relative to the first
 
 
 def fit(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> TokenVqae:
-    """Fit a codec to `sample.train`, at the price that gives `config.bits` on `sample.held_out`."""
-    device = torch.device(config.device)
+    """Fit a codec to `sample.train`, at the price that gives `config.bits` on `sample.held_out`, on `config.device`."""
+    device, sample = torch.device(config.device), sample.to(config.device)
     with small_operations(), torch.inference_mode(False), torch.enable_grad(), cpu_by_default(), float32_arithmetic(device):
         codec, latents = _new_codec(sample.train, config)
         _fit_stages(codec, sample, latents, config, hooks.progress)
@@ -54,53 +54,48 @@ def _new_codec(split: TextSplit, config: TextFitConfig) -> tuple[TokenVqae, Tens
     """A codec without codes, and the latents [n, d_h] of the labels."""
     labels, head = split.labels, split.labels.head
     width = head.weight.shape[1]
-    weight = head.weight.T.contiguous() * head.scale
-    directions = None
-    if config.latent is None or config.latent < width:
-        metric = mean_fisher(labels[:: max(1, len(labels) // METRIC_LABELS)], weight)
-        directions = principal_directions(labels.hidden, metric)
-        latent = config.latent or sufficient(labels, directions)
-        directions = directions.first(latent) if latent < width else None
+    metric = mean_fisher(labels[:: max(1, len(labels) // METRIC_LABELS)], head.weight.T.contiguous() * head.scale)
+    directions = principal_directions(labels.hidden, metric)
+    directions = directions.first(min(width, config.latent or sufficient(labels, directions)))
     prior = TokenPriorConfig(width=config.width, layers=config.layers, heads=HEADS, window=config.window, future=config.future)
     resolved = TokenVqaeConfig(
-        classes=head.vocabulary, domain="hidden", hidden=width, latent=width if directions is None else directions.analysis.shape[1],
+        classes=head.vocabulary, domain="hidden", hidden=width, latent=directions.analysis.shape[1],
         slots=config.slots, codebook_size=config.codebook_size, ids=min(config.ids, head.vocabulary - 1), weight_bits=config.weight_bits,
         prior=prior if config.prior else None, head="embedded" if config.embed_head else "referenced",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # layers draw their initial weights from the global generator
         torch.default_generator.manual_seed(config.seed)
-        codec = TokenVqae(resolved)
+        codec = TokenVqae(resolved).to(config.device)
     return codec, _set_output(codec, labels, directions)
 
 
 @torch.no_grad()
-def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions | None) -> Tensor:
+def _set_output(codec: TokenVqae, labels: HiddenLabels, directions: Directions) -> Tensor:
     """Set projection, output map and bias, as they are stored. Returns the latents [n, d_h] of the labels."""
     decoder, head, bits = codec.decoder, labels.head, codec.config.weight_bits
-    hidden = labels.hidden.float()
+    decoder.projection.copy_(rounded(directions.synthesis, bits))
+    decoder.center.copy_(directions.center.half())
+    decoder.bias.copy_(head.weight @ decoder.center * head.scale)
     if head.bias is not None:
-        decoder.bias.data = head.bias * head.scale
-    if directions is not None and decoder.projection is not None and decoder.center is not None:
-        decoder.projection.data, decoder.center.data = rounded(directions.synthesis, bits), directions.center.half().float()
-        decoder.bias.data = decoder.bias + head.weight @ decoder.center * head.scale
-        hidden = (hidden - directions.center) @ directions.analysis
+        decoder.bias.add_(head.bias * head.scale)
     decoder.attach(head)
     if codec.config.head == "embedded":
-        decoder.out.data = rounded(decoder.out.data, bits)
-    return hidden
+        decoder.out.copy_(rounded(decoder.out, bits))
+    return (labels.hidden.float() - directions.center) @ directions.analysis
 
 
 def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: TextFitConfig, progress: Progress) -> None:
     decoder, seed, split, visits = codec.decoder, config.seed, sample.train, _visits(config, sample.train)
     unit = _root_mean_square(latents)
-    metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.data)
+    metric = mean_fisher(split.labels[:: max(1, len(split.labels) // METRIC_LABELS)], decoder.out.detach())
     if decoder.prior is not None:
         decoder.prior.scale_output(unit)
         _fit_prior(codec, sample, latents, metric, config, progress)
     if not config.slots:
         return
     subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
-    decoder.codebook.data = _codebooks(codec, subset, latents[rows], metric, seed)
+    with torch.no_grad():
+        decoder.codebook.copy_(_codebooks(codec, subset, latents[rows], metric, seed))
     codes = choose_all(codec, subset, progress).codes
     train(
         decoder,
@@ -138,7 +133,8 @@ def _fit_prior(
     some, mean = first_documents(held_out, HELD_OUT_LABELS), latents.mean(0)
     if prior_kl(decoder, some) > (1 - MIN_PRIOR_GAIN) * prior_kl(decoder, some, mean):
         codec.drop_prior()
-        decoder.bias.data = bias
+        with torch.no_grad():
+            decoder.bias.copy_(bias)
 
 
 def _root_mean_square(latents: Tensor) -> float:
