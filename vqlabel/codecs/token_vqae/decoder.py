@@ -50,7 +50,7 @@ class TokenDecoder(nn.Module):
         if self.prior is None or not documents.rows:
             return self.out.new_zeros(documents.rows, len(self.out))
         tokens, document, position = (
-            torch.from_numpy(x).to(self.out.device) for x in (documents.tokens, documents.document, documents.position)
+            torch.tensor(x, device=self.out.device) for x in (documents.tokens, documents.document, documents.position)
         )
         latent: Tensor = self.prior(tokens, document, self.out)[position]
         return latent
