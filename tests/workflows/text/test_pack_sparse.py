@@ -142,7 +142,7 @@ def test_a_rate_in_bits_keeps_fewer_tokens_or_coarser_steps(tmp_path: Path) -> N
         sizes.append(result["fit"]["held_out"]["bits"])
         assert bits is None or sizes[-1] <= bits * 1.1
     assert sizes == sorted(sizes)
-    with pytest.raises(UsageError, match="bits is 0.5; it must be 1 or more for top-k labels"):
+    with pytest.raises(UsageError, match=r"bits is 0\.5; it must be 1 or more for top-k labels"):
         vqlabel.pack_text(source, tmp_path / "labels.vql", TextFitConfig(bits=0.5), overwrite=True)
 
 
@@ -209,10 +209,10 @@ def test_codecs_of_other_labels_are_refused(tmp_path: Path) -> None:
     source, sparse = responses(tmp_path), tmp_path / "sparse.safetensors"
     vqlabel.fit_text(source, out=sparse)
     dump, head = write_hidden_states(tmp_path / "dump", small_split(30)), write_head(tmp_path)
-    with pytest.raises(UsageError, match="codec sparse does not code the labels of .*, hidden states or logits: fit one"):
+    with pytest.raises(UsageError, match=r"codec sparse does not code the labels of .*, hidden states or logits: fit one"):
         vqlabel.pack_text(dump, tmp_path / "a.vql", head=head, codec=sparse)
     vqae, _ = vqlabel.fit_text(dump, QUICK, head=head)
-    with pytest.raises(UsageError, match="codec token_vqae does not code the labels of .*, top-k labels: fit one"):
+    with pytest.raises(UsageError, match=r"codec token_vqae does not code the labels of .*, top-k labels: fit one"):
         vqlabel.pack_text(source, tmp_path / "a.vql", codec=vqae)
 
 
