@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forge import Forge
+from pretended_cuda import pretended_cuda
 from text_dumps import EXACT, packed, write_table
 from typer.testing import CliRunner
 
@@ -24,6 +25,9 @@ from vqlabel.labels.text.documents import Documents
 from vqlabel.labels.text.open import open_text_labels
 from vqlabel.labels.text.source import TextSource
 from vqlabel.report.text.account import account
+from vqlabel.vql.text.file import as_fields
+from vqlabel.workflows.text import encode
+from vqlabel.workflows.text.open import open_text_dump
 
 K, STEP = 6, 0.5
 MAX_KL = STEP**2 / 24 * 1.5  # nats: uniform rounding errors of a step; labels of few tokens vary
@@ -250,6 +254,20 @@ def test_the_account_names_neighbour_lists(tmp_path: Path) -> None:
     assert (result["fit"]["config"]["neighbours"] > 0) == (
         "neighbour lists" in {r["part"] for r in account(result["path"])["rows"]}
     )
+
+
+def test_a_device_encodes_and_decodes_as_the_cpu_does(tmp_path: Path) -> None:
+    opened = open_text_dump(responses(tmp_path), None)
+    codec, _ = vqlabel.fit_text(opened.source)
+    group = [opened.source.read(index) for index in range(5)]
+    texts = Documents.of([document.tokens for document in group])
+    expected = np.concatenate(encode._encode(opened, codec, group, "cpu"))
+    logits = codec.decode(torch.from_numpy(as_fields(expected)), texts).logits()
+    with pretended_cuda(), encode._codec_on(codec, "cuda"):
+        fields = np.concatenate(encode._encode(opened.to("cuda"), codec, group, "cuda"))
+        decoded = codec.decode(torch.from_numpy(as_fields(fields)).to("cuda"), texts).logits().cpu()
+    np.testing.assert_array_equal(fields, expected)
+    assert torch.equal(decoded, logits)
 
 
 def ids_beyond(forge: Forge, config: SparseConfig) -> None:
