@@ -278,7 +278,7 @@ def ids_beyond(forge: Forge, config: SparseConfig) -> None:
 
 def id_twice(forge: Forge, config: SparseConfig) -> None:
     rows = forge.rows("codes")
-    rows[:, 2] = rows[:, 1]
+    rows[:, K - 1], rows[:, -1] = rows[:, K - 2], 0  # the last field is no count of ids
     forge.put("codes", rows, config.widths)
 
 
