@@ -1,5 +1,6 @@
 """Small documents with hidden states that depend on their tokens, and a head, for tests of language models' labels."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,29 @@ def write_hidden_states(folder: Path, split: TextSplit, repeated: int = 0) -> Pa
         tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
         save_file({"token_ids": tokens, "hidden_states": states}, folder / f"{i:03d}.safetensors")
     return folder
+
+
+def top_k(split: TextSplit, k: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
+    """Tokens [L] of every document, and ids and log-probabilities [L - 1, k] of its likeliest tokens."""
+    likeliest, starts = split.labels.logits().log_softmax(1).topk(k, 1), np.cumsum(split.documents.lengths - 1)[:-1]
+    ids, values = (np.split(part.numpy(), starts) for part in (likeliest.indices, likeliest.values))
+    texts = np.split(split.documents.tokens, np.cumsum(split.documents.lengths)[:-1])
+    return list(zip(texts, ids, values, strict=True))
+
+
+def write_prompt_logprobs(path: Path, split: TextSplit, k: int) -> Path:
+    """Responses of vLLM with the k likeliest tokens, and the token of the text if it is another one."""
+    logprobs, lines, row = split.labels.logits().log_softmax(1), [], 0
+    for tokens, ids, _ in top_k(split, k):
+        entries: list[object] = [None]
+        for gold, likeliest in zip(tokens[1:].tolist(), ids.tolist(), strict=True):
+            order = logprobs[row].argsort(descending=True).tolist()
+            listed = dict.fromkeys([gold, *likeliest])
+            entries.append({str(i): {"logprob": float(logprobs[row, i]), "rank": order.index(i) + 1} for i in listed})
+            row += 1
+        lines.append(json.dumps({"prompt_token_ids": tokens.tolist(), "prompt_logprobs": entries}))
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
 
 
 def write_head(folder: Path, name: str = "model.safetensors", factor: float = 1.0, seed: int = 0) -> Path:

@@ -19,11 +19,12 @@ from vqlabel.codecs.fit import with_codec
 from vqlabel.codecs.sparse.codec import SparseCodec
 from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.sparse.fit import DEFAULT_STEP
+from vqlabel.codecs.sparse.neighbours import FILLED_ROWS, choose_neighbours
 from vqlabel.config import MIX
 from vqlabel.errors import BadContainer, UsageError
 from vqlabel.labels import Support
 from vqlabel.labels.batch import NOWHERE
-from vqlabel.labels.sparse import as_dense
+from vqlabel.labels.sparse import SparseLabels, as_dense
 from vqlabel.labels.topk import sparse_labels as of_ids
 from vqlabel.labels.topk import sparse_probs, topk
 from vqlabel.metrics.distortion import Distortion
@@ -263,3 +264,29 @@ def test_an_array_of_k_logits_with_a_fill_value_packs_as_sparse_labels(fill: flo
     assert max(figures[f"kl_T{t:g}"] for t in MIX) < 0.02
     vqlabel.pack(tmp_path / "a.npy", tmp_path / "raw.vql", codec=vqlabel.fit(tmp_path / "a.npy", FitConfig(codec="raw"))[0])
     assert np.array_equal(vqlabel.open(tmp_path / "raw.vql")[:].numpy(), labels)
+
+
+def test_neighbours_are_the_most_frequent_classes_and_then_the_lowest_ids() -> None:
+    ids = np.array([[3, 20], [3, 20], [3, 1], [5, 0]])
+    table = choose_neighbours(np.tile(ids, (200, 1)), ids, FILLED_ROWS + 30, 10**9)
+    length = table.shape[1]
+    assert length >= 8
+    assert table[3].tolist() == [20, 1, 0, 2, *range(3, length)][:length]  # 3 is no neighbour in the counts, but fills the list
+    assert table[20].tolist() == [3, *(c for c in range(length) if c != 3)]
+    assert table[5].tolist() == [*range(length)]
+    assert (table[[2, FILLED_ROWS, FILLED_ROWS + 29]] == np.arange(length)).all()
+
+
+def test_small_tails_of_many_classes_are_kept() -> None:
+    classes, mass = 100_000, 1e-4  # 1e-9 of each other class
+    labels = SparseLabels(
+        ids=torch.tensor([[7, 3], [9, 8]]), values=torch.tensor([[0.7, 0.3], [0.9, 0.1]]) * (1 - mass),
+        rest=torch.full((2, 1), mass / (classes - 2)), classes=classes,
+    )  # fmt: skip
+    config = SparseConfig(classes=classes, domain="probs", k=2, rest="uniform", step=0.5, gaps=(0, 0, 0, 1, *[0] * 8), rest_bits=8)
+    codec = SparseCodec(config)
+    decoded = codec.decode_sparse(codec.encode(labels))
+    assert decoded.ids.tolist() == labels.ids.tolist()
+    assert torch.allclose(decoded.rest * (classes - 2), torch.tensor(mass), rtol=0.3)
+    logits = codec.decode_logits(codec.encode(labels)).as_dense()
+    torch.testing.assert_close(logits.softmax(1), decoded.as_dense(), rtol=1e-4, atol=0)  # float32 sums of 100,000 numbers

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from vqlabel.metrics.token_distortion import TokenDistortion
+from vqlabel.labels.sparse import SparseLabels
+from vqlabel.metrics.token_distortion import TokenDistortion, sparse_kl
 
 UNIFORM = [1 / 8] * 8
 HALF = [1 / 4] * 4 + [0.0] * 4
@@ -65,3 +66,29 @@ def test_probabilities_of_zero_and_subnormal_ones_give_finite_figures() -> None:
 
 def test_no_label_has_zeros_as_figures() -> None:
     assert set(TokenDistortion().figures().values()) == {0.0, 1.0}
+
+
+def sparse(k: int, seed: int, *, has_tail: bool, classes: int = 12) -> SparseLabels:
+    """5 labels that sum to less than 1 without a tail."""
+    rows = torch.Generator().manual_seed(seed)
+    p = torch.softmax(2 * torch.randn(5, classes, generator=rows, dtype=torch.float64), 1)
+    values, ids = p.topk(k, 1)
+    rest = (1 - values.sum(1, keepdim=True)) / (classes - k) if has_tail else torch.zeros(5, 1, dtype=torch.float64)
+    return SparseLabels(ids=ids, values=values, rest=rest, classes=classes)
+
+
+@pytest.mark.parametrize(("k", "other"), [(4, 4), (5, 3), (2, 6), (8, 7), (10, 11)])
+def test_the_kl_of_sparse_labels_is_that_of_dense_ones(k: int, other: int) -> None:
+    labels, decoded = sparse(k, 0, has_tail=True), sparse(other, 1, has_tail=True)
+    p, q = labels.as_dense(), decoded.as_dense()
+    torch.testing.assert_close(sparse_kl(labels, decoded), (p * (p / q).log()).sum(1))
+    torch.testing.assert_close(sparse_kl(labels, labels), torch.zeros(5, dtype=torch.float64), atol=1e-12, rtol=0)
+
+
+def test_the_kl_of_labels_without_a_tail_is_over_the_decoded_tokens() -> None:
+    labels, decoded = sparse(5, 0, has_tail=False), sparse(4, 1, has_tail=False)
+    p, q = labels.as_dense(), decoded.as_dense()
+    p = torch.where(q > 0, p, 0)
+    p = p / p.sum(1, keepdim=True)
+    expected = (torch.special.xlogy(p, p) - torch.special.xlogy(p, q)).sum(1)
+    torch.testing.assert_close(sparse_kl(labels, decoded), expected)

@@ -35,6 +35,7 @@ from vqlabel.storage.journal import HEADER_BYTES
 from vqlabel.vql.text.decode import as_output_head
 from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.workflows.text import encode, teacher_source
+from vqlabel.workflows.text.open import OpenedText
 from vqlabel.workflows.text.relabel import relabel_text
 from vqlabel.workflows.text.teacher_source import TeacherTextSource
 from vqlabel.workflows.text.teachers import TextTeacher, load_text_teacher
@@ -241,10 +242,10 @@ def test_hidden_states_keep_their_type(dtype: torch.dtype, name: str, corpus: Pa
 
 def test_a_device_encodes_as_the_cpu_does(corpus: Path, codec: TokenVqae) -> None:
     source, head = TeacherTextSource(open_corpus(corpus), load(Small())), as_output_head(load(Small()).head)
-    group = [source.read(index) for index in range(4)]
-    expected = encode._encode(codec, head, group, "cpu")
+    opened, group = OpenedText(source=source, head=head, about={}), [source.read(index) for index in range(4)]
+    expected = encode._encode(opened, codec, group, "cpu")
     with pretended_cuda(), encode._codec_on(codec, "cuda"):
-        fields = encode._encode(codec, head.to("cuda"), group, "cuda")
+        fields = encode._encode(opened.to("cuda"), codec, group, "cuda")
     assert all(np.array_equal(a, b) for a, b in zip(fields, expected, strict=True)) and len(fields) == 4
     assert codec.decoder.bias.device.type == "cpu"
 

@@ -14,6 +14,7 @@ from vqlabel.cli.options import (
     Axes,
     Classes,
     ClassMap,
+    Compression,
     Domain,
     Dump,
     Head,
@@ -28,12 +29,15 @@ from vqlabel.cli.options import (
     Overwrite,
     Passes,
     ReferenceHead,
+    Rest,
     StudentImages,
     Threads,
+    TopK,
     Val,
     ValClassMap,
     ValLabels,
     View,
+    Vocab,
 )
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -60,6 +64,10 @@ def fit(
     axes: Axes = None,
     head: Head = None,
     layer: Layer = None,
+    vocab: Vocab = None,
+    k: TopK = None,
+    rest: Rest = None,
+    compression: Compression = None,
     ids: Ids = None,
     no_future: NoFuture = False,
     reference_head: ReferenceHead = False,
@@ -74,16 +82,19 @@ def fit(
     """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
     from vqlabel.cli import text
 
-    if text.is_text(dump, head):
+    if text.is_text(dump, head, vocab, k, rest, compression):
         text.refuse_others(
             {"--kl": kl, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes,
              "--resume": resume or None}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
+        from vqlabel.storage.formats import CODEC
         from vqlabel.workflows.text.fit import fit_text
 
+        options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression}
         with named_threads(threads), terminal.progress_bar() as progress:
-            report = fit_text(dump, fit_config, head=head, layer=layer, out=out, overwrite=overwrite, progress=progress)[1]
+            documents = text.open_dump(dump, out, CODEC, options, overwrite=overwrite)
+            report = fit_text(documents, fit_config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
         terminal.notes(report)
         terminal.emit({**report, "path": str(out)}, json, text.show_fit)
         return

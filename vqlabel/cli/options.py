@@ -108,7 +108,8 @@ TEXT_PANEL = "Language models"
 Head = Annotated[
     str | None,
     typer.Option(
-        help="the teacher's output head, for hidden states: a model folder of Hugging Face, a .safetensors file, or FILE:TENSOR",
+        help="the teacher's output head, for hidden states: a model folder of Hugging Face, a .safetensors file, or FILE:TENSOR; logits and "
+        "top-k labels need none",
         rich_help_panel=TEXT_PANEL,
     ),
 ]
@@ -122,6 +123,30 @@ Tokenizer = Annotated[
 Layer = Annotated[
     int | None,
     typer.Option(help="layer of hidden states to read, if a dump has several (default: the last)", rich_help_panel=TEXT_PANEL),
+]
+Vocab = Annotated[
+    int | None,
+    typer.Option(
+        help="V, tokens of the teacher's vocabulary: for top-k labels, if the dump does not record it", rich_help_panel=TEXT_PANEL
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(help="of top-k labels, the tokens of a label to read, likeliest first (default: all)", rich_help_panel=TEXT_PANEL),
+]
+Rest = Annotated[
+    str | None,
+    typer.Option(
+        help="of top-k labels, what the other tokens have: uniform, equal shares of the remaining probability, or zero (default: uniform)",
+        rich_help_panel=TEXT_PANEL,
+    ),
+]
+Compression = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML or JSON of DistillKit's compression (default: compression_config.yaml beside the dump)",
+        rich_help_panel=TEXT_PANEL,
+    ),
 ]
 Ids = Annotated[int | None, typer.Option(help="maximum number of exact ids per label (default: 8)", rich_help_panel=TEXT_PANEL)]
 NoFuture = Annotated[

@@ -15,6 +15,7 @@ from vqlabel.cli.options import (
     Axes,
     Classes,
     ClassMap,
+    Compression,
     Domain,
     Dump,
     Effort,
@@ -29,8 +30,11 @@ from vqlabel.cli.options import (
     NoFuture,
     Overwrite,
     ReferenceHead,
+    Rest,
     Threads,
     Tokenizer,
+    TopK,
+    Vocab,
 )
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
@@ -74,6 +78,10 @@ def pack(
     head: Head = None,
     tokenizer: Tokenizer = None,
     layer: Layer = None,
+    vocab: Vocab = None,
+    k: TopK = None,
+    rest: Rest = None,
+    compression: Compression = None,
     ids: Ids = None,
     no_future: NoFuture = False,
     reference_head: ReferenceHead = False,
@@ -85,25 +93,20 @@ def pack(
     from vqlabel.cli import text
     from vqlabel.codecs import CODECS
 
-    if text.is_text(dump, head):
+    if text.is_text(dump, head, vocab, k, rest, compression):
         text.refuse_others(
             {"--kl": kl, "--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
              "--image-digest": image_digest, "--axes": axes}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         with named_threads(threads), terminal.progress_bar() as progress:
+            from vqlabel.storage.formats import VQL
             from vqlabel.workflows.text.pack import pack_text
 
+            options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression, "array": array}
+            documents = text.open_dump(dump, out, VQL, options, overwrite=overwrite)
             result = pack_text(
-                dump,
-                out,
-                fit_config,
-                head=head,
-                codec=codec,
-                tokenizer=tokenizer,
-                layer=layer,
-                overwrite=overwrite,
-                progress=progress,
+                documents, out, fit_config, head=head, codec=codec, tokenizer=tokenizer, overwrite=overwrite, progress=progress
             )
         terminal.notes(result)
         terminal.emit(result, json, text.show_packed)

@@ -10,8 +10,10 @@ import typer
 from vqlabel.cli.terminal import size
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
+from vqlabel.storage.formats import TargetFormat
 
 if TYPE_CHECKING:
+    from vqlabel.labels.text.source import TextSource
     from vqlabel.progress import Progress
 
 SHARED = (
@@ -29,11 +31,22 @@ SHARED = (
 )  # fields of both configurations
 
 
-def is_text(dump: Path, head: str | None) -> bool:
-    """Whether a dump has the labels of documents."""
+def is_text(dump: Path, *options: object) -> bool:
+    """Whether a dump has the labels of documents: its files show it, or one of the options that only such dumps have is
+    given.
+    """
     from vqlabel.labels.text.open import is_text_dump
 
-    return head is not None or is_text_dump(dump)
+    return any(option is not None for option in options) or is_text_dump(dump)
+
+
+def open_dump(dump: Path, out: Path, form: TargetFormat, options: Mapping[str, Any], *, overwrite: bool) -> "TextSource":
+    """Open a dump by the options of `open_text_labels`; the target is checked before all documents are listed."""
+    from vqlabel.labels.text.open import open_text_labels
+    from vqlabel.storage.targets import check_target
+
+    check_target(out, form, overwrite=overwrite)
+    return open_text_labels(dump, **options)
 
 
 def text_config(config: FitConfig, *, ids: int | None, no_future: bool, reference_head: bool) -> TextFitConfig:
@@ -104,11 +117,17 @@ def show_packed(result: dict[str, Any]) -> None:
 def show_fit(report: dict[str, Any]) -> None:
     """The rate that was asked for, and the others that the codec has."""
     config = report["config"]
-    typer.echo(
-        f"{report['codec']}: {config['classes']:,} tokens, hidden states of {config['hidden']}, {config['latent']} directions kept, "
-        f"up to {config['slots']} codes and {config['ids']} exact ids per label, head {config['head']}"
-    )
+    if report["codec"] == "sparse":
+        kept = f"the {config['k']} likeliest of a label kept, {config['rest']} tail, lists of {config['neighbours']} neighbours"
+    else:
+        kept = (
+            f"hidden states of {config['hidden']}, {config['latent']} directions kept, up to {config['slots']} codes and {config['ids']} exact "
+            f"ids per label, head {config['head']}"
+        )
+    typer.echo(f"{report['codec']}: {config['classes']:,} tokens, {kept}")
     _show_rate(report)
+    if report["codec"] == "sparse":
+        return
     for rate in report["rates"][::6]:
         typer.echo(f"  {rate['bits']:6.1f} code bits: KL {rate['kl']:.4f}  ({rate['slots']:.1f} codes, {rate['ids']:.1f} ids)")
 
@@ -119,7 +138,8 @@ def _show_rate(report: dict[str, Any]) -> None:
         origin = (
             "held out" if "codec_file" not in report else f"{report['codec_file']}, on the dump that it was fitted to: held out"
         )
+        of = "" if report["codec"] == "sparse" else f", {rate['slots']:.2f} codes and {rate['ids']:.2f} exact ids per label"
+        kl = "KL of the dump's labels" if report["codec"] == "sparse" else "KL"
         typer.echo(
-            f"{origin} ({report['labels']['held_out']:,} labels of other documents): KL {rate['kl']:.4f} at {rate['bits']:.1f} code bits, "
-            f"{rate['slots']:.2f} codes and {rate['ids']:.2f} exact ids per label"
+            f"{origin} ({report['labels']['held_out']:,} labels of other documents): {kl} {rate['kl']:.4f} at {rate['bits']:.1f} code bits{of}"
         )

@@ -141,6 +141,11 @@ class CodecConfig(JsonConfig):
         return ()
 
     @property
+    def reach(self) -> int:
+        """Tokens before token t, and after token t + 1, that row t of a document depends on."""
+        return 0
+
+    @property
     def image_prior(self) -> ImagePrior | None:
         """The prior that restricts the codec to labels of the images that it was fitted on; None: no restriction."""
         return None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqlabel.codecs.base import LabelCodec, StoredCodec
 from vqlabel.codecs.fitted_on import FittedOn
-from vqlabel.codecs.registry import codec_entry
+from vqlabel.codecs.registry import CodecEntry, codec_entry
 from vqlabel.errors import BadContainer, NoSuchFile, UsageError
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import atomic_target
@@ -27,7 +27,11 @@ def build_codec(kind: object, config: object, tensors: Mapping[str, Tensor]) -> 
     Raises:
         BadContainer: the kind is unknown, the configuration invalid, or the tensors do not match it.
     """
-    entry = codec_entry(kind)
+    return build_from(codec_entry(kind), config, tensors)
+
+
+def build_from(entry: CodecEntry, config: object, tensors: Mapping[str, Tensor]) -> StoredCodec:
+    """As `build_codec`, for an entry of a registry."""
     return entry.codec.build(entry.config.from_dict(config), tensors).eval()
 
 

@@ -43,8 +43,9 @@ CODECS = {
     "topk": CodecEntry("topk.config:TopkConfig", "topk.codec:TopkCodec", "topk.codec:fit"),
     "raw": CodecEntry("raw.config:RawConfig", "raw.codec:RawCodec", "raw.codec:fit"),
 }
-TEXT_CODECS = {  # of the labels of documents
+TEXT_CODECS = {  # of the labels of documents; a codec file of a kind that is in both is read as that of single labels
     "token_vqae": CodecEntry("token_vqae.config:TokenVqaeConfig", "token_vqae.codec:TokenVqae", "token_vqae.fit.train:fit"),
+    "sparse": CodecEntry("sparse.config:SparseConfig", "sparse.documents:SparseDocuments", "sparse.fit:fit"),
 }
 
 
@@ -71,14 +72,14 @@ def codec_entry(kind: object) -> CodecEntry:
     Raises:
         BadContainer: the kind is unknown.
     """
-    known = CODECS | TEXT_CODECS
+    known = CODECS | {name: entry for name, entry in TEXT_CODECS.items() if name not in CODECS}
     if not isinstance(kind, str) or kind not in known:
         raise BadContainer(f"codec kind {kind!r} is unknown; this vqlabel has {', '.join(known)}: upgrade it")
     return known[kind]
 
 
 def codec_config(kind: object, values: object) -> "CodecConfig":
-    """The configuration of a codec of this kind, from the JSON values of a file.
+    """The configuration of a codec of this kind, from the JSON values of a file; it is the same for both registries.
 
     Raises:
         BadContainer: the kind is unknown, or `values` are not a valid configuration of it.

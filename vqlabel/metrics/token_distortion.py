@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vqlabel.labels.sparse import SparseLabels
+from vqlabel.metrics.pairs import on_stored_classes
+
 TINY = torch.finfo(torch.float32).tiny  # smaller probabilities are raised to it before a logarithm, so that 0 * log 0 is 0
 MIN_OUTSIDE = 1e-12  # teacher's probability of tokens that decoded labels exclude; at more than this, KL is infinite
 
@@ -75,3 +78,22 @@ def _probability_outside(teacher: Tensor, decoded: Tensor, log_ratio: Tensor) ->
     log_ratio.masked_fill_(excluded, 0)
     outside: Tensor = torch.linalg.vecdot(teacher, excluded.to(teacher.dtype)).double()
     return outside
+
+
+@torch.no_grad()
+def sparse_kl(labels: SparseLabels, decoded: SparseLabels) -> Tensor:
+    """[n] float64 KL(labels || decoded) in nats, over all V tokens, from the stored ones alone.
+
+    Args:
+        labels: probabilities, as tensors; where they sum to less than 1, they are renormalised.
+        decoded: probabilities. Tokens of probability 0 are left out, and `labels` renormalised over the others.
+    """
+    p, q = (values.double() for values in on_stored_classes(labels, decoded))  # a token of both also adds a column of the rest
+    p_rest, q_rest = labels.rest.double(), decoded.rest.double()
+    p, p_rest = (torch.where(other > 0, own.clamp_min(0), 0) for own, other in ((p, q), (p_rest, q_rest)))
+    others = labels.classes - p.shape[1]
+    total = p.sum(1, keepdim=True) + others * p_rest
+    terms = torch.special.xlogy(p / total, p / total / q.clamp_min(TINY)).sum(1)
+    rest = torch.special.xlogy(p_rest / total, p_rest / total / q_rest.clamp_min(TINY))[:, 0]
+    kl: Tensor = terms + others * rest
+    return kl

@@ -235,11 +235,8 @@ def test_no_text_is_both_held_out_and_learned_from(tmp_path: Path) -> None:
     dump, head = write_hidden_states(tmp_path / "dump", small_split(12), repeated=12), write_head(tmp_path)
     opened = open_text_dump(dump, head)
     for seed in range(5):
-        sample = read_sample(opened.source, opened.head, 1000, seed, silent)
-        held_out, train = (
-            [split.documents.take(np.array([i]))[0].tokens.tobytes() for i in range(len(split.documents))]
-            for split in (sample.held_out, sample.train)
-        )
+        sample = read_sample(opened.source, 1000, seed, silent)
+        held_out, train = ([document.tokens.tobytes() for document in documents] for documents in (sample.held_out, sample.train))
         assert not set(held_out) & set(train)
         assert len(set(train)) == len(train)
 
@@ -249,4 +246,4 @@ def test_a_dump_of_one_text_is_refused(tmp_path: Path) -> None:
     dump, head = write_hidden_states(tmp_path / "dump", one, repeated=1), write_head(tmp_path)
     opened = open_text_dump(dump, head)
     with pytest.raises(BadLabels, match="all sampled documents have the same tokens; a fit holds one document out, so it needs 2"):
-        read_sample(opened.source, opened.head, 1000, 0, silent)
+        read_sample(opened.source, 1000, 0, silent)

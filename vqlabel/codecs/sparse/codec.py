@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vqlabel.bitstream import pack_ans, pack_fixed, packed_size, unpack_fixed
 from vqlabel.codecs.base import LabelCodec
+from vqlabel.codecs.precision import float32_arithmetic
 from vqlabel.codecs.sparse.config import SparseConfig
 from vqlabel.codecs.sparse.neighbours import to_ids, to_ranks
 from vqlabel.codecs.weights import take
@@ -29,6 +30,7 @@ MIN_FIRST_GAP = 1 / 8  # steps; least decoded gap below the first class, so that
 MIN_REST_GAP = 1 / 4  # steps; least decoded gap between the last stored class and the others
 NEIGHBOURS = "neighbours"  # codec tensor: [C, R] class ids as a bitstream
 MIN_PROBABILITY = 1e-8  # smaller ones are clamped to it; fp16's smallest is 6e-8
+MIN_MASS = 1e-5  # of all C classes together, if each has the smallest probability: it is lower if C is above 1,000
 
 
 class SparseCodec(LabelCodec):
@@ -107,16 +109,28 @@ class SparseCodec(LabelCodec):
         ids, values, rest = self._known(codes)
         return SparseLabels(ids=ids, values=values, rest=rest, classes=self.config.classes)
 
+    def decode_logits(self, codes: Tensor) -> SparseLabels:
+        """[n, m] codes -> float32 logits whose softmax is the label; -inf: the other classes have probability 0."""
+        k = self.config.k
+        with float32_arithmetic(codes.device):
+            ids, logits = self._ids_and_logits(codes)
+        rest = logits[:, k:] if self.config.rest_bits else logits.new_full((len(codes), 1), -torch.inf)
+        return SparseLabels(ids=ids, values=logits[:, :k], rest=rest, classes=self.config.classes)
+
+    def _ids_and_logits(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes -> ids [n, k], and logits [n, k]; with a gap to the other classes [n, k + 1], the last being theirs."""
+        ids, gaps = codes[:, : self.config.k].long(), codes[:, self.config.k :].float()
+        if self.config.neighbours:
+            ids = to_ids(ids, self.neighbours)
+        depth = (self.config.step * torch.maximum(gaps, self.min_gaps)).cumsum(1)
+        return ids, torch.cat([depth.new_zeros(len(codes), 1), -depth], 1)
+
     def _known(self, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes -> ids [n, k], their values [n, k], and the value of each other class [n, 1]."""
         config = self.config
-        ids, gaps = codes[:, : config.k].long(), codes[:, config.k :].float()
-        if config.neighbours:
-            ids = to_ids(ids, self.neighbours)
-        depth = (config.step * torch.maximum(gaps, self.min_gaps)).cumsum(1)
-        logits = torch.cat([depth.new_zeros(len(codes), 1), -depth], 1)
+        ids, logits = self._ids_and_logits(codes)
         if config.domain == "logits":
-            return ids, logits, depth.new_full((len(codes), 1), NOWHERE)
+            return ids, logits, logits.new_full((len(codes), 1), NOWHERE)
         mass = logits.exp()
         other = mass[:, config.k :]  # [n, 1] of each class that is not stored, or [n, 0]
         total = mass[:, : config.k].sum(1, keepdim=True) + (config.classes - config.k) * other.sum(1, keepdim=True)
@@ -141,7 +155,7 @@ def depths_of(labels: Tensor | SparseLabels, k: int, domain: str, rest: str) -> 
         others = (row_sums(known, np.float64) - values.sum(1))[:, None]
         values = np.concatenate([values, others / (labels.shape[1] - k)], 1)
     if domain == "probs":
-        values = np.log(values.clip(MIN_PROBABILITY))
+        values = np.log(values.clip(min(MIN_PROBABILITY, MIN_MASS / labels.shape[1])))
     return ids, values[:, :1] - values
 
 

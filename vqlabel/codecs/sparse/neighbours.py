@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LENGTHS = (8, 16, 32, 64, 128)  # lengths R of a list to choose from
+FILLED_ROWS = 4096  # lists that are completed together
 MAX_PAIRS = 1 << 24  # pairs of a label's first class and another one that are counted, at most; bounds memory
 
 Ids = NDArray[np.int64]
@@ -55,10 +56,20 @@ def _most_frequent(ids: Ids, classes: int, length: int) -> Ids:
     table = np.full((classes, length), -1, np.int64)
     listed = rank < length
     table[owner[listed], rank[listed]] = neighbour[listed]
-    for row in np.flatnonzero((table < 0).any(1)):
-        empty = table[row] < 0
-        table[row, empty] = np.setdiff1d(np.arange(min(classes, 2 * length)), table[row])[: int(empty.sum())]
+    for start in range(0, classes, FILLED_ROWS):
+        _fill(table[start : start + FILLED_ROWS])
     return table
+
+
+def _fill(table: Ids) -> None:
+    """Replace the -1 at the end of every list by the lowest classes that the list does not have."""
+    rows, length = table.shape
+    is_listed = np.zeros((rows, 2 * length + 1), bool)  # the last column stands for all higher classes, and for -1
+    np.put_along_axis(is_listed, np.where((table < 0) | (table >= 2 * length), 2 * length, table), True, 1)
+    lowest = np.argsort(is_listed[:, :-1], axis=1, kind="stable")
+    filled = (table >= 0).sum(1, keepdims=True)
+    others = np.take_along_axis(lowest, np.maximum(np.arange(length) - filled, 0), 1)
+    table[:] = np.where(table < 0, others, table)
 
 
 def to_ranks(ids: Ids, table: Ids) -> Ids:

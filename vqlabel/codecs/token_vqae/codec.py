@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqlabel.codecs.base import StoredCodec
+from vqlabel.codecs.documents import DocumentCodec, check_rows
 from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
 from vqlabel.codecs.precision import float32_arithmetic
 from vqlabel.codecs.token_vqae.choose import Choices, TokenSearch, search_rows
@@ -63,7 +63,7 @@ class DecodedLabels:
         return F.softmax(self.logits(rows), 1)
 
 
-class TokenVqae(StoredCodec):
+class TokenVqae(DocumentCodec):
     """A VQAE whose prior reads tokens, and whose labels have any number of codes and of exact ids.
 
     Rate: codes of ceil(log2 k) bits and ids of ceil(log2 V) + 5, as many of each as lower the KL by `config.price`
@@ -141,18 +141,13 @@ class TokenVqae(StoredCodec):
 
     @torch.no_grad()
     def encode(self, labels: HiddenLabels, documents: Documents) -> Tensor:
-        """Labels of whole documents -> [n, 2 + m + 2 M] int32 fields: counts of codes and ids, codes, ids, levels.
-
-        Raises:
-            UsageError: there are not as many labels as the documents have rows.
-        """
+        """As `DocumentCodec.encode`; the fields [n, 2 + m + 2 M] are counts of codes and ids, codes, ids, levels."""
         return self.choices(labels, documents).stored(self.config, self.config.price).int()
 
     @torch.no_grad()
     def choices(self, labels: HiddenLabels, documents: Documents) -> Choices:
         """All numbers of codes and ids of every label, with their KL."""
-        if len(labels) != documents.rows:
-            raise UsageError(f"{len(labels)} labels; the documents have {documents.rows} rows, one for each token but their first")
+        check_rows(len(labels), documents, "labels")
         self._require_head()
         with float32_arithmetic(self.decoder.out.device):
             latent = self.decoder.predict(documents)
@@ -165,15 +160,7 @@ class TokenVqae(StoredCodec):
 
     @torch.no_grad()
     def decode(self, fields: Tensor, documents: Documents) -> DecodedLabels:
-        """Fields [n, 2 + m + 2 M] of whole documents -> their labels.
-
-        Raises:
-            UsageError: there are not as many rows of fields as the documents have.
-        """
-        if len(fields) != documents.rows:
-            raise UsageError(
-                f"{len(fields)} rows of codes; the documents have {documents.rows}, one for each token but their first"
-            )
+        check_rows(len(fields), documents, "rows of codes")
         self._require_head()
         slots, most = self.config.slots, self.config.ids
         counts, ids, fields = fields[:, 0], fields[:, 1], fields.long()
@@ -187,3 +174,6 @@ class TokenVqae(StoredCodec):
             levels=fields[:, 2 + slots + most :],
             counts=ids,
         )
+
+    def hidden_states(self, decoded: DecodedLabels) -> Tensor | None:
+        return self.decoder.hidden(decoded.latent)

@@ -26,6 +26,7 @@ class TextAbout:
         width: numbers of a row: d of hidden states, V of logits, k of top-k labels.
         dtype: type of the stored rows: "F16", "BF16" or "F32".
         vocabulary: V, if the dump records it; None: the head, or the user, says it.
+        rest: of top-k labels, what the other tokens have: "uniform", shares of the remaining mass, or "zero".
         tokenizer: name and sha256 of the tokenizer, as far as the dump records them; {}: unknown.
         teacher: the same of the teacher.
         details: JSON for a reader of the file, such as the layer that was read.
@@ -36,6 +37,7 @@ class TextAbout:
     width: int
     dtype: str
     vocabulary: int | None = None
+    rest: str | None = None
     tokenizer: Mapping[str, str] = field(default_factory=dict)
     teacher: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -57,9 +57,9 @@ def sparse_rows(
     values /= np.maximum(total, 1)
     others = vocabulary - ids.shape[1]
     share = np.maximum(1 - total, 0) / others if rest == "uniform" and others else np.zeros_like(total)
-    return SparseLabels(
-        ids=ids.astype(np.int64), values=values.astype(np.float32), rest=share.astype(np.float32), classes=vocabulary
-    )
+    share = share.astype(np.float32)
+    share[share == 0] = -0.0  # below a stored 0, so that `topk` keeps the stored tokens
+    return SparseLabels(ids=ids.astype(np.int64), values=values.astype(np.float32), rest=share, classes=vocabulary)
 
 
 def _check_ids(ids: NDArray[np.integer], vocabulary: int, name: str) -> None:

@@ -10,7 +10,8 @@ from vqlabel.vql.text.file import SUMS, TextVqlFile
 from vqlabel.vql.text.table import TABLE
 
 EXTRAPOLATED = (10**7, 10**9)  # labels
-PARTS = {".prior.": "prior", ".codebook": "codebooks", ".out": "output map", ".bias": "output bias", ".projection": "projection"}
+PARTS = {".prior.": "prior", ".codebook": "codebooks", ".out": "output map", ".bias": "output bias", ".projection": "projection",
+         ".neighbours": "neighbour lists"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

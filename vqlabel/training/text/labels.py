@@ -135,7 +135,8 @@ class TokenLabels:
         """
         if self.hidden_states is None:
             raise UsageError(
-                "these labels have no hidden states of the teacher: they were packed from logits, or the teacher's head caps its logits; use "
+                "these labels have no hidden states of the teacher: they were packed from logits or top-k labels, or the teacher's head caps its "
+                "logits; use "
                 "logits(rows), probs(rows) or topk(k)"
             )
         return self.hidden_states

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vqlabel.codecs.token_vqae.codec import DecodedLabels, TokenVqae
+from vqlabel.codecs.documents import DecodedRows, DocumentCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
 from vqlabel.training.text.collator import Collator, LabelCollator
@@ -74,7 +74,7 @@ class TextLabels:
         if corpus is not None:
             check_corpus(corpus)
         self.file = TextVqlFile(path, seal)
-        self.codec: TokenVqae = read_text_codec(self.file)
+        self.codec: DocumentCodec = read_text_codec(self.file)
         attach_head(self.file, self.codec, head)
         self._head, self._elements = head, corpus
         self._corpus = None if corpus is None else Corpus(corpus, self.file)
@@ -184,7 +184,7 @@ class TextLabels:
 
         Raises:
             UnknownDocument: the file has no document with these tokens.
-            UsageError: the labels were packed from logits, or their head caps its logits.
+            UsageError: the labels were packed from logits or top-k labels, or their head caps its logits.
         """
         return self._document(tokens).hidden()
 
@@ -210,7 +210,7 @@ class TextLabels:
         ids, log_probabilities = self._document(tokens).topk(k)
         return {"input_ids": as_ids(tokens)[:-1], "token_ids": ids.cpu().numpy(), "top_values": log_probabilities.cpu().numpy()}
 
-    def decode(self, documents: Documents) -> DecodedLabels:
+    def decode(self, documents: Documents) -> DecodedRows:
         """The labels of whole documents, one for each token but their first.
 
         Raises:
@@ -224,13 +224,13 @@ class TextLabels:
     def _document(self, tokens: Any) -> TokenLabels:
         return self.of(torch.from_numpy(as_ids(tokens))[None])
 
-    def _labels(self, position: NDArray[np.int64], next_tokens: NDArray[np.int64] | None, decoded: DecodedLabels) -> TokenLabels:
+    def _labels(self, position: NDArray[np.int64], next_tokens: NDArray[np.int64] | None, decoded: DecodedRows) -> TokenLabels:
         return TokenLabels(
             position=torch.from_numpy(position).to(self.device),
             next_tokens=None if next_tokens is None else torch.from_numpy(next_tokens).to(self.device),
             classes=self.file.classes,
             source=decoded,
-            hidden_states=self.codec.decoder.hidden(decoded.latent) if self._has_hidden_states else None,
+            hidden_states=self.codec.hidden_states(decoded) if self._has_hidden_states else None,
         )
 
     @property
@@ -268,7 +268,7 @@ class TextLabels:
         """Tokens of a window; zeros if no label depends on them."""
         if self._corpus is not None:
             return self._corpus.tokens(part.document)[part.start : part.stop]
-        if self.codec.config.prior is not None:
+        if self.codec.config.needs:
             raise UsageError(
                 f"{self.file.container.path}: its labels depend on the tokens around them, {self.codec.config.reach} on each side, and "
                 "references contain no tokens; open the file with corpus=, the dataset or the list of documents' token ids that labels.attach "

@@ -5,8 +5,10 @@ from os import PathLike
 import numpy as np
 import torch
 
-from vqlabel.codecs.file import build_codec
+from vqlabel.codecs.documents import DocumentCodec
+from vqlabel.codecs.file import build_from
 from vqlabel.codecs.hidden_labels import OutputHead
+from vqlabel.codecs.registry import TEXT_CODECS
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import BadContainer, UsageError
@@ -17,34 +19,36 @@ from vqlabel.vql.file import CODEC
 from vqlabel.vql.text.file import TextVqlFile
 
 
-def read_text_codec(file: TextVqlFile) -> TokenVqae:
+def read_text_codec(file: TextVqlFile) -> DocumentCodec:
     """The decoder that a file contains; without its output map, if the file only names the head: see `attach_head`.
 
     Raises:
         BadContainer: its tensors do not fit its configuration.
     """
-    container, tensors = file.container, {}
+    container, kind, tensors = file.container, file.codec["kind"], {}
+    if kind not in TEXT_CODECS:
+        raise BadContainer(f"{container.path}: codec {kind} does not code the labels of documents; damaged or forged")
     for name, section in container.sections.items():
         if name.startswith(CODEC):
             if section.dtype not in TENSOR_TYPES:
                 raise BadContainer(f"{container.path}: codec tensor {name!r} is {section.dtype}; it must be I8, U8, F16 or F32")
             tensors[name.removeprefix(CODEC)] = torch.from_numpy(container.tensor(name)).to(torch_type(section.dtype))
     try:
-        codec = build_codec(file.codec["kind"], file.codec["config"], tensors)
+        codec = build_from(TEXT_CODECS[kind], file.codec["config"], tensors)
     except BadContainer as error:
         raise BadContainer(f"{container.path}: {error}") from None
-    if not isinstance(codec, TokenVqae):
-        raise BadContainer(f"{container.path}: codec {codec.kind} does not code the labels of documents; damaged or forged")
+    assert isinstance(codec, DocumentCodec)
     return codec
 
 
-def attach_head(file: TextVqlFile, codec: TokenVqae, head: str | PathLike[str] | None) -> None:
-    """Attach the head that a file names; checks it by its hash. A file that contains its output map needs none.
+def attach_head(file: TextVqlFile, codec: DocumentCodec, head: str | PathLike[str] | None) -> None:
+    """Attach the head that a file names; checks it by its hash. A file that contains its output map, or has top-k
+    labels, needs none.
 
     Raises:
         UsageError: the head is missing or another one.
     """
-    if codec.config.head == "embedded":
+    if not isinstance(codec, TokenVqae) or codec.config.head == "embedded":
         return
     named, path = file.text["head"], file.container.path
     if head is None:

@@ -18,6 +18,8 @@ from vqlabel.vql.text.file import SUMS
 from vqlabel.vql.text.streams import Fields, run_lengths, split_streams
 from vqlabel.vql.text.table import FIELDS, TABLE, table_row
 
+WIDE_CHUNK_ROWS = 1024  # if a label is one row: a document is read by whole chunks; shorter ones have more tables to code
+
 
 class TextVqlWriter:
     """Writes a `.vql` of documents, as a context manager: the complete file appears if `finish` was called, else none.
@@ -77,7 +79,9 @@ class TextVqlWriter:
         return container.finish(metadata, [TABLE])
 
     def _write(self, stream: CodeStream, spool: Spool) -> None:
-        self._container.begin(stream.name, stream.bits, stream.codings, stream.chunk_rows)
+        is_wide = stream.name != TABLE and not self._config.runs
+        chunk_rows = stream.chunk_rows or (WIDE_CHUNK_ROWS if is_wide else None)
+        self._container.begin(stream.name, stream.bits, stream.codings, chunk_rows)
         for rows in spool:
             self._container.append(rows)
         self._container.end()

@@ -6,19 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import save_codec
+from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.sample import FitHooks
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at, rates
 from vqlabel.codecs.token_vqae.fit.train import fit as fit_codec
-from vqlabel.codecs.token_vqae.sample import TextSample
+from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
 from vqlabel.errors import UsageError
-from vqlabel.labels.text.source import TextSource
+from vqlabel.labels.text.documents import Documents
+from vqlabel.labels.text.source import TextDocument, TextSource
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_sample
 
@@ -36,8 +40,10 @@ def fit_text(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
-) -> tuple[TokenVqae, dict[str, Any]]:
+) -> tuple[DocumentCodec, dict[str, Any]]:
     """Fit a codec to the labels of documents; some documents are held out.
+
+    It is `token_vqae` for hidden states and logits, and `sparse` for top-k labels.
 
     Args:
         dump: a path for `open_text_labels`, or a source.
@@ -63,14 +69,23 @@ def fit_text(
     return codec, report
 
 
-def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress = silent) -> tuple[TokenVqae, dict[str, Any]]:
+def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress = silent) -> tuple[DocumentCodec, dict[str, Any]]:
     """As `fit_text`, for a dump that is open."""
-    source = opened.source
+    source, total = opened.source, int(np.maximum(opened.source.lengths - 1, 0).sum())
+    if opened.head is None:
+        return fit_sparse(opened, config, labels=total, progress=progress)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
-    sample = read_sample(source, opened.head, config.labels, config.seed, progress)
-    codec, report = fit_sample(sample, config, labels=int(np.maximum(source.lengths - 1, 0).sum()), progress=progress)
+    drawn = read_sample(source, config.labels, config.seed, progress)
+    sample = TextSample(train=_split(opened, drawn.train), held_out=_split(opened, drawn.held_out))
+    codec, report = fit_sample(sample, config, labels=total, progress=progress)
     return codec, {**report, "head": opened.about["head"], **noted(source.notes)}
+
+
+def _split(opened: OpenedText, documents: list[TextDocument]) -> TextSplit:
+    labels = opened.labels(documents)
+    assert isinstance(labels, HiddenLabels)
+    return TextSplit(documents=Documents.of([document.tokens for document in documents]), labels=labels)
 
 
 def fit_sample(

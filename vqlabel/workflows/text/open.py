@@ -1,16 +1,21 @@
 """A dump of documents and the path of its head -> checked documents, and the head as tensors."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
-from vqlabel.codecs.hidden_labels import OutputHead
+import numpy as np
+import torch
+
+from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
 from vqlabel.errors import UsageError
+from vqlabel.labels.sparse import SparseLabels
 from vqlabel.labels.text.checks import check_alignment, settle_norm
 from vqlabel.labels.text.head import open_head
 from vqlabel.labels.text.head_contract import Head
 from vqlabel.labels.text.open import open_text_labels
-from vqlabel.labels.text.source import TextSource
+from vqlabel.labels.text.source import TextDocument, TextSource
 from vqlabel.labels.text.tokenizer import tokenizer_identity
 from vqlabel.vql.text.decode import as_output_head
 from vqlabel.workflows.text.logits import FactoredLogits
@@ -22,13 +27,26 @@ class OpenedText:
 
     Attributes:
         source: checked: its rows belong to the tokens after them.
-        head: of the teacher.
+        head: of the teacher; None: the rows are top-k labels.
         about: `tokenizer`, `teacher` and `head`, as a `.vql` records them.
     """
 
     source: TextSource
-    head: OutputHead
+    head: OutputHead | None
     about: dict[str, Any]
+
+    def to(self, device: str | torch.device) -> Self:
+        """With the head on a device."""
+        return self if self.head is None else replace(self, head=self.head.to(device))
+
+    def labels(self, documents: Sequence[TextDocument], device: str | torch.device = "cpu") -> HiddenLabels | SparseLabels:
+        """The labels of one or more documents as tensors on a device, in the form that codecs take."""
+        sparse = [document.rows for document in documents if isinstance(document.rows, SparseLabels)]
+        if sparse:
+            return SparseLabels.concatenate(sparse).map(lambda array: torch.from_numpy(array).to(device))
+        assert self.head is not None
+        hidden = np.concatenate([np.asarray(document.rows) for document in documents])
+        return HiddenLabels(hidden=torch.from_numpy(hidden).to(device), head=self.head)
 
 
 def open_text_dump(
@@ -52,25 +70,25 @@ def open_text_dump(
     """
     source = dump if isinstance(dump, TextSource) else open_text_labels(dump, layout, layer=layer)
     identity = dict(source.about.tokenizer) if tokenizer is None else tokenizer_identity(tokenizer)
-    if source.about.domain == "logits":
-        return _open_logits(source, head, identity)
     if source.about.domain != "hidden":
-        raise UsageError(
-            f"{source.path}: holds {source.about.domain} rows; this codec takes hidden states with the head, or dense logits: save one of these"
-        )
+        return _open_without_head(source, head, identity)
     if head is None:
         raise UsageError(f"{source.path}: holds hidden states; pass the teacher's output head with --head (a model folder or file)")
     stored = open_head(head, vocab=source.about.vocabulary)
     return opened_text(settle_norm(source, stored), stored, as_output_head(stored), identity)
 
 
-def _open_logits(source: TextSource, head: str | PathLike[str] | None, tokenizer: dict[str, str]) -> OpenedText:
-    """A dump of dense logits, read as hidden states with a head of its own."""
+def _open_without_head(source: TextSource, head: str | PathLike[str] | None, tokenizer: dict[str, str]) -> OpenedText:
+    """A dump of top-k labels; or of dense logits, read as hidden states with a head of its own."""
+    is_topk = source.about.domain == "topk"
     if head is not None:
-        raise UsageError(f"--head {head}: must be left out: {source.path} holds logits, behind the head")
+        what = "top-k labels, and probabilities need no head" if is_topk else "logits, behind the head"
+        raise UsageError(f"--head {head}: must be left out: {source.path} holds {what}")
     check_alignment(source)
-    factored = FactoredLogits(source)
     about = {"tokenizer": tokenizer, "teacher": dict(source.about.teacher), "head": {}}
+    if is_topk:
+        return OpenedText(source=source, head=None, about=about)
+    factored = FactoredLogits(source)
     return OpenedText(source=factored, head=factored.head, about=about)
 
 

@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import load_stored_codec
+from vqlabel.codecs.hidden_labels import OutputHead
+from vqlabel.codecs.sparse.codec import SparseCodec
+from vqlabel.codecs.sparse.documents import SparseDocuments
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.fit.price import rate_between
 from vqlabel.config import TextFitConfig
@@ -23,6 +27,7 @@ from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.vql.text.streams import Fields
 from vqlabel.workflows.text.encode import encode_documents, write_labels
 from vqlabel.workflows.text.fit import code_bits_of, fit_opened
+from vqlabel.workflows.text.fit_sparse import check_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 
 
@@ -33,7 +38,7 @@ def pack_text(
     config: TextFitConfig | None = None,
     *,
     head: str | PathLike[str] | None = None,
-    codec: TokenVqae | str | PathLike[str] | None = None,
+    codec: DocumentCodec | str | PathLike[str] | None = None,
     tokenizer: str | PathLike[str] | None = None,
     layer: int | None = None,
     overwrite: bool = False,
@@ -63,12 +68,12 @@ def pack_text(
     check_apart(
         out,
         dump if not isinstance(dump, TextSource) else dump.path,
-        beside=(head, tokenizer, None if isinstance(codec, TokenVqae) else codec),
+        beside=(head, tokenizer, None if isinstance(codec, DocumentCodec) else codec),
     )
     opened = open_text_dump(dump, head, tokenizer=tokenizer, layer=layer)
     config = config or TextFitConfig()
     fitted, report = fit_opened(opened, config, progress=progress) if codec is None else fitted_codec(opened, codec, config)
-    encoded = encode_documents(opened.source, opened.head, fitted, device=config.device)
+    encoded = encode_documents(opened, fitted, device=config.device)
     labels = _distinct(encoded, len(opened.source), progress)
     result = write_labels(labels, fitted, out, opened.source.about.dtype, opened.about, overwrite=overwrite)
     result["repeated"] = int((opened.source.lengths > 1).sum()) - result["documents"]
@@ -78,21 +83,34 @@ def pack_text(
 
 
 def fitted_codec(
-    opened: OpenedText, codec: TokenVqae | str | PathLike[str], config: TextFitConfig
-) -> tuple[TokenVqae, dict[str, Any]]:
+    opened: OpenedText, codec: DocumentCodec | str | PathLike[str], config: TextFitConfig
+) -> tuple[DocumentCodec, dict[str, Any]]:
     """A codec, or that of a file, at the rate of `config` if it names one, with its head; and the report of its fit.
 
     Raises:
-        UsageError: the codec is for labels of images, or was fitted for another head; or it does not have this rate.
+        UsageError: the codec is for other labels, or was fitted for another head; or it does not have this rate.
     """
     report: dict[str, Any] = {}
-    if not isinstance(codec, TokenVqae):
+    if not isinstance(codec, DocumentCodec):
         path = codec
         codec, report = load_text_codec(path, opened.about["head"].get("sha256"))
         report["codec_file"] = str(path)
-    codec.check_head(opened.head)
+    if isinstance(codec, TokenVqae) and opened.head is not None:
+        return _at_rate(opened, opened.head, codec, report, config)
+    if isinstance(codec, SparseDocuments) and opened.head is None:
+        check_sparse(opened, codec, config)
+        return codec, report
+    what = "top-k labels" if opened.head is None else "hidden states or logits"
+    raise UsageError(f"codec {codec.kind} does not code the labels of {opened.source.path}, {what}: fit one to this dump")
+
+
+def _at_rate(
+    opened: OpenedText, head: OutputHead, codec: TokenVqae, report: dict[str, Any], config: TextFitConfig
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """A codec with its head, at the rate of `config` if it names one."""
+    codec.check_head(head)
     if codec.config.head == "referenced":
-        codec.attach(opened.head)
+        codec.attach(head)
     if config.bits is not None or config.bytes is not None or config.ratio is not None:
         labels = int(np.maximum(opened.source.lengths - 1, 0).sum())
         rate = rate_between(report.get("rates", []), code_bits_of(config, codec, labels))
@@ -100,14 +118,16 @@ def fitted_codec(
     return codec, report
 
 
-def load_text_codec(path: str | PathLike[str], head_sha256: str | None) -> tuple[TokenVqae, dict[str, Any]]:
+def load_text_codec(path: str | PathLike[str], head_sha256: str | None) -> tuple[DocumentCodec, dict[str, Any]]:
     """Read a codec file. Returns the codec, and the report of its fit.
 
     Raises:
         UsageError: it is for labels of images, or was fitted for another head.
     """
     codec, report = load_stored_codec(path)
-    if not isinstance(codec, TokenVqae):
+    if isinstance(codec, SparseCodec) and codec.config.domain == "probs":
+        codec = SparseDocuments(codec)
+    if not isinstance(codec, DocumentCodec):
         raise UsageError(f"{path}: its codec, {codec.kind}, is for labels of images; fit one to this dump")
     fitted_for = report.get("head", {}).get("sha256")
     if fitted_for is not None and head_sha256 not in (None, fitted_for):

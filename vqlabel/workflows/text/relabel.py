@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vqlabel.bitstream import pack_fixed, packed_size, unpack_fixed
+from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import save_codec
-from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.corpus.corpus import Corpus
@@ -44,7 +44,7 @@ def relabel_text(
     out: str | PathLike[str],
     config: TextFitConfig | None = None,
     *,
-    codec: TokenVqae | str | PathLike[str] | None = None,
+    codec: DocumentCodec | str | PathLike[str] | None = None,
     batch: int = BATCH,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -76,7 +76,7 @@ def relabel_text(
     check_target(out, VQL, overwrite=overwrite)
     loaded = teacher if isinstance(teacher, TextTeacher) else load_text_teacher(teacher, device=config.device)
     documents = corpus if isinstance(corpus, Corpus) else open_corpus(corpus, tokenizer=loaded.tokenizer)
-    check_apart(out, documents.path, beside=(None if isinstance(codec, TokenVqae) else codec,))
+    check_apart(out, documents.path, beside=(None if isinstance(codec, DocumentCodec) else codec,))
     source = TeacherTextSource(documents, loaded, batch)
     head = as_output_head(loaded.head)
     opened = opened_text(checked_source(source, head), loaded.head, head, dict(documents.tokenizer))
@@ -124,7 +124,7 @@ class _Run:
             "tokenizer": about["tokenizer"].get("sha256"),
         }
 
-    def fitted(self, config: TextFitConfig) -> tuple[TokenVqae, dict[str, Any]]:
+    def fitted(self, config: TextFitConfig) -> tuple[DocumentCodec, dict[str, Any]]:
         """The codec of the interrupted run, or else a new one, and the report of its fit.
 
         A new one is read from its file, too, so that all runs encode with the same weights.
@@ -150,7 +150,7 @@ class _Run:
             )
         return codec, report
 
-    def label(self, codec: TokenVqae, *, overwrite: bool) -> dict[str, int]:
+    def label(self, codec: DocumentCodec, *, overwrite: bool) -> dict[str, int]:
         """Label the documents that the journal lacks, and write the file."""
         source, widths = self.opened.source, codec.config.widths
         groups = list(group_sizes(source.lengths.tolist()))
@@ -159,7 +159,7 @@ class _Run:
         key = {**self.settings, "config": codec.config.to_dict(), "tensors": sha256_of(codec.decoder_tensors())}
         with Journal(self.journal, key, [packed_size(count, widths) for count in rows], 1, "uint8") as journal:
             first, device = sum(groups[: journal.done]), self.teacher.teacher.device
-            for _, fields in encode_documents(source, self.opened.head, codec, first=first, device=device):
+            for _, fields in encode_documents(self.opened, codec, first=first, device=device):
                 packed = pack_fixed(np.concatenate(fields), widths)
                 journal.append(np.frombuffer(packed, np.uint8)[:, None])
                 self.progress("labelling", int(ends[journal.done - 1]), len(source), {})
@@ -169,7 +169,7 @@ class _Run:
         return {**result, "repeated": int((self.teacher.corpus.lengths > 1).sum()) - len(source)}
 
 
-def _stored(journal: Journal, rows: list[int], source: TeacherTextSource, codec: TokenVqae) -> Iterator[tuple[bytes, Fields]]:
+def _stored(journal: Journal, rows: list[int], source: TeacherTextSource, codec: DocumentCodec) -> Iterator[tuple[bytes, Fields]]:
     """The hash and the fields of every document, from a complete journal."""
     document, corpus = 0, source.corpus
     for count, packed in zip(rows, journal, strict=True):

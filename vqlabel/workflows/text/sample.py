@@ -1,20 +1,26 @@
 """A dump of documents -> the sample of a fit: documents from the whole dump, some of them held out."""
 
+from typing import NamedTuple
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from vqlabel.codecs.hidden_labels import HiddenLabels, OutputHead
-from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.errors import BadLabels
-from vqlabel.labels.text.documents import Documents, token_hash
+from vqlabel.labels.text.documents import token_hash
 from vqlabel.labels.text.source import TextDocument, TextSource
 from vqlabel.progress import Progress
 
 HELD_OUT = 1 / 20  # share of the sampled labels; documents that the fit does not see
 
 
-def read_sample(source: TextSource, head: OutputHead, labels: int, seed: int, progress: Progress) -> TextSample:
+class DocumentSample(NamedTuple):
+    """Documents of a fit, and held-out ones; at least one of each, and no two with the same tokens."""
+
+    train: list[TextDocument]
+    held_out: list[TextDocument]
+
+
+def read_sample(source: TextSource, labels: int, seed: int, progress: Progress) -> DocumentSample:
     """Read random documents with about `labels` labels in all; of documents with the same tokens, one.
 
     Raises:
@@ -28,23 +34,23 @@ def read_sample(source: TextSource, head: OutputHead, labels: int, seed: int, pr
         )
     chosen = order[: max(2, int(np.searchsorted(np.cumsum(rows[order]), labels)) + 1)]
     held_out = max(1, min(len(chosen) - 1, int(np.searchsorted(np.cumsum(rows[chosen]), HELD_OUT * rows[chosen].sum())) + 1))
-    reader = _Reader(source, head, len(chosen), progress)
+    reader = _Reader(source, len(chosen), progress)
     held, train = reader.read(chosen[:held_out]), reader.read(chosen[held_out:])
-    if not len(train.labels):
+    if not train:
         raise BadLabels(
             f"{source.path}: all sampled documents have the same tokens; a fit holds one document out, so it needs 2 different ones"
         )
-    return TextSample(held_out=held, train=train)
+    return DocumentSample(train, held)
 
 
 class _Reader:
     """Reads documents, each text once, so that no document is held out and learned from."""
 
-    def __init__(self, source: TextSource, head: OutputHead, total: int, progress: Progress) -> None:
-        self.source, self.head, self.total, self.progress = source, head, total, progress
+    def __init__(self, source: TextSource, total: int, progress: Progress) -> None:
+        self.source, self.total, self.progress = source, total, progress
         self.seen, self.done = set[bytes](), 0
 
-    def read(self, index: NDArray[np.int64]) -> TextSplit:
+    def read(self, index: NDArray[np.int64]) -> list[TextDocument]:
         """The documents at `index` that were not read before."""
         documents: list[TextDocument] = []
         for document in self.source.read_many(np.sort(index)):
@@ -54,6 +60,4 @@ class _Reader:
                 documents.append(document)
             self.done += 1
             self.progress("reading", self.done, self.total, {})
-        rows = [np.empty((0, self.source.about.width), np.float16), *(np.asarray(document.rows) for document in documents)]
-        labels = HiddenLabels(hidden=torch.from_numpy(np.concatenate(rows[bool(documents) :])), head=self.head)
-        return TextSplit(documents=Documents.of([document.tokens for document in documents]), labels=labels)
+        return documents

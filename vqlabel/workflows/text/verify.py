@@ -38,7 +38,8 @@ def _check_ids(file: TextVqlFile, index: int) -> None:
     if count < 2:
         return
     ids = fields[:, columns].astype(np.int64)
-    used = np.arange(count) < fields[:, len(file.config.count_limits) - 1, None]
+    counts = len(file.config.count_limits)
+    used = np.arange(count) < (fields[:, counts - 1, None] if counts else count)
     ids = np.sort(np.where(used, ids, -1 - np.arange(count)), axis=1)  # unused fields differ from each other
     twice = (ids[:, 1:] == ids[:, :-1]).any(1)
     if twice.any():

@@ -79,6 +79,7 @@ class DistillKitSource(TextSource):
             width=settle_k(stored, options.k, path),
             dtype="F32",
             vocabulary=vocabulary,
+            rest=self._rest,
             details={"k": stored, "rest": self._rest, "compressed": not is_raw},
         )
         if not is_raw:

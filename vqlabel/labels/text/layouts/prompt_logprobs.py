@@ -65,6 +65,7 @@ class PromptLogprobsSource(TextSource):
             width=settle_k(self._k, options.k, path),
             dtype="F32",
             vocabulary=vocabulary,
+            rest=self._rest,
             details={"k": self._k, "rest": self._rest},
         )
 
