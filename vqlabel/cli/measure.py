@@ -8,12 +8,14 @@ import typer
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.options import (
+    TEXT_PANEL,
     Array,
     Axes,
     Classes,
     Device,
     Domain,
     Dump,
+    Head,
     Images,
     Json,
     Layout,
@@ -40,8 +42,17 @@ def stats(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20, top-1 agreement, relative "
-            "squared error and calibration; a note on stderr reports labels that are not those of the file"
+            help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20 (documents: 1, 2 and 4), top-1 "
+            "agreement, squared error and calibration; a note on stderr reports labels that are not those of the file"
+        ),
+    ] = None,
+    head: Head = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="labels to compare with --against, of random documents; all, if there are not more (default: 100000)",
+            rich_help_panel=TEXT_PANEL,
         ),
     ] = None,
     teacher_bytes: Annotated[
@@ -60,6 +71,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Report the bytes of each part of a .vql file. With --against, report the distortion of its labels too."""
+    from vqlabel.cli import text
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
@@ -68,11 +80,22 @@ def stats(
     from vqlabel.vql.file import VqlFile
     from vqlabel.vql.text.file import is_text
 
-    if is_text(path):
-        _text_stats(path, {"--against": against, "--teacher-bytes": teacher_bytes, "--plot": plot}, json)
-        return
     if plot_calibration is not None and against is None:
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
+    if is_text(path):
+        text.refuse_others({"--teacher-bytes": teacher_bytes, "--plot": plot, "--layout": layout, "--array": array, "--axes": axes})
+        if plot_calibration is not None:
+            plots.check_plot_file(plot_calibration, overwrite=overwrite)
+            check_apart(plot_calibration, path, beside=(against, head))
+        with named_threads(threads), terminal.progress_bar() as progress:
+            result = text.stats(path, against, head, labels, device, progress)
+        if plot_calibration is not None:
+            plots.plot_calibration(result, plot_calibration, overwrite=overwrite)
+        terminal.emit(result, json, text.show_stats)
+        return
+    for flag, given in (("--head", head), ("--labels", labels)):
+        if given is not None:
+            raise UsageError(f"{flag} {given}: is for labels of documents; {path} has labels of images")
     for flag, value in (("--layout", layout), ("--array", array), ("--axes", axes)):
         if value is not None and against is None:
             raise UsageError(f"{flag} {value}: needs --against, the dump that it applies to")
@@ -96,16 +119,6 @@ def stats(
     if result.get("same_dump") is False:
         terminal.note(f"{against}: its labels differ from those that {path} was packed from (by sha256); the comparison continues")
     terminal.emit(result, json, show.show_stats)
-
-
-def _text_stats(path: Path, others: dict[str, object], json: bool) -> None:
-    """Account for a file of documents' labels; the other options are for labels of images."""
-    from vqlabel.report.text.account import account
-
-    for flag, value in others.items():
-        if value is not None:
-            raise UsageError(f"{flag} {value}: {path} has labels of documents, which stats only accounts for")
-    terminal.emit(account(path), json, show.show_text_stats)
 
 
 @app.command(cls=BitsCommand)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqlabel.cli.terminal import size
+from vqlabel.cli.show import show_distortion
+from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
 
@@ -87,6 +88,49 @@ def relabel(
     documents = open_corpus(corpus, document_length=document_length, tokenizer=tokenizer or loaded.tokenizer)
     size_of_batch = {} if batch is None else {"batch": batch}
     return relabel_text(documents, loaded, out, config, codec=codec, **size_of_batch, overwrite=overwrite, progress=progress)
+
+
+def stats(
+    path: Path, against: Path | None, head: str | None, labels: int | None, device: str, progress: "Progress"
+) -> dict[str, Any]:
+    """Account for a file of documents' labels, and compare them with a dump: see `stats_text`."""
+    from vqlabel.report.text.stats import stats_text
+
+    for flag, value in (("--head", head), ("--labels", labels)):
+        if value is not None and against is None:
+            raise UsageError(f"{flag} {value}: needs --against, the dump to compare with")
+    result = stats_text(path, against=against, head=head, labels=labels, device=device, progress=progress)
+    if result.get("same_head") is False:
+        note(f"{head}: this head differs from that of {path} (by sha256); the comparison continues")
+    return result
+
+
+def show_stats(stats: dict[str, Any]) -> None:
+    """Bytes of every part of a file, bits per label, and distortion against a dump."""
+    labels = max(1, stats["labels"])
+    rows = [(row["part"], row["grows"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
+    table(
+        [*rows, ("total", "", f"{stats['bytes']:,}", f"{8 * stats['bytes'] / labels:.3f}")], ("part", "size", "bytes", "bits/label")
+    )
+    typer.echo(
+        f"\n{stats['labels']:,} labels of {stats['documents']:,} documents, {stats['vocabulary']:,} tokens in the vocabulary; "
+        f"1/{stats['ratio_to_fp16']:.0f} of fp16 logits"
+    )
+    bits = stats["bits_per_label"]
+    figures = [
+        ("codes, counts and ids", bits["codes"]),
+        ("with the table of documents", bits["labels"]),
+        ("all-in: the whole file", bits["all_in"]),
+    ]
+    figures += [(f"all-in with {int(count):,} labels", value) for count, value in stats["all_in_at"].items()]
+    table([(name, f"{value:.2f}") for name, value in figures], ("bits per label", ""))
+    if "compared" in stats:
+        compared = stats["compared"]
+        typer.echo(
+            f"\n{compared['labels']:,} labels of {compared['documents']:,} documents are compared, seed {compared['seed']}; "
+            f"{compared['only_in_file']:,} documents of the file are not in the dump, {compared['only_in_dump']:,} of the dump not in the file"
+        )
+    show_distortion(stats)
 
 
 def show_packed(result: dict[str, Any]) -> None:
