@@ -1,13 +1,14 @@
 """Commands that measure: stats, compare and demo. They import torch inside their bodies, so that --help is fast."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.options import (
+    DEFAULT_VIEW,
     TEXT_PANEL,
     Array,
     Axes,
@@ -18,6 +19,7 @@ from vqlabel.cli.options import (
     Head,
     Images,
     Json,
+    Layer,
     Layout,
     Overwrite,
     Passes,
@@ -31,6 +33,7 @@ from vqlabel.cli.options import (
     Vql,
 )
 from vqlabel.cli.parse import BitsCommand, read_rates, read_temperature, read_words
+from vqlabel.cli.show_text_comparison import show_text_comparison
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
@@ -127,7 +130,10 @@ def compare(
     dump: Dump,
     bits: Annotated[list[str] | None, typer.Option(help="code bits per label (default: 8 16 32 64 128 256)")] = None,
     methods: Annotated[
-        list[str] | None, typer.Option(help="methods to compare, e.g. vqae,topk,rq (default: all that are installed)")
+        list[str] | None,
+        typer.Option(
+            help="methods to compare, e.g. vqae,topk,rq; of documents, e.g. token_vqae,topk,sampling (default: all that are installed)"
+        ),
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="file of the teacher's weights, to compare its size with that of the labels")
@@ -138,7 +144,7 @@ def compare(
     val: Val = None,
     val_labels: ValLabels = None,
     class_map: ValClassMap = None,
-    view: View = 224,
+    view: View = DEFAULT_VIEW,
     passes: Passes = 4,
     temperature: Annotated[
         str | None,
@@ -154,13 +160,35 @@ def compare(
     images: Images = None,
     array: Array = None,
     axes: Axes = None,
+    head: Head = None,
+    layer: Layer = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
+    from vqlabel.cli import text
+
     rates, temperatures = read_rates(bits), read_temperature(temperature)
     size = _teacher_size(teacher, teacher_bytes)
+    if text.is_text(dump, head):
+        text.refuse_others(
+            {"--val": val, "--val-labels": val_labels, "--class-map": class_map, "--view": None if view == DEFAULT_VIEW else view,
+             "--temperature": temperature, "--layout": layout, "--domain": domain, "--classes": classes, "--images": images, "--array": array,
+             "--axes": axes}
+        )  # fmt: skip
+        options: dict[str, Any] = {"methods": read_words(methods), "seed": seed, "teacher_bytes": size, "passes": passes}
+        if rates is not None:
+            options["bits"] = rates
+        with named_threads(threads), terminal.progress_bar() as progress:
+            comparison = text.compare(
+                dump, head, layer, options, student=student, plot=plot, overwrite=overwrite, progress=progress
+            )
+        terminal.notes(comparison)
+        terminal.emit(comparison, json, show_text_comparison)
+        return
+    if layer is not None:
+        raise UsageError(f"--layer {layer}: is for labels of documents; {dump} has labels of images")
     if plot is not None:
         from vqlabel.report.plots import check_plot_file, plot_rate_distortion
         from vqlabel.storage.apart import check_apart

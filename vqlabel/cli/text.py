@@ -133,6 +133,47 @@ def show_stats(stats: dict[str, Any]) -> None:
     show_distortion(stats)
 
 
+def compare(
+    dump: Path,
+    head: str | None,
+    layer: int | None,
+    options: dict[str, Any],
+    *,
+    student: Path | None,
+    plot: Path | None,
+    overwrite: bool,
+    progress: "Progress",
+) -> dict[str, Any]:
+    """Compare token_vqae with its peers on a dump, and plot the result.
+
+    Args:
+        options: fields of `TextCompareConfig`.
+        student: "text" trains students; None: none.
+
+    Raises:
+        UsageError: `student` is another word.
+    """
+    if student is not None and str(student) != "text":
+        raise UsageError(
+            f"--student {student}: must be text for labels of documents: students learn from the documents of the dump"
+        )
+    if plot is not None:
+        from vqlabel.report.plots import check_plot_file
+        from vqlabel.storage.apart import check_apart
+
+        check_plot_file(plot, overwrite=overwrite)
+        check_apart(plot, dump, beside=(head,))
+    from vqlabel.report.text.compare import TextCompareConfig, compare_text
+
+    config = TextCompareConfig(**options, students=student is not None)
+    comparison = compare_text(dump, config, head=head, layer=layer, progress=progress)
+    if plot is not None:
+        from vqlabel.report.plots import plot_text_comparison
+
+        plot_text_comparison(comparison, plot, overwrite=overwrite)
+    return comparison
+
+
 def show_packed(result: dict[str, Any]) -> None:
     """Numbers of labels and documents, the size, and the held-out KL."""
     labels = f"{result['labels']:,} labels of {result['documents']:,} documents"

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import vqlabel
-from tests.text_corpus import random_codec, small_head, small_split, write_head, write_hidden_states, write_text_file
+from tests.text_corpus import random_codec, small_head, small_split, write_head, write_hidden_states, write_logits, write_text_file
 from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.errors import UsageError
@@ -24,19 +24,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     split = small_split(DOCUMENTS)
     write_text_file(folder / "labels.vql", random_codec(), split)
     return folder / "labels.vql", write_hidden_states(folder / "dump", split, repeated=3), write_head(folder)
-
-
-def write_logits(folder: Path, split: TextSplit, lowest: float | None = None) -> Path:
-    """Dense logits of the documents in fp32; token 0 with this logit, if one is passed."""
-    folder.mkdir()
-    for i in range(len(split.documents)):
-        one = split.take(np.array([i]))[0]
-        logits = torch.cat([one.labels.logits(), torch.zeros(1, one.labels.shape[1])])
-        if lowest is not None:
-            logits[:, 0] = lowest
-        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
-        save_file({"tokens": tokens, "logits": logits}, folder / f"{i:03d}.safetensors")
-    return folder
 
 
 def decoded_logits(file: Path, split: TextSplit) -> torch.Tensor:
