@@ -14,6 +14,7 @@ from vqlabel.errors import UsageError
 
 if TYPE_CHECKING:
     from vqlabel.progress import Progress
+    from vqlabel.workflows.text.tune import TextGoal
 
 SHARED = (
     "bits",
@@ -51,6 +52,17 @@ def text_config(config: FitConfig, *, ids: int | None, no_future: bool, referenc
     values: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
     values |= {"prior": config.prior is not False, "future": not no_future, "embed_head": not reference_head, "ids": ids}
     return TextFitConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def goal(config: TextFitConfig, *, kl: float | None, minutes: float = 10) -> "TextGoal":
+    """The goal of a search, from its options.
+
+    Raises:
+        UsageError: none or several are given.
+    """
+    from vqlabel.workflows.text.tune import TextGoal
+
+    return TextGoal(kl=kl, bits=config.bits, bytes=config.bytes, ratio=config.ratio, minutes=minutes)
 
 
 def refuse_others(options: Mapping[str, object]) -> None:
@@ -196,6 +208,24 @@ def show_fit(report: dict[str, Any]) -> None:
     _show_rate(report)
     for rate in report["rates"][::6]:
         typer.echo(f"  {rate['bits']:6.1f} code bits: KL {rate['kl']:.4f}  ({rate['slots']:.1f} codes, {rate['ids']:.1f} ids)")
+
+
+def show_tuned(report: dict[str, Any]) -> None:
+    """The result of a search, and its size relative to the budget."""
+    show_fit(report)
+    rows = [
+        (
+            str(trial["slots"]), str(trial["ids"]), str(trial["latent"]), size(trial["fixed_bytes"]), size(trial["bytes"]),
+            *(("-", "-") if trial["rate"] is None else (f"{trial['rate']['bits']:.1f}", f"{trial['rate']['kl']:.4f}")),
+            f"{trial['seconds']:.0f} s",
+        )
+        for trial in report["trials"]
+    ]  # fmt: skip
+    table(rows, ("codes", "ids", "latent", "fixed parts", "file", "code bits", "KL", "time"))
+    share = 100 * report["bytes"] / report["budget"]
+    typer.echo(
+        f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; {report['seconds']:.0f} s"
+    )
 
 
 def _show_rate(report: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from vqlabel.codecs.file import save_codec
 from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at, rates
 from vqlabel.codecs.token_vqae.fit.train import fit as fit_codec
@@ -82,16 +83,25 @@ def fit_sample(
         labels: of the whole dump, over which a budget is divided; None: those of the sample.
     """
     codec = fit_codec(sample, config, FitHooks(progress=progress))
-    held_out, train = sample.held_out, sample.train
-    choices = codec.choices(held_out.labels, held_out.documents)
-    bits = code_bits_of(config, codec, labels or len(train.labels) + len(held_out.labels))
-    price = price_of(choices, codec.config, bits)
+    choices = codec.choices(sample.held_out.labels, sample.held_out.documents)
+    bits = code_bits_of(config, codec, labels or len(sample.train.labels) + len(sample.held_out.labels))
+    return at_price(codec, choices, sample, config, price_of(choices, codec.config, bits))
+
+
+def at_price(
+    codec: TokenVqae, choices: Choices, sample: TextSample, config: TextFitConfig, price: float
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """A fitted codec at a price, and the report of its fit.
+
+    Args:
+        choices: of the held-out labels.
+    """
     codec = codec.with_config(replace(codec.config, price=price))
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
         "fit": config.to_dict(),
-        "labels": {"train": len(train.labels), "held_out": len(held_out.labels)},
+        "labels": {"train": len(sample.train.labels), "held_out": len(sample.held_out.labels)},
         "held_out": rate_at(choices, codec.config, price).to_dict(),
         "rates": [rate.to_dict() for rate in rates(choices, codec.config)],
     }
