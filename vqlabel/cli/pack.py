@@ -87,17 +87,16 @@ def pack(
 
     if text.is_text(dump, head):
         text.refuse_others(
-            {"--kl": kl, "--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
+            {"--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
              "--image-digest": image_digest, "--axes": axes}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         with named_threads(threads), terminal.progress_bar() as progress:
-            from vqlabel.workflows.text.pack import pack_text
-
-            result = pack_text(
+            result = text.pack(
                 dump,
                 out,
                 fit_config,
+                kl,
                 head=head,
                 codec=codec,
                 tokenizer=tokenizer,

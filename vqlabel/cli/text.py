@@ -11,6 +11,7 @@ from vqlabel.cli.show import show_distortion
 from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
+from vqlabel.progress import noted
 
 if TYPE_CHECKING:
     from vqlabel.progress import Progress
@@ -70,6 +71,32 @@ def refuse_others(options: Mapping[str, object]) -> None:
     for flag, value in options.items():
         if value is not None:
             raise UsageError(f"{flag} {value}: is for labels of images; these are labels of documents")
+
+
+def pack(dump: Path, out: Path, config: TextFitConfig, kl: float | None, *, head: str | None, **options: Any) -> dict[str, Any]:
+    """Pack a dump, see `pack_text`; with `kl`, by the smallest codec that reaches this held-out KL.
+
+    Args:
+        options: further ones of `pack_text`.
+
+    Raises:
+        UsageError: `kl` and a codec are given.
+    """
+    from vqlabel.workflows.text.pack import pack_text
+
+    if kl is None:
+        return pack_text(dump, out, config, head=head, **options)
+    from vqlabel.storage.formats import VQL
+    from vqlabel.storage.targets import check_target
+    from vqlabel.workflows.text.tune import tune_text
+
+    if options["codec"] is not None:
+        raise UsageError(f"--kl {kl:g}: {options['codec']} is already fitted; remove --kl, or leave out --codec")
+    check_target(out, VQL, overwrite=options["overwrite"])
+    codec, report = tune_text(dump, goal(config, kl=kl), config, head=head, layer=options["layer"], progress=options["progress"])
+    rate = TextFitConfig(device=config.device)  # a fitted codec has its rate
+    result = pack_text(dump, out, rate, head=head, **{**options, "codec": codec})
+    return {**result, "fit": report, **noted(list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])])))}
 
 
 def relabel(
@@ -215,13 +242,13 @@ def show_tuned(report: dict[str, Any]) -> None:
     show_fit(report)
     rows = [
         (
-            str(trial["slots"]), str(trial["ids"]), str(trial["latent"]), size(trial["fixed_bytes"]), size(trial["bytes"]),
+            str(trial["slots"]), str(trial["ids"]), str(trial["latent"]), str(trial["prior_width"]), size(trial["fixed_bytes"]), size(trial["bytes"]),
             *(("-", "-") if trial["rate"] is None else (f"{trial['rate']['bits']:.1f}", f"{trial['rate']['kl']:.4f}")),
             f"{trial['seconds']:.0f} s",
         )
         for trial in report["trials"]
     ]  # fmt: skip
-    table(rows, ("codes", "ids", "latent", "fixed parts", "file", "code bits", "KL", "time"))
+    table(rows, ("codes", "ids", "latent", "prior's width", "fixed parts", "file", "code bits", "KL", "time"))
     share = 100 * report["bytes"] / report["budget"]
     typer.echo(
         f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; {report['seconds']:.0f} s"

@@ -81,6 +81,14 @@ def test_the_latent_is_halved_while_that_helps(dump: tuple[Path, Path]) -> None:
         tune_text(dump[0], TextGoal(bytes=16_500), replace(SMALL, slots=1, ids=1, latent=8), head=dump[1])
 
 
+def test_the_part_that_takes_more_bytes_is_halved(dump: tuple[Path, Path]) -> None:
+    config = replace(SMALL, slots=1, ids=1, width=192, epochs=4)  # the prior's weights take most of the bytes
+    trials = tune_text(dump[0], TextGoal(bytes=90_000), config, head=dump[1])[1]["trials"]
+    assert [trial["prior_width"] for trial in trials][:3] == [192, 96, 48]
+    assert trials[0]["latent"] == trials[1]["latent"]
+    assert trials[0]["rate"] is None and trials[-1]["fixed_bytes"] < trials[0]["fixed_bytes"]
+
+
 def test_limits_are_doubled_until_a_kl_is_reached(dump: tuple[Path, Path]) -> None:
     config = replace(SMALL, latent=8, ids=0)
     least = tune_text(dump[0], TextGoal(kl=10), config, head=dump[1])[1]["rates"][-1]["kl"]

@@ -77,7 +77,8 @@ def tune_text(
     """Fit a codec to the labels of documents that reaches a goal on held-out documents.
 
     One fit has all rates, so few are made. Limits of codes and exact ids are doubled while they keep a fit from the
-    goal; the latent is halved while fixed parts take more than a tenth of the file and the result gets better.
+    goal. While fixed parts take more than a tenth of the file, the latent or the prior's width is halved. The search
+    ends with the first fit that is no better than the one before it.
 
     Args:
         dump: a path for `open_text_labels`, or a source.
@@ -146,7 +147,8 @@ class _Trial:
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         config = self.codec.config
-        sizes = {"slots": config.slots, "ids": config.ids, "latent": config.latent}
+        width = 0 if config.prior is None else config.prior.width
+        sizes = {"slots": config.slots, "ids": config.ids, "latent": config.latent, "prior_width": width}
         rate = None if self.rate is None else self.rate.to_dict()
         return {**sizes, "fixed_bytes": self.fixed, "bytes": self.bytes, "rate": rate, "seconds": round(self.seconds, 1)}
 
@@ -201,7 +203,7 @@ class _Search:
         codec = fit(self.sample, config, FitHooks(progress=self.progress))
         held_out = self.sample.held_out
         choices = codec.choices(held_out.labels, held_out.documents)
-        fixed = HEADER_BYTES + sum(tensor.nbytes for tensor in codec.decoder_tensors().values()) + DOCUMENT_BYTES * self.documents
+        fixed = HEADER_BYTES + _bytes(codec) + DOCUMENT_BYTES * self.documents
         rate = self._rate(codec, choices, fixed)
         size = fixed + (0 if rate is None else int(rate.bits * self.labels / 8 * (1 + OVERHEAD)))
         if self.budget is None:
@@ -236,15 +238,21 @@ class _Search:
             needs_more = self._bits_left(best.fixed) > rate_at(best.choices, best.codec.config, MIN_PRICE).bits
         if needs_more:
             return self._with_larger_limits(best)
-        return self._with_half_the_latent(best) if best.rate is None or best.fixed > MAX_FIXED * best.bytes else None
+        return self._smaller(best) if best.rate is None or best.fixed > MAX_FIXED * best.bytes else None
 
     def _with_larger_limits(self, trial: _Trial) -> TextFitConfig | None:
         free = [name for name in ("slots", "ids") if self._is_free(name) and 2 * getattr(trial.config, name) <= MAX_LIMIT]
         return replace(trial.config, **{name: 2 * getattr(trial.config, name) for name in free}) if free else None
 
-    def _with_half_the_latent(self, trial: _Trial) -> TextFitConfig | None:
-        latent = trial.codec.config.latent // 2
-        return replace(trial.config, latent=latent) if self._is_free("latent") and latent else None
+    def _smaller(self, trial: _Trial) -> TextFitConfig | None:
+        """With half the latent or half the prior's width, of the part that takes more bytes."""
+        halves = list[tuple[int, dict[str, Any]]]()
+        if self._is_free("latent") and (latent := trial.codec.config.latent // 2):
+            halves.append((_bytes(trial.codec, "decoder.out"), {"latent": latent}))
+        if self._is_free("width") and trial.codec.config.prior is not None and (width := trial.config.width // 16 * 8):
+            halves.append((_bytes(trial.codec, "decoder.prior"), {"width": width}))
+        has_prior = trial.codec.config.prior is not None  # a fit removes one that predicts nothing
+        return replace(trial.config, prior=has_prior, **max(halves, key=lambda half: half[0])[1]) if halves else None
 
     def _is_free(self, name: str) -> bool:
         return bool(getattr(self.config, name) == getattr(TextFitConfig(), name))
@@ -260,3 +268,8 @@ class _Search:
             f"kl is {self.goal.kl:g}; the least held-out KL of {len(self.trials)} fits is {rate.kl:.4f}, at {rate.bits:.1f} code bits per "
             "label: allow more, or raise --slots, --ids and --latent"
         )
+
+
+def _bytes(codec: TokenVqae, part: str = "") -> int:
+    """Of the tensors that a file stores, whose names begin with `part`."""
+    return sum(tensor.nbytes for name, tensor in codec.decoder_tensors().items() if name.startswith(part))
