@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from tests.text_corpus import random_codec, small_split, write_head, write_hidden_states, write_text_file
 from vqlabel.cli import app
 from vqlabel.report.text import compare
-from vqlabel.report.text.points import METHODS
+from vqlabel.report.text.methods import METHODS
 
 LABELS, SMALL = len(small_split(24).labels), ("--slots", 2, "--codebook-size", 8, "--ids", 1, "--latent", 8, "--epochs", 1)
 PEERS = ("--methods", "topk,topk-zero,sampling,fp8-hidden,logits")

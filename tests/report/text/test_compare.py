@@ -17,8 +17,8 @@ from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents
 from vqlabel.progress import silent
 from vqlabel.report.text.compare import TextCompareConfig, compare_text
+from vqlabel.report.text.methods import METHODS, method_of
 from vqlabel.report.text.peers import text_peers
-from vqlabel.report.text.points import METHODS, method_of
 from vqlabel.report.text.student_labels import StudentCorpus
 from vqlabel.workflows.text.open import open_text_dump
 from vqlabel.workflows.text.sample import read_sample

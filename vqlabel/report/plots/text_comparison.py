@@ -5,7 +5,7 @@ from typing import Any
 
 from vqlabel.report.plots.figure import check_plot_file, hide_upper_right_frame, new_figure, save_figure
 from vqlabel.report.plots.rate_distortion import COLORS, MIN_KL
-from vqlabel.report.text.points import METHODS
+from vqlabel.report.text.methods import METHODS
 
 MIN_BITS = 1 / 8  # lower rates are drawn there, because a logarithmic axis has no 0
 CODES, ALL_IN = "code_bits", "all_in_bits"

@@ -17,7 +17,8 @@ from vqlabel.errors import UsageError, require
 from vqlabel.labels.text.source import TextSource
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.report.rate_distortion import DEFAULT_BITS
-from vqlabel.report.text.points import CODEC, CODED, FP8, METHODS, Point, Size, codec_points, peer_points, student_labels
+from vqlabel.report.text.methods import CODEC, CODED, FP8, METHODS
+from vqlabel.report.text.points import Point, Size, codec_points, peer_points, student_labels
 from vqlabel.report.text.student import ProbsOf, StudentSchedule
 from vqlabel.report.text.student_labels import StudentCorpus, train_and_judge
 from vqlabel.report.text.student_network import CausalStudent, StudentConfig

@@ -18,22 +18,11 @@ from vqlabel.metrics.token_distortion import TokenDistortion
 from vqlabel.progress import Progress
 from vqlabel.report.text.account import EXTRAPOLATED
 from vqlabel.report.text.measure import PeerLabels, measure_peers
+from vqlabel.report.text.methods import CODEC, CODED, FP8, LOGITS, method_of
 from vqlabel.report.text.peers import Teacher, TeacherRows, TextPeer, text_peers
 from vqlabel.report.text.student import ProbsOf
 from vqlabel.vql.text.table import FIELDS
 
-CODEC, CODED, FP8, LOGITS = "token_vqae", "sampling-coded", "fp8-hidden", "logits"
-METHODS = {  # name -> title, in the order of the colours of plots
-    CODEC: "token_vqae",
-    "topk": "top-k, uniform tail",
-    "topk-zero": "top-k, zero tail",
-    "distillkit": "DistillKit, uniform tail",
-    "distillkit-zero": "DistillKit, zero tail",
-    "sampling": "random sampling",
-    CODED: "random sampling, ids entropy-coded",
-    FP8: "fp8 hidden states",
-    LOGITS: "logits in fp16",
-}
 DOCUMENT_BITS = sum(FIELDS)  # of the table of documents, for each document
 HEAD_BYTES = 2  # of a number of a head that is kept beside fp8 hidden states
 
@@ -157,16 +146,6 @@ def peer_points(
                 referenced=_bytes(codec, ("decoder.codebook", "decoder.out")),
             )
             yield replace(point, method=CODED, code_bits=coded, size=prior)
-
-
-def method_of(peer: str) -> str:
-    """The method that a peer of `text_peers` is a setting of."""
-    if peer == "teacher":
-        return LOGITS
-    if peer == FP8:
-        return FP8
-    family = "topk" if peer.startswith("top-") else peer.split("-")[0]
-    return family + "-zero" * peer.endswith("-zero")
 
 
 def student_labels(
