@@ -23,7 +23,7 @@ from vqlabel.report.text.student_labels import StudentCorpus
 from vqlabel.workflows.text.open import open_text_dump
 from vqlabel.workflows.text.sample import read_sample
 
-SMALL = TextFitConfig(slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=2)
+SMALL = TextFitConfig(slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=8)
 RATES = (4, 8, 12)
 Fitted = tuple[TokenVqae, dict, TextSplit]
 
@@ -106,6 +106,7 @@ def test_peers_have_the_bits_of_their_formats(comparison: dict) -> None:
 def test_entropy_coded_draws_cost_what_our_prior_says(fitted: Fitted, comparison: dict) -> None:
     """The bits of the multiset of draws under the prior of the fitted codec, by the formula for one label at a time."""
     codec, _, held_out = fitted
+    assert codec.config.prior is not None
     fields = torch.zeros(len(held_out.labels), len(codec.config.widths), dtype=torch.int32)  # no codes, no ids
     q = codec.decode(fields, held_out.documents).probs().double()
     draws = torch.multinomial(held_out.labels.probs(), 8, replacement=True, generator=torch.Generator().manual_seed(0))
