@@ -53,6 +53,7 @@ SMALLER = {  # setting on a page -> setting for a dump of 360 labels, so that a 
     "--ratio 500": "--ratio 2",
     "--bits 32": "--bits 8",
     "--bits 8 16 32 64 128 256": "--bits 16 --methods topk,int8",
+    "--bits 8 16 32 64": "--bits 8 --methods token_vqae,topk",
     "--bits 16 32 --methods vqae,topk,rq": "--bits 16 --methods topk --passes 1",
     "--teacher module:function -o": "--teacher module:function --epochs 2 -o",
     "--teacher model/": "--teacher module:language_model",
@@ -253,7 +254,7 @@ def smaller(text: str) -> str:
 def quick(arguments: list[str]) -> list[str]:
     """The command with one epoch of training if it fits a codec, and with --overwrite if it has that option."""
     fits = arguments[0] in ("fit", "tune", "pack") and "--codec" not in arguments
-    rate = fits and not {"--bits", "--ratio"} & set(arguments)
+    rate = fits and not {"--bits", "--ratio", "--bytes", "--kl"} & set(arguments)
     return [
         *arguments,
         *(["--epochs", "1"] if fits else []),

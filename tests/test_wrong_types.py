@@ -63,6 +63,9 @@ CALLS: dict[str, Call] = {
     }),
     "verify": (vqlabel.verify, FILE),
     "stats": (vqlabel.stats, {**FILE, "against": "nowhere", "teacher_bytes": 5, "device": "cpu", "progress": lambda *_: None}),
+    "stats_text": (vqlabel.stats_text, {
+        **FILE, "against": "nowhere", "head": "nowhere", "labels": 5, "seed": 0, "device": "cpu", "progress": lambda *_: None,
+    }),
     "load_codec": (vqlabel.load_codec, FILE),
     "save_codec": (vqlabel.save_codec, {"codec": RawCodec(RawConfig(classes=2, domain="logits", dtype="F16")), **FILE, "report": {}, "overwrite": False}),
     "open": (vqlabel.open, {**FILE, "device": "cpu"}),

@@ -71,6 +71,19 @@ def write_prompt_logprobs(path: Path, split: TextSplit, k: int) -> Path:
     return path
 
 
+def write_logits(folder: Path, split: TextSplit, lowest: float | None = None) -> Path:
+    """Dense logits of the documents in fp32; token 0 with this logit, if one is passed."""
+    folder.mkdir()
+    for i in range(len(split.documents)):
+        one = split.take(np.array([i]))[0]
+        logits = torch.cat([one.labels.logits(), torch.zeros(1, one.labels.shape[1])])
+        if lowest is not None:
+            logits[:, 0] = lowest
+        tokens = torch.from_numpy(one.documents.tokens.astype(np.int32))
+        save_file({"tokens": tokens, "logits": logits}, folder / f"{i:03d}.safetensors")
+    return folder
+
+
 def write_head(folder: Path, name: str = "model.safetensors", factor: float = 1.0, seed: int = 0) -> Path:
     """The head of `small_head`, times a factor."""
     save_file({"lm_head.weight": small_head(seed).weight.half() * factor}, folder / name)

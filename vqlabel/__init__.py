@@ -30,6 +30,7 @@ _MODULES = {  # public name -> module that defines it
     "stats": "vqlabel.report",
     "TextFitConfig": "vqlabel.config",
     "fit_text": "vqlabel.workflows.text.fit",
+    "stats_text": "vqlabel.report.text.stats",
     "pack_text": "vqlabel.workflows.text.pack",
     "relabel_text": "vqlabel.workflows.text.relabel",
     "open_text": "vqlabel.training.text.text_labels",
@@ -63,6 +64,7 @@ __all__ = [
     "relabel_text",
     "save_codec",
     "stats",
+    "stats_text",
     "unpack",
     "verify",
 ]
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from vqlabel.errors import VqlabelError
     from vqlabel.labels import LabelBatch, open_labels
     from vqlabel.report import stats
+    from vqlabel.report.text.stats import stats_text
     from vqlabel.training.dataset import VqlDataset, open
     from vqlabel.training.samplers import PooledBatches, StoredBatches
     from vqlabel.training.text.losses import kd_loss

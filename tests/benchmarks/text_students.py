@@ -27,7 +27,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at
 from vqlabel.labels.text.documents import Documents
 from vqlabel.report.text.measure import PeerLabels, measure_peers
 from vqlabel.report.text.peers import text_peers
-from vqlabel.report.text.student import ProbsOf, StudentSchedule, judge, train
+from vqlabel.report.text.student import ProbsOf, StudentSchedule, train
+from vqlabel.report.text.student_labels import StudentCorpus, train_and_judge
 from vqlabel.report.text.student_network import CausalStudent
 
 BESIDE = Path(__file__).parents[3]
@@ -57,21 +57,8 @@ PART_OF_TEACHER = {"emb": "embedding", "bl": "blocks", "nf": "norm", "n1": "norm
                    "qkv": "qkv", "o": "mixed", "f1": "hidden", "f2": "back", "weight": "weight"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Documents and their labels."""
-
-    documents: Documents
-    labels: HiddenLabels
-
-    def hard(self, rows: Tensor) -> Tensor:
-        """[b] -> [b, V]: probability 1 of the token that follows in the text."""
-        gold = torch.from_numpy(self.documents.next_tokens)[rows]
-        return torch.zeros(len(rows), self.labels.shape[1]).scatter_(1, gold[:, None], 1.0)
-
-    def dense(self, rows: Tensor) -> Tensor:
-        """[b] -> [b, V]: the teacher's probabilities."""
-        return self.labels.probs(rows)
+class Corpus(StudentCorpus):
+    """Sequences with their labels, and the kinds of labels that students learn from."""
 
     def kinds(self) -> dict[str, Callable[[int], ProbsOf]]:
         """Seed -> labels, by kind. The peer that stores all logits is left out: its codes take 32 kB per label."""
@@ -214,8 +201,7 @@ def learn_and_judge(
 ) -> dict[str, float | None]:
     """Scores of a trained student, bits per label if the labels know them, and processor seconds."""
     began = time.process_time()
-    losses = train(student, learn.documents, labels, StudentSchedule(passes=passes, seed=seed))
-    scores = judge(student, held.documents, held.dense)
+    scores, losses = train_and_judge(student, learn, held, labels, StudentSchedule(passes=passes, seed=seed))
     figures = {name: round(value, 5) for name, value in scores._asdict().items()}
     return {
         **figures, "bits": getattr(labels, "bits", None), "label_ce": round(statistics.mean(losses[-20:]), 5),

@@ -27,6 +27,7 @@ def test_figures_are_those_of_dense_formulas() -> None:
     distortion.add(p[:2].float(), q[:2].float())
     distortion.add(p[2:].float(), q[2:].float())
     kl = (p * (p / q).log()).sum(1).mean().item()
+    confidence, likeliest = q.max(1)  # five labels of different confidence: each is a bin of its own
     assert distortion.labels == 5
     assert distortion.figures() == pytest.approx(
         {
@@ -36,6 +37,7 @@ def test_figures_are_those_of_dense_formulas() -> None:
             "squared_error": (p - q).square().sum(1).mean().item(),
             "total_variation": (p - q).abs().sum(1).mean().item() / 2,
             "top1_agreement": (p.argmax(1) == q.argmax(1)).double().mean().item(),
+            "ece": (confidence - p.gather(1, likeliest[:, None])[:, 0]).abs().mean().item(),
         },
         rel=1e-5,
     )
@@ -62,6 +64,13 @@ def test_probabilities_of_zero_and_subnormal_ones_give_finite_figures() -> None:
     teacher = [1.0 - 1e-30, 1e-40, *[0.0] * 6]
     got = figures([teacher], [UNIFORM])
     assert got["kl"] == pytest.approx(math.log(8), rel=1e-6)
+
+
+def test_labels_of_one_confidence_may_differ_from_the_teacher_s_if_their_mean_does_not() -> None:
+    over, under = [0.5, *[0.5 / 7] * 7], [0.3, *[0.1] * 7]
+    decoded = [0.4, *[0.6 / 7] * 7]
+    assert figures([over, under], [decoded, decoded])["ece"] == pytest.approx(0, abs=1e-6)
+    assert figures([over, over], [decoded, decoded])["ece"] == pytest.approx(0.1, rel=1e-5)
 
 
 def test_no_label_has_zeros_as_figures() -> None:

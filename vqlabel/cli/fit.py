@@ -1,7 +1,8 @@
 """Commands that fit codecs: fit and tune. They import torch inside their bodies, so that --help is fast."""
 
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,7 @@ from vqlabel.cli.app import app
 from vqlabel.cli.fit_options import fit_options
 from vqlabel.cli.options import (
     CODECS,
+    DEFAULT_VIEW,
     Array,
     Axes,
     Classes,
@@ -39,9 +41,12 @@ from vqlabel.cli.options import (
     View,
     Vocab,
 )
-from vqlabel.config import FitConfig
+from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
+
+if TYPE_CHECKING:
+    from vqlabel.workflows.text.tune import TextGoal
 
 
 @app.command()
@@ -84,19 +89,13 @@ def fit(
 
     if text.is_text(dump, head, vocab, k, rest, compression):
         text.refuse_others(
-            {"--kl": kl, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes,
+            {"--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes,
              "--resume": resume or None}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
-        from vqlabel.storage.formats import CODEC
-        from vqlabel.workflows.text.fit import fit_text
-
         options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression}
-        with named_threads(threads), terminal.progress_bar() as progress:
-            documents = text.open_dump(dump, out, CODEC, options, overwrite=overwrite)
-            report = fit_text(documents, fit_config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
-        terminal.notes(report)
-        terminal.emit({**report, "path": str(out)}, json, text.show_fit)
+        goal = None if kl is None else text.goal(fit_config, kl=kl)
+        _fit_text(dump, options, fit_config, goal, head, out, overwrite=overwrite, threads=threads, json=json)
         return
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
@@ -143,7 +142,7 @@ def tune(
     student: StudentImages = None,
     val: Val = None,
     val_labels: ValLabels = None,
-    view: View = 224,
+    view: View = DEFAULT_VIEW,
     passes: Passes = 4,
     student_temperature: Annotated[
         float | None, typer.Option(help="temperature of the student's loss (default: that of the layout's recipe, otherwise 1)")
@@ -155,12 +154,29 @@ def tune(
     class_map: ValClassMap = None,
     array: Array = None,
     axes: Axes = None,
+    head: Head = None,
+    layer: Layer = None,
+    ids: Ids = None,
+    no_future: NoFuture = False,
+    reference_head: ReferenceHead = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all
     bits per label except those of the augmentation."""
+    from vqlabel.cli import text
+
+    if text.is_text(dump, head):
+        text.refuse_others(
+            {"--judge": None if judge == "kl" else judge, "--student": student, "--val": val, "--val-labels": val_labels,
+             "--view": None if view == DEFAULT_VIEW else view, "--student-temperature": student_temperature, "--layout": layout,
+             "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes}
+        )  # fmt: skip
+        fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
+        goal = text.goal(fit_config, kl=kl, minutes=minutes)
+        _fit_text(dump, {"layer": layer}, fit_config, goal, head, out, overwrite=overwrite, threads=threads, json=json)
+        return
     from vqlabel.labels import open_labels
     from vqlabel.report.student_benchmark import StudentBenchmark, StudentJudge
     from vqlabel.storage.apart import check_apart
@@ -200,3 +216,35 @@ def tune(
         )[1]  # fmt: skip
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_tuned)
+
+
+def _fit_text(
+    dump: Path,
+    options: dict[str, Any],
+    config: TextFitConfig,
+    goal: "TextGoal | None",
+    head: str | None,
+    out: Path,
+    *,
+    overwrite: bool,
+    threads: int | None,
+    json: bool,
+) -> None:
+    """Fit a codec of documents, or search for one that reaches a goal; write it and print the result.
+
+    Args:
+        options: of `open_text_labels`.
+    """
+    from vqlabel.cli import text
+    from vqlabel.storage.formats import CODEC
+    from vqlabel.workflows.text.fit import fit_text
+    from vqlabel.workflows.text.tune import tune_text
+
+    with named_threads(threads), terminal.progress_bar() as progress:
+        source = text.open_dump(dump, out, CODEC, options, overwrite=overwrite)
+        if goal is None:
+            report = fit_text(source, config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+        else:
+            report = tune_text(source, goal, config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+    terminal.notes(report)
+    terminal.emit({**report, "path": str(out)}, json, text.show_fit if goal is None else text.show_tuned)

@@ -1,21 +1,25 @@
 """Commands that measure: stats, compare and demo. They import torch inside their bodies, so that --help is fast."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.options import (
+    DEFAULT_VIEW,
+    TEXT_PANEL,
     Array,
     Axes,
     Classes,
     Device,
     Domain,
     Dump,
+    Head,
     Images,
     Json,
+    Layer,
     Layout,
     Overwrite,
     Passes,
@@ -29,6 +33,7 @@ from vqlabel.cli.options import (
     Vql,
 )
 from vqlabel.cli.parse import BitsCommand, read_rates, read_temperature, read_words
+from vqlabel.cli.show_text_comparison import show_text_comparison
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
@@ -40,8 +45,17 @@ def stats(
     against: Annotated[
         Path | None,
         typer.Option(
-            help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20, top-1 agreement, relative "
-            "squared error and calibration; a note on stderr reports labels that are not those of the file"
+            help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20 (documents: 1, 2 and 4), top-1 "
+            "agreement, squared error and calibration; a note on stderr reports labels that are not those of the file"
+        ),
+    ] = None,
+    head: Head = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="labels to compare with --against, of random documents; all, if there are not more (default: 100000)",
+            rich_help_panel=TEXT_PANEL,
         ),
     ] = None,
     teacher_bytes: Annotated[
@@ -60,6 +74,7 @@ def stats(
     json: Json = False,
 ) -> None:
     """Report the bytes of each part of a .vql file. With --against, report the distortion of its labels too."""
+    from vqlabel.cli import text
     from vqlabel.labels import open_labels
     from vqlabel.labels.open import is_topk_layout
     from vqlabel.report import plots
@@ -68,11 +83,22 @@ def stats(
     from vqlabel.vql.file import VqlFile
     from vqlabel.vql.text.file import is_text
 
-    if is_text(path):
-        _text_stats(path, {"--against": against, "--teacher-bytes": teacher_bytes, "--plot": plot}, json)
-        return
     if plot_calibration is not None and against is None:
         raise UsageError(f"--plot-calibration {plot_calibration}: needs --against, the dump to compare with")
+    if is_text(path):
+        text.refuse_others({"--teacher-bytes": teacher_bytes, "--plot": plot, "--layout": layout, "--array": array, "--axes": axes})
+        if plot_calibration is not None:
+            plots.check_plot_file(plot_calibration, overwrite=overwrite)
+            check_apart(plot_calibration, path, beside=(against, head))
+        with named_threads(threads), terminal.progress_bar() as progress:
+            result = text.stats(path, against, head, labels, device, progress)
+        if plot_calibration is not None:
+            plots.plot_calibration(result, plot_calibration, overwrite=overwrite)
+        terminal.emit(result, json, text.show_stats)
+        return
+    for flag, given in (("--head", head), ("--labels", labels)):
+        if given is not None:
+            raise UsageError(f"{flag} {given}: is for labels of documents; {path} has labels of images")
     for flag, value in (("--layout", layout), ("--array", array), ("--axes", axes)):
         if value is not None and against is None:
             raise UsageError(f"{flag} {value}: needs --against, the dump that it applies to")
@@ -98,23 +124,16 @@ def stats(
     terminal.emit(result, json, show.show_stats)
 
 
-def _text_stats(path: Path, others: dict[str, object], json: bool) -> None:
-    """Account for a file of documents' labels; the other options are for labels of images."""
-    from vqlabel.report.text.account import account
-
-    for flag, value in others.items():
-        if value is not None:
-            raise UsageError(f"{flag} {value}: {path} has labels of documents, which stats only accounts for")
-    terminal.emit(account(path), json, show.show_text_stats)
-
-
 @app.command(cls=BitsCommand)
 @terminal.exit_with_errors
 def compare(
     dump: Dump,
     bits: Annotated[list[str] | None, typer.Option(help="code bits per label (default: 8 16 32 64 128 256)")] = None,
     methods: Annotated[
-        list[str] | None, typer.Option(help="methods to compare, e.g. vqae,topk,rq (default: all that are installed)")
+        list[str] | None,
+        typer.Option(
+            help="methods to compare, e.g. vqae,topk,rq; of documents, e.g. token_vqae,topk,sampling (default: all that are installed)"
+        ),
     ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="file of the teacher's weights, to compare its size with that of the labels")
@@ -125,7 +144,7 @@ def compare(
     val: Val = None,
     val_labels: ValLabels = None,
     class_map: ValClassMap = None,
-    view: View = 224,
+    view: View = DEFAULT_VIEW,
     passes: Passes = 4,
     temperature: Annotated[
         str | None,
@@ -141,13 +160,35 @@ def compare(
     images: Images = None,
     array: Array = None,
     axes: Axes = None,
+    head: Head = None,
+    layer: Layer = None,
     threads: Threads = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
     """Compare vqae with the baselines on one dump. Reports rate-distortion curves; takes minutes per rate."""
+    from vqlabel.cli import text
+
     rates, temperatures = read_rates(bits), read_temperature(temperature)
     size = _teacher_size(teacher, teacher_bytes)
+    if text.is_text(dump, head):
+        text.refuse_others(
+            {"--val": val, "--val-labels": val_labels, "--class-map": class_map, "--view": None if view == DEFAULT_VIEW else view,
+             "--temperature": temperature, "--layout": layout, "--domain": domain, "--classes": classes, "--images": images, "--array": array,
+             "--axes": axes}
+        )  # fmt: skip
+        options: dict[str, Any] = {"methods": read_words(methods), "seed": seed, "teacher_bytes": size, "passes": passes}
+        if rates is not None:
+            options["bits"] = rates
+        with named_threads(threads), terminal.progress_bar() as progress:
+            comparison = text.compare(
+                dump, head, layer, options, student=student, plot=plot, overwrite=overwrite, progress=progress
+            )
+        terminal.notes(comparison)
+        terminal.emit(comparison, json, show_text_comparison)
+        return
+    if layer is not None:
+        raise UsageError(f"--layer {layer}: is for labels of documents; {dump} has labels of images")
     if plot is not None:
         from vqlabel.report.plots import check_plot_file, plot_rate_distortion
         from vqlabel.storage.apart import check_apart

@@ -84,7 +84,11 @@ Temperature = Annotated[
     ),
 ]
 StudentImages = Annotated[
-    Path | None, typer.Option("--student", help="folder of the labelled images: trains students, minutes each; needs --val")
+    Path | None,
+    typer.Option(
+        "--student",
+        help="folder of the labelled images: trains students, minutes each; needs --val. Of documents: text, which is in the dump",
+    ),
 ]
 Val = Annotated[Path | None, typer.Option(help="folder of new images to test students on, with one subfolder per class")]
 ValLabels = Annotated[
@@ -97,6 +101,7 @@ ValClassMap = Annotated[
         "--class-map", help="JSON file: folder of --val and --images -> class of the teacher (default: class i is the i-th folder)"
     ),
 ]
+DEFAULT_VIEW = 224
 View = Annotated[int, typer.Option(help="side of the labelled views in pixels")]
 Passes = Annotated[int, typer.Option(help="training passes of each student over all views")]
 Seed = Annotated[

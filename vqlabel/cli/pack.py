@@ -92,21 +92,19 @@ def pack(
     """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
     from vqlabel.cli import text
     from vqlabel.codecs import CODECS
+    from vqlabel.storage.formats import VQL
 
     if text.is_text(dump, head, vocab, k, rest, compression):
         text.refuse_others(
-            {"--kl": kl, "--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
+            {"--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
              "--image-digest": image_digest, "--axes": axes}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         with named_threads(threads), terminal.progress_bar() as progress:
-            from vqlabel.storage.formats import VQL
-            from vqlabel.workflows.text.pack import pack_text
-
             options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression, "array": array}
             documents = text.open_dump(dump, out, VQL, options, overwrite=overwrite)
-            result = pack_text(
-                documents, out, fit_config, head=head, codec=codec, tokenizer=tokenizer, overwrite=overwrite, progress=progress
+            result = text.pack(
+                documents, out, fit_config, kl, head=head, codec=codec, tokenizer=tokenizer, overwrite=overwrite, progress=progress
             )
         terminal.notes(result)
         terminal.emit(result, json, text.show_packed)

@@ -176,28 +176,7 @@ def show_stats(stats: dict[str, Any]) -> None:
             f"the {teacher['smaller']} {verb} smaller here; with more than {teacher['break_even_labels']:,} labels the teacher "
             f"({size(teacher['teacher_bytes'])}) is smaller"
         )
-    _show_distortion(stats)
-
-
-def show_text_stats(stats: dict[str, Any]) -> None:
-    """Bytes of every part of a file of documents' labels, and bits per label."""
-    labels = max(1, stats["labels"])
-    rows = [(row["part"], row["grows"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
-    table(
-        [*rows, ("total", "", f"{stats['bytes']:,}", f"{8 * stats['bytes'] / labels:.3f}")], ("part", "size", "bytes", "bits/label")
-    )
-    typer.echo(
-        f"\n{stats['labels']:,} labels of {stats['documents']:,} documents, {stats['vocabulary']:,} tokens in the vocabulary; "
-        f"1/{stats['ratio_to_fp16']:.0f} of fp16 logits"
-    )
-    bits = stats["bits_per_label"]
-    figures = [
-        ("codes, counts and ids", bits["codes"]),
-        ("with the table of documents", bits["labels"]),
-        ("all-in: the whole file", bits["all_in"]),
-    ]
-    figures += [(f"all-in with {int(count):,} labels", value) for count, value in stats["all_in_at"].items()]
-    table([(name, f"{value:.2f}") for name, value in figures], ("bits per label", ""))
+    show_distortion(stats)
 
 
 def _show_bits_per_label(stats: dict[str, Any]) -> None:
@@ -212,7 +191,7 @@ def _show_bits_per_label(stats: dict[str, Any]) -> None:
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
 
 
-def _show_distortion(stats: dict[str, Any]) -> None:
+def show_distortion(stats: dict[str, Any]) -> None:
     """Distortion and calibration against a dump, if they were measured."""
     if "distortion" in stats:
         typer.echo("distortion against the dump: " + _figures(stats["distortion"]))

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqlabel.cli.terminal import size
+from vqlabel.cli.show import show_distortion
+from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
+from vqlabel.progress import noted
 from vqlabel.storage.formats import TargetFormat
 
 if TYPE_CHECKING:
     from vqlabel.labels.text.source import TextSource
     from vqlabel.progress import Progress
+    from vqlabel.workflows.text.tune import TextGoal
 
 SHARED = (
     "bits",
@@ -65,11 +68,47 @@ def text_config(config: FitConfig, *, ids: int | None, no_future: bool, referenc
     return TextFitConfig(**{name: value for name, value in values.items() if value is not None})
 
 
+def goal(config: TextFitConfig, *, kl: float | None, minutes: float = 10) -> "TextGoal":
+    """The goal of a search, from its options.
+
+    Raises:
+        UsageError: none or several are given.
+    """
+    from vqlabel.workflows.text.tune import TextGoal
+
+    return TextGoal(kl=kl, bits=config.bits, bytes=config.bytes, ratio=config.ratio, minutes=minutes)
+
+
 def refuse_others(options: Mapping[str, object]) -> None:
     """Raises UsageError if one of these options, flag -> value, was given: they are for labels of images."""
     for flag, value in options.items():
         if value is not None:
             raise UsageError(f"{flag} {value}: is for labels of images; these are labels of documents")
+
+
+def pack(
+    dump: "TextSource", out: Path, config: TextFitConfig, kl: float | None, *, head: str | None, **options: Any
+) -> dict[str, Any]:
+    """Pack a dump, see `pack_text`; with `kl`, by the smallest codec that reaches this held-out KL.
+
+    Args:
+        options: further ones of `pack_text`.
+
+    Raises:
+        UsageError: `kl` and a codec are given.
+    """
+    from vqlabel.workflows.text.pack import pack_text
+
+    if kl is None:
+        return pack_text(dump, out, config, head=head, **options)
+    from vqlabel.workflows.text.tune import tune_text
+
+    if options["codec"] is not None:
+        raise UsageError(f"--kl {kl:g}: {options['codec']} is already fitted; remove --kl, or leave out --codec")
+    codec, report = tune_text(dump, goal(config, kl=kl), config, head=head, progress=options["progress"])
+    rate = TextFitConfig(device=config.device)  # a fitted codec has its rate
+    result = pack_text(dump, out, rate, head=head, **{**options, "codec": codec})
+    return {**result, "fit": report, **noted(list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])])))}
 
 
 def relabel(
@@ -102,6 +141,90 @@ def relabel(
     return relabel_text(documents, loaded, out, config, codec=codec, **size_of_batch, overwrite=overwrite, progress=progress)
 
 
+def stats(
+    path: Path, against: Path | None, head: str | None, labels: int | None, device: str, progress: "Progress"
+) -> dict[str, Any]:
+    """Account for a file of documents' labels, and compare them with a dump: see `stats_text`."""
+    from vqlabel.report.text.stats import stats_text
+
+    for flag, value in (("--head", head), ("--labels", labels)):
+        if value is not None and against is None:
+            raise UsageError(f"{flag} {value}: needs --against, the dump to compare with")
+    result = stats_text(path, against=against, head=head, labels=labels, device=device, progress=progress)
+    if result.get("same_head") is False:
+        note(f"{head}: this head differs from that of {path} (by sha256); the comparison continues")
+    return result
+
+
+def show_stats(stats: dict[str, Any]) -> None:
+    """Bytes of every part of a file, bits per label, and distortion against a dump."""
+    labels = max(1, stats["labels"])
+    rows = [(row["part"], row["grows"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
+    table(
+        [*rows, ("total", "", f"{stats['bytes']:,}", f"{8 * stats['bytes'] / labels:.3f}")], ("part", "size", "bytes", "bits/label")
+    )
+    typer.echo(
+        f"\n{stats['labels']:,} labels of {stats['documents']:,} documents, {stats['vocabulary']:,} tokens in the vocabulary; "
+        f"1/{stats['ratio_to_fp16']:.0f} of fp16 logits"
+    )
+    bits = stats["bits_per_label"]
+    figures = [
+        ("codes, counts and ids", bits["codes"]),
+        ("with the table of documents", bits["labels"]),
+        ("all-in: the whole file", bits["all_in"]),
+    ]
+    figures += [(f"all-in with {int(count):,} labels", value) for count, value in stats["all_in_at"].items()]
+    table([(name, f"{value:.2f}") for name, value in figures], ("bits per label", ""))
+    if "compared" in stats:
+        compared = stats["compared"]
+        typer.echo(
+            f"\n{compared['labels']:,} labels of {compared['documents']:,} documents are compared, seed {compared['seed']}; "
+            f"{compared['only_in_file']:,} documents of the file are not in the dump, {compared['only_in_dump']:,} of the dump not in the file"
+        )
+    show_distortion(stats)
+
+
+def compare(
+    dump: Path,
+    head: str | None,
+    layer: int | None,
+    options: dict[str, Any],
+    *,
+    student: Path | None,
+    plot: Path | None,
+    overwrite: bool,
+    progress: "Progress",
+) -> dict[str, Any]:
+    """Compare token_vqae with its peers on a dump, and plot the result.
+
+    Args:
+        options: fields of `TextCompareConfig`.
+        student: "text" trains students; None: none.
+
+    Raises:
+        UsageError: `student` is another word.
+    """
+    if student is not None and str(student) != "text":
+        raise UsageError(
+            f"--student {student}: must be text for labels of documents: students learn from the documents of the dump"
+        )
+    if plot is not None:
+        from vqlabel.report.plots import check_plot_file
+        from vqlabel.storage.apart import check_apart
+
+        check_plot_file(plot, overwrite=overwrite)
+        check_apart(plot, dump, beside=(head,))
+    from vqlabel.report.text.compare import TextCompareConfig, compare_text
+
+    config = TextCompareConfig(**options, students=student is not None)
+    comparison = compare_text(dump, config, head=head, layer=layer, progress=progress)
+    if plot is not None:
+        from vqlabel.report.plots import plot_text_comparison
+
+        plot_text_comparison(comparison, plot, overwrite=overwrite)
+    return comparison
+
+
 def show_packed(result: dict[str, Any]) -> None:
     """Numbers of labels and documents, the size, and the held-out KL."""
     labels = f"{result['labels']:,} labels of {result['documents']:,} documents"
@@ -130,6 +253,24 @@ def show_fit(report: dict[str, Any]) -> None:
         return
     for rate in report["rates"][::6]:
         typer.echo(f"  {rate['bits']:6.1f} code bits: KL {rate['kl']:.4f}  ({rate['slots']:.1f} codes, {rate['ids']:.1f} ids)")
+
+
+def show_tuned(report: dict[str, Any]) -> None:
+    """The result of a search, and its size relative to the budget."""
+    show_fit(report)
+    rows = [
+        (
+            str(trial["slots"]), str(trial["ids"]), str(trial["latent"]), str(trial["prior_width"]), size(trial["fixed_bytes"]), size(trial["bytes"]),
+            *(("-", "-") if trial["rate"] is None else (f"{trial['rate']['bits']:.1f}", f"{trial['rate']['kl']:.4f}")),
+            f"{trial['seconds']:.0f} s",
+        )
+        for trial in report["trials"]
+    ]  # fmt: skip
+    table(rows, ("codes", "ids", "latent", "prior's width", "fixed parts", "file", "code bits", "KL", "time"))
+    share = 100 * report["bytes"] / report["budget"]
+    typer.echo(
+        f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; {report['seconds']:.0f} s"
+    )
 
 
 def _show_rate(report: dict[str, Any]) -> None:

@@ -18,14 +18,28 @@ MIN_VARIANCE = 1e-12  # of C * q; below it, all labels are uniform up to the rou
 
 
 @dataclass
-class _Sums:
-    """Sums at one temperature, in float64; q decoded, p raw, both distributions over C classes."""
+class ConfidenceBins:
+    """Labels by the decoded probability of their top-1 class, the confidence, beside its raw probability.
 
-    power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
-    product: float = 0.0  # (q - 1/C) (p - 1/C)
-    entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
-    # [3, steps of confidence] number of labels, sum of confidence, sum of raw probability
+    Attributes:
+        counts: [3, steps of confidence] number of labels, sum of confidence, sum of raw probability.
+    """
+
     counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros((3, OCTAVES * STEPS)))
+
+    def add(self, confidence: Tensor, raw: Tensor) -> None:
+        """Count [n] confidences, and the raw probabilities of the same classes."""
+        pair = torch.stack([confidence, raw]).double().cpu().numpy()  # [2, n]
+        size = OCTAVES * STEPS
+        octave = np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES
+        step = (octave * STEPS).astype(np.int64).clip(0, size - 1)  # a confidence of 1 belongs to the last step
+        self.counts += [np.bincount(step, weights, size) for weights in (None, *pair)]
+
+    def error(self) -> float:
+        """Sum over labels of |confidence - raw|, taken bin by bin; over the number of labels, the expected calibration
+        error.
+        """
+        return float(sum(abs(confidence - raw) for _, confidence, raw in self.bins()))
 
     def bins(self) -> list[NDArray[np.float64]]:
         """For each bin, in order of confidence: [3] sums of labels, confidence and raw probability. At most BINS, with
@@ -34,6 +48,16 @@ class _Sums:
         labels = self.counts[0]
         bin_of = ((labels.cumsum() - labels / 2) * BINS / max(1.0, labels.sum())).astype(np.int64)
         return [self.counts[:, chosen].sum(1) for number in range(BINS) if labels[chosen := bin_of == number].any()]
+
+
+@dataclass
+class _Sums:
+    """Sums at one temperature, in float64; q decoded, p raw, both distributions over C classes."""
+
+    power: float = 0.0  # (q - 1/C)^2 over all (label, class) pairs
+    product: float = 0.0  # (q - 1/C) (p - 1/C)
+    entropy: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # raw, decoded
+    confidence: ConfidenceBins = field(default_factory=ConfidenceBins)
 
 
 @dataclass(kw_only=True)
@@ -102,18 +126,17 @@ class Calibration:
         n = max(1, self.labels)
         uniform = sums.power * self.classes <= MIN_VARIANCE * n
         slope = None if uniform else sums.product / sums.power
-        bins = sums.bins()
-        error = sum(abs(confidence - raw) for _, confidence, raw in bins)
+        error = sums.confidence.error()
         return {
             "temperature": temperature,
             "slope": slope,
             "intercept": None if slope is None else (1 - slope) / self.classes,  # the line goes through (1/C, 1/C)
-            "ece": float(error) / n,
-            "relative_ece": float(error / max(1e-30, sums.counts[1].sum())),
+            "ece": error / n,
+            "relative_ece": float(error / max(1e-30, sums.confidence.counts[1].sum())),
             "entropy": {"raw": float(sums.entropy[0]) / n, "decoded": float(sums.entropy[1]) / n},
             "bins": [
                 {"labels": int(labels), "confidence": float(confidence / labels), "raw": float(raw / labels)}
-                for labels, confidence, raw in bins
+                for labels, confidence, raw in sums.confidence.bins()
             ],
         }
 
@@ -123,11 +146,7 @@ def _count(sums: _Sums, log_p: Tensor, log_q: Tensor, classes: int) -> None:
     p, q = log_p.exp(), log_q.exp()
     sums.entropy -= [(p * log_p).sum(dtype=torch.float64).item(), (q * log_q).sum(dtype=torch.float64).item()]
     confidence, top = q.max(1)
-    pair = torch.stack([confidence, p.gather(1, top[:, None])[:, 0]]).double().cpu().numpy()  # [2, n]
-    size = OCTAVES * STEPS
-    octave = np.log2(pair[0].clip(2.0**-OCTAVES)) + OCTAVES
-    step = (octave * STEPS).astype(np.int64).clip(0, size - 1)  # a confidence of 1 belongs to the last step
-    sums.counts += [np.bincount(step, weights, size) for weights in (None, *pair)]
+    sums.confidence.add(confidence, p.gather(1, top[:, None])[:, 0])
     absent = len(p) * (classes - p.shape[1]) / classes**2  # sum of (0 - 1/C)^2
     p, q = p.sub_(1 / classes), q.sub_(1 / classes)
     sums.power += q.square().sum(dtype=torch.float64).item() + absent

@@ -1,11 +1,12 @@
-"""Distortion of decoded next-token distributions: KL, squared error, total variation and top-1 agreement."""
+"""Distortion of decoded next-token distributions: KL, squared error, total variation, top-1 agreement, calibration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from vqlabel.labels.sparse import SparseLabels
+from vqlabel.metrics.calibration import ConfidenceBins
 from vqlabel.metrics.pairs import on_stored_classes
 
 TINY = torch.finfo(torch.float32).tiny  # smaller probabilities are raised to it before a logarithm, so that 0 * log 0 is 0
@@ -30,6 +31,7 @@ class TokenDistortion:
     _squared: float = 0.0
     _absolute: float = 0.0
     _top1: int = 0
+    _confidence: ConfidenceBins = field(default_factory=ConfidenceBins)
 
     @torch.no_grad()
     def add(self, teacher: Tensor, decoded: Tensor) -> None:
@@ -44,7 +46,9 @@ class TokenDistortion:
         error = log_ratio.copy_(teacher).sub_(decoded)
         self._squared += torch.linalg.vecdot(error, error).double().sum().item()
         self._absolute += error.abs_().sum(1).double().sum().item()
-        self._top1 += int((teacher.argmax(1) == decoded.argmax(1)).sum())
+        confidence, top = decoded.max(1)
+        self._top1 += int((teacher.argmax(1) == top).sum())
+        self._confidence.add(confidence, teacher.gather(1, top[:, None])[:, 0])
         self.labels += len(teacher)
 
     def figures(self) -> dict[str, float | None]:
@@ -58,6 +62,8 @@ class TokenDistortion:
             squared_error: sum over tokens of the squared difference of probabilities.
             total_variation: half the sum over tokens of the absolute difference.
             top1_agreement: share of labels whose likeliest token is the same; of tied tokens, one counts.
+            ece: expected calibration error: the mean over labels of |decoded - teacher's| probability of the likeliest
+                decoded token, taken bin by bin (`ConfidenceBins`).
         """
         n = max(1, self.labels)
         return {
@@ -67,6 +73,7 @@ class TokenDistortion:
             "squared_error": self._squared / n,
             "total_variation": self._absolute / 2 / n,
             "top1_agreement": self._top1 / n,
+            "ece": self._confidence.error() / n,
         }
 
 

@@ -106,6 +106,10 @@ class TextSource(ABC):
         """
         return self._checked(index, *self._load(index))
 
+    def tokens(self, index: int) -> NDArray[np.int64]:
+        """[L] ids of a document, unchecked: to find documents without reading their rows."""
+        return self._load(index)[0].tokens
+
     def read_many(self, index: NDArray[np.int64], first: int = 0) -> Iterator[TextDocument]:
         """The documents `index[first:]`, checked as by `read`, in this order. A teacher labels several at a time."""
         for document, loaded in zip(index[first:].tolist(), self._load_many(index, first), strict=True):
@@ -163,6 +167,10 @@ class MappedSource(TextSource):
     def lengths(self) -> NDArray[np.int64]:
         """[D]"""
         return self._source.lengths
+
+    def tokens(self, index: int) -> NDArray[np.int64]:
+        """[L]"""
+        return self._source.tokens(index)
 
     def _load(self, index: int) -> tuple[TextDocument, str]:
         return next(self._load_many(np.array([index]), 0))

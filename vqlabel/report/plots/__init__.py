@@ -4,5 +4,6 @@ from vqlabel.report.plots.account import plot_account
 from vqlabel.report.plots.calibration import plot_calibration
 from vqlabel.report.plots.figure import check_plot_file
 from vqlabel.report.plots.rate_distortion import plot_rate_distortion
+from vqlabel.report.plots.text_comparison import plot_text_comparison
 
-__all__ = ["check_plot_file", "plot_account", "plot_calibration", "plot_rate_distortion"]
+__all__ = ["check_plot_file", "plot_account", "plot_calibration", "plot_rate_distortion", "plot_text_comparison"]

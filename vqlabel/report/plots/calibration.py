@@ -33,7 +33,8 @@ def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = Fals
             hide_upper_right_frame(axes)
     above[0].set_ylabel("raw probability of that class")
     below[0].set_ylabel("share of labels above")
-    figure.suptitle(f"{Path(stats['path']).name}: decoded against raw, {stats['records']:,} labels")
+    labels = stats["compared"]["labels"] if "compared" in stats else stats["records"]
+    figure.suptitle(f"{Path(stats['path']).name}: decoded against raw, {labels:,} labels")
     save_figure(figure, out, overwrite=overwrite)
 
 

@@ -8,23 +8,22 @@ import numpy as np
 
 from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import save_codec
-from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at, rates
 from vqlabel.codecs.token_vqae.fit.train import fit as fit_codec
-from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
+from vqlabel.codecs.token_vqae.sample import TextSample
 from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
 from vqlabel.errors import UsageError
-from vqlabel.labels.text.documents import Documents
-from vqlabel.labels.text.source import TextDocument, TextSource
+from vqlabel.labels.text.source import TextSource
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
-from vqlabel.workflows.text.sample import read_sample
+from vqlabel.workflows.text.sample import read_text_sample
 
 HEADER_BYTES = 1 << 14  # of a file, with its seal
 OVERHEAD = 0.01  # of chunk tables, padding and the table of documents, relative to codes
@@ -76,16 +75,9 @@ def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress 
         return fit_sparse(opened, config, labels=total, progress=progress)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
-    drawn = read_sample(source, config.labels, config.seed, progress)
-    sample = TextSample(train=_split(opened, drawn.train), held_out=_split(opened, drawn.held_out))
+    sample = read_text_sample(opened, config.labels, config.seed, progress)
     codec, report = fit_sample(sample, config, labels=total, progress=progress)
     return codec, {**report, "head": opened.about["head"], **noted(source.notes)}
-
-
-def _split(opened: OpenedText, documents: list[TextDocument]) -> TextSplit:
-    labels = opened.labels(documents)
-    assert isinstance(labels, HiddenLabels)
-    return TextSplit(documents=Documents.of([document.tokens for document in documents]), labels=labels)
 
 
 def fit_sample(
@@ -96,19 +88,34 @@ def fit_sample(
     Args:
         labels: of the whole dump, over which a budget is divided; None: those of the sample.
     """
+    codec, choices = fit_and_choose(sample, config, progress)
+    bits = code_bits_of(config, codec, labels or len(sample.train.labels) + len(sample.held_out.labels))
+    return at_price(codec, choices, sample, config, price_of(choices, codec.config, bits))
+
+
+def fit_and_choose(sample: TextSample, config: TextFitConfig, progress: Progress) -> tuple[TokenVqae, Choices]:
+    """Fit a codec on `config.device`. Returns it, and its choices for the held-out labels; both on the CPU."""
     sample = sample.to(config.device)
     codec = fit_codec(sample, config, FitHooks(progress=progress))
-    held_out, train = sample.held_out, sample.train
-    choices = codec.choices(held_out.labels, held_out.documents)
+    choices = codec.choices(sample.held_out.labels, sample.held_out.documents)
     codec.to("cpu")
-    bits = code_bits_of(config, codec, labels or len(train.labels) + len(held_out.labels))
-    price = price_of(choices, codec.config, bits)
+    return codec, Choices(*(tensor.cpu() for tensor in choices))
+
+
+def at_price(
+    codec: TokenVqae, choices: Choices, sample: TextSample, config: TextFitConfig, price: float
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """A fitted codec at a price, and the report of its fit.
+
+    Args:
+        choices: of the held-out labels.
+    """
     codec = codec.with_config(replace(codec.config, price=price))
     report = {
         "codec": codec.kind,
         "config": codec.config.to_dict(),
         "fit": config.to_dict(),
-        "labels": {"train": len(train.labels), "held_out": len(held_out.labels)},
+        "labels": {"train": len(sample.train.labels), "held_out": len(sample.held_out.labels)},
         "held_out": rate_at(choices, codec.config, price).to_dict(),
         "rates": [rate.to_dict() for rate in rates(choices, codec.config)],
     }

@@ -70,7 +70,7 @@ def _sample(source: TextSource, seed: int) -> Tensor:
 
 def _finite(document: TextDocument, path: object) -> Tensor:
     """[L - 1, V] float32 logits, less their means over tokens: softmax does not depend on them."""
-    rows = torch.from_numpy(np.asarray(document.rows, np.float32))
+    rows = torch.tensor(np.asarray(document.rows, np.float32))
     if not bool(rows.isfinite().all()):
         raise BadLabels(
             f"{path}: a logit is -inf, which a product of hidden states and a head cannot give; write a finite number, such as -30 below the "

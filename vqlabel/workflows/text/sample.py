@@ -5,10 +5,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vqlabel.errors import BadLabels
-from vqlabel.labels.text.documents import token_hash
+from vqlabel.codecs.hidden_labels import HiddenLabels
+from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
+from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.text.documents import Documents, token_hash
 from vqlabel.labels.text.source import TextDocument, TextSource
 from vqlabel.progress import Progress
+from vqlabel.workflows.text.open import OpenedText
 
 HELD_OUT = 1 / 20  # share of the sampled labels; documents that the fit does not see
 
@@ -41,6 +44,26 @@ def read_sample(source: TextSource, labels: int, seed: int, progress: Progress) 
             f"{source.path}: all sampled documents have the same tokens; a fit holds one document out, so it needs 2 different ones"
         )
     return DocumentSample(train, held)
+
+
+def read_text_sample(opened: OpenedText, labels: int, seed: int, progress: Progress) -> TextSample:
+    """As `read_sample`, with labels as tensors.
+
+    Raises:
+        UsageError: the labels have no head.
+    """
+    if opened.head is None:
+        raise UsageError(
+            f"{opened.source.path}: holds top-k labels; this command needs hidden states or logits. fit and pack take top-k labels too"
+        )
+    drawn = read_sample(opened.source, labels, seed, progress)
+    return TextSample(train=_split(opened, drawn.train), held_out=_split(opened, drawn.held_out))
+
+
+def _split(opened: OpenedText, documents: list[TextDocument]) -> TextSplit:
+    labels = opened.labels(documents)
+    assert isinstance(labels, HiddenLabels)
+    return TextSplit(documents=Documents.of([document.tokens for document in documents]), labels=labels)
 
 
 class _Reader:

@@ -64,6 +64,19 @@ def price_of(choices: Choices, config: TokenVqaeConfig, bits: float) -> float:
     return high
 
 
+def price_of_kl(choices: Choices, config: TokenVqaeConfig, kl: float) -> float | None:
+    """The highest price, so the fewest bits, at which the mean KL is at most `kl` nats; None: there is none."""
+    low, high = MIN_PRICE, MAX_PRICE
+    if rate_at(choices, config, low).kl > kl:
+        return None
+    if rate_at(choices, config, high).kl <= kl:
+        return high
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if rate_at(choices, config, middle).kl <= kl else (low, middle)
+    return low
+
+
 def rate_between(rates: Sequence[Mapping[str, float]], bits: float) -> Rate:
     """The rate of `bits` code bits per label on the curve of a codec file; its price is interpolated in its logarithm.
 

@@ -143,6 +143,12 @@ def first_documents(split: TextSplit, labels: int) -> TextSplit:
     return split.take(np.arange(min(count, len(split.documents))))[0]
 
 
+def random_documents(split: TextSplit, labels: int, seed: int) -> tuple[TextSplit, Tensor]:
+    """Random documents, with about `labels` labels, and the indices of these among all labels."""
+    order = np.random.default_rng(seed).permutation(len(split.documents))
+    return split.take(order[: max(1, int(np.searchsorted(np.cumsum(split.documents.lengths[order] - 1), labels)))])
+
+
 @torch.no_grad()
 def prior_kl(decoder: TokenDecoder, split: TextSplit, latent: Tensor | None = None) -> float:
     """Mean KL of the labels that the prior predicts, or of those of one `latent` [d_h] for all."""

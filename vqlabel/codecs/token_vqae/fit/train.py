@@ -4,7 +4,6 @@ distance from the prior; then twice, codes by exact KL and training on them; at 
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vqlabel.codecs.hidden_labels import HiddenLabels
@@ -22,6 +21,7 @@ from vqlabel.codecs.token_vqae.fit.stages import (
     label_weights,
     mean_fisher,
     prior_kl,
+    random_documents,
     train,
 )
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
@@ -93,7 +93,7 @@ def _fit_stages(codec: TokenVqae, sample: TextSample, latents: Tensor, config: T
         _fit_prior(codec, sample, latents, metric, config, progress)
     if not config.slots:
         return
-    subset, rows = split.take(_some(split, CODEBOOK_LABELS, seed))
+    subset, rows = random_documents(split, CODEBOOK_LABELS, seed)
     with torch.no_grad():
         decoder.codebook.copy_(_codebooks(codec, subset, latents[rows], metric, seed))
     codes = choose_all(codec, subset, progress).codes
@@ -145,12 +145,6 @@ def _root_mean_square(latents: Tensor) -> float:
 def _visits(config: TextFitConfig, split: TextSplit) -> int:
     """Labels of the prior's first stage, counted as often as they are seen."""
     return DEFAULT_VISITS if config.epochs is None else config.epochs * len(split.labels)
-
-
-def _some(split: TextSplit, labels: int, seed: int) -> NDArray[np.int64]:
-    """Indices of random documents that have about so many labels."""
-    order = np.random.default_rng(seed).permutation(len(split.documents))
-    return order[: max(1, int(np.searchsorted(np.cumsum(split.documents.lengths[order] - 1), labels)))]
 
 
 @torch.no_grad()

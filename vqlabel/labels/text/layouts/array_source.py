@@ -60,10 +60,19 @@ class ArraySource(TextSource):
         other._layer, other.about = layer, replace(self.about, details={**self.about.details, "layer": layer})
         return other
 
-    def _load(self, index: int) -> tuple[TextDocument, str]:
+    def tokens(self, index: int) -> NDArray[np.int64]:
+        """[L]; no row is read."""
+        group, document = self._place(index)
+        return group.read_tokens(document)
+
+    def _place(self, index: int) -> tuple[ArrayGroup, int]:
+        """The group of a document, and its index in it."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         group = self._groups[number]
-        document = index - int(self._ends[number]) + len(group.lengths)
+        return group, index - int(self._ends[number]) + len(group.lengths)
+
+    def _load(self, index: int) -> tuple[TextDocument, str]:
+        group, document = self._place(index)
         rows = group.read_rows(document, self._layer)
         if self.about.domain == "logits":
             rows = rows[:, : self.about.width]
