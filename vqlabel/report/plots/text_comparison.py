@@ -18,9 +18,9 @@ PANELS = {
 def plot_text_comparison(comparison: dict[str, Any], out: Path, *, overwrite: bool = False) -> None:
     """Draw the result of `compare_text`.
 
-    Without students, held-out KL over code bits to the left and over all-in bits to the right. Labels that exclude
-    tokens have an infinite KL; of these the KL over the stored tokens is drawn, dashed. With students, their KL to the
-    teacher; dashed lines are the scores from dense and hard labels. A method has one colour in every plot.
+    Without students, held-out KL over code bits to the left and over all-in bits to the right; labels that exclude
+    tokens have an infinite KL and are left out. With students, their KL to the teacher; dashed lines are the scores
+    from dense and hard labels. A method has one colour in every plot.
 
     Raises:
         TargetExists, UsageError, MissingExtra: see `check_plot_file`.
@@ -47,16 +47,13 @@ def plot_text_comparison(comparison: dict[str, Any], out: Path, *, overwrite: bo
 def _draw(axes: Any, comparison: dict[str, Any], bits: str) -> None:
     """A line per method; the teacher's size as a vertical line."""
     for number, name in enumerate(METHODS):
-        points = sorted((p for p in comparison["points"] if p["method"] == name), key=lambda p: float(p[bits]))
+        own = [p for p in comparison["points"] if p["method"] == name and _kl(p) is not None]
+        points = sorted(own, key=lambda point: float(point[bits]))
         if points:
             x = [max(point[bits], MIN_BITS) for point in points]
             marker, width = ("o", 2.2) if name == "token_vqae" else (".", 1.1)
-            excludes = comparison["student"] is None and any(point["kl"] is None for point in points)
-            label = METHODS[name] + " (KL over the stored tokens)" * excludes
-            axes.plot(
-                x, [_kl(point) for point in points], marker=marker, linewidth=width, color=COLORS[number], label=label,
-                linestyle="--" if excludes else "-",
-            )  # fmt: skip
+            y = [max(float(_kl(point)), MIN_KL) for point in points]
+            axes.plot(x, y, marker=marker, linewidth=width, color=COLORS[number], label=METHODS[name])
     if comparison["teacher"] is not None and bits == ALL_IN:
         axes.axvline(comparison["teacher"]["all_in_bits"], color="black", linestyle=":", label="the teacher itself")
     for name, grey in (("hard", "#999999"), ("dense", "black")):
@@ -68,7 +65,6 @@ def _draw(axes: Any, comparison: dict[str, Any], bits: str) -> None:
     hide_upper_right_frame(axes)
 
 
-def _kl(point: dict[str, Any]) -> float:
-    """Of the point's student, or of its labels."""
-    kl = point["student"]["kl"] if "student" in point else point["kl_stored"] if point["kl"] is None else point["kl"]
-    return max(float(kl), MIN_KL)
+def _kl(point: dict[str, Any]) -> Any:
+    """Of the point's student, or of its labels; None: infinite."""
+    return point["student"]["kl"] if "student" in point else point["kl"]
