@@ -142,6 +142,7 @@ class _Run:
             codec, report = fit_opened(self.opened, config, progress=self.progress)
             save_codec(codec, self.codec_file, {**report, SETTINGS: settings})
         codec, report = fitted_codec(self.opened, self.codec_file, TextFitConfig())
+        del report["codec_file"]  # this codec is fitted to these labels
         stored = report.pop(SETTINGS, None)
         if stored != settings:
             raise UsageError(
