@@ -223,12 +223,14 @@ def names_of_a_language_model() -> dict[str, Any]:
     tokens = torch.from_numpy(texts.take(np.array([3]))[0].tokens)[None]
     text = torch.tensor(predictable_texts()[:4])
     batches = [(text, torch.ones_like(text))]
+    model, lm_head = nn.Embedding(60, 8), nn.Linear(8, 60)
     return {
         "tokens": tokens,
         "mask": torch.ones_like(tokens),
         "batches": batches,
-        "model": nn.Embedding(60, 8),
-        "lm_head": nn.Linear(8, 60),
+        "model": model,
+        "lm_head": lm_head,
+        "optimizer": torch.optim.SGD([*model.parameters(), *lm_head.parameters()], 0.1),
     }
 
 
@@ -243,6 +245,21 @@ def test_the_blocks_of_a_page_run(page: str, workspace: Path) -> None:
         else:
             for command in Block(block.line, "console", text, None).commands():
                 run_command(command, f"{page}, block at line {block.line}: {command}")
+
+
+def test_readme_goes_from_a_corpus_to_a_training_step_in_ten_lines(workspace: Path) -> None:
+    section = PAGES["README.md"].partition("## Language models")[2].partition("\n## ")[0]
+    (console, command), (python, program) = re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert (console, python) == ("console", "python")
+    assert len((command + program).splitlines()) == 10
+    names = names_of_a_language_model()
+    before = names["lm_head"].weight.detach().clone()
+    run_command(smaller(command), "README.md, Language models")
+    exec(program, names)
+    assert command.startswith("vqlabel relabel --text corpus.jsonl --teacher ")
+    assert names["labels"].file.container.path.name == "text.vql"
+    assert 0 < names["loss"].item() < 20
+    assert (names["lm_head"].weight != before).any()
 
 
 def smaller(text: str) -> str:

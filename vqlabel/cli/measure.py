@@ -249,17 +249,24 @@ def _teacher_size(weights: Path | None, teacher_bytes: int | None) -> int | None
 @app.command()
 @terminal.exit_with_errors
 def demo(
+    text: Annotated[
+        bool, typer.Option("--text", help="run the steps for a language model, on the help texts of Python, instead of for images")
+    ] = False,
     folder: Annotated[
         Path | None, typer.Option(help="folder for the dump, codec and .vql file (default: a temporary folder)")
     ] = None,
-    bits: Annotated[int, typer.Option(help="code bits per label")] = 32,
+    bits: Annotated[
+        int | None, typer.Option(help="code bits per label (default: 32; with --text 16, and a second file of half of them)")
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Run all steps on 1,000 rendered characters. Trains a teacher, labels views, fits a codec, packs a .vql file and
-    trains two students, in minutes and without downloads."""
-    from vqlabel.demo import run_demo
+    """Run all steps on 1,000 rendered characters or, with --text, on a small language model. Trains a teacher, dumps
+    its labels, fits a codec, packs a .vql file and trains students, in minutes and without downloads."""
+    from vqlabel.demo import run_demo, run_text_demo
 
+    run, show_result = (run_text_demo, show.show_text_demo) if text else (run_demo, show.show_demo)
+    rate = {} if bits is None else {"bits": bits}
     with terminal.progress_bar() as progress:
-        result = run_demo(folder, bits=bits, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
-    terminal.emit(result, json, show.show_demo)
+        result = run(folder, **rate, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
+    terminal.emit(result, json, show_result)
