@@ -25,9 +25,11 @@ from vqlabel.labels.text.documents import Documents
 from vqlabel.labels.text.open import open_text_labels
 from vqlabel.labels.text.source import TextSource
 from vqlabel.report.text.account import account
+from vqlabel.report.text.compare import compare_text
 from vqlabel.vql.text.file import as_fields
 from vqlabel.workflows.text import encode
 from vqlabel.workflows.text.open import open_text_dump
+from vqlabel.workflows.text.tune import TextGoal, tune_text
 
 K, STEP = 6, 0.5
 MAX_KL = STEP**2 / 24 * 1.5  # nats: uniform rounding errors of a step; labels of few tokens vary
@@ -320,3 +322,16 @@ def test_a_forged_file_is_refused(file: Path, tmp_path: Path, change: Callable[[
     change(forge, config)
     with pytest.raises(BadContainer, match=message):
         vqlabel.verify(forge.write(tmp_path / "forged.vql"))
+
+
+def test_commands_that_need_hidden_states_refuse_top_k_labels(tmp_path: Path) -> None:
+    dump = write_prompt_logprobs(tmp_path / "dump.jsonl", small_split(12), 5)
+    vqlabel.pack_text(open_text_labels(dump, vocab=60), tmp_path / "labels.vql")
+    for call in (
+        lambda: tune_text(dump, TextGoal(kl=0.1)),
+        lambda: compare_text(dump),
+        lambda: vqlabel.stats_text(tmp_path / "labels.vql", against=dump),
+        lambda: compare_text(open_text_labels(dump, vocab=60)),
+    ):
+        with pytest.raises(UsageError, match=r"dump\.jsonl: holds top-k labels; this command needs hidden states or logits"):
+            call()

@@ -4,7 +4,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
-from vqlabel.errors import BadLabels, NoSuchFile, VqlabelError, require
+from vqlabel.errors import BadLabels, NoSuchFile, UsageError, VqlabelError, require
 from vqlabel.labels.text.layouts.array_groups import TOKENS
 from vqlabel.labels.text.layouts.layout import TextOptions
 from vqlabel.labels.text.layouts.registry import TEXT_LAYOUTS
@@ -75,6 +75,19 @@ def open_text_labels(
     if not len(source):
         raise BadLabels(f"{path}: contains no documents; a dump has at least one")
     return source
+
+
+def refuse_topk(dump: str | PathLike[str] | TextSource) -> None:
+    """Raises UsageError if a dump has top-k labels."""
+    if isinstance(dump, TextSource):
+        path, is_topk = dump.path, dump.about.domain == "topk"
+    else:
+        path = Path(dump)
+        is_topk = path.exists() and "k" in TEXT_LAYOUTS[_detect(path)].options
+    if is_topk:
+        raise UsageError(
+            f"{path}: holds top-k labels; this command needs hidden states or logits (fit and pack take top-k labels too)"
+        )
 
 
 def is_text_dump(path: str | PathLike[str]) -> bool:

@@ -15,7 +15,7 @@ from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.errors import UsageError, require
 from vqlabel.labels.text.checks import check_alignment
 from vqlabel.labels.text.documents import Documents, token_hash
-from vqlabel.labels.text.open import open_text_labels
+from vqlabel.labels.text.open import open_text_labels, refuse_topk
 from vqlabel.labels.text.source import TextSource
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.distortion import kl_divergence
@@ -116,9 +116,8 @@ def _open(
     file: TextVqlFile, codec: DocumentCodec, dump: str | PathLike[str] | TextSource, head: str | PathLike[str] | None
 ) -> _Raw:
     """Raises UsageError, BadLabels: see `distortion_against`."""
+    refuse_topk(dump)
     source = dump if isinstance(dump, TextSource) else open_text_labels(dump)
-    if source.about.domain == "topk":
-        raise UsageError(f"{source.path}: holds top-k labels; stats compares with hidden states or logits")
     if source.about.domain == "logits":
         if head is not None and not (isinstance(codec, TokenVqae) and codec.config.head == "referenced"):
             raise UsageError(f"--head {head}: must be left out: {source.path} holds logits, behind the head")

@@ -14,6 +14,7 @@ from vqlabel.codecs.token_vqae.fit.train import fit
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError, require
+from vqlabel.labels.text.open import refuse_topk
 from vqlabel.labels.text.source import TextSource
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.report.rate_distortion import DEFAULT_BITS
@@ -97,6 +98,7 @@ def compare_text(
         BadLabels: the dump has fewer than 2 documents, or is malformed.
     """
     config = config or TextCompareConfig()
+    refuse_topk(dump)
     opened = open_text_dump(dump, head, layer=layer)
     source, is_hidden = opened.source, bool(opened.about["head"])
     methods = [name for name in METHODS if config.methods is None or name in config.methods]

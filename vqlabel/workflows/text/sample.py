@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.sample import TextSample, TextSplit
-from vqlabel.errors import BadLabels, UsageError
+from vqlabel.errors import BadLabels
 from vqlabel.labels.text.documents import Documents, token_hash
+from vqlabel.labels.text.open import refuse_topk
 from vqlabel.labels.text.source import TextDocument, TextSource
 from vqlabel.progress import Progress
 from vqlabel.workflows.text.open import OpenedText
@@ -50,12 +51,9 @@ def read_text_sample(opened: OpenedText, labels: int, seed: int, progress: Progr
     """As `read_sample`, with labels as tensors.
 
     Raises:
-        UsageError: the labels have no head.
+        UsageError: these are top-k labels.
     """
-    if opened.head is None:
-        raise UsageError(
-            f"{opened.source.path}: holds top-k labels; this command needs hidden states or logits. fit and pack take top-k labels too"
-        )
+    refuse_topk(opened.source)
     drawn = read_sample(opened.source, labels, seed, progress)
     return TextSample(train=_split(opened, drawn.train), held_out=_split(opened, drawn.held_out))
 

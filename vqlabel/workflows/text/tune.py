@@ -15,6 +15,7 @@ from vqlabel.codecs.token_vqae.fit.price import MIN_PRICE, Rate, price_of, price
 from vqlabel.codecs.token_vqae.sample import TextSample
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError, require
+from vqlabel.labels.text.open import refuse_topk
 from vqlabel.labels.text.source import TextSource
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart
@@ -97,6 +98,7 @@ def tune_text(
     start, config = time.monotonic(), config or TextFitConfig()
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump.path if isinstance(dump, TextSource) else dump, beside=(head,))
+    refuse_topk(dump)
     opened = open_text_dump(dump, head, layer=layer)
     source = opened.source
     if not config.embed_head and not opened.about["head"]:
