@@ -59,7 +59,7 @@ def kl_to_teacher(student):
 
 
 def main(folder):
-    tokens = dump_and_pack(folder)
+    tokens = dump_and_pack(folder, documents=120)
     labels = vqlabel.open_text(folder / "labels.vql")
     rows, *sizes = labels.file.rows, *(sum(file.stat().st_size for file in folder.glob(name)) for name in ("states/*", "*.vql"))
     print(f"{rows:,} labels: {2 * rows * V:,} bytes as fp16 logits, {sizes[0]:,} as hidden states, {sizes[1]:,} packed")

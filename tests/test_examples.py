@@ -115,7 +115,7 @@ def test_the_example_of_a_language_model_saves_bytes_and_teaches(run: Run) -> No
     labels, logits, states, packed = (
         int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d(?= labels| bytes| as| packed)", saved)
     )
-    assert labels == 100 * 39 and logits == 2 * 150 * labels and 8 * packed < 2 * states < logits / 4
+    assert labels == 120 * 39 and logits == 2 * 150 * labels and 8 * packed < 2 * states < logits / 4
     before, after = kl_before_and_after(learned)
     assert after < before / 2
 
