@@ -65,7 +65,9 @@ def test_the_reader_agrees_with_vqlabel_for_both_codings(
     codec = vqlabel.fit(tmp_path / "a.npy", config)[0]
     begin = ContainerWriter.begin
     for coding in (FIXED, ZSTD):
-        monkeypatch.setattr(ContainerWriter, "begin", lambda self, name, bits, _=(), rows=None: begin(self, name, bits, (coding,), rows))  # noqa: B023
+        monkeypatch.setattr(
+            ContainerWriter, "begin", lambda self, name, bits, _=(), rows=None: begin(self, name, bits, (coding,), rows)
+        )  # noqa: B023
         vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding.name}.vql", codec=codec)
         dataset = vqlabel.open(tmp_path / f"{coding.name}.vql")
         assert dataset.file.container.streams["codes"].coding is coding
