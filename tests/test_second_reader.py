@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,12 @@ def test_the_reader_agrees_with_vqlabel_for_both_codings(
     config = FitConfig(**{"slots": 3, "codebook_size": size, "latent": 8, "weight_bits": weight_bits, "epochs": 1, **options})
     codec = vqlabel.fit(tmp_path / "a.npy", config)[0]
     begin = ContainerWriter.begin
+
+    def begin_with(self: ContainerWriter, codings: Any, name: str, bits: Any, _: Any = (), chunk_rows: int | None = None) -> None:
+        begin(self, name, bits, codings, chunk_rows)
+
     for coding in (FIXED, ZSTD):
-        monkeypatch.setattr(
-            ContainerWriter, "begin", lambda self, name, bits, _=(), rows=None: begin(self, name, bits, (coding,), rows)
-        )  # noqa: B023
+        monkeypatch.setattr(ContainerWriter, "begin", partialmethod(begin_with, (coding,)))
         vqlabel.pack(tmp_path / "a.npy", tmp_path / f"{coding.name}.vql", codec=codec)
         dataset = vqlabel.open(tmp_path / f"{coding.name}.vql")
         assert dataset.file.container.streams["codes"].coding is coding
