@@ -7,6 +7,7 @@ import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
+from vqlabel.cli.help import INPUT, OUTPUT
 from vqlabel.cli.options import (
     LAYOUTS,
     Array,
@@ -30,13 +31,28 @@ from vqlabel.threads import named_threads
 @terminal.exit_with_errors
 def unpack(
     path: Vql,
-    out: Annotated[Path, typer.Option("-o", "--out", help=".npy or .safetensors file, or a folder, to write")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="PATH", rich_help_panel=OUTPUT, help=".npy or .safetensors file, or a folder, to write"
+        ),
+    ],
     layout: Target = None,
     records: Annotated[
-        str | None, typer.Option(help="range of records to decode, first:stop as in a Python slice (default: all)")
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            rich_help_panel=INPUT,
+            help="range of records to decode, first:stop as in a Python slice (default: all)",
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="dtype of the labels: f16, bf16 or f32 (default: that of the original dump)")
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=OUTPUT,
+            help="dtype of the labels: f16, bf16 or f32 (default: that of the original dump)",
+        ),
     ] = None,
     device: Device = "cpu",
     threads: Threads = None,
@@ -58,10 +74,15 @@ def unpack(
 @app.command()
 @terminal.exit_with_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="dump, or .vql file")],
-    out: Annotated[Path, typer.Argument(help="dump to write: a .npy, .safetensors or .pt file, or a folder with --layout")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="dump, or .vql file")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="dump to write: a .npy, .safetensors or .pt file, or a folder with --layout")
+    ],
     layout: Target = None,
-    source_layout: Annotated[str | None, typer.Option("--from", help=f"layout of SOURCE: {LAYOUTS} (default: detected)")] = None,
+    source_layout: Annotated[
+        str | None,
+        typer.Option("--from", metavar="LAYOUT", rich_help_panel=INPUT, help=f"layout of SOURCE: {LAYOUTS} (default: detected)"),
+    ] = None,
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
@@ -70,7 +91,11 @@ def convert(
     axes: Axes = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="dtype of labels decoded from a .vql file: f16, bf16 or f32 (default: that of the original dump)"),
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=OUTPUT,
+            help="dtype of labels decoded from a .vql file: f16, bf16 or f32 (default: that of the original dump)",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
