@@ -4,7 +4,9 @@ import functools
 import inspect
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
 import traceback
 import typing
@@ -33,7 +35,7 @@ _stdout: ContextVar[TextIO] = ContextVar("stdout")  # the process's stdout, whil
 _verbosity: ContextVar[int] = ContextVar("_verbosity", default=0)  # -1: errors only; 0: notes, too; 1: more
 _progress: ContextVar[str] = ContextVar("_progress", default="auto")
 PROGRESS = ("auto", "bar", "plain", "off")
-SHORT = ("info", "doctor")  # commands without progress
+SHORT = ("info", "doctor", "verify")  # commands without progress
 OPTIONS_OF_ALL: dict[str, Any] = {
     "quiet": Annotated[
         bool, typer.Option("-q", "--quiet", help="print errors only: no notes, no progress", rich_help_panel=GENERAL)
@@ -72,6 +74,8 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
                 command(*args, **options)
             if how["verbose"]:
                 note(f"{command.__name__}, vqlabel {__version__}: {time.monotonic() - started:.1f} s")
+        except typer.Exit:  # a RuntimeError; with the exit code of several files
+            raise
         except VqlabelError as error:
             _fail(named_by_flags(str(error), (FLAGS.get() or {})), error.exit_code)
         except KeyboardInterrupt:
@@ -241,6 +245,56 @@ def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]],
             typer.echo(json.dumps(result))
         else:
             show(result)
+
+
+def for_each(
+    paths: Sequence[Path],
+    describe: Callable[[Path], dict[str, Any]],
+    as_json: bool,
+    show: Callable[[Any], None],
+) -> None:
+    """Print the result of a function for each file; "-" is standard input.
+
+    Of several files, --json prints one object with the list "files". Errors do not end the command but are printed, and
+    listed as "error"; the exit code is then the highest of the errors.
+    """
+    with _standard_input(paths) as copies:
+        if len(paths) == 1:
+            emit({**describe(copies[0]), "path": str(paths[0])}, as_json, show)
+            return
+        results, code = list[dict[str, Any]](), 0
+        for path, copy in zip(paths, copies, strict=True):
+            try:
+                result = {**describe(copy), "path": str(path)}
+            except VqlabelError as error:
+                _error_line(str(error))
+                results.append({"path": str(path), "error": str(error), "exit_code": error.exit_code})
+                code = max(code, error.exit_code)
+                continue
+            results.append(result)
+            if not as_json:
+                emit(result, False, show)
+        if as_json:
+            emit({"files": results}, True, show)
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _standard_input(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The paths, with a temporary copy of standard input in the place of "-"."""
+    if Path("-") not in paths:
+        yield list(paths)
+        return
+    if paths.count(Path("-")) > 1:
+        raise UsageError("-: standard input can be read once only; name it once")
+    if sys.stdin.isatty():
+        raise UsageError("-: standard input is a terminal; redirect a file to it, as in: vqlabel info - < labels.vql")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.vql"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield [copy if path == Path("-") else path for path in paths]
 
 
 @contextmanager
