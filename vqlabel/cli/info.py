@@ -244,21 +244,22 @@ def _rows_of_codec(found: Mapping[str, Any]) -> Rows:
         ("temperature", "" if not temperature else f"fitted for T = {_numbers(temperature)}"),
         ("gain", "" if not isinstance(gain, float) else f"{gain:.3f}"),
         ("held out", "" if held_out is None else f"{held_out:,} labels" if isinstance(held_out, int) else str(held_out)),
-        ("fitted with", _options(_mapping(report.get("fit")))),
+        ("fitted with", _options(_mapping(report.get("fit")), is_auto=report.get("temperature_auto") is True)),
     ]
     return _merged(rows)
 
 
-def _options(config: Mapping[str, Any]) -> str:
+def _options(config: Mapping[str, Any], *, is_auto: bool) -> str:
     """The options of a fit that were set: those that differ from their defaults."""
     import dataclasses
 
     from vqlabel.config import FitConfig
 
     defaults = {field.name: field.default for field in dataclasses.fields(FitConfig)}
+    left_out = ("codec", "device", *(["temperature"] if is_auto else []))
     words = []
     for name, value in config.items():
-        if value is None or (name in defaults and value == defaults[name]) or name in ("codec", "device"):
+        if value is None or (name in defaults and value == defaults[name]) or name in left_out:
             continue
         flag = f"--{name.replace('_', '-')}"
         words.append(flag if value is True else f"--no-{flag[2:]}" if value is False else f"{flag} {_flag_value(value)}")
@@ -293,7 +294,7 @@ def _print_distortion(report: Mapping[str, Any]) -> None:
         return
     names = sorted({name for figures in rows.values() for name in figures if name not in ("labels", "mse")}, key=_figure_order)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("KL in nats, times T^2")
+    table.add_column("KL in nats * T^2", no_wrap=True)
     for name in names:
         table.add_column(FIGURES.get(name, name.replace("_T", " T=").replace("kl", "KL").replace("_", " ")), justify="right")
     for title, figures in rows.items():
@@ -356,7 +357,7 @@ def _words(value: Any) -> str:
         return "none"
     if isinstance(value, dict):
         return "(" + ", ".join(f"{name.replace('_', ' ')} {_words(part)}" for name, part in value.items()) + ")"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " ".join(_words(part) for part in value[:8]) + " ..." * (len(value) > 8)
     if isinstance(value, str) and len(value) == 64:
         return f"{value[:16]}..."

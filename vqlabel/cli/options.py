@@ -59,7 +59,7 @@ ClassMap = Annotated[
     typer.Option(
         metavar="FILE",
         rich_help_panel=INPUT,
-        help="JSON file: folder of --images -> class of the teacher (default: class i is the i-th folder)",
+        help='JSON file such as {"n01440764": 0}: folder of --images -> class of the teacher (default: class i is the i-th folder)',
     ),
 ]
 ImageDigest = Annotated[

@@ -104,15 +104,6 @@ def show_fit(report: dict[str, Any]) -> None:
         )
 
 
-def show_codec(result: dict[str, Any]) -> None:
-    """A codec file: the report of its fit if vqlabel wrote one, otherwise its configuration."""
-    typer.echo(f"{result['path']}: codec file, {size(result['bytes'])}")
-    if {"codec", "config", "fit", "code_bits", "split", "train", "held_out"} <= result["report"].keys():
-        show_fit(result["report"])
-    else:
-        table([(name, str(value)) for name, value in result["config"].items()], (result["codec"], ""))
-
-
 def _gain(report: dict[str, Any]) -> str:
     """The gain of decoded labels about their mean, and the remaining bias on held-out labels."""
     bias_slope = report.get("bias_slope", {})  # absent from older codec files
