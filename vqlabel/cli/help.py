@@ -71,7 +71,7 @@ def _joined(args: list[str], several: set[str]) -> list[str]:
     joined, expects = list[str](), ""  # what the next word may be: the value of such an option, a further number, or neither
     for word in args:
         if expects == "further" and NUMBER.fullmatch(word):
-            joined[-1] += f",{word}"
+            joined[-1] = f"{joined[-1].rstrip(',')},{word}"
             continue
         joined.append(word)
         if word in several:

@@ -286,7 +286,12 @@ def _teacher_size(weights: Path | None, teacher_bytes: int | None) -> int | None
 @terminal.exit_with_errors
 def demo(
     text: Annotated[
-        bool, typer.Option("--text", help="run the steps for a language model, on the help texts of Python, instead of for images")
+        bool,
+        typer.Option(
+            "--text",
+            rich_help_panel=INPUT,
+            help="run the steps for a language model, on the help texts of Python, instead of for images",
+        ),
     ] = False,
     folder: Annotated[
         Path | None,
