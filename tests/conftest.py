@@ -1,5 +1,6 @@
 """Shared fixtures: labels of a small teacher as an array and as a dump of batches, their codec, and their `.vql`."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from vqlabel.codecs.precision import bf16_products
 from vqlabel.config import MIX
 from vqlabel.labels import About, Place, writing
 from vqlabel.threads import named_threads
+
+os.environ["VQLABEL_PROGRESS"] = "off"  # tests compare stderr; a busy machine would print lines of progress there
 
 EPOCHS, IMAGES, CLASSES, BATCH = 6, 60, 40, 16
 HEIGHT, WIDTH = 48, 64  # pixels of every image; crops have integer coordinates

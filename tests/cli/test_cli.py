@@ -28,7 +28,7 @@ from vqlabel.labels import LAYOUTS, open_labels
 
 pytestmark = pytest.mark.usefixtures("short_fits")
 
-COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
+COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo", "doctor")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2", "--temperature", "1,4,20")
 
 
@@ -226,7 +226,9 @@ def test_a_rate_outside_the_codecs_range_is_refused(tree: Path, codec_file: Path
 def test_info_of_a_codec_file_shows_the_report_of_its_fit(codec_file: Path) -> None:
     found = ok_json("info", codec_file)
     assert (found["codec"], found["code_bits"], found["report"]["held_out"]["labels"]) == ("vqae", 12, 60)
-    assert "held out: the last epoch (5)" in ok("info", codec_file)
+    out = ok("info", codec_file)
+    assert re.search(r"held out +the last epoch \(5\)", out)
+    assert f"{found['report']['held_out']['kl_T20']:.4f}" in out
     for command in ("verify", "stats"):
         result = run(command, codec_file)
         assert (result.exit_code, "not a .vql file but a codec file; `vqlabel info` shows it" in result.stderr) == (3, True)
@@ -362,8 +364,9 @@ def test_info_prints_the_header(vql: Path) -> None:
     assert found["label"] == {"classes": 40, "domain": "logits", "dtype": "F16", "shift_preserved": False}
     assert found["columns"] == ["image", "crop", "flip", "mix_index", "mix_lam", "mix_box", "image_size"]
     assert found["bytes"] == vql.stat().st_size
-    out = ok("info", vql)
-    assert all(any(line.startswith(key) for line in out.splitlines()) for key in found)
+    assert (found["what"], found["images"], found["gain"]) == ("images", 60, pytest.approx(found["gain"]))
+    assert sum(found["bytes_by_group"].values()) == found["bytes"]
+    assert found["ratio_to_fp16"] == pytest.approx(ok_json("stats", vql)["ratio_to_fp16"]["labels"])
 
 
 def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
@@ -381,13 +384,13 @@ def test_verify_reads_every_byte(vql: Path, tmp_path: Path) -> None:
 def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, codec_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "a"
     for message, arguments in (
-        ("bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
+        ("--bits is -1; it must be 0..1048576", ("fit", dump, "-o", out, "--bits", -1)),
         ("the rate leaves no codes", ("fit", dump, "-o", out, "--bits", 0, "--no-prior")),
-        ("weight_bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
-        ("codec is 'zip'; it must be one of vqae, sparse, topk, raw", ("fit", dump, "-o", out, "--codec", "zip")),
+        ("--weight-bits is 9; it must be 2..8", ("fit", dump, "-o", out, "--weight-bits", 9)),
+        ("--codec is 'zip'; it must be one of vqae, sparse, topk, raw", ("fit", dump, "-o", out, "--codec", "zip")),
         ("--temperature '20:x': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "20:x")),
         ("--temperature '0:2': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "0:2")),
-        ("temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),
+        ("--temperature is [-2.0", ("fit", dump, "-o", out, "--temperature=-2:-1")),
         ("--exact-classes 'two': must be a number of classes, or auto", ("fit", dump, "-o", out, "--exact-classes", "two")),
         ("--temperature '1,x': must be comma-separated numbers", ("fit", dump, "-o", out, "--temperature", "1,x")),
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
@@ -395,16 +398,16 @@ def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, co
         ("no: no such folder; make it first", ("pack", dump, "-o", tmp_path / "no" / "a.vql")),
         ("so nothing was interrupted; run without --resume", ("fit", dump, "-o", out, "--resume")),
         ("nothing: no such file; name a codec", ("pack", dump, "-o", out, "--codec", tmp_path / "nothing")),
-        ("effort is 'most'; it must be one of", ("pack", dump, "-o", out, "--codec", codec_file, "--effort", "most")),
-        ("layout is 'fkd2'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd2")),
-        ("domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
+        ("--effort is 'most'; it must be one of", ("pack", dump, "-o", out, "--codec", codec_file, "--effort", "most")),
+        ("--layout is 'fkd2'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd2")),
+        ("--domain is 'odds'; it must be one of", ("pack", dump, "-o", out, "--domain", "odds")),
         ("--records '1:2:3': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "1:2:3")),
         ("--records 'x:': must be first:stop", ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "x:")),
         (
             "records 0:1000 are out of range; the file has records 0:360",
             ("unpack", vql, "-o", tmp_path / "a.npy", "--records", "0:1000"),
         ),
-        ("dtype is 'f8'; it must be f16, bf16 or f32", ("unpack", vql, "-o", tmp_path / "a.npy", "--dtype", "f8")),
+        ("--dtype is 'f8'; it must be f16, bf16 or f32", ("unpack", vql, "-o", tmp_path / "a.npy", "--dtype", "f8")),
         ("nothing.vql: no such file", ("info", tmp_path / "nothing.vql")),
         ("nothing.vql: no such file", ("stats", tmp_path / "nothing.vql")),
         ("nothing.vql: no such file", ("verify", tmp_path / "nothing.vql")),
@@ -424,7 +427,7 @@ def test_malformed_input_exits_with_3(vql: Path, dump: Path, logits: NDArray[np.
         ("empty: the folder is empty", ("pack", tmp_path / "empty", "-o", tmp_path / "a")),
         ("row 0: class 3 is nan", ("pack", tmp_path / "nan.npy", "-o", tmp_path / "a")),
         ("a.vql: a safetensors file, but not a codec file", ("pack", dump, "-o", tmp_path / "a", "--codec", tmp_path / "a.vql")),
-        ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it", ("info", dump)),
+        ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it", ("verify", dump)),
         ("not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it", ("stats", dump)),
         (
             "not a .vql file but a .npy file; `vqlabel pack` makes a .vql of the labels in it",
@@ -499,7 +502,7 @@ def test_help_of_every_command_has_its_description_and_options(command: str) -> 
     options = [line.split() for line in out.splitlines() if line.strip().startswith("-")]
     assert len(options) >= 2
     assert "--json" in out
-    assert "--help" in out
+    assert "-h, --help" in out
 
 
 def test_help_lists_every_command() -> None:

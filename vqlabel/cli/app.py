@@ -1,11 +1,56 @@
 """The Typer application, with which the modules of commands register."""
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import typer
 
-app = typer.Typer(
+from vqlabel.cli.help import Command, Group
+from vqlabel.version import __version__
+
+PANELS = {  # heading in --help -> its commands, in the order of --help
+    "Make labels small": ("pack", "fit", "tune", "relabel"),
+    "Read them back": ("unpack", "convert"),
+    "Look and check": ("info", "stats", "report", "verify", "compare"),
+    "Get started": ("demo", "doctor"),
+}
+
+
+class App(typer.Typer):
+    """A Typer application whose commands are `Command`s in the panel that PANELS names."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # type: ignore[override]
+        """Register a command, see `typer.Typer.command`."""
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            called = name or function.__name__
+            panel = next((title for title, names in PANELS.items() if called in names), "Others")
+            return typer.Typer.command(self, name, **{"cls": Command, "rich_help_panel": panel, **options})(function)
+
+        return register
+
+
+app = App(
+    cls=Group,
     help="Compress a teacher's soft labels to a few bits per label: fit a codec, pack a dump into a .vql file, decode it, measure it.",
+    epilog="vqlabel COMMAND --help lists the options of a command. Start with: vqlabel pack DUMP -o labels.vql --ratio 500",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"vqlabel {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the name of a command."""

@@ -9,6 +9,7 @@ import typer
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.fit_options import fit_options
+from vqlabel.cli.help import CODEC, OUTPUT, RATE, STUDENTS
 from vqlabel.cli.options import (
     CODECS,
     DEFAULT_VIEW,
@@ -57,7 +58,12 @@ def fit(
     out: OutCodec,
     config: FitConfig,
     codec: Annotated[
-        str | None, typer.Option(help=f"kind of codec: {CODECS} (default: sparse for top-k labels, otherwise vqae)")
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            rich_help_panel=CODEC,
+            help=f"kind of codec: {CODECS} (default: sparse for top-k labels, otherwise vqae)",
+        ),
     ] = None,
     kl: Kl = None,
     layout: Layout = None,
@@ -78,7 +84,11 @@ def fit(
     reference_head: ReferenceHead = False,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="continue an interrupted fit; the result is the same if the number of threads is the same"),
+        typer.Option(
+            "--resume",
+            rich_help_panel=OUTPUT,
+            help="continue an interrupted fit; the result is the same if the number of threads is the same",
+        ),
     ] = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
@@ -130,13 +140,20 @@ def tune(
     config: FitConfig,
     kl: Kl = None,
     minutes: Annotated[
-        float, typer.Option(help="time budget in minutes, including the final fit, whose duration is estimated from its trial")
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            rich_help_panel=RATE,
+            help="time budget in minutes, including the final fit, whose duration is estimated from its trial",
+        ),
     ] = 10,
     judge: Annotated[
         str,
         typer.Option(
+            metavar="JUDGE",
+            rich_help_panel=STUDENTS,
             help="what decides between two codecs: kl, that of held-out labels; or student, the scores of a small student that is trained on "
-            "their labels (needs --student and --val; also tries other temperatures)"
+            "their labels (needs --student and --val; also tries other temperatures)",
         ),
     ] = "kl",
     student: StudentImages = None,
@@ -145,7 +162,12 @@ def tune(
     view: View = DEFAULT_VIEW,
     passes: Passes = 4,
     student_temperature: Annotated[
-        float | None, typer.Option(help="temperature of the student's loss (default: that of the layout's recipe, otherwise 1)")
+        float | None,
+        typer.Option(
+            metavar="T",
+            rich_help_panel=STUDENTS,
+            help="temperature of the student's loss (default: that of the layout's recipe, otherwise 1)",
+        ),
     ] = None,
     layout: Layout = None,
     domain: Domain = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vqlabel.cli.help import CODEC, RATE, TRAINING
 from vqlabel.cli.options import Device, Seed, Temperature
 from vqlabel.cli.parse import read_exact_classes, read_size, read_temperature
 from vqlabel.cli.terminal import note
@@ -18,15 +19,26 @@ NEVER_REPORTED = ("codec", "temperature", "seed", "device", "bytes", "ratio")  #
 OPTIONS: dict[str, Any] = {
     "ratio": Annotated[
         float | None,
-        typer.Option(help="target compression ratio against fp16 logits; augmentation and image order are not counted"),
+        typer.Option(
+            metavar="N",
+            rich_help_panel=RATE,
+            help="target compression ratio against fp16 logits; augmentation and image order are not counted",
+        ),
     ],
     "bytes": Annotated[
-        str | None, typer.Option(help="target file size, such as 500kB or 5MB; augmentation and image order are not counted")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=RATE,
+            help="target file size, such as 500kB, 5M or 5MiB; augmentation and image order are not counted",
+        ),
     ],
     "bits": Annotated[
         int | None,
         typer.Option(
-            help="code bits per label; codec and header are extra (default: 128, or determined by --ratio, --bytes or --kl)"
+            metavar="N",
+            rich_help_panel=RATE,
+            help="code bits per label; codec and header are extra (default: 128, or determined by --ratio, --bytes or --kl)",
         ),
     ],
     "temperature": Temperature,
@@ -34,40 +46,60 @@ OPTIONS: dict[str, Any] = {
         bool | None,
         typer.Option(
             "--prior/--no-prior",
+            rich_help_panel=CODEC,
             help="predict labels from side information: image, partner, lambda, crop (default: only if that lowers the KL)",
         ),
     ],
-    "slots": Annotated[int | None, typer.Option(help="m, codes per label; topk and sparse: classes kept")],
+    "slots": Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=CODEC, help="m, codes per label; topk and sparse: classes kept")
+    ],
     "variable_rate": Annotated[
         bool,
         typer.Option(
             "--variable-rate",
+            rich_help_panel=RATE,
             help="variable rate: --bits is the average per label, --slots the maximum; each label also stores its code count",
         ),
     ],
-    "codebook_size": Annotated[int | None, typer.Option(help="k, code vectors per codebook")],
+    "codebook_size": Annotated[int | None, typer.Option(metavar="N", rich_help_panel=CODEC, help="k, code vectors per codebook")],
     "code_width": Annotated[
         int | None,
-        typer.Option(help="d_c, width of a code vector: splits the latent into latent / d_c groups (default: residual slots)"),
+        typer.Option(
+            metavar="N",
+            rich_help_panel=CODEC,
+            help="d_c, width of a code vector: splits the latent into latent / d_c groups (default: residual slots)",
+        ),
     ],
-    "latent": Annotated[int | None, typer.Option(help="d_h, width of the latent")],
-    "weight_bits": Annotated[int | None, typer.Option(help="bits per stored weight of codebooks, decoder and prior, 2..8")],
-    "image_width": Annotated[int | None, typer.Option(help="width of the prior's vector per image")],
-    "hidden": Annotated[int | None, typer.Option(help="units in the prior's hidden layer")],
+    "latent": Annotated[int | None, typer.Option(metavar="N", rich_help_panel=CODEC, help="d_h, width of the latent")],
+    "weight_bits": Annotated[
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=CODEC, help="bits per stored weight of codebooks, decoder and prior, 2..8"),
+    ],
+    "image_width": Annotated[
+        int | None, typer.Option(metavar="N", rich_help_panel=CODEC, help="width of the prior's vector per image")
+    ],
+    "hidden": Annotated[int | None, typer.Option(metavar="N", rich_help_panel=CODEC, help="units in the prior's hidden layer")],
     "exact_classes": Annotated[
         str,
         typer.Option(
-            help="number of largest classes stored exactly: exact top-1 and the lowest KL at T = 1; auto: the number that minimizes the KL"
+            metavar="N|auto",
+            rich_help_panel=CODEC,
+            help="number of largest classes stored exactly: exact top-1 and the lowest KL at T = 1; auto: the number that minimizes the KL",
         ),
     ],
     "gain": Annotated[
         float | None,
         typer.Option(
+            metavar="FACTOR",
+            rich_help_panel=CODEC,
             help="factor that rescales decoded labels about their mean; 1 gives the lowest KL (default: the gain that makes labels "
-            "unbiased: better for students, higher KL)"
+            "unbiased: better for students, higher KL)",
         ),
     ],
-    "epochs": Annotated[int | None, typer.Option(help="training passes over the labels in each stage of a fit")],
+    "epochs": Annotated[
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=TRAINING, help="training passes over the labels in each stage of a fit"),
+    ],
     "seed": Seed,
     "device": Device,
 }
@@ -91,10 +123,11 @@ def fit_options(command: Callable[..., None]) -> Callable[..., None]:
 
     del run.__wrapped__  # typer would read the signature and type hints of the wrapped function
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    first = [p for p in parameters if p.name == "codec"]
     required = [p for p in parameters if p.default is inspect.Parameter.empty]
-    optional = [p for p in parameters if p.default is not inspect.Parameter.empty]
-    run.__signature__ = inspect.Signature([*required, *of_fit, *optional])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*required, *of_fit, *optional]}
+    optional = [p for p in parameters if p.default is not inspect.Parameter.empty and p not in first]
+    run.__signature__ = inspect.Signature([*required, *first, *of_fit, *optional])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*required, *first, *of_fit, *optional]}
     return run
 
 

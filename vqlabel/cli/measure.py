@@ -7,9 +7,10 @@ import typer
 
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
+from vqlabel.cli.help import CODEC, INPUT, OUTPUT, RATE, TRAINING
+from vqlabel.cli.help import TEXT as TEXT_PANEL
 from vqlabel.cli.options import (
     DEFAULT_VIEW,
-    TEXT_PANEL,
     Array,
     Axes,
     Classes,
@@ -32,7 +33,7 @@ from vqlabel.cli.options import (
     View,
     Vql,
 )
-from vqlabel.cli.parse import BitsCommand, read_rates, read_temperature, read_words
+from vqlabel.cli.parse import read_rates, read_size, read_temperature, read_words
 from vqlabel.cli.show_text_comparison import show_text_comparison
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
@@ -45,8 +46,10 @@ def stats(
     against: Annotated[
         Path | None,
         typer.Option(
+            metavar="DUMP",
+            rich_help_panel=INPUT,
             help="the original dump, or another teacher's labels of the same records: adds KL at T = 1, 4 and 20 (documents: 1, 2 and 4), top-1 "
-            "agreement, squared error and calibration; a note on stderr reports labels that are not those of the file"
+            "agreement, squared error and calibration; a note on stderr reports labels that are not those of the file",
         ),
     ] = None,
     head: Head = None,
@@ -54,16 +57,29 @@ def stats(
         int | None,
         typer.Option(
             min=1,
+            metavar="N",
             help="labels to compare with --against, of random documents; all, if there are not more (default: 100000)",
             rich_help_panel=TEXT_PANEL,
         ),
     ] = None,
     teacher_bytes: Annotated[
-        int | None, typer.Option(help="size of the teacher in bytes: adds the number of labels above which the teacher is smaller")
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            rich_help_panel=INPUT,
+            help="size of the teacher, such as 90MB: adds the number of labels above which the teacher is smaller",
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="image file to write: plot of the bits per label")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="image file to write: plot of the bits per label")
+    ] = None,
     plot_calibration: Annotated[
-        Path | None, typer.Option(help="image file to write: plot of decoded against raw probabilities; needs --against")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="image file to write: plot of decoded against raw probabilities; needs --against",
+        ),
     ] = None,
     layout: Layout = None,
     array: Array = None,
@@ -114,7 +130,13 @@ def stats(
         source = (
             None if against is None else open_labels(against, layout, file.label["domain"], classes=classes, array=array, axes=axes)
         )
-        result = run(path, against=source, teacher_bytes=teacher_bytes, device=device, progress=progress)
+        result = run(
+            path,
+            against=source,
+            teacher_bytes=None if teacher_bytes is None else read_size(teacher_bytes, "--teacher-bytes"),
+            device=device,
+            progress=progress,
+        )
     if plot is not None:
         plots.plot_account(result, plot, overwrite=overwrite)
     if plot_calibration is not None:
@@ -124,22 +146,36 @@ def stats(
     terminal.emit(result, json, show.show_stats)
 
 
-@app.command(cls=BitsCommand)
+@app.command()
 @terminal.exit_with_errors
 def compare(
     dump: Dump,
-    bits: Annotated[list[str] | None, typer.Option(help="code bits per label (default: 8 16 32 64 128 256)")] = None,
+    bits: Annotated[
+        list[str] | None,
+        typer.Option(metavar="N,...", rich_help_panel=RATE, help="code bits per label (default: 8 16 32 64 128 256)"),
+    ] = None,
     methods: Annotated[
         list[str] | None,
         typer.Option(
-            help="methods to compare, e.g. vqae,topk,rq; of documents, e.g. token_vqae,topk,sampling (default: all that are installed)"
+            metavar="NAME,...",
+            rich_help_panel=CODEC,
+            help="methods to compare, e.g. vqae,topk,rq; of documents, e.g. token_vqae,topk,sampling (default: all that are installed)",
         ),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="file of the teacher's weights, to compare its size with that of the labels")
+        Path | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=INPUT, help="file of the teacher's weights, to compare its size with that of the labels"
+        ),
     ] = None,
-    teacher_bytes: Annotated[int | None, typer.Option(help="size of the teacher in bytes, instead of --teacher")] = None,
-    plot: Annotated[Path | None, typer.Option(help="image file to write: plot of the rate-distortion curves")] = None,
+    teacher_bytes: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", rich_help_panel=INPUT, help="size of the teacher, such as 90MB, instead of --teacher"),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="image file to write: plot of the rate-distortion curves"),
+    ] = None,
     student: StudentImages = None,
     val: Val = None,
     val_labels: ValLabels = None,
@@ -149,8 +185,10 @@ def compare(
     temperature: Annotated[
         str | None,
         typer.Option(
+            metavar="T,...",
+            rich_help_panel=TRAINING,
             help="temperatures of the student's loss, for which methods are fitted and compared, such as 1,4,20; a schedule, such as 20:2; or "
-            "mse for squared error of logits (default: that of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)"
+            "mse for squared error of logits (default: that of the layout's recipe, such as 20 for sre2l, otherwise 1,4,20)",
         ),
     ] = None,
     seed: Seed = 0,
@@ -170,7 +208,7 @@ def compare(
     from vqlabel.cli import text
 
     rates, temperatures = read_rates(bits), read_temperature(temperature)
-    size = _teacher_size(teacher, teacher_bytes)
+    size = _teacher_size(teacher, None if teacher_bytes is None else read_size(teacher_bytes, "--teacher-bytes"))
     if text.is_text(dump, head):
         text.refuse_others(
             {"--val": val, "--val-labels": val_labels, "--class-map": class_map, "--view": None if view == DEFAULT_VIEW else view,
@@ -227,9 +265,7 @@ def compare(
             benchmark = StudentBenchmark(
                 source, student, val, val_labels=val_labels, class_map=class_map, view=view, progress=progress
             )
-        comparison = compare_methods(
-            source, config, benchmark=benchmark, notify=lambda line: typer.echo(line, err=True), progress=progress
-        )
+        comparison = compare_methods(source, config, benchmark=benchmark, notify=terminal.line, progress=progress)
     if plot is not None:
         plot_rate_distortion(comparison, plot, overwrite=overwrite)
     terminal.emit(comparison, json, show.show_compare)
@@ -250,13 +286,26 @@ def _teacher_size(weights: Path | None, teacher_bytes: int | None) -> int | None
 @terminal.exit_with_errors
 def demo(
     text: Annotated[
-        bool, typer.Option("--text", help="run the steps for a language model, on the help texts of Python, instead of for images")
+        bool,
+        typer.Option(
+            "--text",
+            rich_help_panel=INPUT,
+            help="run the steps for a language model, on the help texts of Python, instead of for images",
+        ),
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="folder for the dump, codec and .vql file (default: a temporary folder)")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", rich_help_panel=OUTPUT, help="folder for the dump, codec and .vql file (default: a temporary folder)"
+        ),
     ] = None,
     bits: Annotated[
-        int | None, typer.Option(help="code bits per label (default: 32; with --text 16, and a second file of half of them)")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=RATE,
+            help="code bits per label (default: 32; with --text 16, and a second file of half of them)",
+        ),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -268,5 +317,5 @@ def demo(
     run, show_result = (run_text_demo, show.show_text_demo) if text else (run_demo, show.show_demo)
     rate = {} if bits is None else {"bits": bits}
     with terminal.progress_bar() as progress:
-        result = run(folder, **rate, seed=seed, notify=lambda line: typer.echo(line, err=True), progress=progress)
+        result = run(folder, **rate, seed=seed, notify=terminal.line, progress=progress)
     terminal.emit(result, json, show_result)

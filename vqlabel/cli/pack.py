@@ -9,6 +9,7 @@ import typer
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.fit_options import fit_options
+from vqlabel.cli.help import CODEC, INPUT, OUTPUT
 from vqlabel.cli.options import (
     CODECS,
     Array,
@@ -51,22 +52,38 @@ if TYPE_CHECKING:
 @fit_options
 def pack(
     dump: Dump,
-    out: Annotated[Path, typer.Option("-o", "--out", help=".vql file to write")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE.vql", rich_help_panel=OUTPUT, help=".vql file to write")],
     config: FitConfig,
     codec: Annotated[
         str | None,
         typer.Option(
-            help=f"codec file, or the kind of codec to fit first: {CODECS} (default: sparse for top-k labels, otherwise vqae)"
+            metavar="KIND|FILE",
+            rich_help_panel=CODEC,
+            help=f"codec file, or the kind of codec to fit first: {CODECS} (default: sparse for top-k labels, otherwise vqae)",
         ),
     ] = None,
     kl: Kl = None,
     effort: Effort = "normal",
     augmentation: Annotated[
         str,
-        typer.Option(help="keep: store the augmentation of the dump; seeded: store only its seed, at 0 bits per label"),
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=OUTPUT,
+            help="keep: store the augmentation of the dump; seeded: store only its seed, at 0 bits per label",
+        ),
     ] = "keep",
-    keep: Annotated[float | None, typer.Option(help="label pruning: fraction of the labels to keep, sampled with --seed")] = None,
-    by: Annotated[str | None, typer.Option(help="unit of pruning with --keep: epoch, batch or view (default: epoch)")] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION", rich_help_panel=INPUT, help="label pruning: fraction of the labels to keep, sampled with --seed"
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT", rich_help_panel=INPUT, help="unit of pruning with --keep: epoch, batch or view (default: epoch)"
+        ),
+    ] = None,
     layout: Layout = None,
     domain: Domain = None,
     classes: Classes = None,

@@ -1,15 +1,14 @@
 """Texts that a user passes as options -> values."""
 
 import re
-from typing import Any
-
-from typer.core import TyperCommand
 
 from vqlabel.errors import UsageError
 
 SCHEDULE_STEPS = 4  # temperatures that approximate a schedule; each adds a KL to the training loss
 MSE_TEMPERATURE = 100.0  # T^2 * KL approaches squared error of logits as T grows; above this, float32 loses the differences
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"": 1, "B": 1}  # of a size, in upper case -> bytes
+for _power, _letter in enumerate("KMGT", start=1):
+    UNITS |= {_letter: 1000**_power, f"{_letter}B": 1000**_power, f"{_letter}I": 1024**_power, f"{_letter}IB": 1024**_power}
 
 
 def read_exact_classes(text: str) -> int | None:
@@ -64,18 +63,33 @@ def read_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         ) from None
 
 
-def read_size(text: str) -> int:
-    """ "5MB" -> 5,000,000 bytes; kB, MB and GB are decimal, KiB, MiB and GiB binary.
+def read_size(text: str, option: str = "--bytes") -> int:
+    """ "5MB" or "5M" -> 5,000,000 bytes, "5MiB" -> 5,242,880; letters may be small, a blank may precede the unit.
 
     Raises:
-        UsageError: `text` is not a number with a known unit.
+        UsageError: `text` is not a positive number with a known unit.
     """
-    number = text.strip().rstrip("BKMGkmgib").strip()
-    unit = text.strip()[len(number) :].strip().upper()
+    match = re.fullmatch(r"([\d_,.]+(?:e\d+)?) *([a-z]*)", text.strip(), re.IGNORECASE)
     try:
-        return int(float(number) * UNITS[unit])
+        if match is None:
+            raise ValueError
+        return int(float(match[1].replace(",", "")) * UNITS[match[2].upper()])
     except (ValueError, KeyError, OverflowError):
-        raise UsageError(f"--bytes {text!r}: must be a number of bytes, such as 500000, 500kB or 5MB") from None
+        raise UsageError(
+            f"{option} {text!r}: must be a number of bytes, such as 500000, 500kB, 5M (5,000,000) or 5MiB (5,242,880)"
+        ) from None
+
+
+def read_range(option: str, text: str) -> tuple[float, float]:
+    """ "0.5,1" -> (0.5, 1.0).
+
+    Raises:
+        UsageError: `text` has another form.
+    """
+    numbers = read_numbers(option, text) or ()
+    if len(numbers) != 2:
+        raise UsageError(f"{option} {text}: must be two numbers, such as {option} 0.08,1 or {option} 0.08 1")
+    return numbers[0], numbers[1]
 
 
 def read_span(text: str | None) -> tuple[int | None, int | None]:
@@ -99,7 +113,7 @@ def read_words(values: list[str] | None) -> list[str] | None:
 
 
 def read_rates(values: list[str] | None) -> list[int] | None:
-    """Parse --bits of a comparison, whose values `BitsCommand` has separated: ["8,16", "32"] -> [8, 16, 32].
+    """Parse --bits of a comparison, whose values may be lists: ["8,16", "32"] -> [8, 16, 32].
 
     Raises:
         UsageError: a value is not an integer.
@@ -108,18 +122,3 @@ def read_rates(values: list[str] | None) -> list[int] | None:
     if words is not None and not (words and all(word.isdecimal() for word in words)):
         raise UsageError(f"--bits {' '.join(values or ())!r}: must be integers, such as 8 16 32 or 8,16,32")
     return None if words is None else [int(word) for word in words]
-
-
-class BitsCommand(TyperCommand):
-    """A command that accepts `--bits 8 16 32` for `--bits 8 --bits 16 --bits 32`: Typer's take one value each."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        expanded, expects = list[str](), ""  # what the next word may be: the value of --bits, a further number, or neither
-        for word in args:
-            is_further = expects == "further" and re.fullmatch(r"[\d,]+", word) is not None
-            expanded += ["--bits", word] if is_further else [word]
-            if word == "--bits":
-                expects = "value"
-            else:
-                expects = "further" if is_further or expects == "value" or word.startswith("--bits=") else ""
-        return super().parse_args(ctx, expanded)

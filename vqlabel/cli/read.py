@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from vqlabel.cli import show, terminal
+from vqlabel.cli import terminal
 from vqlabel.cli.app import app
+from vqlabel.cli.help import INPUT, OUTPUT
 from vqlabel.cli.options import (
     LAYOUTS,
     Array,
@@ -30,13 +31,28 @@ from vqlabel.threads import named_threads
 @terminal.exit_with_errors
 def unpack(
     path: Vql,
-    out: Annotated[Path, typer.Option("-o", "--out", help=".npy or .safetensors file, or a folder, to write")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="PATH", rich_help_panel=OUTPUT, help=".npy or .safetensors file, or a folder, to write"
+        ),
+    ],
     layout: Target = None,
     records: Annotated[
-        str | None, typer.Option(help="range of records to decode, first:stop as in a Python slice (default: all)")
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            rich_help_panel=INPUT,
+            help="range of records to decode, first:stop as in a Python slice (default: all)",
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="dtype of the labels: f16, bf16 or f32 (default: that of the original dump)")
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=OUTPUT,
+            help="dtype of the labels: f16, bf16 or f32 (default: that of the original dump)",
+        ),
     ] = None,
     device: Device = "cpu",
     threads: Threads = None,
@@ -58,10 +74,15 @@ def unpack(
 @app.command()
 @terminal.exit_with_errors
 def convert(
-    source: Annotated[Path, typer.Argument(help="dump, or .vql file")],
-    out: Annotated[Path, typer.Argument(help="dump to write: a .npy, .safetensors or .pt file, or a folder with --layout")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="dump, or .vql file")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="dump to write: a .npy, .safetensors or .pt file, or a folder with --layout")
+    ],
     layout: Target = None,
-    source_layout: Annotated[str | None, typer.Option("--from", help=f"layout of SOURCE: {LAYOUTS} (default: detected)")] = None,
+    source_layout: Annotated[
+        str | None,
+        typer.Option("--from", metavar="LAYOUT", rich_help_panel=INPUT, help=f"layout of SOURCE: {LAYOUTS} (default: detected)"),
+    ] = None,
     domain: Domain = None,
     classes: Classes = None,
     images: Images = None,
@@ -70,7 +91,11 @@ def convert(
     axes: Axes = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="dtype of labels decoded from a .vql file: f16, bf16 or f32 (default: that of the original dump)"),
+        typer.Option(
+            metavar="DTYPE",
+            rich_help_panel=OUTPUT,
+            help="dtype of labels decoded from a .vql file: f16, bf16 or f32 (default: that of the original dump)",
+        ),
     ] = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -96,88 +121,32 @@ def convert(
     )
 
 
-@app.command()
-@terminal.exit_with_errors
-def info(path: Annotated[Path, typer.Argument(help=".vql file, or codec file")], json: Json = False) -> None:
-    """Show the header of a .vql file or codec file. No label is decoded; a codec file's fit report is included."""
-    from vqlabel.container import is_codec_file
-
-    if is_codec_file(path):
-        _codec_info(path, json)
-        return
-    from vqlabel.vql.text.file import is_text
-
-    if is_text(path):
-        _text_info(path, json)
-        return
-    import numpy as np
-
-    from vqlabel.labels.schema import MIX_COLUMNS, OWN_COLUMNS, PARTNER_COLUMNS
-    from vqlabel.vql.column_limits import PREFIX
-    from vqlabel.vql.file import VqlFile
-
-    file, column_names = VqlFile(path), (*OWN_COLUMNS, *PARTNER_COLUMNS, *MIX_COLUMNS, "image_size", "drawn", "names")
-    stored = file.container.json_object("vql.columns")
-    is_seeded = stored.get("order") == "seeded"
-    header = {
-        "path": str(path),
-        "bytes": file.container.size,
-        "version": file.container.metadata["vql.version"],
-        "records": file.records,
-        "label": file.label,
-        "codec": file.codec,
-        "epochs": len({place.epoch for place in file.columns.places}),
-        "batches": len(file.columns.places),
-        "batch_size": int(np.diff(file.columns.starts).max(initial=0)),
-        "order": "seeded" if is_seeded else file.columns.order,
-        "columns": [name for name in column_names if PREFIX + name in file.container.streams],
-        "drawn": [name for name in column_names if file.columns.has(name)] if is_seeded else [],
-        "recipe": stored.get("recipe"),
-        "source": file.source,
-        "writer": file.container.metadata.get("vql.writer"),
-    }
-    terminal.emit(header, json, lambda h: terminal.table([(key, str(value)) for key, value in h.items()], ("field", "value")))
-
-
-def _text_info(path: Path, json: bool) -> None:
-    from vqlabel.vql.text.file import TextVqlFile
-
-    file = TextVqlFile(path)
-    header = {
-        "path": str(path),
-        "bytes": file.container.size,
-        "version": file.container.metadata["vql.version"],
-        "labels": file.rows,
-        "documents": len(file.documents),
-        "bits_per_label": file.label_bits,
-        "label": file.label,
-        "codec": file.codec,
-        "text": file.text,
-        "writer": file.container.metadata.get("vql.writer"),
-    }
-    terminal.emit(header, json, lambda h: terminal.table([(key, str(value)) for key, value in h.items()], ("field", "value")))
-
-
-def _codec_info(path: Path, json: bool) -> None:
-    from vqlabel.codecs import load_codec
-    from vqlabel.workflows.quality import with_current_names
-
-    codec, report = load_codec(path)
-    description = {
-        "path": str(path), "bytes": path.stat().st_size, "codec": codec.kind, "config": codec.config.to_dict(), "code_bits": sum(codec.code_bits),
-        "report": with_current_names(report),
-    }  # fmt: skip
-    terminal.emit(description, json, show.show_codec)
+Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".vql files; - reads one from standard input")]
+Things = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", help=".vql files, codec files or dumps; - reads a .vql from standard input"),
+]
 
 
 @app.command()
 @terminal.exit_with_errors
-def verify(path: Vql, json: Json = False) -> None:
-    """Check a .vql file for damage. Reads every byte, checks every code and column, and loads the decoder."""
+def info(paths: Things, json: Json = False) -> None:
+    """Show what a .vql file, a codec file or a dump holds. No label of a .vql file is decoded; of a codec file, the
+    report of its fit is shown; of a dump, two batches are read."""
+    from vqlabel.cli.info import describe, show_info
+
+    terminal.for_each(paths, describe, json, show_info)
+
+
+@app.command()
+@terminal.exit_with_errors
+def verify(paths: Files, json: Json = False) -> None:
+    """Check .vql files for damage. Reads every byte, checks every code and column, and loads the decoder."""
     from vqlabel.workflows.verify import verify as run
 
-    terminal.emit(
-        {"path": str(path), **run(path)},
+    terminal.for_each(
+        paths,
+        lambda path: {"path": str(path), **run(path)},
         json,
         lambda f: typer.echo(f"{f['path']}: {f['bytes']:,} bytes in {f['chunks']} chunks and {f['tensors']} tensors, all valid"),
     )

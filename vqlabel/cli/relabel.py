@@ -7,8 +7,10 @@ import typer
 
 from vqlabel.cli import show, terminal, text
 from vqlabel.cli.app import app
+from vqlabel.cli.help import CODEC, INPUT, OUTPUT
+from vqlabel.cli.help import TEXT as TEXT_PANEL
+from vqlabel.cli.help import VIEWS as VIEWS_PANEL
 from vqlabel.cli.options import (
-    TEXT_PANEL,
     Device,
     Effort,
     Head,
@@ -21,7 +23,7 @@ from vqlabel.cli.options import (
     Threads,
     Tokenizer,
 )
-from vqlabel.cli.parse import read_numbers, read_size
+from vqlabel.cli.parse import read_numbers, read_range, read_size
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
@@ -30,11 +32,12 @@ OF_FIT = ("latent", "ids", "no_future", "reference_head")
 OF_TEXT = ("document_length", "tokenizer", "head", "bits", "ratio", "budget", *OF_FIT)
 VIEWS = 128  # in a batch
 
-Images = Annotated[Path | None, typer.Argument(help="folder of images; image i is the i-th of its sorted files")]
+Images = Annotated[Path | None, typer.Argument(metavar="IMAGES", help="folder of images; image i is the i-th of its sorted files")]
 Corpus = Annotated[
     Path | None,
     typer.Option(
         "--text",
+        metavar="CORPUS",
         help="label documents instead of images: a .npy of token ids [n, L] or [T]; a .jsonl or .parquet file with input_ids, token_ids, tokens or "
         "text; or a folder of such files",
         rich_help_panel=TEXT_PANEL,
@@ -42,61 +45,113 @@ Corpus = Annotated[
 ]
 DocumentLength = Annotated[
     int | None,
-    typer.Option(help="tokens of a document, for a flat .npy that has no .offsets.npy beside it", rich_help_panel=TEXT_PANEL),
+    typer.Option(
+        metavar="TOKENS",
+        help="tokens of a document, for a flat .npy that has no .offsets.npy beside it",
+        rich_help_panel=TEXT_PANEL,
+    ),
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", help=".vql file to write, or a dump of images' labels if --layout is given")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "-o",
+        "--out",
+        metavar="FILE.vql",
+        rich_help_panel=OUTPUT,
+        help=".vql file to write, or a dump of images' labels if --layout is given",
+    ),
+]
 Teacher = Annotated[
     str,
     typer.Option(
+        metavar="TEACHER",
+        rich_help_panel=INPUT,
         help="teacher: module:function, a TorchScript or torch.export file, timm:NAME, torchvision:NAME or transformers:NAME; with --text: the folder "
-        "of a causal language model of transformers, or module:function of tokens [b, L] and mask [b, L]; its code is executed"
+        "of a causal language model of transformers, or module:function of tokens [b, L] and mask [b, L]; its code is executed",
     ),
 ]
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="codec file for a .vql (default: labels of images are stored losslessly; to those of documents a codec is fitted)"
+        metavar="FILE",
+        rich_help_panel=CODEC,
+        help="codec file for a .vql (default: labels of images are stored losslessly; to those of documents a codec is fitted)",
     ),
 ]
 Layout = Annotated[
     str | None,
     typer.Option(
-        help="write a dump in this layout: sre2l (in the order of its script's shuffle), lpld, lpqld, lpqld:K, gvbsm or edc"
+        metavar="LAYOUT",
+        rich_help_panel=OUTPUT,
+        help="write a dump in this layout: sre2l (in the order of its script's shuffle), lpld, lpqld, lpqld:K, gvbsm or edc",
     ),
 ]
-Epochs = Annotated[int, typer.Option(help="number of epochs: views per image")]
+Epochs = Annotated[int, typer.Option(metavar="N", rich_help_panel=VIEWS_PANEL, help="number of epochs: views per image")]
 Batch = Annotated[
     int | None,
     typer.Option(
-        help="batch size (default: 128 views, which are mixed within a batch; 8 documents, on which labels do not depend)"
+        metavar="N",
+        rich_help_panel=VIEWS_PANEL,
+        help="batch size (default: 128 views, which are mixed within a batch; 8 documents, on which labels do not depend)",
     ),
 ]
-View = Annotated[int, typer.Option(help="side of a view in pixels")]
-Mix = Annotated[str, typer.Option(help="mixing of views: cutmix, mixup or none")]
-Scale = Annotated[tuple[float, float], typer.Option(help="range of the crop area, as fractions of the image area")]
-Flip = Annotated[float, typer.Option(help="probability of a horizontal flip")]
+View = Annotated[int, typer.Option(metavar="PIXELS", rich_help_panel=VIEWS_PANEL, help="side of a view in pixels")]
+Mix = Annotated[str, typer.Option(metavar="HOW", rich_help_panel=VIEWS_PANEL, help="mixing of views: cutmix, mixup or none")]
+Scale = Annotated[
+    str,
+    typer.Option(
+        metavar="MIN,...",
+        rich_help_panel=VIEWS_PANEL,
+        help="range of the crop area, as fractions of the image area: --scale 0.5,1 or --scale 0.5 1",
+    ),
+]
+Flip = Annotated[float, typer.Option(metavar="P", rich_help_panel=VIEWS_PANEL, help="probability of a horizontal flip")]
 Mean = Annotated[
     str | None,
-    typer.Option(help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: ImageNet's)"),
+    typer.Option(
+        metavar="R,G,B,...",
+        rich_help_panel=INPUT,
+        help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: the teacher's if it is known, as of timm: and transformers:; otherwise ImageNet's)",
+    ),
 ]
-Std = Annotated[str | None, typer.Option(help="standard deviation of pixels in 0..1, in the form of --mean (default: ImageNet's)")]
+Std = Annotated[
+    str | None,
+    typer.Option(
+        metavar="R,G,B,...",
+        rich_help_panel=INPUT,
+        help="standard deviation of pixels in 0..1, in the form of --mean (default: as there)",
+    ),
+]
 Seed = Annotated[
     int,
-    typer.Option(help="seed of the views, which the file stores instead of the augmentation of each view; with --text: of the fit"),
+    typer.Option(
+        metavar="N",
+        rich_help_panel=VIEWS_PANEL,
+        help="seed of the views, which the file stores instead of the augmentation of each view; with --text: of the fit",
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="dtype of the labels: f16 or f32")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", rich_help_panel=OUTPUT, help="dtype of the labels: f16 or f32")]
 Bits = Annotated[
     float | None,
     typer.Option(
-        help="code bits per label on average (default: 32, or determined by --ratio or --bytes)", rich_help_panel=TEXT_PANEL
+        metavar="N",
+        help="code bits per label on average (default: 32, or determined by --ratio or --bytes)",
+        rich_help_panel=TEXT_PANEL,
     ),
 ]
-Ratio = Annotated[float | None, typer.Option(help="target compression ratio against fp16 logits", rich_help_panel=TEXT_PANEL)]
-Budget = Annotated[str | None, typer.Option("--bytes", help="target file size, such as 500kB or 5MB", rich_help_panel=TEXT_PANEL)]
+Ratio = Annotated[
+    float | None, typer.Option(metavar="N", help="target compression ratio against fp16 logits", rich_help_panel=TEXT_PANEL)
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--bytes", metavar="SIZE", help="target file size, such as 500kB, 5M or 5MiB", rich_help_panel=TEXT_PANEL),
+]
 Latent = Annotated[
     int | None,
     typer.Option(
-        help="directions of the hidden states that labels keep (default: as few as lose 0.01 nats)", rich_help_panel=TEXT_PANEL
+        metavar="N",
+        help="directions of the hidden states that labels keep (default: as few as lose 0.01 nats)",
+        rich_help_panel=TEXT_PANEL,
     ),
 ]
 
@@ -115,7 +170,7 @@ def relabel(
     batch: Batch = None,
     view: View = 224,
     mix: Mix = "cutmix",
-    scale: Scale = (0.08, 1.0),
+    scale: Scale = "0.08,1",
     flip: Flip = 0.5,
     mean: Mean = None,
     std: Std = None,
@@ -176,7 +231,7 @@ def relabel(
     check_apart(out, images, beside=(codec, teacher))
     folder = ImageFolder(images)
     recipe = Recipe(
-        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=scale, flip=flip, mix=mix
+        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=read_range("--scale", scale), flip=flip, mix=mix
     )  # fmt: skip
     model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), terminal.progress_bar() as progress:

@@ -4,7 +4,7 @@ from typing import Any
 
 import typer
 
-from vqlabel.cli.terminal import size, table
+from vqlabel.cli.terminal import line, size, table
 
 MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
 MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
@@ -104,15 +104,6 @@ def show_fit(report: dict[str, Any]) -> None:
         )
 
 
-def show_codec(result: dict[str, Any]) -> None:
-    """A codec file: the report of its fit if vqlabel wrote one, otherwise its configuration."""
-    typer.echo(f"{result['path']}: codec file, {size(result['bytes'])}")
-    if {"codec", "config", "fit", "code_bits", "split", "train", "held_out"} <= result["report"].keys():
-        show_fit(result["report"])
-    else:
-        table([(name, str(value)) for name, value in result["config"].items()], (result["codec"], ""))
-
-
 def _gain(report: dict[str, Any]) -> str:
     """The gain of decoded labels about their mean, and the remaining bias on held-out labels."""
     bias_slope = report.get("bias_slope", {})  # absent from older codec files
@@ -134,10 +125,9 @@ def show_trial(trial: Any) -> None:
     slots = f"up to {c.slots} slots, {c.rate:g} bits on average," if c.variable else f"{c.slots} slots"
     kls = "  ".join(f"{name} {value:.3f}" for name, value in trial.kl.items())
     student = "".join(f"  student's {name} {value:.4g}" for name, value in trial.student.items())
-    typer.echo(
+    line(
         f"{size(trial.bytes)}: {slots} of {c.codebook_size}, latent {c.latent}, {c.weight_bits} bits per weight, {prior}: {kls}{student}"
-        f"  ({trial.seconds:.0f} s)",
-        err=True,
+        f"  ({trial.seconds:.0f} s)"
     )
 
 

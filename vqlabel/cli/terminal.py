@@ -1,20 +1,30 @@
 """Terminal behaviour of all commands: results on stdout, notes and progress on stderr, errors as exit codes."""
 
 import functools
+import inspect
 import json
 import os
+import shutil
 import sys
+import tempfile
 import time
+import traceback
+import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import ContextVar
-from typing import Any, NoReturn, TextIO
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from vqlabel.errors import VqlabelError, VqlabelWarning, message, printable
+from vqlabel.cli.flags import named_by_flags
+from vqlabel.cli.help import FLAGS, GENERAL
+from vqlabel.cli.progress import Bars, Lines
+from vqlabel.errors import UsageError, VqlabelError, VqlabelWarning, message, printable
 from vqlabel.progress import Progress, silent
+from vqlabel.version import __version__
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells: 128 + SIGINT
 RESUMABLE = {  # command -> suffixes of the state that an interrupted run leaves beside its target, and how to resume
@@ -22,18 +32,52 @@ RESUMABLE = {  # command -> suffixes of the state that an interrupted run leaves
     "relabel": ((".journal", ".codec"), "run the same command to continue"),
 }
 _stdout: ContextVar[TextIO] = ContextVar("stdout")  # the process's stdout, while `sys.stdout` is redirected to stderr
+_verbosity: ContextVar[int] = ContextVar("_verbosity", default=0)  # -1: errors only; 0: notes, too; 1: more
+_progress: ContextVar[str] = ContextVar("_progress", default="auto")
+PROGRESS = ("auto", "bar", "plain", "off")
+SHORT = ("info", "doctor", "verify")  # commands without progress
+OPTIONS_OF_ALL: dict[str, Any] = {
+    "quiet": Annotated[
+        bool, typer.Option("-q", "--quiet", help="print errors only: no notes, no progress", rich_help_panel=GENERAL)
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "-v", "--verbose", help="print more: progress every 10 seconds, the time taken, and where an error arose",
+            rich_help_panel=GENERAL,
+        ),
+    ],
+    "progress": Annotated[
+        str,
+        typer.Option(
+            metavar="HOW", envvar="VQLABEL_PROGRESS", show_envvar=False, rich_help_panel=GENERAL,
+            help="bar, plain (a line per phase and per minute, for log files) or off; auto: bar on a terminal, otherwise plain. Also set by "
+            "the environment variable VQLABEL_PROGRESS",
+        ),
+    ],
+}  # fmt: skip
 
 
 def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a command so that errors become one line on stderr and an exit code, instead of a traceback."""
+    """Wrap a command so that errors become one line on stderr and an exit code, instead of a traceback, and add
+    the options of OPTIONS_OF_ALL to its own.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
+        how = {name: options.pop(name, None) for name in OPTIONS_OF_ALL}
+        settings = _verbosity.set(how["verbose"] - how["quiet"]), _progress.set(how["progress"] or "auto")
+        started = time.monotonic()
         try:
+            _check_general_options(how, options)
             with _stdout_for_results(), _warnings_as_notes():
                 command(*args, **options)
+            if how["verbose"]:
+                note(f"{command.__name__}, vqlabel {__version__}: {time.monotonic() - started:.1f} s")
+        except typer.Exit:  # a RuntimeError; with the exit code of several files
+            raise
         except VqlabelError as error:
-            _fail(str(error), error.exit_code)
+            _fail(named_by_flags(str(error), (FLAGS.get() or {})), error.exit_code)
         except KeyboardInterrupt:
             _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has closed the pipe, as `head` does
@@ -52,8 +96,46 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
                 _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
             reason = str(error).partition("\n")[0]
             _fail(f"{reason}; check --device", 2 if "device string" in reason else 1)
+        finally:
+            _verbosity.reset(settings[0])
+            _progress.reset(settings[1])
 
+    return _with_general_options(run, command)
+
+
+def _with_general_options(run: Callable[..., None], command: Callable[..., None]) -> Callable[..., None]:
+    """`run` with the signature of `command` and the options of OPTIONS_OF_ALL."""
+    signature = inspect.signature(command)
+    hints = typing.get_type_hints(command, include_extras=True)
+    own = [
+        p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints.get(p.name, p.annotation))
+        for p in signature.parameters.values()
+    ]
+    defaults: dict[str, Any] = {"quiet": False, "verbose": False, "progress": "auto"}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation)
+        for name, annotation in OPTIONS_OF_ALL.items()
+        if name != "progress" or command.__name__ not in SHORT
+    ]
+    del run.__wrapped__  # type: ignore[attr-defined]  # typer would read the signature and type hints of the wrapped function
+    parameters = [*(p for p in own if p.default is p.empty), *(p for p in own if p.default is not p.empty), *added]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
+
+
+def _check_general_options(how: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raises UsageError for --progress of another word, -q with -v, and "-" where a path is expected."""
+    if how["progress"] not in (None, *PROGRESS):
+        raise UsageError(f"--progress {how['progress']}: must be one of {', '.join(PROGRESS)}")
+    if how["quiet"] and how["verbose"]:
+        raise UsageError("-q and -v contradict each other; pass one of them")
+    for name, value in options.items():
+        if value == Path("-"):
+            flag = (FLAGS.get() or {}).get(name, name)
+            raise UsageError(
+                f"{flag} -: standard input and output cannot be used here, as files are read and written in parts; name a file"
+            )
 
 
 def _interrupted(command: str, out: object) -> str:
@@ -117,8 +199,19 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def note(sentence: str) -> None:
-    """Print one line on stderr."""
+    """Print one line on stderr, unless -q was given."""
+    if _verbosity.get() >= 0:
+        _error_line(sentence)
+
+
+def _error_line(sentence: str) -> None:
     typer.echo(f"vqlabel: {message(sentence)}", err=True)
+
+
+def line(text: str) -> None:
+    """Print an interim result on stderr, unless -q was given."""
+    if _verbosity.get() >= 0:
+        typer.echo(text, err=True)
 
 
 def notes(result: dict[str, Any]) -> None:
@@ -139,7 +232,9 @@ def report_order_evidence(source: Any) -> Any:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    note(message)
+    if _verbosity.get() > 0 and code != INTERRUPTED:
+        typer.echo(traceback.format_exc(), err=True, nl=False)
+    _error_line(message)
     raise typer.Exit(code)
 
 
@@ -152,42 +247,66 @@ def emit(result: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]],
             show(result)
 
 
+def for_each(
+    paths: Sequence[Path],
+    describe: Callable[[Path], dict[str, Any]],
+    as_json: bool,
+    show: Callable[[Any], None],
+) -> None:
+    """Print the result of a function for each file; "-" is standard input.
+
+    Of several files, --json prints one object with the list "files". Errors do not end the command but are printed, and
+    listed as "error"; the exit code is then the highest of the errors.
+    """
+    with _standard_input(paths) as copies:
+        if len(paths) == 1:
+            emit({**describe(copies[0]), "path": str(paths[0])}, as_json, show)
+            return
+        results, code = list[dict[str, Any]](), 0
+        for path, copy in zip(paths, copies, strict=True):
+            try:
+                result = {**describe(copy), "path": str(path)}
+            except VqlabelError as error:
+                _error_line(str(error))
+                results.append({"path": str(path), "error": str(error), "exit_code": error.exit_code})
+                code = max(code, error.exit_code)
+                continue
+            results.append(result)
+            if not as_json:
+                emit(result, False, show)
+        if as_json:
+            emit({"files": results}, True, show)
+    if code:
+        raise typer.Exit(code)
+
+
+@contextmanager
+def _standard_input(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The paths, with a temporary copy of standard input in the place of "-"."""
+    if Path("-") not in paths:
+        yield list(paths)
+        return
+    if paths.count(Path("-")) > 1:
+        raise UsageError("-: standard input can be read once only; name it once")
+    if sys.stdin.isatty():
+        raise UsageError("-: standard input is a terminal; redirect a file to it, as in: vqlabel info - < labels.vql")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "stdin.vql"
+        with copy.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield [copy if path == Path("-") else path for path in paths]
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A callback that draws progress bars on stderr; silent in the first second, and if stderr is not a terminal."""
-    if not sys.stderr.isatty():
+    """A callback that shows progress on stderr as --progress says; silent in the first second."""
+    how = "off" if _verbosity.get() < 0 else _progress.get()
+    if how == "off":
         yield silent
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"),
-    )
-    bars = Bars(*columns, console=Console(stderr=True), transient=True)
-    tasks: dict[str, Any] = {}
-    started, is_shown = time.monotonic(), False
-
-    def update(stage: str, done: int, total: int, figures: dict[str, float]) -> None:
-        nonlocal is_shown
-        if not is_shown and time.monotonic() - started > 1:
-            bars.start()
-            is_shown = True
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total, figures="")
-        text = "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith(("train", "loss", "kl")))
-        bars.update(tasks[stage], completed=done, total=total, figures=text)
-
-    try:
+    is_bar = how == "bar" or (how == "auto" and sys.stderr.isatty())
+    with Bars() if is_bar else Lines(interval=10 if _verbosity.get() > 0 else 60) as update:
         yield update
-    finally:
-        if is_shown:
-            bars.stop()
 
 
 def table(rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
