@@ -19,6 +19,9 @@ Dump = Annotated[
 ]
 Vql = Annotated[Path, typer.Argument(help=".vql file")]
 OutCodec = Annotated[Path, typer.Option("-o", "--out", help="codec file to write")]
+Restart = Annotated[
+    bool, typer.Option("--restart", help="discard the state of an interrupted run; otherwise the same command continues it")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace existing output files")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as one JSON object")]
 Threads = Annotated[
