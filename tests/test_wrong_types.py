@@ -46,7 +46,7 @@ CALLS: dict[str, Call] = {
     "open_labels": (vqlabel.open_labels, {
         "path": "nowhere", "layout": "arrays", "domain": "logits", "classes": 3, "images": "nowhere", "class_map": "nowhere",
     }),
-    "fit": (vqlabel.fit, {"dump": "nowhere", "config": vqlabel.FitConfig(), **OUT, "resume": False, **RUN}),
+    "fit": (vqlabel.fit, {"dump": "nowhere", "config": vqlabel.FitConfig(), **OUT, "restart": False, **RUN}),
     "pack": (vqlabel.pack, {
         "dump": "nowhere", **OUT, "config": vqlabel.FitConfig(), "codec": "nowhere", "effort": "fast", "augmentation": "keep", "keep": 0.5,
         "by": "batch", **RUN,

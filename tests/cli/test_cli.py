@@ -396,7 +396,6 @@ def test_invalid_options_and_missing_files_exit_with_2(dump: Path, vql: Path, co
         ("nothing.npy: no such file or directory", ("fit", tmp_path / "nothing.npy", "-o", out)),
         ("no: no such folder; make it first", ("fit", dump, "-o", tmp_path / "no" / "a")),
         ("no: no such folder; make it first", ("pack", dump, "-o", tmp_path / "no" / "a.vql")),
-        ("so nothing was interrupted; run without --resume", ("fit", dump, "-o", out, "--resume")),
         ("nothing: no such file; name a codec", ("pack", dump, "-o", out, "--codec", tmp_path / "nothing")),
         ("--effort is 'most'; it must be one of", ("pack", dump, "-o", out, "--codec", codec_file, "--effort", "most")),
         ("--layout is 'fkd2'; it must be one of", ("pack", dump, "-o", out, "--layout", "fkd2")),
@@ -556,11 +555,11 @@ def test_an_interrupted_fit_resumes_to_the_same_bytes(dump: Path, tmp_path: Path
     process.send_signal(signal.SIGINT)
     shown, error = process.communicate(timeout=60)
     assert (process.returncode, shown) == (130, ""), error
-    end = "no partial output was left; run the same command with --resume to continue"
+    end = "no partial output was left; run the same command to continue"
     assert notes_of(error) == f"vqlabel: interrupted; {end}\n"
     assert list(tmp_path.iterdir()) == [state]
-    refused(2, "of another dump or another configuration", *command, "--seed", "1", "--resume")
-    ok(*command, "--resume")
+    refused(2, "of an interrupted run with other settings (seed 0, now 1)", *command, "--seed", "1")
+    ok(*command)
     assert list(tmp_path.iterdir()) == [out]
     vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=20), out=tmp_path / "b.codec")
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()

@@ -23,7 +23,7 @@ from vqlabel.storage import locks, targets
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC, INTERNAL, NPY, TREE, VQL, TargetFormat
 from vqlabel.storage.targets import AtomicTarget, atomic_target, check_target
-from vqlabel.workflows import fit_state
+from vqlabel.workflows import run_state
 from vqlabel.workflows.convert import convert
 from vqlabel.workflows.tune import tune
 
@@ -364,11 +364,12 @@ def under_a_limit(folder: Path) -> tuple[list[str], list[str], list[str]]:
         with pytest.raises(VqlabelError) as error:
             convert(folder / source, folder / name, layout=layout)
         refused.append(str(error.value))
-    keep = fit_state.StateKeeper(folder / "c.codec.state", "mark")
+    state = run_state.RunState(folder / "c.codec")
+    state.begin({})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            keep({"numbers": list(range(5_000))})
+            state.keep("numbers", list(range(5_000)))
     return refused, [str(warning.message) for warning in caught], sorted(path.name for path in folder.iterdir())
 
 
@@ -382,6 +383,6 @@ def test_a_full_disk_under_torch_save_is_reported_and_does_not_end_a_fit(tmp_pat
     wanted = "cannot be written (File too large); nothing was left behind"
     assert ast.literal_eval(found) == (
         [f"{tmp_path / name}: {wanted}" for name in ("tree", "flat", "b.pt")],
-        [f"{tmp_path / 'c.codec.state'}: {wanted}; the fit continues, and cannot be resumed from here"],
+        [f"{tmp_path / 'c.codec.state'}: {wanted}; the run continues, and cannot be resumed from here"],
         ["a.npy", "image.npy"],
     )

@@ -135,7 +135,7 @@ def test_a_fit_whose_state_cannot_be_written_continues_with_a_warning(here: Path
     found = CliRunner().invoke(app, words.split())
     assert found.exit_code == 0
     assert found.stderr.endswith(
-        "vqlabel: o.codec.state: cannot be written (No space left on device); nothing was left behind; the fit continues, and cannot be "
+        "vqlabel: o.codec.state: cannot be written (No space left on device); nothing was left behind; the run continues, and cannot be "
         "resumed from here\n"
     )
     assert json.loads(found.stdout) == {**json.loads(want.stdout), "path": "o.codec"}

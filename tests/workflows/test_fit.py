@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,10 @@ from vqlabel.codecs import LabelCodec, LabelSample
 from vqlabel.errors import BadLabels, TargetExists, UsageError
 from vqlabel.labels import About, LabelSource, Place, open_labels
 from vqlabel.metrics.distortion import Distortion
+from vqlabel.progress import silent
+from vqlabel.workflows import run_state
 from vqlabel.workflows.fit import fit, fit_sample
+from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.sample import read_sample
 
 QUICK = FitConfig(bits=12, codebook_size=8, prior=False, epochs=2)
@@ -153,6 +157,11 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_gives_others(dump: 
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
+@pytest.fixture(autouse=True)
+def every_state_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "SAVE_SHARE", math.inf)
+
+
 def interrupt(stage: str, done: int) -> Progress:
     def progress(now: str, at: int, _total: int, _figures: dict[str, float]) -> None:
         if (now, at) == (stage, done):
@@ -197,12 +206,12 @@ def test_an_interrupted_and_resumed_fit_gives_the_bytes_of_an_uninterrupted_one(
     stops: list[tuple[str, int]], dump: Path, tmp_path: Path, uninterrupted: bytes
 ) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
-    for turn, (stage, done) in enumerate(stops):
+    for stage, done in stops:
         with pytest.raises(KeyboardInterrupt):
-            fit(dump, LONGER, out=out, resume=turn > 0, progress=interrupt(stage, done))
+            fit(dump, LONGER, out=out, progress=interrupt(stage, done))
         assert list(tmp_path.iterdir()) == [state]
     stages: list[tuple[str, int]] = []
-    fit(dump, LONGER, out=out, resume=True, progress=lambda stage, done, *_: stages.append((stage, done)))
+    fit(dump, LONGER, out=out, progress=lambda stage, done, *_: stages.append((stage, done)))
     assert out.read_bytes() == uninterrupted
     assert list(tmp_path.iterdir()) == [out], "the state goes when the fit is done"
     assert ("prior", 1) not in stages, "what was done is not done again"
@@ -226,47 +235,52 @@ def test_an_interruption_while_the_state_is_written_leaves_the_state_before(
         fit(dump, LONGER, out=out)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["a.codec.state"]
-    fit(dump, LONGER, out=out, resume=True)
+    fit(dump, LONGER, out=out)
     assert out.read_bytes() == uninterrupted
 
 
-def test_resuming_without_a_state_is_refused(dump: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UsageError, match=r"--resume: there is no .*a\.codec\.state, so nothing was interrupted; run without --resume"
-    ):
-        fit(dump, QUICK, out=tmp_path / "a.codec", resume=True)
-    with pytest.raises(UsageError, match="so nothing was interrupted"):
-        fit(dump, QUICK, resume=True)
-
-
 def test_a_state_of_another_configuration_or_dump_is_refused_and_kept(
-    dump: Path, tmp_path: Path, logits: NDArray[np.float16]
+    dump: Path, tmp_path: Path, logits: NDArray[np.float16], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     with pytest.raises(KeyboardInterrupt):
         fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
     before = state.read_bytes()
     np.save(tmp_path / "other.npy", logits + np.float16(0.5))
-    for source, config in ((dump, dataclasses.replace(QUICK, seed=1)), (tmp_path / "other.npy", QUICK)):
-        with pytest.raises(UsageError, match=r"a\.codec\.state: is of another dump or another configuration; give the same flags"):
-            fit(source, config, out=out, resume=True)
+    others = ((dump, dataclasses.replace(QUICK, seed=1), "seed 0, now 1"), (tmp_path / "other.npy", QUICK, "dump .*, now .*"))
+    for source, config, change in others:
+        with pytest.raises(UsageError, match=rf"a\.codec\.state: is the state of .* other settings \({change}\); .* --restart"):
+            fit(source, config, out=out)
     assert state.read_bytes() == before
-    state.write_bytes(before[: len(before) // 2])
-    with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
-        fit(dump, QUICK, out=out, resume=True)
+    monkeypatch.setattr(run_state, "STATE", run_state.STATE + 1)
+    with pytest.raises(UsageError, match=r"\(vqlabel .*, state \d, now .*, state \d\)"):
+        fit(dump, QUICK, out=out)
 
 
-def test_a_new_fit_replaces_an_old_state_and_nothing_else_of_that_name(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
+def test_a_restart_replaces_a_state_and_nothing_else_of_that_name(dump: Path, tmp_path: Path, uninterrupted: bytes) -> None:
     out, state = tmp_path / "a.codec", tmp_path / "a.codec.state"
     with pytest.raises(KeyboardInterrupt):
         fit(dump, QUICK, out=out, progress=interrupt("decoder, round 1", 1))
-    fit(dump, LONGER, out=out)
+    fit(dump, LONGER, out=out, restart=True)
     assert out.read_bytes() == uninterrupted
     assert not state.exists()
     state.write_bytes(b"of somebody else")
-    with pytest.raises(TargetExists, match=r"a\.codec\.state: is not the state of a fit.*; delete it, or choose another"):
-        fit(dump, QUICK, out=out, overwrite=True)
+    with pytest.raises(TargetExists, match=r"a\.codec\.state: .* is not a readable state .*; delete it, or name another"):
+        fit(dump, QUICK, out=out, overwrite=True, restart=True)
     assert state.read_bytes() == b"of somebody else"
+
+
+def test_saving_takes_a_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_state, "SAVE_SHARE", 1e-6)
+    state = RunState(tmp_path / "a")
+    state.begin({})
+    hooks = state.fit_hooks(silent)
+    for step in range(3):
+        hooks.save({"step": step})
+    again = RunState(tmp_path / "a")
+    again.begin({})
+    assert again.fit_hooks(silent).resumed == {"step": 0}
+    assert again.seconds >= state.seconds - 1
 
 
 @pytest.mark.parametrize("lost", ["a bit", "the end", "a field"])
@@ -285,8 +299,8 @@ def test_a_damaged_state_is_refused(lost: str, dump: Path, tmp_path: Path) -> No
             damaged.append(kept.getvalue())
     for content in damaged:
         state.write_bytes(content)
-        with pytest.raises(UsageError, match=r"not a readable state of a fit .*; delete it and run without --resume"):
-            fit(dump, QUICK, out=out, resume=True)
+        with pytest.raises(TargetExists, match=r"this is not a readable state .*; delete it"):
+            fit(dump, QUICK, out=out)
 
 
 def test_a_state_that_is_a_link_is_not_written_through(dump: Path, tmp_path: Path) -> None:

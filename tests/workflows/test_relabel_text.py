@@ -1,5 +1,6 @@
 """Documents and a teacher -> labels: those of each document alone, the same bytes after an interruption."""
 
+import io
 import json
 import re
 import sys
@@ -24,7 +25,7 @@ import vqlabel
 from tests.text_corpus import random_codec
 from vqlabel import TextFitConfig
 from vqlabel.cli import app
-from vqlabel.codecs.file import load_stored_codec, save_codec
+from vqlabel.codecs.file import save_codec
 from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.errors import BadInput, BadLabels, MissingExtra, TargetExists, UsageError, VqlabelError
@@ -34,6 +35,7 @@ from vqlabel.labels.text.head import open_head
 from vqlabel.storage.journal import HEADER_BYTES
 from vqlabel.vql.text.decode import as_output_head
 from vqlabel.vql.text.file import TextVqlFile
+from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text import encode, teacher_source
 from vqlabel.workflows.text.open import OpenedText
 from vqlabel.workflows.text.relabel import relabel_text
@@ -281,7 +283,7 @@ def test_a_run_that_its_teacher_interrupts_continues_to_the_same_bytes(corpus: P
     calls = len(whole.network.calls)  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match=r"teacher models_of_tests:small: fails on tokens \[\d+, \d+\] \(Stop: Stop\)"):
         relabel_text(corpus, load(Stopping(calls - 2)), tmp_path / "a.vql", CONFIG, batch=4)
-    assert left_behind(tmp_path) == ["a.vql.codec", "a.vql.journal"]
+    assert left_behind(tmp_path) == ["a.vql.journal", "a.vql.state"]
     stages: list[tuple[str, int]] = []
     resumed = relabel_text(
         corpus, again, tmp_path / "a.vql", CONFIG, batch=4, progress=lambda stage, done, *_: stages.append((stage, done))
@@ -345,32 +347,27 @@ def other_weights() -> TextTeacher:
 def test_a_run_does_not_continue_with_other_settings(corpus: Path, codec: TokenVqae, tmp_path: Path) -> None:
     out, other = tmp_path / "a.vql", write_lines(tmp_path / "b.jsonl", [{"tokens": tokens} for tokens in documents(seed=1)])
     interrupted(corpus, out, config=CONFIG)
-    start = r"a\.vql\.codec: is not the codec of an interrupted run with these settings \("
+    start = r"a\.vql\.state: is the state of an interrupted run with other settings \("
     for arguments, change in (
         ((corpus, load(Small()), out, TextFitConfig(**{**CONFIG.to_dict(), "bits": 8})), "bits 12.*, now 8"),
         ((other, load(Small()), out, CONFIG), "corpus 42 documents with sha256 .*, now 42 documents"),
         ((corpus, other_weights(), out, CONFIG), "teacher_sha256 .*, now "),
     ):
         with pytest.raises(
-            UsageError, match=rf"{start}{change}.*\); repeat its settings .* or remove this file and a\.vql\.journal"
+            UsageError, match=rf"{start}{change}.*\); repeat those settings to continue that run, or discard it with --restart"
         ):
             relabel_text(*arguments)
     with pytest.raises(UsageError, match=r"a\.vql\.journal: is the journal of an interrupted run with other settings \(.*tensors"):
         relabel_text(corpus, load(Small()), out, codec=codec)
-    (tmp_path / "a.vql.codec").unlink()
+    (tmp_path / "a.vql.state").unlink()
     with pytest.raises(
-        UsageError, match=r"a\.vql\.journal: is the journal .*, but a\.vql\.codec, the codec of that run, is not beside it"
+        UsageError, match=r"a\.vql\.journal: is the journal .*, but a\.vql\.state, with the codec of that run, is not beside it"
     ):
         relabel_text(corpus, load(Small()), out, CONFIG)
-
-
-def test_a_codec_file_of_the_users_is_not_taken_for_that_of_a_run(corpus: Path, codec: TokenVqae, tmp_path: Path) -> None:
-    save_codec(codec, tmp_path / "a.vql.codec", {"rates": []})
-    before = (tmp_path / "a.vql.codec").read_bytes()
-    with pytest.raises(UsageError, match=r"a\.vql\.codec: is not the codec of an interrupted run with these settings; repeat"):
-        relabel_text(corpus, load(Small()), tmp_path / "a.vql", CONFIG)
-    relabel_text(corpus, load(Small()), tmp_path / "a.vql", codec=tmp_path / "a.vql.codec")
-    assert (tmp_path / "a.vql.codec").read_bytes() == before
+    relabel_text(corpus, load(Small()), tmp_path / "whole.vql", CONFIG)
+    relabel_text(corpus, load(Small()), out, CONFIG, restart=True)
+    assert out.read_bytes() == (tmp_path / "whole.vql").read_bytes()
+    assert left_behind(tmp_path) == ["a.vql"]
 
 
 def test_an_existing_file_is_replaced_only_if_that_is_allowed(corpus: Path, small: Small, codec: TokenVqae, tmp_path: Path) -> None:
@@ -384,9 +381,13 @@ def test_an_existing_file_is_replaced_only_if_that_is_allowed(corpus: Path, smal
 
 def test_the_codec_keeps_the_rate_that_was_asked_for(corpus: Path, tmp_path: Path) -> None:
     interrupted(corpus, tmp_path / "a.vql", config=CONFIG)
-    fitted, report = load_stored_codec(tmp_path / "a.vql.codec")
-    assert report["held_out"]["bits"] <= 12 and report["relabel"]["bits"] == 12
-    (tmp_path / "a.vql.codec").rename(tmp_path / "c.codec")
+    state = RunState(tmp_path / "a.vql")
+    state.begin(torch.load(io.BytesIO((tmp_path / "a.vql.state").read_bytes()), weights_only=True)["settings"])
+    kept = state.codec()
+    assert kept is not None
+    fitted, report = kept
+    assert report["held_out"]["bits"] <= 12
+    save_codec(fitted, tmp_path / "c.codec", report)
     low = relabel_text(corpus, load(Small()), tmp_path / "low.vql", TextFitConfig(bits=4), codec=tmp_path / "c.codec")
     high = relabel_text(corpus, load(Small()), tmp_path / "high.vql", codec=tmp_path / "c.codec")
     assert low["bytes"] < high["bytes"] and isinstance(fitted, TokenVqae)
@@ -731,7 +732,7 @@ def test_a_model_s_own_tokenizer_reads_texts(folder: Path, tmp_path: Path, monke
     assert file.text["tokenizer"]["name"] == "tiny" and file.rows == 5
 
 
-@pytest.mark.parametrize(("last", "kept"), [(None, []), (9, ["a.vql.codec"]), (1, ["a.vql.codec", "a.vql.journal"])])
+@pytest.mark.parametrize(("last", "kept"), [(None, []), (9, ["a.vql.state"]), (1, ["a.vql.journal", "a.vql.state"])])
 def test_an_interrupt_tells_how_to_continue_if_there_is_something_to_continue_from(
     last: int | None, kept: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from vqlabel.cli.options import (
     Passes,
     ReferenceHead,
     Rest,
+    Restart,
     StudentImages,
     Threads,
     TopK,
@@ -82,30 +83,23 @@ def fit(
     ids: Ids = None,
     no_future: NoFuture = False,
     reference_head: ReferenceHead = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            rich_help_panel=OUTPUT,
-            help="continue an interrupted fit; the result is the same if the number of threads is the same",
-        ),
-    ] = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
-    """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion."""
+    """Fit a codec to a dump of labels. The last epochs are held out for the reported distortion. After an interruption,
+    the same command resumes."""
     from vqlabel.cli import text
 
     if text.is_text(dump, head, vocab, k, rest, compression):
         text.refuse_others(
-            {"--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes,
-             "--resume": resume or None}
+            {"--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map, "--array": array, "--axes": axes}
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression}
         goal = None if kl is None else text.goal(fit_config, kl=kl)
-        _fit_text(dump, options, fit_config, goal, head, out, overwrite=overwrite, threads=threads, json=json)
+        _fit_text(dump, options, fit_config, goal, head, out, overwrite=overwrite, restart=restart, threads=threads, json=json)
         return
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
@@ -114,8 +108,6 @@ def fit(
     from vqlabel.workflows.fit import fit as run
     from vqlabel.workflows.tune import tune as search
 
-    if kl is not None and resume:
-        raise UsageError("--resume: a search for --kl saves no state; run it again without --resume")
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map))
     config = replace(config, codec=codec)
@@ -124,11 +116,12 @@ def fit(
             open_labels(dump, layout, domain, classes=classes, images=images, class_map=class_map, array=array, axes=axes)
         )
         if kl is None:
-            report = run(source, config, out=out, overwrite=overwrite, resume=resume, progress=progress)[1]
+            report = run(source, config, out=out, overwrite=overwrite, restart=restart, progress=progress)[1]
         else:
-            report = search(source, config, kl=kl, out=out, overwrite=overwrite, progress=progress)[1]
+            report = search(source, config, kl=kl, out=out, overwrite=overwrite, restart=restart, progress=progress)[1]
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_fit)
+    terminal.fail_if_missed(report)
 
 
 @app.command()
@@ -183,10 +176,11 @@ def tune(
     reference_head: ReferenceHead = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
     """Search for the best codec within a budget. Budgets are --ratio, --bytes, --kl, or --bits, which here count all
-    bits per label except those of the augmentation."""
+    bits per label except those of the augmentation. After an interruption, the same command resumes."""
     from vqlabel.cli import text
 
     if text.is_text(dump, head):
@@ -197,7 +191,9 @@ def tune(
         )  # fmt: skip
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         goal = text.goal(fit_config, kl=kl, minutes=minutes)
-        _fit_text(dump, {"layer": layer}, fit_config, goal, head, out, overwrite=overwrite, threads=threads, json=json)
+        _fit_text(
+            dump, {"layer": layer}, fit_config, goal, head, out, overwrite=overwrite, restart=restart, threads=threads, json=json
+        )
         return
     from vqlabel.labels import open_labels
     from vqlabel.report.student_benchmark import StudentBenchmark, StudentJudge
@@ -234,10 +230,11 @@ def tune(
             )
         report = run(
             source, replace(config, bits=None), kl=kl, bits=config.bits, minutes=minutes, judge=students, out=out, overwrite=overwrite,
-            progress=progress, on_trial=show.show_trial,
+            restart=restart, progress=progress, on_trial=show.show_trial,
         )[1]  # fmt: skip
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, show.show_tuned)
+    terminal.fail_if_missed(report)
 
 
 def _fit_text(
@@ -249,6 +246,7 @@ def _fit_text(
     out: Path,
     *,
     overwrite: bool,
+    restart: bool,
     threads: int | None,
     json: bool,
 ) -> None:
@@ -265,8 +263,9 @@ def _fit_text(
     with named_threads(threads), terminal.progress_bar() as progress:
         source = text.open_dump(dump, out, CODEC, options, overwrite=overwrite)
         if goal is None:
-            report = fit_text(source, config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+            report = fit_text(source, config, head=head, out=out, overwrite=overwrite, restart=restart, progress=progress)[1]
         else:
-            report = tune_text(source, goal, config, head=head, out=out, overwrite=overwrite, progress=progress)[1]
+            report = tune_text(source, goal, config, head=head, out=out, overwrite=overwrite, restart=restart, progress=progress)[1]
     terminal.notes(report)
     terminal.emit({**report, "path": str(out)}, json, text.show_fit if goal is None else text.show_tuned)
+    terminal.fail_if_missed(report)

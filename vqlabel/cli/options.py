@@ -22,6 +22,14 @@ Dump = Annotated[
 ]
 Vql = Annotated[Path, typer.Argument(metavar="FILE.vql", help=".vql file")]
 OutCodec = Annotated[Path, typer.Option("-o", "--out", metavar="FILE", rich_help_panel=OUTPUT, help="codec file to write")]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart",
+        rich_help_panel=OUTPUT,
+        help="discard the state of an interrupted run; otherwise the same command continues it",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("-f", "--overwrite", rich_help_panel=OUTPUT, help="replace existing output files")]
 Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="print the result as one JSON object")]
 Threads = Annotated[

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,7 @@ from vqlabel.cli.options import (
     Overwrite,
     ReferenceHead,
     Rest,
+    Restart,
     Threads,
     Tokenizer,
     TopK,
@@ -40,11 +41,6 @@ from vqlabel.cli.options import (
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
-
-if TYPE_CHECKING:
-    from vqlabel.codecs import LabelCodec
-    from vqlabel.labels import LabelSource
-    from vqlabel.progress import Progress
 
 
 @app.command()
@@ -63,6 +59,10 @@ def pack(
         ),
     ] = None,
     kl: Kl = None,
+    save_codec: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="codec file to write, with the codec that was fitted"),
+    ] = None,
     effort: Effort = "normal",
     augmentation: Annotated[
         str,
@@ -104,9 +104,11 @@ def pack(
     reference_head: ReferenceHead = False,
     threads: Threads = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
-    """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given."""
+    """Encode a dump into a .vql file. A codec is fitted first unless a codec file is given. After an interruption, the
+    same command resumes."""
     from vqlabel.cli import text
     from vqlabel.codecs import CODECS
     from vqlabel.storage.formats import VQL
@@ -116,15 +118,19 @@ def pack(
             {"--keep": keep, "--by": by, "--domain": domain, "--classes": classes, "--images": images, "--class-map": class_map,
              "--image-digest": image_digest, "--axes": axes}
         )  # fmt: skip
+        from vqlabel.workflows.text.pack import pack_text
+
         fit_config = text.text_config(config, ids=ids, no_future=no_future, reference_head=reference_head)
         with named_threads(threads), terminal.progress_bar() as progress:
             options = {"layer": layer, "vocab": vocab, "k": k, "rest": rest, "compression": compression, "array": array}
             documents = text.open_dump(dump, out, VQL, options, overwrite=overwrite)
-            result = text.pack(
-                documents, out, fit_config, kl, head=head, codec=codec, tokenizer=tokenizer, overwrite=overwrite, progress=progress
-            )
+            result = pack_text(
+                documents, out, fit_config, head=head, codec=codec, kl=kl, save_codec=save_codec, tokenizer=tokenizer,
+                overwrite=overwrite, restart=restart, progress=progress,
+            )  # fmt: skip
         terminal.notes(result)
         terminal.emit(result, json, text.show_packed)
+        terminal.fail_if_missed(result)
         return
     from vqlabel.labels import open_labels
     from vqlabel.storage.apart import check_apart
@@ -136,14 +142,11 @@ def pack(
     codec_file = None if codec is None or codec in CODECS else Path(codec)
     if by is not None and keep is None:
         raise UsageError(f"--by {by}: needs --keep, the fraction of labels to keep")
-    if kl is not None and codec_file is not None:
-        raise UsageError(f"--kl {kl:g}: {codec_file} is already fitted; remove --kl, or pass a kind of codec to fit")
     check_target(out, VQL, overwrite=overwrite)
     check_apart(out, dump, beside=(images, class_map, codec_file))
+    check_apart(save_codec, dump, beside=(images, class_map))
     if augmentation == "seeded":
         read_recipe(recipe_file(dump))  # raises before the dump is read
-    rate, fit_report = replace(config, codec=codec if codec_file is None else None), dict[str, Any]()
-    fitted: LabelCodec | None = None
     with named_threads(threads), terminal.progress_bar() as progress:
         source = terminal.report_order_evidence(
             open_labels(
@@ -151,35 +154,12 @@ def pack(
                 axes=axes,
             )
         )  # fmt: skip
-        if kl is not None:
-            fitted, fit_report = _fit_to_kl(source, rate, kl, keep, by or "epoch", progress)
-            rate = FitConfig(seed=config.seed, device=config.device)  # a fitted codec accepts no options of a fit
         result = run(
-            source, out, rate, codec=codec_file if fitted is None else fitted, effort=effort, augmentation=augmentation, keep=keep,
-            by=by or "epoch", overwrite=overwrite, progress=progress,
+            source, out, replace(config, codec=codec if codec_file is None else None), codec=codec_file, kl=kl, save_codec=save_codec,
+            effort=effort, augmentation=augmentation, keep=keep, by=by or "epoch", overwrite=overwrite, restart=restart,
+            progress=progress,
         )  # fmt: skip
-    _show_packed(_with_fit(result, fitted, fit_report), json)
-
-
-def _fit_to_kl(
-    source: "LabelSource", config: FitConfig, kl: float, keep: float | None, by: str, progress: "Progress"
-) -> "tuple[LabelCodec, dict[str, Any]]":
-    """The smallest codec that reaches a held-out KL on the labels that `keep` keeps, and the report of its fit."""
-    from vqlabel.labels.pruning import Pruned
-    from vqlabel.workflows.tune import tune
-
-    kept = source if keep is None else Pruned(source, keep, by, config.seed)
-    return tune(kept, config, kl=kl, progress=progress)
-
-
-def _with_fit(result: dict[str, Any], codec: "LabelCodec | None", report: dict[str, Any]) -> dict[str, Any]:
-    """The result of `pack`, with the quality and the notes of the fit of `codec`, if the command fitted it."""
-    if codec is None:
-        return result
-    from vqlabel.workflows.quality import fit_quality
-
-    notes = list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])]))
-    return {**result, "fit": fit_quality(report, sum(codec.code_bits)), "notes": notes}
+    _show_packed(result, json)
 
 
 def _show_packed(result: dict[str, Any], json: bool) -> None:
@@ -187,3 +167,4 @@ def _show_packed(result: dict[str, Any], json: bool) -> None:
     for warning in result["fit"].get("warnings", ()):
         terminal.note(warning)
     terminal.emit(result, json, show.show_pack)
+    terminal.fail_if_missed(result)

@@ -20,6 +20,7 @@ from vqlabel.cli.options import (
     NoFuture,
     Overwrite,
     ReferenceHead,
+    Restart,
     Threads,
     Tokenizer,
 )
@@ -191,6 +192,7 @@ def relabel(
     device: Device = "cpu",
     threads: Threads = None,
     overwrite: Overwrite = False,
+    restart: Restart = False,
     json: Json = False,
 ) -> None:
     """Label views of images, or documents, with a teacher. After an interruption, the same command resumes."""
@@ -210,7 +212,7 @@ def relabel(
         with named_threads(threads), terminal.progress_bar() as progress:
             result = text.relabel(
                 corpus, out, teacher, config, codec=codec, head=head, tokenizer=tokenizer, document_length=document_length, batch=batch,
-                overwrite=overwrite, progress=progress,
+                overwrite=overwrite, restart=restart, progress=progress,
             )  # fmt: skip
         terminal.notes(result)
         terminal.emit(result, json, text.show_packed)
@@ -238,7 +240,8 @@ def relabel(
         source = TeacherSource(folder, model, recipe, dtype=dtype.upper(), device=device, image_digest=image_digest or "names")
         loaded, report = (None, {}) if codec is None else load_codec(codec)
         result = run(
-            source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, progress=progress,
+            source, out, codec=loaded, layout=layout, effort=effort, device=device, overwrite=overwrite, restart=restart,
+            progress=progress,
         )  # fmt: skip
     if loaded is not None:
         result["fit"] = fit_quality(report, sum(loaded.code_bits), codec)

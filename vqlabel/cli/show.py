@@ -131,12 +131,16 @@ def show_trial(trial: Any) -> None:
     )
 
 
+def share_of_budget(report: dict[str, Any]) -> str:
+    """Part of a sentence; empty if the goal of the search was a KL."""
+    return "" if report["budget"] is None else f"{100 * report['bytes'] / report['budget']:.1f} % of the budget, "
+
+
 def show_tuned(report: dict[str, Any]) -> None:
     """The result of a search, and its size relative to the budget."""
     show_fit(report)
-    share = 100 * report["bytes"] / report["budget"]
     typer.echo(
-        f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; "
+        f"{size(report['bytes'])} for this dump, {share_of_budget(report)}1/{report['ratio']:g} of fp16; "
         f"{len(report['trials'])} trials, {report['seconds']:.0f} s"
     )
 

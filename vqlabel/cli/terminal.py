@@ -27,10 +27,7 @@ from vqlabel.progress import Progress, silent
 from vqlabel.version import __version__
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells: 128 + SIGINT
-RESUMABLE = {  # command -> suffixes of the state that an interrupted run leaves beside its target, and how to resume
-    "fit": ((".state",), "run the same command with --resume to continue"),
-    "relabel": ((".journal", ".codec"), "run the same command to continue"),
-}
+RESUMABLE = (".state", ".journal")  # suffixes of what an interrupted run leaves beside its output to continue from
 _stdout: ContextVar[TextIO] = ContextVar("stdout")  # the process's stdout, while `sys.stdout` is redirected to stderr
 _verbosity: ContextVar[int] = ContextVar("_verbosity", default=0)  # -1: errors only; 0: notes, too; 1: more
 _progress: ContextVar[str] = ContextVar("_progress", default="auto")
@@ -79,7 +76,7 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
         except VqlabelError as error:
             _fail(named_by_flags(str(error), (FLAGS.get() or {})), error.exit_code)
         except KeyboardInterrupt:
-            _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
+            _fail(_interrupted(options.get("out")), INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has closed the pipe, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except MemoryError as error:
@@ -93,7 +90,7 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
             _fail(f"{error}; check --device", 1)
         except RuntimeError as error:  # raised by torch: no such device, or device out of memory
             if isinstance(error.__cause__, KeyboardInterrupt):  # Python 3.11 wraps errors raised while a class is created
-                _fail(_interrupted(command.__name__, options.get("out")), INTERRUPTED)
+                _fail(_interrupted(options.get("out")), INTERRUPTED)
             reason = str(error).partition("\n")[0]
             _fail(f"{reason}; check --device", 2 if "device string" in reason else 1)
         finally:
@@ -138,11 +135,10 @@ def _check_general_options(how: dict[str, Any], options: dict[str, Any]) -> None
             )
 
 
-def _interrupted(command: str, out: object) -> str:
+def _interrupted(out: object) -> str:
     """The message after Ctrl-C."""
-    suffixes, remedy = RESUMABLE.get(command, ((), ""))
-    is_resumable = any(os.path.exists(f"{out}{suffix}") for suffix in suffixes)
-    return "interrupted; no partial output was left" + (f"; {remedy}" if is_resumable else "")
+    is_resumable = out is not None and any(os.path.exists(f"{out}{suffix}") for suffix in RESUMABLE)
+    return "interrupted; no partial output was left" + ("; run the same command to continue" if is_resumable else "")
 
 
 @contextmanager
@@ -295,6 +291,12 @@ def _standard_input(paths: Sequence[Path]) -> Iterator[list[Path]]:
         with copy.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield [copy if path == Path("-") else path for path in paths]
+
+
+def fail_if_missed(result: dict[str, Any]) -> None:
+    """Raises VqlabelError, for exit code 1, if a search missed its goal; its nearest result was written and shown."""
+    if "missed" in result:
+        raise VqlabelError(result["missed"])
 
 
 @contextmanager

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqlabel.cli.show import show_distortion
+from vqlabel.cli.show import share_of_budget, show_distortion
 from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
-from vqlabel.progress import noted
 from vqlabel.storage.formats import TargetFormat
 
 if TYPE_CHECKING:
@@ -86,31 +85,6 @@ def refuse_others(options: Mapping[str, object]) -> None:
             raise UsageError(f"{flag} {value}: is for labels of images; these are labels of documents")
 
 
-def pack(
-    dump: "TextSource", out: Path, config: TextFitConfig, kl: float | None, *, head: str | None, **options: Any
-) -> dict[str, Any]:
-    """Pack a dump, see `pack_text`; with `kl`, by the smallest codec that reaches this held-out KL.
-
-    Args:
-        options: further ones of `pack_text`.
-
-    Raises:
-        UsageError: `kl` and a codec are given.
-    """
-    from vqlabel.workflows.text.pack import pack_text
-
-    if kl is None:
-        return pack_text(dump, out, config, head=head, **options)
-    from vqlabel.workflows.text.tune import tune_text
-
-    if options["codec"] is not None:
-        raise UsageError(f"--kl {kl:g}: {options['codec']} is already fitted; remove --kl, or leave out --codec")
-    codec, report = tune_text(dump, goal(config, kl=kl), config, head=head, progress=options["progress"])
-    rate = TextFitConfig(device=config.device)  # a fitted codec has its rate
-    result = pack_text(dump, out, rate, head=head, **{**options, "codec": codec})
-    return {**result, "fit": report, **noted(list(dict.fromkeys([*result.get("notes", []), *report.get("notes", [])])))}
-
-
 def relabel(
     corpus: Path,
     out: Path,
@@ -123,6 +97,7 @@ def relabel(
     document_length: int | None,
     batch: int | None,
     overwrite: bool,
+    restart: bool,
     progress: "Progress",
 ) -> dict[str, Any]:
     """Label the documents of a corpus, see `relabel_text`; the target is checked before the teacher is loaded."""
@@ -138,7 +113,9 @@ def relabel(
     loaded = load_text_teacher(teacher, head=head, device=config.device)
     documents = open_corpus(corpus, document_length=document_length, tokenizer=tokenizer or loaded.tokenizer)
     size_of_batch = {} if batch is None else {"batch": batch}
-    return relabel_text(documents, loaded, out, config, codec=codec, **size_of_batch, overwrite=overwrite, progress=progress)
+    return relabel_text(
+        documents, loaded, out, config, codec=codec, **size_of_batch, overwrite=overwrite, restart=restart, progress=progress
+    )
 
 
 def stats(
@@ -267,9 +244,8 @@ def show_tuned(report: dict[str, Any]) -> None:
         for trial in report["trials"]
     ]  # fmt: skip
     table(rows, ("codes", "ids", "latent", "prior's width", "fixed parts", "file", "code bits", "KL", "time"))
-    share = 100 * report["bytes"] / report["budget"]
     typer.echo(
-        f"{size(report['bytes'])} for this dump, {share:.1f} % of the budget, 1/{report['ratio']:g} of fp16; {report['seconds']:.0f} s"
+        f"{size(report['bytes'])} for this dump, {share_of_budget(report)}1/{report['ratio']:g} of fp16; {report['seconds']:.0f} s"
     )
 
 

@@ -4,6 +4,7 @@ tested on new images.
 Needs pillow (extra `student`). Views of 32 x 32 pixels and labels stay in memory: 5 kB per label of 1,000 classes.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -189,6 +190,22 @@ class StudentJudge:
     def __post_init__(self) -> None:
         check_temperatures((self.temperature,))
         require(self.passes >= 1, "passes", self.passes, "must be at least 1")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the scores depend on besides the codec and the dump."""
+        digest, benchmark = hashlib.sha256(), self.benchmark
+        for tensor in (
+            benchmark.views,
+            benchmark.new_images,
+            benchmark.class_of_folder,
+            benchmark.folder_of_image,
+            benchmark.teacher,
+        ):
+            if tensor is not None:
+                digest.update(tensor.contiguous().numpy().data)
+        images = f"sha256 {digest.hexdigest()[:16]}"
+        return {"images": images, "temperature": self.temperature, "passes": self.passes, "seed": self.seed}
 
     def __call__(self, codec: LabelCodec) -> dict[str, float]:
         """Scores, and `loss`, lower for a better student: KL to the teacher; or, if the benchmark has no labels of the

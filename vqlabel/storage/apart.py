@@ -1,6 +1,7 @@
 """Check that a target is apart from the inputs of the same run, so that nothing is replaced while it is read."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from vqlabel.errors import UsageError
@@ -34,6 +35,14 @@ def check_apart(
             raise UsageError(f"{target}: contains {source}, which is an input, and would be replaced; name another target")
         if source in sources and read in real.parents:
             raise UsageError(f"{target}: lies in {source}, which is an input; name a target outside that folder")
+
+
+def check_distinct(targets: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Raises UsageError if two outputs of a run, name -> path, are one file."""
+    names: dict[Path, str] = {}
+    for name, path in targets.items():
+        if (other := names.setdefault(Path(os.path.realpath(path)), name)) != name:
+            raise UsageError(f"{path}: is the target of both {other} and {name}; name two files")
 
 
 def _same_file(first: Path, second: Path) -> bool:

@@ -31,6 +31,7 @@ class Journal:
         sizes: number of rows of every batch of the run.
         width: numbers in a row.
         dtype: NumPy's name of the unsigned type of a number.
+        restart: discards the journal of an interrupted run, whatever its settings.
 
     Attributes:
         done: number of batches in the file.
@@ -40,7 +41,9 @@ class Journal:
         VqlabelError: it cannot be opened, or not be written (`append`).
     """
 
-    def __init__(self, path: Path, key: dict[str, Any], sizes: Sequence[int], width: int, dtype: str) -> None:
+    def __init__(
+        self, path: Path, key: dict[str, Any], sizes: Sequence[int], width: int, dtype: str, *, restart: bool = False
+    ) -> None:
         self.path, self._sizes, self._width, self._type = path, sizes, width, np.dtype(dtype).newbyteorder("<")
         settings = json.dumps({**key, "journal": VERSION, "width": width, "type": dtype}, sort_keys=True).encode()
         self._head = head = (zlib.crc32(settings).to_bytes(4, "little") + settings)[: HEADER_BYTES - 1].ljust(HEADER_BYTES)
@@ -48,14 +51,14 @@ class Journal:
         if try_lock(self._file) is False:
             self._file.close()
             raise UsageError(f"{path}: another run is writing it; wait until it ends, or stop it and continue from its last batch")
+        if restart and _is_header(self._file.read(HEADER_BYTES)):
+            self._file.truncate(0)
+        self._file.seek(0)
         if not os.fstat(self._file.fileno()).st_size:
             self._file.write(head)
         elif (stored := self._file.read(HEADER_BYTES)) != head:
             self._file.close()
-            raise UsageError(
-                f"{path}: is the journal of an interrupted run with other settings{_stored_differences(stored, settings)}; repeat those settings "
-                "to continue that run, or remove the file, also if another version of vqlabel wrote it"
-            )
+            raise UsageError(f"{path}: {_fault(stored, settings)}")
         self.done = self._count_complete()
 
     def __enter__(self) -> Self:
@@ -116,12 +119,23 @@ class Journal:
         os.unlink(self.path)
 
 
-def _stored_differences(stored: bytes, settings: bytes) -> str:
-    """As `differences`, of a stored header and the settings of this run; "" if there is no header."""
+def _is_header(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is a journal, of any run."""
+    return len(data) == HEADER_BYTES and data[4:14].startswith(b'{"')
+
+
+def _fault(stored: bytes, settings: bytes) -> str:
+    """Why a run with these settings cannot continue from a file with this header."""
+    if not _is_header(stored):
+        return "is not a readable journal, and a run keeps its journal under this name; remove it, or name another output"
     try:
-        return differences(json.loads(stored[4:].rstrip()), json.loads(settings))
-    except ValueError:  # another file, or a header that was cut
-        return ""
+        different = differences(json.loads(stored[4:].rstrip()), json.loads(settings))
+    except ValueError:  # the header is cut or damaged
+        different = ""
+    return (
+        f"is the journal of an interrupted run with other settings{different}; repeat those settings to continue that run, or discard it "
+        "with --restart (restart=True), also if another version of vqlabel wrote it"
+    )
 
 
 def differences(before: Any, now: dict[str, Any]) -> str:
@@ -130,8 +144,8 @@ def differences(before: Any, now: dict[str, Any]) -> str:
     """
     if not isinstance(before, dict):
         return ""
-    names = [name for name in now if before.get(name) != now[name]]
-    words = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now[name])[:60]}" for name in names)
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    words = ", ".join(f"{name} {str(before.get(name))[:60]}, now {str(now.get(name))[:60]}" for name in names)
     return f" ({words})" if words else ""
 
 

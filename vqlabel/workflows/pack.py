@@ -1,6 +1,6 @@
 """A dump -> a `.vql`: fit a codec unless one is given, then encode in one pass; memory grows with the batch only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from os import PathLike
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.codecs import CODECS, LabelCodec, load_codec
+from vqlabel.codecs import save_codec as write_codec
 from vqlabel.codecs.at_config import at_config
 from vqlabel.codecs.config import CODES, COUNTS
 from vqlabel.config import FitConfig
@@ -18,8 +19,8 @@ from vqlabel.labels.fingerprint import LabelsHash
 from vqlabel.labels.image_set import ImageSet
 from vqlabel.labels.pruning import Pruned
 from vqlabel.progress import Progress, noted, silent
-from vqlabel.storage.apart import check_apart
-from vqlabel.storage.formats import VQL
+from vqlabel.storage.apart import check_apart, check_distinct
+from vqlabel.storage.formats import CODEC, VQL
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.views.recipe import DrawnColumns
@@ -28,8 +29,10 @@ from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import check_drawn, drawn_bits, read_recipe, recipe_file
 from vqlabel.vql.writer import VqlWriter
 from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, describe_fit, encoded, spans_of
-from vqlabel.workflows.fit import fit
+from vqlabel.workflows.fit import fit_source
 from vqlabel.workflows.quality import fit_quality
+from vqlabel.workflows.run_state import RunState, state_path
+from vqlabel.workflows.tune import check_budget, tune_source
 
 
 @check_argument_types
@@ -39,19 +42,28 @@ def pack(
     config: FitConfig | None = None,
     *,
     codec: LabelCodec | str | PathLike[str] | None = None,
+    kl: float | None = None,
+    save_codec: str | PathLike[str] | None = None,
     effort: str = "normal",
     augmentation: str | DrawnColumns = "keep",
     keep: float | None = None,
     by: str = "epoch",
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Encode a dump into a `.vql` file; fit a codec first unless one is given. This is `vqlabel pack`.
+
+    The state of an unfinished fit, and then the fitted codec, are kept beside the output as `<out>.state`, and the same
+    call continues from there: see `fit`.
 
     Args:
         dump: a path for `open_labels`, or a source.
         config: of the codec to fit, or the rate at which a fitted codec is used; its seed chooses what `keep` keeps.
         codec: a fitted codec (`fit`, `load_codec`) or the path of its file; None: fit one.
+        kl: fit the smallest codec with this held-out KL, as `tune` does.
+        save_codec: file to write the fitted codec to.
+        restart: discards the state of an interrupted run.
         effort: of the search for the best codes of a label: "fast", "normal" or "best" (`vqae.choose.SWEEPS`, `BEAM`).
         augmentation: "keep": store it as the dump has it. "seeded": store the seed of the recipe beside the dump, or of
             a recipe given in memory, in place of the augmentation; every batch is compared with what the recipe draws.
@@ -66,13 +78,15 @@ def pack(
             With a recipe also `if_kept`, about what they would take without it; without one `if_seeded`, what they
             would take as a seed, if a recipe lies beside the dump.
         fit: see `quality.fit_quality`.
+        missed: a sentence, if `kl` was not reached; the codec is the nearest one.
         notes: sentences on what may surprise the user.
 
     Raises:
         UsageError: the codec is for another number of classes, domain or dtype, or its prior for other images or views;
-            or `out` is not a valid path of a .vql file (`storage.targets.check_target`, `storage.apart.check_apart`).
+            or `out` is not a valid path of a .vql file (`storage.targets.check_target`, `storage.apart.check_apart`);
+            or the state is of another dump or configuration.
         BadLabels: the dump is malformed, or changed while it was read; nothing is written.
-        TargetExists: `out` exists and `overwrite` is false.
+        TargetExists: `out` or `save_codec` exists and `overwrite` is false.
     """
     is_valid = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
     require(is_valid, "augmentation", augmentation, "must be keep or seeded")
@@ -82,17 +96,56 @@ def pack(
     codec_file = None if codec is None or isinstance(codec, LabelCodec) else Path(codec)
     check_apart(out, *source.inputs, beside=() if codec_file is None else (codec_file,))
     check_target(out, VQL, overwrite=overwrite)
-    drawn = _recipe_of(source, augmentation)
-    fitted, report, notes = _fitted_codec(source, config, codec, progress)
+    _check_fit_options(config, codec, kl)
+    if save_codec is not None:
+        check_saved_codec(save_codec, out, codec is not None, source.inputs, overwrite=overwrite)
+    drawn, state = _recipe_of(source, augmentation), RunState(out if codec is None else None, restart=restart)
+    fitted, report, notes = _fitted_codec(source, config, codec, kl, state, progress)
     result = encode_dump(
         source, out, fitted, effort=effort, drawn=drawn, overwrite=overwrite, device=config.device, progress=progress
     )
+    if save_codec is not None:
+        write_codec(fitted, save_codec, report, overwrite=overwrite)
+    state.remove()
     if drawn is None and result["augmentation_bits"] and recipe_file(source.path).exists():
         notes += _add_seeded_bits(result, recipe_file(source.path))
     notes += _size_notes(result, source, fitted)
     if report:
         result["fit"] = fit_quality(report, sum(fitted.code_bits), None if codec_file is None else str(codec_file))
-    return {**result, **noted(list(dict.fromkeys([*result.get("notes", ()), *notes])))}
+    missed = {"missed": report["missed"]} if kl is not None and "missed" in report else {}
+    return {**result, **missed, **noted(list(dict.fromkeys([*result.get("notes", ()), *notes])))}
+
+
+def _check_fit_options(config: FitConfig, codec: object, kl: float | None) -> None:
+    """Raises UsageError if `kl` contradicts other options."""
+    if kl is None:
+        return
+    if codec is not None:
+        name = f"codec {codec.kind}" if isinstance(codec, LabelCodec) else codec
+        raise UsageError(f"--kl {kl:g}: {name} is already fitted; remove --kl, or pass a kind of codec to fit")
+    check_budget(config, None, kl, judged=False)
+
+
+def check_saved_codec(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    is_fitted: bool,
+    inputs: Iterable[str | PathLike[str] | None],
+    *,
+    overwrite: bool,
+) -> None:
+    """Check the file of --save-codec before a fit.
+
+    Args:
+        out: the `.vql` file.
+        is_fitted: whether the run only uses a codec.
+        inputs: of the run.
+    """
+    if is_fitted:
+        raise UsageError(f"--save-codec {path}: this run fits no codec; copy the file of --codec, or leave it out")
+    check_distinct({"--save-codec": path, "--out": out, "the state of this run": state_path(out)})
+    check_apart(path, *inputs)
+    check_target(path, CODEC, overwrite=overwrite)
 
 
 def _recipe_of(source: LabelSource, augmentation: str | DrawnColumns) -> DrawnColumns | None:
@@ -105,11 +158,19 @@ def _recipe_of(source: LabelSource, augmentation: str | DrawnColumns) -> DrawnCo
 
 
 def _fitted_codec(
-    source: LabelSource, config: FitConfig, codec: LabelCodec | str | PathLike[str] | None, progress: Progress
+    source: LabelSource,
+    config: FitConfig,
+    codec: LabelCodec | str | PathLike[str] | None,
+    kl: float | None,
+    state: RunState,
+    progress: Progress,
 ) -> tuple[LabelCodec, dict[str, Any], list[str]]:
     """The codec at the rate of `config`, the report of its fit (empty if unknown), and notes for the user."""
     if codec is None:
-        fitted, report = fit(source, config, progress=progress)
+        if kl is None:
+            fitted, report = fit_source(source, config, state, progress)
+        else:
+            fitted, report = tune_source(source, config, state, kl=kl, progress=progress)
         return fitted, report, list(report.get("notes", ()))
     if isinstance(codec, LabelCodec):
         return at_config(codec, replace(config, seed=0)), {}, []

@@ -44,6 +44,7 @@ def relabel(
     effort: str = "normal",
     device: str = "cpu",
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Label every view of a recipe, into a `.vql` or a dump. After an interruption, even by kill -9, a second run
@@ -56,6 +57,7 @@ def relabel(
         codec: for a `.vql`: a fitted codec, or the path of its file; None: uncompressed labels.
         effort: of the search for codes, see `pack`.
         device: where the codec runs.
+        restart: discards what an interrupted run has labelled.
 
     Returns:
         path, records, classes; for a `.vql` bytes and code_bits, for a dump layout and dtype; notes, if there are any.
@@ -81,7 +83,10 @@ def relabel(
     check_relabel_target(target, layout, overwrite=overwrite)
     if not into_vql and not path.exists():  # with a journal, the recipe is that of the interrupted run
         check_target(recipe_file(target), INTERNAL, overwrite=overwrite)
-    with codec_on(used_codec, effort, device), Journal(path, key, sizes, len(used_codec.code_bits), dtype) as journal:
+    with (
+        codec_on(used_codec, effort, device),
+        Journal(path, key, sizes, len(used_codec.code_bits), dtype, restart=restart) as journal,
+    ):
         _label(source, used_codec, journal, device, progress)
         if into_vql:
             result = _write_vql(source, target, used_codec, journal, overwrite)

@@ -8,7 +8,6 @@ from os import PathLike
 from typing import Any
 
 from vqlabel.codecs import LabelCodec, save_codec
-from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.fit.dataset_stats import dataset_stats
 from vqlabel.codecs.vqae.sizes import file_bytes
@@ -20,24 +19,28 @@ from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
-from vqlabel.workflows.fit import fit_sample
+from vqlabel.workflows.fit import fit_sample, settings_of
+from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.sample import read_sample
-from vqlabel.workflows.tune_search import Judge, Search, Trial
+from vqlabel.workflows.tune_search import Judge, Search, Trial, first_figure
 
 OTHER_TEMPERATURES = ((4.0,), (20.0,))  # tried besides the default if students judge
 
 
-@small_operations()
+MINUTES = 10  # default time budget
+
+
 def tune(
     dump: str | PathLike[str] | LabelSource,
     config: FitConfig,
     *,
     kl: float | None = None,
     bits: float | None = None,
-    minutes: float = 10,
+    minutes: float = MINUTES,
     judge: Judge | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> tuple[LabelCodec, dict[str, Any]]:
@@ -54,20 +57,48 @@ def tune(
         judge: a codec -> scores of a student of its labels, such as `report.StudentJudge`; the trial with the lowest
             `loss` is the best. Then other temperatures are tried too, unless `config` has one. None: trials are
             compared by the held-out KL of calibrated labels (gain 1), which depends on the codes only.
+        out: the codec file to write. The trials that are done and the state of the last fit are kept beside it as
+            `<out>.state`, and the same call continues from there, with the time that is left. A judge without
+            `settings`, which tell it from others, has no such state.
+        restart: discards that state.
         on_trial: called after every trial.
 
     Returns:
-        The codec, and `fit`'s report with `budget`, `bytes`, `ratio`, `judge`, `trials` and `seconds` added.
+        The codec, and `fit`'s report with `budget` (bytes; None for a KL), `bytes`, `ratio`, `judge`, `trials` and
+        `seconds` added; and `missed`, a sentence, if the held-out KL is above `kl`: the codec is then the nearest one.
 
     Raises:
         UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one. Or
-            `kl` and `judge`: a KL is reached, not judged.
+            `kl` and `judge`: a KL is reached, not judged. Or the state is of another dump or other options.
     """
-    start = time.monotonic()
     check_budget(config, bits, kl, minutes, judged=judge is not None)
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
+    state = RunState(out if judge is None or hasattr(judge, "settings") else None, restart=restart)
+    codec, report = tune_source(
+        source, config, state, kl=kl, bits=bits, minutes=minutes, judge=judge, progress=progress, on_trial=on_trial
+    )
+    if out is not None:
+        save_codec(codec, out, report, overwrite=overwrite)
+    state.remove()
+    return codec, report
+
+
+@small_operations()
+def tune_source(
+    source: LabelSource,
+    config: FitConfig,
+    state: RunState,
+    *,
+    kl: float | None = None,
+    bits: float | None = None,
+    minutes: float = MINUTES,
+    judge: Judge | None = None,
+    progress: Progress = silent,
+    on_trial: Callable[[Trial], None] = lambda _: None,
+) -> tuple[LabelCodec, dict[str, Any]]:
+    """As `tune`, without an output; `state` keeps the codec at the end."""
     temperatures = OTHER_TEMPERATURES if judge is not None and config.temperature is None else ()
     config = replace(config, codec="vqae")
     if kl is not None and config.gain is None:
@@ -76,27 +107,44 @@ def tune(
     sample = sample.dense()
     if bits is not None:
         config = replace(config, bytes=max(1, int(bits * dataset_stats(sample).labels / 8)))
-    search = Search(sample, config, start + 60 * minutes, on_trial, judge, temperatures)
-    budget = budget_of(config, search.stats.labels, search.stats.classes)
-    if budget is None:
-        assert kl is not None
-        best = search.reach(kl)
-    else:
-        best = search.within(budget)
-    codec, report = fit_sample(sample, split, search.in_time(best), progress=progress)
+    state.begin({**settings_of(config, sample), "bits": bits, "kl": kl, "judge": getattr(judge, "settings", None)})
+    if (kept := state.codec()) is not None:
+        return kept
+    search = Search(sample, config, time.monotonic() - state.seconds + 60 * minutes, on_trial, judge, temperatures, state)
+    best, final = _search(search, kl, state)
+    codec, report = fit_sample(sample, split, final, state=state, progress=progress)
     report |= {
-        "budget": best.bytes if budget is None else budget, **_size(codec, search),
-        "judge": "kl" if judge is None else "student", "trials": [trial.to_dict() for trial in search.trials],
-        "seconds": round(time.monotonic() - start, 1),
+        "budget": search.budget, **_size(codec, search), "judge": "kl" if judge is None else "student",
+        "trials": [trial.to_dict() for trial in search.trials], "seconds": round(state.seconds, 1),
     }  # fmt: skip
     if search.out_of_time and len(search.trials) == 1:
         sentence = (
             f"one trial took the time of --minutes {minutes:g}: its sizes were compared with no others; more minutes try more"
         )
         report["notes"] = [*report.get("notes", ()), sentence]
-    if out is not None:
-        save_codec(codec, out, report, overwrite=overwrite)
+    if kl is not None and (found := report.get("calibrated", report["held_out"])[first_figure(best)]) > kl:
+        report["missed"] = (
+            f"--kl {kl:g} was not reached: the nearest codec of {len(search.trials)} trials has a held-out KL of {found:.3f} with "
+            f"{report['bytes']:,} bytes, and is the result (--minutes gives more time)"
+        )
+    state.keep_codec(codec, report)
     return codec, report
+
+
+def _search(search: Search, kl: float | None, state: RunState) -> tuple[Trial, FitConfig]:
+    """The best trial, and the configuration of the final fit; both those of the interrupted run if it had chosen."""
+    chosen = state.result("chosen")
+    if chosen is None:
+        if search.budget is None:
+            assert kl is not None
+            best = search.reach(kl)
+        else:
+            best = search.within(search.budget)
+        index, final = search.trials.index(best), search.in_time(best)
+        state.keep("chosen", {"trial": index, "final": final.to_dict(), "out_of_time": search.out_of_time})
+        return best, final
+    search.trials, search.out_of_time = search.stored, chosen["out_of_time"]
+    return search.trials[chosen["trial"]], FitConfig.from_dict(chosen["final"])
 
 
 def _size(codec: LabelCodec, search: Search) -> dict[str, Any]:
@@ -106,7 +154,7 @@ def _size(codec: LabelCodec, search: Search) -> dict[str, Any]:
     return {"bytes": size, "ratio": round(2 * search.stats.labels * search.stats.classes / size, 1)}
 
 
-def check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float, *, judged: bool) -> None:
+def check_budget(config: FitConfig, bits: float | None, kl: float | None, minutes: float = MINUTES, *, judged: bool) -> None:
     """Raises UsageError unless there is one budget, of bytes if students judge, and sizes to search for it."""
     if kl is not None and judged:
         raise UsageError(f"--kl {kl:g}: a search for a KL has no other judge; name a budget with --judge student")

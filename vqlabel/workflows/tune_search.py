@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from vqlabel.codecs import LabelCodec, LabelSample, fit_codec
+from vqlabel.codecs.budget import budget_of
 from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.codecs.vqae.fit.budget import DEFAULT_WEIGHT_BITS, MAX_WEIGHT_BITS, MIN_WEIGHT_BITS
 from vqlabel.codecs.vqae.fit.dataset_stats import DatasetStats, dataset_stats
@@ -19,6 +20,7 @@ from vqlabel.errors import UsageError
 from vqlabel.metrics.distortion import temperature_weight
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.workflows.fit_report import measure
+from vqlabel.workflows.run_state import RunState
 
 QUICK = 0.3  # share of a complete fit's epochs in a trial: enough to rank shapes, too few to predict their final KL
 SHARES = (0.25, 0.4, 0.6, 0.75, 0.0, 0.9)  # shares of the budget for codes that are tried, besides the default
@@ -51,15 +53,33 @@ class Trial:
             "config": self.resolved.to_dict(), "bytes": self.bytes, "loss": self.loss, "kl": self.kl, **scores, "seconds": self.seconds
         }  # fmt: skip
 
+    def to_state(self) -> dict[str, Any]:
+        """All fields, for `RunState`."""
+        return {
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "config": self.config.to_dict(),
+            "resolved": self.resolved.to_dict(),
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Trial":
+        """Inverse of `to_state`."""
+        return cls(**{**state, "config": FitConfig.from_dict(state["config"]), "resolved": VqaeConfig.from_dict(state["resolved"])})
+
 
 def _slots(config: VqaeConfig) -> int:
     """Slots per label; at a variable rate of the mean label."""
     return round(config.rate / config.code_bits) if config.variable else config.slots
 
 
+def first_figure(trial: Trial) -> str:
+    """Name of the KL at the first temperature."""
+    return next(iter(trial.kl))
+
+
 def _first_kl(trial: Trial) -> float:
     """KL at the first temperature."""
-    return next(iter(trial.kl.values()))
+    return trial.kl[first_figure(trial)]
 
 
 class Search:
@@ -72,6 +92,10 @@ class Search:
         judge: ranks the trials by the students of their labels, which have the gain of `config`. None: by the held-out
             KL of calibrated labels, which depends on the codes only.
         temperatures: to fit for besides that of `config`. KL at one says nothing about KL at another: only for a judge.
+        state: keeps the trials; those of an interrupted run, `stored`, are not repeated.
+
+    Attributes:
+        budget: in bytes; None: `config` has none.
     """
 
     def __init__(
@@ -82,10 +106,14 @@ class Search:
         on_trial: Callable[[Trial], None] = lambda _: None,
         judge: Judge | None = None,
         temperatures: Sequence[tuple[float, ...]] = (),
+        state: RunState | None = None,
     ) -> None:
         self.sample, self.config, self.until, self.on_trial = sample, config, until, on_trial
         self.judge, self.temperatures = judge, temperatures
         self.stats: DatasetStats = dataset_stats(sample)
+        self.budget = budget_of(config, self.stats.labels, self.stats.classes)
+        self.state = state or RunState(None)
+        self.stored = [Trial.from_state(trial) for trial in self.state.result("trials") or []]
         self.trials: list[Trial] = []
         self.out_of_time = False  # whether `within` left out trials
 
@@ -181,10 +209,10 @@ class Search:
 
     def reach(self, kl: float) -> Trial:
         """The default shape with the fewest bytes whose trial has at most this KL, by the secant method on the
-        logarithms of both.
+        logarithms of both; if no trial reached it, the nearest one.
 
         Raises:
-            UsageError: no trial reached it; the message has the nearest.
+            UsageError: there are too few labels for any codec.
         """
         labels, classes = self.stats.labels, self.stats.classes
         low, high = math.log(FILE_BYTES), math.log(labels * classes / 2)  # bytes: too few; 1/4 of fp16, more than any KL needs
@@ -210,13 +238,9 @@ class Search:
                 break
             secant = size - excess / slope
             size = secant if low < secant < high else (low + high) / 2
-        if smallest is None:
-            nearest = min(self.trials, key=_first_kl)
-            raise UsageError(
-                f"--kl {kl:g} was not reached in the time; the nearest is {_first_kl(nearest):.3f} with {nearest.bytes} bytes "
-                "(--minutes gives more time)"
-            )
-        return smallest
+        if not self.trials:
+            raise UsageError(f"--kl {kl:g}: no codec of these {labels:,} labels has less than 1/4 of fp16's bytes; use --codec raw")
+        return min(self.trials, key=_first_kl) if smallest is None else smallest
 
     def run(self, config: FitConfig) -> Trial:
         """A trial fit, measured on held-out labels; if the shape was tried before, that trial.
@@ -228,6 +252,11 @@ class Search:
         resolved = resolve(quick, self.stats)
         for trial in self.trials:
             if replace(trial.resolved, price=0.0) == resolved:
+                return trial
+        for trial in self.stored:
+            if replace(trial.resolved, price=0.0) == resolved:
+                self.trials.append(trial)
+                self.on_trial(trial)
                 return trial
         start = time.monotonic()
         codec = fit_codec(self.sample, replace(quick, epochs=self._quick_epochs()))
@@ -244,6 +273,7 @@ class Search:
             student=student, seconds=round(time.monotonic() - start, 1), fit_seconds=round(fit_seconds, 1),
         )  # fmt: skip
         self.trials.append(trial)
+        self.state.keep("trials", [trial.to_state() for trial in self.trials])
         self.on_trial(trial)
         return trial
 
@@ -257,6 +287,8 @@ class Search:
         return max(1, round(QUICK * (self.config.epochs or default_epochs(self.sample))))
 
     def _time_for_more(self) -> bool:
-        """Whether another trial leaves time for a complete fit."""
+        """Whether another trial leaves time for a complete fit; the interrupted run had it for its trials."""
+        if len(self.trials) < len(self.stored):
+            return True
         trial, fit = max(trial.seconds for trial in self.trials), max(trial.fit_seconds for trial in self.trials)
         return time.monotonic() + trial + fit / QUICK < self.until

@@ -277,10 +277,10 @@ def test_an_interrupted_fit_has_the_bytes_of_an_uninterrupted_one(uneven: Path, 
 
     config = replace(VARIABLE_RATE, gain=None, epochs=2)
     vqlabel.fit(uneven, config, out=tmp_path / "whole.codec")
-    for turn, stop in enumerate([("decoder, round 1", 1), ("choosing codes", 1), ("decoder, round 2", 2)]):
+    for stop in [("decoder, round 1", 1), ("choosing codes", 1), ("decoder, round 2", 2)]:
         with pytest.raises(KeyboardInterrupt):
-            vqlabel.fit(uneven, config, out=tmp_path / "a.codec", resume=turn > 0, progress=interrupt(*stop))
-    vqlabel.fit(uneven, config, out=tmp_path / "a.codec", resume=True)
+            vqlabel.fit(uneven, config, out=tmp_path / "a.codec", progress=interrupt(*stop))
+    vqlabel.fit(uneven, config, out=tmp_path / "a.codec")
     assert (tmp_path / "a.codec").read_bytes() == (tmp_path / "whole.codec").read_bytes()
 
 

@@ -1,14 +1,18 @@
 """A dump of documents -> a fitted codec and its report."""
 
+import hashlib
 from dataclasses import replace
 from os import PathLike
 from typing import Any
 
 import numpy as np
+import torch
 
 from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import save_codec
 from vqlabel.codecs.sample import FitHooks
+from vqlabel.codecs.sparse.codec import SparseCodec
+from vqlabel.codecs.sparse.documents import SparseDocuments
 from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
 from vqlabel.codecs.token_vqae.fit.price import price_of, rate_at, rates
@@ -21,6 +25,7 @@ from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
@@ -38,6 +43,7 @@ def fit_text(
     layer: int | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> tuple[DocumentCodec, dict[str, Any]]:
     """Fit a codec to the labels of documents; some documents are held out.
@@ -48,55 +54,104 @@ def fit_text(
         dump: a path for `open_text_labels`, or a source.
         head: the teacher's output head, a path for `open_head`.
         layer: of hidden states of several layers, the one to read; None: the last.
-        out: codec file to write.
+        out: codec file to write; the state of an unfinished fit is kept beside it as `<out>.state`, and the same call
+            continues from there. With the same number of threads on the same machine, the result equals that of an
+            uninterrupted fit, byte for byte.
+        restart: discards that state.
 
     Returns:
         The codec, and a report: the configuration; `rates`, price, bits and held-out KL of the rates that it can be
         packed at; `held_out`, the rate that was asked for.
 
     Raises:
-        UsageError: the head is missing or of another size.
+        UsageError: the head is missing or of another size; or the state is of another dump or configuration.
         BadLabels: the dump has fewer than 2 documents, or is malformed.
-        TargetExists: `out` exists and `overwrite` is false.
+        TargetExists: `out` exists and `overwrite` is false; or another file has the name of the state.
     """
     if out is not None:
         check_target(out, CODEC, overwrite=overwrite)
+    state = RunState(out, restart=restart)
     opened = open_text_dump(dump, head, layer=layer)
-    codec, report = fit_opened(opened, config or TextFitConfig(), progress=progress)
+    codec, report = fit_opened(opened, config or TextFitConfig(), state, progress=progress)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
+    state.remove()
     return codec, report
 
 
-def fit_opened(opened: OpenedText, config: TextFitConfig, *, progress: Progress = silent) -> tuple[DocumentCodec, dict[str, Any]]:
-    """As `fit_text`, for a dump that is open."""
+def fit_opened(
+    opened: OpenedText, config: TextFitConfig, state: RunState | None = None, *, progress: Progress = silent
+) -> tuple[DocumentCodec, dict[str, Any]]:
+    """As `fit_text`, for a dump that is open.
+
+    Args:
+        state: keeps the codec at the end; begun here by the labels of the sample unless the caller has begun it. The
+            fit to top-k labels takes seconds, and has none.
+    """
+    state = state or RunState(None)
+    if state.begun and (kept := kept_codec(state, opened)) is not None:
+        return kept
     source, total = opened.source, int(np.maximum(opened.source.lengths - 1, 0).sum())
     if opened.head is None:
         return fit_sparse(opened, config, labels=total, progress=progress)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
     sample = read_text_sample(opened, config.labels, config.seed, progress)
-    codec, report = fit_sample(sample, config, labels=total, progress=progress)
-    return codec, {**report, "head": opened.about["head"], **noted(source.notes)}
+    if not state.begun:
+        state.begin(settings_of(opened, sample, config))
+        if (kept := kept_codec(state, opened)) is not None:
+            return kept
+    codec, report = fit_sample(sample, config, labels=total, state=state, progress=progress)
+    report |= {"head": opened.about["head"], **noted(source.notes)}
+    state.keep_codec(codec, report)
+    return codec, report
+
+
+def settings_of(opened: OpenedText, sample: TextSample, config: TextFitConfig) -> dict[str, Any]:
+    """What a fit depends on: its configuration, the head, and the documents and labels of the training split."""
+    digest, train = hashlib.sha256(), sample.train
+    digest.update(np.ascontiguousarray(train.documents.tokens).data)
+    digest.update(train.labels.hidden.contiguous().view(torch.uint8).numpy().data)
+    sampled = f"{len(train.labels)} labels with sha256 {digest.hexdigest()[:16]}"
+    total = int(opened.source.lengths.sum())
+    return {**config.to_dict(), "head": opened.about["head"].get("sha256"), "dump": f"{total} tokens, of which {sampled}"}
+
+
+def kept_codec(state: RunState, opened: OpenedText) -> tuple[DocumentCodec, dict[str, Any]] | None:
+    """The codec of an interrupted run, with its head, and the report of its fit; None: the run has none."""
+    if (kept := state.codec()) is None:
+        return None
+    codec, report = kept
+    if isinstance(codec, SparseCodec):
+        return SparseDocuments(codec), report
+    if codec.config.head == "referenced" and opened.head is not None:
+        codec.attach(opened.head)
+    return codec, report
 
 
 def fit_sample(
-    sample: TextSample, config: TextFitConfig, *, labels: int | None = None, progress: Progress = silent
+    sample: TextSample,
+    config: TextFitConfig,
+    *,
+    labels: int | None = None,
+    state: RunState | None = None,
+    progress: Progress = silent,
 ) -> tuple[TokenVqae, dict[str, Any]]:
     """As `fit_text`, for a sample that is in memory.
 
     Args:
         labels: of the whole dump, over which a budget is divided; None: those of the sample.
+        state: of the run that this fit belongs to.
     """
-    codec, choices = fit_and_choose(sample, config, progress)
+    codec, choices = fit_and_choose(sample, config, (state or RunState(None)).fit_hooks(progress))
     bits = code_bits_of(config, codec, labels or len(sample.train.labels) + len(sample.held_out.labels))
     return at_price(codec, choices, sample, config, price_of(choices, codec.config, bits))
 
 
-def fit_and_choose(sample: TextSample, config: TextFitConfig, progress: Progress) -> tuple[TokenVqae, Choices]:
+def fit_and_choose(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> tuple[TokenVqae, Choices]:
     """Fit a codec on `config.device`. Returns it, and its choices for the held-out labels; both on the CPU."""
     sample = sample.to(config.device)
-    codec = fit_codec(sample, config, FitHooks(progress=progress))
+    codec = fit_codec(sample, config, hooks)
     choices = codec.choices(sample.held_out.labels, sample.held_out.documents)
     codec.to("cpu")
     return codec, Choices(*(tensor.cpu() for tensor in choices))

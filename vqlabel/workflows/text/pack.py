@@ -9,6 +9,7 @@ import numpy as np
 
 from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import load_stored_codec
+from vqlabel.codecs.file import save_codec as write_codec
 from vqlabel.codecs.hidden_labels import OutputHead
 from vqlabel.codecs.sparse.codec import SparseCodec
 from vqlabel.codecs.sparse.documents import SparseDocuments
@@ -25,10 +26,13 @@ from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.vql.text.streams import Fields
+from vqlabel.workflows.pack import check_saved_codec
+from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text.encode import encode_documents, write_labels
 from vqlabel.workflows.text.fit import code_bits_of, fit_opened
 from vqlabel.workflows.text.fit_sparse import check_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
+from vqlabel.workflows.text.tune import TextGoal, tune_opened
 
 
 @check_argument_types
@@ -39,47 +43,75 @@ def pack_text(
     *,
     head: str | PathLike[str] | None = None,
     codec: DocumentCodec | str | PathLike[str] | None = None,
+    kl: float | None = None,
+    save_codec: str | PathLike[str] | None = None,
     tokenizer: str | PathLike[str] | None = None,
     layer: int | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Encode the labels of documents into a `.vql`; fit a codec first unless one is given. This is `vqlabel pack`.
+
+    The state of an unfinished fit, and then the fitted codec, are kept beside the output as `<out>.state`, and the same
+    call continues from there: see `fit_text`.
 
     Args:
         dump: a path for `open_text_labels`, or a source.
         config: of the codec to fit, or the rate at which a fitted codec is used.
         head: the teacher's output head, a path for `open_head`.
         codec: a fitted codec or the path of its file; None: fit one.
+        kl: fit the smallest codec with this held-out KL, as `tune_text` does.
+        save_codec: file to write the fitted codec to.
+        restart: discards the state of an interrupted run.
         tokenizer: the teacher's, a path for `tokenizer_identity`; its hash is recorded.
         layer: of hidden states of several layers, the one to read; None: the last.
 
     Returns:
         `labels`, `documents` and `bytes` of the file, `code_bits` per label, `repeated` documents that were left out;
         `fit`, the report of the codec's fit, whose `held_out` is the rate that was used, and which names the
-        `codec_file` if one was given; `notes`.
+        `codec_file` if one was given; `missed`, a sentence, if `kl` was not reached; `notes`.
 
     Raises:
-        UsageError: the head is missing or another one than the codec's.
+        UsageError: the head is missing or another one than the codec's; or the state is of another run.
         BadLabels: the dump is malformed, or its rows belong to other tokens.
-        TargetExists: `out` exists and `overwrite` is false.
+        TargetExists: `out` or `save_codec` exists and `overwrite` is false.
     """
     check_target(out, VQL, overwrite=overwrite)
-    check_apart(
-        out,
-        dump if not isinstance(dump, TextSource) else dump.path,
-        beside=(head, tokenizer, None if isinstance(codec, DocumentCodec) else codec),
-    )
-    opened = open_text_dump(dump, head, tokenizer=tokenizer, layer=layer)
+    path = dump.path if isinstance(dump, TextSource) else dump
+    check_apart(out, path, beside=(head, tokenizer, None if isinstance(codec, DocumentCodec) else codec))
     config = config or TextFitConfig()
-    fitted, report = fit_opened(opened, config, progress=progress) if codec is None else fitted_codec(opened, codec, config)
+    goal = _goal(config, codec, kl)
+    if save_codec is not None:
+        check_saved_codec(save_codec, out, codec is not None, (path, head, tokenizer), overwrite=overwrite)
+    state = RunState(out if codec is None else None, restart=restart)
+    opened = open_text_dump(dump, head, tokenizer=tokenizer, layer=layer)
+    if codec is not None:
+        fitted, report = fitted_codec(opened, codec, config)
+    elif goal is not None:
+        fitted, report = tune_opened(opened, goal, config, state, progress=progress)
+    else:
+        fitted, report = fit_opened(opened, config, state, progress=progress)
     encoded = encode_documents(opened, fitted, device=config.device)
     labels = _distinct(encoded, len(opened.source), progress)
     result = write_labels(labels, fitted, out, opened.source.about.dtype, opened.about, overwrite=overwrite)
+    if save_codec is not None:
+        write_codec(fitted, save_codec, report, overwrite=overwrite)
+    state.remove()
     result["repeated"] = int((opened.source.lengths > 1).sum()) - result["documents"]
-    return {
-        "path": str(out), **result, "code_bits": TextVqlFile(out).label_bits, "fit": report, **noted(opened.source.notes)
-    }  # fmt: skip
+    missed = {"missed": report["missed"]} if goal is not None and "missed" in report else {}
+    notes = noted(list(dict.fromkeys([*opened.source.notes, *(report.get("notes", ()) if goal is not None else ())])))
+    return {"path": str(out), **result, "code_bits": TextVqlFile(out).label_bits, "fit": report, **missed, **notes}
+
+
+def _goal(config: TextFitConfig, codec: object, kl: float | None) -> TextGoal | None:
+    """The goal of a search for a codec; None: none. Raises UsageError if `kl` contradicts other options."""
+    if kl is None:
+        return None
+    if codec is not None:
+        name = f"codec {codec.kind}" if isinstance(codec, DocumentCodec) else codec
+        raise UsageError(f"--kl {kl:g}: {name} is already fitted; remove --kl, or leave out --codec")
+    return TextGoal(kl=kl, bits=config.bits, bytes=config.bytes, ratio=config.ratio)
 
 
 def fitted_codec(

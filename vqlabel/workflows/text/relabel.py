@@ -11,7 +11,6 @@ import numpy as np
 
 from vqlabel.bitstream import pack_fixed, packed_size, unpack_fixed
 from vqlabel.codecs.documents import DocumentCodec
-from vqlabel.codecs.file import save_codec
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.corpus.corpus import Corpus
@@ -19,22 +18,21 @@ from vqlabel.labels.text.corpus.open import open_corpus
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import VQL
-from vqlabel.storage.journal import Journal, differences
+from vqlabel.storage.journal import Journal
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.decode import as_output_head
 from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.vql.text.streams import Fields
+from vqlabel.workflows.run_state import RunState, state_path
 from vqlabel.workflows.text.encode import encode_documents, group_sizes, write_labels
-from vqlabel.workflows.text.fit import fit_opened
+from vqlabel.workflows.text.fit import fit_opened, kept_codec
 from vqlabel.workflows.text.open import OpenedText, opened_text
 from vqlabel.workflows.text.pack import fitted_codec
 from vqlabel.workflows.text.teacher_checks import checked_source
 from vqlabel.workflows.text.teacher_source import BATCH, TeacherTextSource
 from vqlabel.workflows.text.teachers import TextTeacher, load_text_teacher
 from vqlabel.workflows.user_code import sha256_of
-
-SETTINGS = "relabel"  # entry of the report in the codec file of an interrupted run
 
 
 @check_argument_types
@@ -47,13 +45,14 @@ def relabel_text(
     codec: DocumentCodec | str | PathLike[str] | None = None,
     batch: int = BATCH,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Label the documents of a corpus into a `.vql`; fit a codec to a sample of them first unless one is given.
 
     This is `vqlabel relabel --text`. After an interruption, even by kill -9, a second run continues and gives the bytes
-    of an uninterrupted one: `<out>.journal` has the codes of the documents that are done, and `<out>.codec` the codec.
-    Memory holds the hidden states of a few documents, and those of the sample during the fit.
+    of an uninterrupted one: `<out>.journal` has the codes of the documents that are done, and `<out>.state` the codec
+    or the state of its fit. Memory holds the hidden states of a few documents, and those of the sample during the fit.
 
     Args:
         corpus: a path for `open_corpus`, or a corpus. Texts are tokenized by the tokenizer in the teacher's folder.
@@ -62,6 +61,7 @@ def relabel_text(
             is loaded here.
         codec: a fitted codec or the path of its file; None: fit one.
         batch: documents that the teacher reads at a time; a label depends on it by rounding only.
+        restart: discards what an interrupted run kept.
 
     Returns:
         `labels`, `documents` and `bytes` of the file, `code_bits` per label, `repeated` documents that were left out;
@@ -80,11 +80,11 @@ def relabel_text(
     source = TeacherTextSource(documents, loaded, batch)
     head = as_output_head(loaded.head)
     opened = opened_text(checked_source(source, head), loaded.head, head, dict(documents.tokenizer))
-    run = _Run(target=Path(out), teacher=source, opened=opened, progress=progress)
+    run = _Run(target=Path(out), teacher=source, opened=opened, restart=restart, progress=progress)
     used, report = run.fitted(config) if codec is None else fitted_codec(opened, codec, config)
     result = run.label(used, overwrite=overwrite)
     if codec is None:
-        run.codec_file.unlink()
+        state_path(out).unlink(missing_ok=True)
     notes = noted(opened.source.notes)
     return {"path": str(out), **result, "code_bits": TextVqlFile(out).label_bits, "fit": report, **notes}
 
@@ -96,22 +96,19 @@ class _Run:
     Attributes:
         teacher: labels the documents.
         opened: the same, checked, and the head.
+        restart: discards what an interrupted run kept.
     """
 
     target: Path
     teacher: TeacherTextSource
     opened: OpenedText
+    restart: bool
     progress: Progress
 
     @property
     def journal(self) -> Path:
         """Fields of the labels that are done."""
         return self.target.with_name(self.target.name + ".journal")
-
-    @property
-    def codec_file(self) -> Path:
-        """The codec that was fitted."""
-        return self.target.with_name(self.target.name + ".codec")
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -127,29 +124,22 @@ class _Run:
     def fitted(self, config: TextFitConfig) -> tuple[DocumentCodec, dict[str, Any]]:
         """The codec of the interrupted run, or else a new one, and the report of its fit.
 
-        A new one is read from its file, too, so that all runs encode with the same weights.
+        A new one is taken from the state, too, so that all runs encode with the same weights.
 
         Raises:
             UsageError: the interrupted run had other settings.
         """
-        settings = {**self.settings, **replace(config, device="cpu").to_dict()}
-        if not self.codec_file.exists():
-            if self.journal.exists():
-                raise UsageError(
-                    f"{self.journal}: is the journal of an interrupted run, but {self.codec_file.name}, the codec of that run, is not beside it; "
-                    "repeat its settings (--codec), or remove the journal"
-                )
-            codec, report = fit_opened(self.opened, config, progress=self.progress)
-            save_codec(codec, self.codec_file, {**report, SETTINGS: settings})
-        codec, report = fitted_codec(self.opened, self.codec_file, TextFitConfig())
-        del report["codec_file"]  # this codec is fitted to these labels
-        stored = report.pop(SETTINGS, None)
-        if stored != settings:
+        state = RunState(self.target, restart=self.restart)
+        state.begin({**self.settings, **replace(config, device="cpu").to_dict()})
+        if state.result("codec") is None and self.journal.exists() and not self.restart:
             raise UsageError(
-                f"{self.codec_file}: is not the codec of an interrupted run with these settings{differences(stored, settings)}; repeat its settings "
-                f"to continue that run, or remove this file and {self.journal.name}"
+                f"{self.journal}: is the journal of an interrupted run, but {state_path(self.target).name}, with the codec of that run, is not "
+                "beside it; repeat its settings (--codec), or discard it with --restart (restart=True)"
             )
-        return codec, report
+        fit_opened(self.opened, config, state, progress=self.progress)
+        kept = kept_codec(state, self.opened)
+        assert kept is not None
+        return kept
 
     def label(self, codec: DocumentCodec, *, overwrite: bool) -> dict[str, int]:
         """Label the documents that the journal lacks, and write the file."""
@@ -158,7 +148,9 @@ class _Run:
         ends = np.cumsum(groups)
         rows = np.diff(np.cumsum(source.lengths - 1)[ends - 1], prepend=0).tolist()
         key = {**self.settings, "config": codec.config.to_dict(), "tensors": sha256_of(codec.decoder_tensors())}
-        with Journal(self.journal, key, [packed_size(count, widths) for count in rows], 1, "uint8") as journal:
+        with Journal(
+            self.journal, key, [packed_size(count, widths) for count in rows], 1, "uint8", restart=self.restart
+        ) as journal:
             first, device = sum(groups[: journal.done]), self.teacher.teacher.device
             for _, fields in encode_documents(self.opened, codec, first=first, device=device):
                 packed = pack_fixed(np.concatenate(fields), widths)

@@ -11,7 +11,7 @@ import numpy as np
 from vqlabel.codecs.file import save_codec
 from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
-from vqlabel.codecs.token_vqae.fit.price import MIN_PRICE, Rate, price_of, price_of_kl, rate_at
+from vqlabel.codecs.token_vqae.fit.price import MAX_PRICE, MIN_PRICE, Rate, price_of, price_of_kl, rate_at
 from vqlabel.codecs.token_vqae.sample import TextSample
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import UsageError, require
@@ -23,11 +23,13 @@ from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.table import FIELDS
-from vqlabel.workflows.text.fit import HEADER_BYTES, OVERHEAD, at_price, fit_and_choose
-from vqlabel.workflows.text.open import open_text_dump
+from vqlabel.workflows.run_state import RunState, codec_from_state, codec_to_state
+from vqlabel.workflows.text.fit import HEADER_BYTES, OVERHEAD, at_price, fit_and_choose, settings_of
+from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
 
 DOCUMENT_BYTES = sum(FIELDS) // 8  # of the table of documents
+GOALS = ("kl", "bits", "bytes", "ratio")  # fields of `TextGoal`
 MAX_FIXED = 0.1  # share of a file up to which a smaller codec is not tried
 MAX_LIMIT = 32  # codes and exact ids per label up to which larger limits are tried
 
@@ -47,10 +49,9 @@ class TextGoal:
     minutes: float = 10  # no further fit begins if it would end later
 
     def __post_init__(self) -> None:
-        names = ("kl", "bits", "bytes", "ratio")
-        if sum(getattr(self, name) is not None for name in names) != 1:
+        if sum(getattr(self, name) is not None for name in GOALS) != 1:
             raise UsageError("tune: name one budget, of --ratio, --bytes, --bits (all counted) and --kl")
-        for name in (*names, "minutes"):
+        for name in (*GOALS, "minutes"):
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "must be above 0")
 
@@ -71,6 +72,7 @@ def tune_text(
     layer: int | None = None,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> tuple[TokenVqae, dict[str, Any]]:
     """Fit a codec to the labels of documents that reaches a goal on held-out documents.
@@ -84,42 +86,61 @@ def tune_text(
         config: sizes that differ from their defaults are kept; its rate is not used.
         head: the teacher's output head, a path for `open_head`.
         layer: of hidden states of several layers, the one to read; None: the last.
-        out: codec file to write; `pack_text` packs with it at the rate of the goal.
+        out: codec file to write; `pack_text` packs with it at the rate of the goal. Fits that are done, and the state
+            of an unfinished one, are kept beside it as `<out>.state`, and the same call continues from there, with the
+            time that is left.
+        restart: discards that state.
 
     Returns:
-        The codec, and the report of `fit_text` with `budget` and `bytes` (of the file of this dump), `ratio`, `trials`
-        and `seconds` added.
+        The codec, and the report of `fit_text` with `budget` (bytes; None for a KL), `bytes` (of the file of this
+        dump), `ratio`, `trials` and `seconds` added; and `missed`, a sentence, if no fit reaches the goal: the codec is
+        then the nearest one.
 
     Raises:
-        UsageError: no fit reaches the goal; the message has the nearest one. Or the head is missing or of another size.
+        UsageError: the head is missing or of another size; or the state is of another dump or other options.
         BadLabels: the dump has fewer than 2 documents, or is malformed.
         TargetExists: `out` exists and `overwrite` is false.
     """
-    start, config = time.monotonic(), config or TextFitConfig()
     check_target(out, CODEC, overwrite=overwrite)
     check_apart(out, dump.path if isinstance(dump, TextSource) else dump, beside=(head,))
     refuse_topk(dump)
+    state = RunState(out, restart=restart)
     opened = open_text_dump(dump, head, layer=layer)
+    codec, report = tune_opened(opened, goal, config or TextFitConfig(), state, progress=progress)
+    if out is not None:
+        save_codec(codec, out, report, overwrite=overwrite)
+    state.remove()
+    return codec, report
+
+
+def tune_opened(
+    opened: OpenedText, goal: TextGoal, config: TextFitConfig, state: RunState, *, progress: Progress = silent
+) -> tuple[TokenVqae, dict[str, Any]]:
+    """As `tune_text`, for a dump that is open and without an output."""
     source = opened.source
+    refuse_topk(source)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
     labels, documents = int(np.maximum(source.lengths - 1, 0).sum()), int((source.lengths > 1).sum())
     sample = read_text_sample(opened, config.labels, config.seed, progress)
-    search = _Search(sample, goal, replace(config, bits=None, bytes=None, ratio=None), labels, documents, start, progress)
+    config = replace(config, bits=None, bytes=None, ratio=None)
+    goals = {name: getattr(goal, name) for name in GOALS}
+    state.begin({**settings_of(opened, sample, config), **goals, "goal": "search"})
+    search = _Search(sample, goal, config, labels, documents, state, progress)
     best = search.run()
-    assert best.rate is not None
-    codec, report = at_price(best.codec, best.choices, sample, best.config, best.rate.price)
+    price = search.nearest_price if best.rate is None else best.rate.price
+    codec, report = at_price(best.codec, best.choices, sample, best.config, price)
+    size = search.size_of(best.fixed, rate_at(best.choices, best.codec.config, price))
     report |= {
         "head": opened.about["head"],
-        "budget": best.bytes if search.budget is None else search.budget,
-        "bytes": best.bytes,
-        "ratio": round(2 * labels * codec.config.classes / best.bytes, 1),
+        "budget": search.budget,
+        "bytes": size,
+        "ratio": round(2 * labels * codec.config.classes / size, 1),
         "trials": [trial.to_dict() for trial in search.trials],
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(state.seconds, 1),
+        **({"missed": search.missed(best)} if best.rate is None else {}),
         **noted([*source.notes, *search.notes]),
     }
-    if out is not None:
-        save_codec(codec, out, report, overwrite=overwrite)
     return codec, report
 
 
@@ -160,6 +181,7 @@ class _Search:
         budget: bytes of the file; None: the goal is a KL.
         trials: all fits so far.
         notes: for the report.
+        nearest_price: at which a codec comes nearest to a goal that it does not reach.
     """
 
     def __init__(
@@ -169,23 +191,22 @@ class _Search:
         config: TextFitConfig,
         labels: int,
         documents: int,
-        start: float,
+        state: RunState,
         progress: Progress,
     ) -> None:
-        self.sample, self.goal, self.config, self.progress = sample, goal, config, progress
-        self.labels, self.documents, self.deadline = labels, documents, start + 60 * goal.minutes
+        self.sample, self.goal, self.config, self.state, self.progress = sample, goal, config, state, progress
+        self.labels, self.documents = labels, documents
+        self.stored = list[dict[str, Any]](state.result("trials") or [])
+        self.nearest_price = MAX_PRICE if goal.kl is None else MIN_PRICE
         self.budget = goal.budget(labels, sample.train.labels.head.vocabulary)
         self.trials, self.notes = list[_Trial](), list[str]()
 
     def run(self) -> _Trial:
-        """The best fit.
-
-        Raises:
-            UsageError: none reaches the goal.
-        """
+        """The best fit; its rate is None if none reaches the goal."""
         best = self._try(self.config)
         while (config := self._next(best)) is not None:
-            if time.monotonic() + best.seconds > self.deadline:
+            is_done = len(self.trials) < len(self.stored)  # by the interrupted run
+            if not is_done and self.state.seconds + best.seconds > 60 * self.goal.minutes:
                 self.notes.append(
                     f"{len(self.trials)} fits took the time of --minutes {self.goal.minutes:g}: more minutes try other sizes"
                 )
@@ -194,25 +215,36 @@ class _Search:
             if trial.score >= best.score:
                 break
             best = trial
-        if best.rate is None:
-            self._refuse(best)
         return best
 
     def _try(self, config: TextFitConfig) -> _Trial:
-        start = time.monotonic()
-        codec, choices = fit_and_choose(self.sample, config, self.progress)
+        start, index = time.monotonic(), len(self.trials)
+        if index < len(self.stored):
+            stored = self.stored[index]
+            codec, choices, seconds = codec_from_state(stored["codec"])[0], Choices(*stored["choices"]), stored["seconds"]
+            if codec.config.head == "referenced":
+                codec.attach(self.sample.train.labels.head)
+        else:
+            codec, choices = fit_and_choose(self.sample, config, self.state.fit_hooks(self.progress))
+            seconds = time.monotonic() - start
+            self.stored.append({"codec": codec_to_state(codec, {}), "choices": list(choices), "seconds": seconds})
+            self.state.keep("trials", self.stored)
         fixed = HEADER_BYTES + _bytes(codec) + DOCUMENT_BYTES * self.documents
         rate = self._rate(codec, choices, fixed)
-        size = fixed + (0 if rate is None else int(rate.bits * self.labels / 8 * (1 + OVERHEAD)))
+        size = fixed if rate is None else self.size_of(fixed, rate)
         if self.budget is None:
             score = (0, float(size)) if rate is not None else (1, rate_at(choices, codec.config, MIN_PRICE).kl)
         else:
             score = (0, rate.kl) if rate is not None else (1, float(fixed))
         trial = _Trial(
-            config=config, codec=codec, choices=choices, fixed=fixed, rate=rate, bytes=size, score=score, seconds=time.monotonic() - start
-        )  # fmt: skip
+            config=config, codec=codec, choices=choices, fixed=fixed, rate=rate, bytes=size, score=score, seconds=seconds
+        )
         self.trials.append(trial)
         return trial
+
+    def size_of(self, fixed: int, rate: Rate) -> int:
+        """Bytes of the file at a rate, with its fixed parts."""
+        return fixed + int(rate.bits * self.labels / 8 * (1 + OVERHEAD))
 
     def _rate(self, codec: TokenVqae, choices: Choices, fixed: int) -> Rate | None:
         """Of the goal."""
@@ -255,16 +287,18 @@ class _Search:
     def _is_free(self, name: str) -> bool:
         return bool(getattr(self.config, name) == getattr(TextFitConfig(), name))
 
-    def _refuse(self, best: _Trial) -> None:
+    def missed(self, best: _Trial) -> str:
+        """The goal that the best fit does not reach, what it has, and the remedy."""
+        tried = f"the nearest of {len(self.trials)} codecs is the result"
         if self.budget is not None:
-            raise UsageError(
-                f"a budget of {self.budget:,} bytes for {self.labels:,} labels: the smallest of {len(self.trials)} codecs takes {best.fixed:,} "
-                "without labels; allow more, or name the head with --reference-head so that the file does not contain it"
+            return (
+                f"a budget of {self.budget:,} bytes for {self.labels:,} labels was not reached: {tried}; its fixed parts alone take "
+                f"{best.fixed:,} bytes: allow more, or name the head with --reference-head so that the file does not contain it"
             )
         rate = rate_at(best.choices, best.codec.config, MIN_PRICE)
-        raise UsageError(
-            f"kl is {self.goal.kl:g}; the least held-out KL of {len(self.trials)} fits is {rate.kl:.4f}, at {rate.bits:.1f} code bits per "
-            "label: allow more, or raise --slots, --ids and --latent"
+        return (
+            f"--kl {self.goal.kl:g} was not reached: {tried}; its held-out KL is {rate.kl:.4f} at {rate.bits:.1f} code bits per label: "
+            "allow more, or raise --slots, --ids and --latent"
         )
 
 

@@ -26,6 +26,10 @@ class Directions:
         """The first directions only."""
         return Directions(center=self.center, analysis=self.analysis[:, :count], synthesis=self.synthesis[:count])
 
+    def to(self, device: torch.device) -> "Directions":
+        """On a device."""
+        return Directions(center=self.center.to(device), analysis=self.analysis.to(device), synthesis=self.synthesis.to(device))
+
 
 def metric_root(metric: Tensor) -> Tensor:
     """[d, d] lower triangular L, with L @ L.T the metric plus RIDGE."""

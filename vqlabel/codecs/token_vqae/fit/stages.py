@@ -1,7 +1,8 @@
 """Training of a decoder on the labels of documents, by KL or by squared error in the latent."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,10 +57,26 @@ class Stage:
     target: Tensor | None = None
 
 
-def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progress, held_out: TextSplit | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """How a training is saved: `save` stores its state, `resumed` is that of an interrupted one."""
+
+    save: Callable[[dict[str, Any]], None] = lambda _: None
+    resumed: dict[str, Any] | None = None
+
+
+def train(
+    decoder: TokenDecoder,
+    split: TextSplit,
+    stage: Stage,
+    progress: Progress,
+    held_out: TextSplit | None = None,
+    saving: Saving | None = None,
+) -> None:
     """Train `decoder` in place.
 
     Args:
+        saving: with a resumed state, `decoder` has the weights of that time.
         held_out: keeps the weights of the epoch with the least KL of the prior's labels on these documents; None: of
             the last epoch.
     """
@@ -72,17 +89,33 @@ def train(decoder: TokenDecoder, split: TextSplit, stage: Stage, progress: Progr
     epochs = max(1, min(MAX_EPOCHS, round(stage.visits / max(1, labels))))
     batch = max(MIN_BATCH, min(MAX_BATCH, labels // MIN_STEPS))
     steps = epochs * sum(1 for _ in documents.groups(np.arange(len(documents)), batch))
-    losses: list[float] = []
-    best = _Best(decoder, weights, held_out)
-    for _ in range(epochs):
+    saving, losses = saving or Saving(), deque[float](maxlen=REPORT_STEPS)
+    best, step, done, judged = _Best(decoder, weights, held_out), 0, 0, 0
+    if saving.resumed is not None:
+        done, judged = saving.resumed["steps"], saving.resumed["epochs"]
+        generator.set_state(saving.resumed["generator"])
+        optimizer.load(saving.resumed["optimizer"])
+        best.load(saving.resumed["best"])
+
+    def save() -> None:
+        state = {"steps": step, "epochs": judged, "generator": generator.get_state()}
+        saving.save({**state, "optimizer": optimizer.state(), "best": best.state()})
+
+    for epoch in range(epochs):
         for index in documents.groups(order.permutation(len(documents)), batch):
+            step += 1
+            if step <= done:
+                continue
             loss = _loss(decoder, split, index, stage, generator)
-            step = len(losses)
-            optimizer.step(loss, min(1, (step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, step / steps))))
+            optimizer.step(loss, min(1, step / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * min(1, (step - 1) / steps))))
             losses.append(float(loss.detach()))
-            if len(losses) % REPORT_STEPS == 0:
-                progress(stage.name, len(losses), steps, {"loss": float(np.mean(losses[-REPORT_STEPS:]))})
-        best.keep()
+            if step % REPORT_STEPS == 0:
+                save()
+                progress(stage.name, step, steps, {"loss": float(np.mean(losses))})
+        if epoch >= judged:
+            best.keep()
+            judged = epoch + 1
+            save()
     best.restore()
     decoder.requires_grad_(False)
 
@@ -116,6 +149,16 @@ class _Optimizer:
         with torch.no_grad():
             self.codebook.copy_(torch.lerp(before, self.codebook, self.slot_rms))
 
+    def state(self) -> dict[str, Any]:
+        """What `load` loads."""
+        return {"adam": self.adam.state_dict(), "slot_rms": self.slot_rms}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.adam.load_state_dict(state["adam"])
+        if self.codebook is not None:
+            self.slot_rms = state["slot_rms"].to(self.codebook.device)
+
 
 class _Best:
     """The trained weights of the best epoch by held-out KL, without codes."""
@@ -129,6 +172,14 @@ class _Best:
         """Keep the present weights if they are the best."""
         if self.split is not None and (kl := prior_kl(self.decoder, self.split)) < self.least:
             self.least, self.copies = kl, {name: weight.detach().clone() for name, weight in self.trained.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What `load` loads."""
+        return {"least": self.least, "copies": self.copies}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.least, self.copies = state["least"], state["copies"]
 
     @torch.no_grad()
     def restore(self) -> None:
