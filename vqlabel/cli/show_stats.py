@@ -8,7 +8,8 @@ from vqlabel.cli.terminal import size, table
 
 
 def show_stats(stats: dict[str, Any]) -> None:
-    """Bytes of every part, bits per label, compression ratio, break-even with the teacher, and distortion."""
+    """How good the labels are; bytes of every part, bits per label, break-even with the teacher; all figures."""
+    show_baselines(stats)
     labels = max(1, stats["records"])
     rows = [(row["part"], row["group"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
     total = stats["bytes"]["total"]
@@ -45,6 +46,35 @@ def _show_bits_per_label(stats: dict[str, Any]) -> None:
         ratio = f"1/{stats['ratio_to_fp16'][name]:.1f}" if name in stats["ratio_to_fp16"] else "-"
         rows.append((titles[name], f"{bits:.2f}", later, ratio))
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
+
+
+def show_baselines(stats: dict[str, Any], heading: str = "against the dump") -> None:
+    """KL beside that of one mean label and of top-k in as many bytes, and what that says; nothing without a dump."""
+    if "baselines" not in stats:
+        return
+    found = stats["baselines"]
+    names, topk = list(found["kl"]), found["topk"]
+    own, gain = "these labels", found.get("gain")
+    rows = [
+        ("one mean label for all", "0.0", *(f"{found['mean_label'][name]:.4f}" for name in names)),
+        (f"top-{topk['k']}, in as many bytes", f"{topk['bits']:.1f}", *(f"{topk[name]:.4f}" for name in names)),
+    ]
+    if gain is not None:
+        rows.insert(0, ("the same codes, --gain 1", "", *(f"{found['kl'][name]:.4f}" for name in names)))
+        own += f", gain {gain:.2f}"
+    whole = stats["distortion"] if gain is not None else found["kl"]
+    kls = [f"{whole[name]:.4f}" if whole.get(name) is not None else "-" for name in names]
+    rows.insert(0, (own, f"{topk['budget']:.1f}", *kls))
+    typer.echo(f"{heading} (baselines: on {found['labels']:,} labels)")
+    table(rows, ("", "bits/label", *(f"KL at T = {name.rpartition('_T')[2]}" for name in names)))
+    if found["judgement"] is not None:
+        typer.echo(f"these labels are {found['judgement']['sentence']}")
+    if gain is not None:
+        typer.echo(
+            "their KL is higher on purpose: a gain makes labels unbiased, which is better for students. What a student feels is the bias, "
+            "not this KL; the line with --gain 1 shows what the codes hold"
+        )
+    typer.echo("")
 
 
 def show_distortion(stats: dict[str, Any]) -> None:

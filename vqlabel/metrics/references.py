@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqlabel.metrics.distortion import as_logits, kl_divergence
 from vqlabel.metrics.flat_tail import best_shift, flat_tail
+from vqlabel.metrics.judgement import judge
 
 VALUE_BITS = 16  # of the value of a stored class: fp16
 MAX_FP16 = 65504.0  # the largest finite fp16 number
@@ -69,13 +70,14 @@ class MeanLabelReference:
     """
 
     def __init__(self, temperatures: Sequence[float], domain: str) -> None:
-        self.temperatures, self.domain, self._labels = tuple(temperatures), domain, 0
+        self.temperatures, self.domain, self._labels, self.classes = tuple(temperatures), domain, 0, 0
         self._means: list[Tensor] = []  # [C] float64, sums of distributions
         self._entropies = [0.0] * len(self.temperatures)
 
     def add(self, labels: Tensor) -> None:
         """Count [n, C] labels in the domain."""
         logits = as_logits(labels, self.domain)
+        self.classes = logits.shape[1]
         if not self._means:
             self._means = [torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device) for _ in self.temperatures]
         for i, t in enumerate(self.temperatures):
@@ -95,21 +97,38 @@ class MeanLabelReference:
         return kls
 
 
-@torch.no_grad()
-def text_references(logits: Tensor, bits: float) -> tuple[dict[str, float], dict[str, Any]]:
-    """Of the labels of documents at T = 1: the figures of one mean label, and of top-k with a uniform tail.
+class TextReferences:
+    """Running KL at T = 1 of the labels of documents: of one mean label, and of top-k with a uniform tail.
 
     The stored classes keep their probabilities, and all others share what is left: `topk` of `vqlabel compare`.
 
     Args:
-        logits: [n, V] float32.
+        bits: per label, that the ids and values may take.
+
+    Attributes:
+        labels: number of labels so far.
     """
-    mean = MeanLabelReference((1.0,), "logits")
-    mean.add(logits)
-    k, taken = topk_classes(bits, logits.shape[1])
-    p = logits.softmax(1)
-    ids = p.topk(k, 1).indices
-    tail = p.scatter(1, ids, 0.0)
-    mass, others = tail.sum(1), max(1, logits.shape[1] - k)
-    kl = torch.special.xlogy(tail, tail).sum(1) - torch.special.xlogy(mass, mass / others)
-    return mean.figures(), {"k": k, "bits": taken, "budget": round(bits, 2), "kl_T1": round(max(0.0, float(kl.mean())), 6)}
+
+    def __init__(self, bits: float) -> None:
+        self.budget, self.labels = bits, 0
+        self._mean, self._sum, self._taken = MeanLabelReference((1.0,), "logits"), 0.0, (0, 0)
+
+    @torch.no_grad()
+    def add(self, logits: Tensor) -> None:
+        """Count [n, V] float32 logits."""
+        self._mean.add(logits)
+        k, _ = self._taken = topk_classes(self.budget, logits.shape[1])
+        p = logits.softmax(1)
+        tail = p.scatter(1, p.topk(k, 1).indices, 0.0)
+        mass, others = tail.sum(1), max(1, logits.shape[1] - k)
+        kl = torch.special.xlogy(tail, tail).sum(1) - torch.special.xlogy(mass, mass / others)
+        self._sum += float(kl.sum(dtype=torch.float64))
+        self.labels += len(logits)
+
+    def judged(self, kl: float) -> dict[str, Any]:
+        """`labels`, `kl` of the labels that are judged, `mean_label`, `topk` and the `judgement` of `judge`."""
+        k, bits = self._taken
+        mean, own = self._mean.figures(), {"kl_T1": kl}
+        topk = {"k": k, "bits": bits, "budget": round(self.budget, 2), "kl_T1": round(max(0.0, self._sum / max(1, self.labels)), 6)}
+        verdict = judge(own, mean, topk, ("kl_T1",), exact_bits=VALUE_BITS * self._mean.classes)
+        return {"labels": self.labels, "kl": own, "mean_label": mean, "topk": topk, "judgement": verdict}
