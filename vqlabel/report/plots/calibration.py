@@ -26,8 +26,8 @@ def plot_calibration(stats: dict[str, Any], out: Path, *, overwrite: bool = Fals
 def draw_calibration(stats: dict[str, Any]) -> Any:
     """A figure with a column per temperature.
 
-    Above, the raw probability of the decoded label's largest class over its decoded probability, by bins of equally many
-    labels. Below, the share of labels whose decoded top-1 probability is higher. Where all probabilities are small, as
+    Above, the raw probability of the decoded label's largest class over its decoded probability, by bins of equally
+    many labels. Below, the share of labels whose decoded top-1 probability is higher. Where all probabilities are small, as
     at T = 20, both axes are scaled by the number of classes.
     """
     calibrations = list(stats["calibration"].values())

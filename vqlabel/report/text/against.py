@@ -23,6 +23,7 @@ from vqlabel.metrics.factored import chunk_rows
 from vqlabel.metrics.references import TextReferences
 from vqlabel.metrics.token_distortion import TokenDistortion
 from vqlabel.progress import Progress, silent
+from vqlabel.report.samples import top_classes
 from vqlabel.threads import large_operations
 from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
@@ -43,6 +44,7 @@ def distortion_against(
     head: str | PathLike[str] | None = None,
     labels: int = DEFAULT_LABELS,
     seed: int = 0,
+    samples: int = 0,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def distortion_against(
             their head.
         labels: about how many are compared; all, if there are not more.
         seed: of the choice of documents.
+        samples: adds so many labels, raw and decoded, as `samples`: see `top_classes`.
 
     Returns:
         distortion: kl_T1, kl_T2 and kl_T4 (nats, times T^2), top1_agreement, squared_error and total_variation of
@@ -74,7 +77,7 @@ def distortion_against(
     codec.to(device)
     pairs, only_in_dump = _shared_documents(file, raw.source, progress)
     chosen = _some(pairs, file.documents.rows[pairs[:, 0]], labels, seed)
-    comparison, done = _Comparison(8 * file.container.size / max(1, file.rows)), 0
+    comparison, done = _Comparison(8 * file.container.size / max(1, file.rows), samples), 0
     documents = raw.source.read_many(chosen[:, 1])
     for size in group_sizes(raw.source.lengths[chosen[:, 1]].tolist()):
         group = list(islice(documents, size))
@@ -89,6 +92,7 @@ def distortion_against(
         progress("comparing", done, len(chosen), {})
     return {
         **comparison.figures(),
+        **({"samples": comparison.samples} if samples else {}),
         "compared": {
             "labels": comparison.distortion.labels,
             "documents": len(chosen),
@@ -177,13 +181,17 @@ def _some(pairs: NDArray[np.int64], rows: NDArray[np.int64], labels: int, seed: 
 class _Comparison:
     """Running distortion and calibration of decoded labels."""
 
-    def __init__(self, bits: float) -> None:
-        """`bits`: per label of the file."""
+    def __init__(self, bits: float, samples: int) -> None:
+        """`bits`: per label of the file; `samples`: labels to keep."""
+        self.samples: list[dict[str, Any]] = []
+        self.wanted = samples
         self.distortion, self.calibration, self.references = TokenDistortion(), Calibration(), TextReferences(bits)
         self.kl = dict.fromkeys(HIGHER_TEMPERATURES, 0.0)
 
     def add(self, raw: Tensor, decoded: Tensor) -> None:
         """Count labels, logits [n, V]."""
+        if len(self.samples) < self.wanted:
+            self.samples.append(top_classes(raw[-1], decoded[-1], f"label {self.distortion.labels + len(raw) - 1:,}"))
         self.distortion.add(raw.softmax(1), decoded.softmax(1))
         self.calibration.add(raw, decoded)
         if self.references.labels < BASELINE_LABELS:  # documents are random, so the first labels are
