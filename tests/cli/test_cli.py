@@ -28,7 +28,7 @@ from vqlabel.labels import LAYOUTS, open_labels
 
 pytestmark = pytest.mark.usefixtures("short_fits")
 
-COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo")
+COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo", "report")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2", "--temperature", "1,4,20")
 
 
@@ -291,6 +291,8 @@ def test_stats_reports_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None
         "kl_T20",
         f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g} (",
         "% of the mean probability)",
+        "one mean label for all",
+        f"these labels are {found['baselines']['judgement']['sentence']}",
     ):
         assert text in out
     for row in found["rows"]:

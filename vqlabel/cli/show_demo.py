@@ -4,17 +4,30 @@ from typing import Any
 
 import typer
 
-from vqlabel.cli.show_stats import show_stats
 from vqlabel.cli.terminal import size, table
 
 
 def show_demo(result: dict[str, Any]) -> None:
-    """Sizes, bits per label, and the accuracy of teacher and students."""
-    show_stats(result)
-    raw, total = result["raw_dump_bytes"], result["bytes"]["total"]
-    typer.echo(f"\ndump: {size(raw)}; .vql file, with augmentation and order: {size(total)}, 1/{raw / total:.0f} of the dump")
-    rows = [(name.replace("_", " "), f"{100 * share:.1f} %") for name, share in result["top1"].items()]
-    table(rows, ("top-1 on typefaces outside the training data", ""))
+    """A table of sizes, bits per label and students, what it says, and where the picture is."""
+    raw, total, top1 = result["raw_dump_bytes"], result["bytes"]["total"], result["top1"]
+    typer.echo(
+        f"{result['records']:,} labels of {result['classes']:,} classes; students are tested on typefaces outside the training data"
+    )
+    bits = {"raw": 8 * raw / max(1, result["records"]), "vql": result["bits_per_label"]["all_in"]}
+    rows = [
+        ("dump in SRe2L's layout", size(raw), f"{bits['raw']:,.0f}", f"{100 * top1['student_raw']:.1f} %"),
+        (".vql, augmentation included", size(total), f"{bits['vql']:,.0f}", f"{100 * top1['student_vql']:.1f} %"),
+    ]
+    table(rows, ("labels", "size", "bits/label", "student's top-1"))
+    typer.echo(
+        f"\nThe .vql has 1/{raw / total:.0f} of the dump's size; its student reaches {100 * top1['student_vql']:.1f} %, that of the raw labels "
+        f"{100 * top1['student_raw']:.1f} %, the teacher {100 * top1['teacher']:.1f} %."
+    )
+    judgement = result.get("baselines", {}).get("judgement")
+    if judgement is not None:
+        typer.echo(f"These labels are {judgement['sentence']}.")
+    if "plot" in result:
+        typer.echo(f"picture: {result['plot']}")
     typer.echo(f"{result['seconds']:.0f} s")
 
 

@@ -27,8 +27,8 @@ def draw_calibration(stats: dict[str, Any]) -> Any:
     """A figure with a column per temperature.
 
     Above, the raw probability of the decoded label's largest class over its decoded probability, by bins of equally
-    many labels. Below, the share of labels whose decoded top-1 probability is higher. Where all probabilities are small, as
-    at T = 20, both axes are scaled by the number of classes.
+    many labels. Below, the share of labels whose decoded top-1 probability is higher. Where all probabilities are
+    small, as at T = 20, both axes are scaled by C, the number of classes.
     """
     calibrations = list(stats["calibration"].values())
     classes = stats["classes"] if "classes" in stats else stats["vocabulary"]
@@ -39,7 +39,7 @@ def draw_calibration(stats: dict[str, Any]) -> Any:
         scale = classes if max(values) < SMALL else 1
         _draw_reliability(reliability, calibration, scale)
         _draw_confidence(confidence, calibration, scale)
-        times_classes = "" if scale == 1 else f" × {classes:,} classes"
+        times_classes = "" if scale == 1 else " × C"
         confidence.set_xlabel(f"decoded top-1 probability{times_classes}")
         reliability.set_ylabel(f"raw probability of that class{times_classes}")
         for axes in (reliability, confidence):
@@ -48,7 +48,8 @@ def draw_calibration(stats: dict[str, Any]) -> Any:
     below[0].set_ylabel("share of\nlabels above")
     figure.align_ylabels()
     labels = stats["compared"]["labels"] if "compared" in stats else stats["records"]
-    figure.suptitle(f"{Path(stats['path']).name}: {labels:,} labels in bins of equally many", fontsize="medium")
+    title = f"{Path(stats['path']).name}: {labels:,} labels in bins of equally many, C = {classes:,}"
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 

@@ -95,7 +95,7 @@ def _draw_panel(axes: Any, comparison: dict[str, Any], part: str, quantity: str)
 
 
 def logarithmic_kl(axes: Any) -> None:
-    """A logarithmic y axis with ticks at 1, 2 and 5 of a decade; its lowest end, MIN_KL, stands for all lower values."""
+    """A logarithmic y axis with ticks at 1, 2 and 5 of a decade; its lowest end, MIN_KL, stands for lower values."""
     from matplotlib.ticker import LogLocator
 
     axes.set_yscale("log")

@@ -1,5 +1,6 @@
 """Sample labels, teacher against decoded, and the use of the slots, as figures."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from vqlabel.report.plots.figure import hide_upper_right_frame, new_figure
@@ -13,13 +14,7 @@ def draw_samples(samples: list[dict[str, Any]]) -> Any:
     rows = -(-len(samples) // COLUMNS)
     figure = new_figure(figsize=(10, 0.5 + 2.5 * rows))
     panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).ravel()
-    for axes, sample in zip(panels, samples, strict=False):
-        places = range(len(sample["classes"]))
-        axes.bar([x - 0.2 for x in places], sample["teacher"], 0.4, color=TEACHER, label="teacher")
-        axes.bar([x + 0.2 for x in places], sample["decoded"], 0.4, color=DECODED, label="decoded")
-        axes.set_xticks(list(places), [str(c) for c in sample["classes"]], rotation=45, fontsize="small")
-        axes.set_title(sample["name"], loc="left", fontsize="medium")
-        hide_upper_right_frame(axes)
+    draw_labels(panels, samples)
     for axes in panels[len(samples) :]:
         axes.set_visible(False)
     for axes in panels[::COLUMNS]:
@@ -27,6 +22,17 @@ def draw_samples(samples: list[dict[str, Any]]) -> Any:
     figure.supxlabel("class, by the teacher's probability", fontsize="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right", frameon=False, ncols=2)
     return figure
+
+
+def draw_labels(panels: Iterable[Any], samples: list[dict[str, Any]]) -> None:
+    """Draw each label into a panel of its own."""
+    for axes, sample in zip(panels, samples, strict=False):
+        places = range(len(sample["classes"]))
+        axes.bar([x - 0.2 for x in places], sample["teacher"], 0.4, color=TEACHER, label="teacher")
+        axes.bar([x + 0.2 for x in places], sample["decoded"], 0.4, color=DECODED, label="decoded")
+        axes.set_xticks(list(places), [str(c) for c in sample["classes"]], rotation=45, fontsize="small")
+        axes.set_title(sample["name"], loc="left", fontsize="medium")
+        hide_upper_right_frame(axes)
 
 
 def draw_slots(perplexity: list[float], codebook_size: int) -> Any:
