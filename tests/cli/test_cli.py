@@ -28,7 +28,7 @@ from vqlabel.labels import LAYOUTS, open_labels
 
 pytestmark = pytest.mark.usefixtures("short_fits")
 
-COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo", "doctor")
+COMMANDS = ("fit", "tune", "pack", "unpack", "convert", "relabel", "stats", "compare", "info", "verify", "demo", "report", "doctor")
 QUICK = ("--bits", "12", "--codebook-size", "8", "--no-prior", "--epochs", "2", "--temperature", "1,4,20")
 
 
@@ -148,7 +148,7 @@ def test_pack_accepts_a_codec_file(tree: Path, codec_file: Path, vql: Path, tmp_
     assert (tmp_path / "a.vql").read_bytes() == vql.read_bytes()
     out = ok("pack", tree, "-o", tmp_path / "b.vql", "--codec", codec_file, "--effort", "best")
     assert "360 labels of 40 classes, 6 epochs, in" in out
-    assert "12 code bits each\naugmentation and order: " in out
+    assert "12 code bits each\n" in out and "\naugmentation and order: " in out
     assert f"{codec_file}, on the dump that it was fitted to: held out (the last epoch (5), 60 labels)" in out
 
 
@@ -156,11 +156,16 @@ def test_pack_prints_the_distortion_of_its_labels_last(dump: Path, tmp_path: Pat
     options = ("--bits", 12, "--codebook-size", 8, "--epochs", 1, "--temperature", 20)
     result = run("pack", dump, "-o", tmp_path / "a.vql", *options)
     assert result.exit_code == 0
-    held, unbiased, mean = result.stdout.splitlines()[-3:]
-    figure = r"\d\.\d{3} at T = 20"
-    assert re.fullmatch(rf"held out \(the last epoch \(5\), 60 labels\): top-1 agreement [\d.]+ %, KL {figure}", held)
-    assert re.fullmatch(rf"labels are rescaled to be unbiased, by a gain of [\d.]+: .* KL with --gain 1: {figure}", unbiased)
-    assert re.fullmatch(rf"for comparison, KL if every label is replaced by the mean label: {figure}", mean)
+    held, header, own, calibrated, mean, topk, judgement, gain = result.stdout.splitlines()[-8:]
+    assert held == "held out (the last epoch (5), 60 labels)"
+    assert header.split() == ["bits/label", "KL", "at", "T", "=", "20", "top-1", "%"]
+    figure = r"\d\.\d{4}"
+    assert re.fullmatch(rf"these labels, gain [\d.]+ +[\d.]+ +{figure} +[\d.]+", own)
+    assert re.fullmatch(rf"the same codes, --gain 1 +{figure}", calibrated)
+    assert re.fullmatch(rf"one mean label for all +0\.0 +{figure}", mean)
+    assert re.fullmatch(rf"top-27, in as many bytes +594\.0 +{figure}", topk), "of 16 + 6 bits each; codes and decoder take 600"
+    assert re.fullmatch(r"gain [\d.]+: .* what a student feels is the slope .*; held out: [\d.]+ at T = 20", gain)
+    assert re.fullmatch(r"these labels are (good|mixed): KL at T = 20 is .* that of top-27 in as many bytes.*", judgement)
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(300, 30)).astype(np.float16))
     result = run("pack", tmp_path / "noise.npy", "-o", tmp_path / "b.vql", "--bits", 1, "--epochs", 0, "--json")
     warnings = json.loads(result.stdout)["fit"]["warnings"]
@@ -251,10 +256,10 @@ def test_info_of_a_seeded_file_lists_stored_and_generated_columns() -> None:
 def test_labels_are_called_unbiased_only_if_the_slope_is_near_1(
     slopes: dict[str, float], gain: float | None, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    part = {"labels": 1, "kl_T1": 0.5}
+    part = {"labels": 1, "kl_T1": 0.5, "top1_agreement": 0.5}
     report = {
         "codec": "vqae",
-        "config": {"classes": 3, "domain": "logits"},
+        "config": {"classes": 3, "domain": "logits", "temperature": [1]},
         "code_bits": 8,
         "split": "x",
         "held_out": part,
@@ -288,6 +293,8 @@ def test_stats_reports_every_byte(vql: Path, tree: Path, tmp_path: Path) -> None
         "kl_T20",
         f"calibration at T4: slope {found['calibration']['T4']['slope']:.4f}  ECE {found['calibration']['T4']['ece']:.4g} (",
         "% of the mean probability)",
+        "one mean label for all",
+        f"these labels are {found['baselines']['judgement']['sentence']}",
     ):
         assert text in out
     for row in found["rows"]:

@@ -112,3 +112,10 @@ def test_invalid_options_are_refused(dump: Path, tmp_path: Path) -> None:
 def test_a_method_without_its_extra_names_the_install_line(dump: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     refused(1, "run: pip install 'vqlabel[baselines]'", dump, "--methods", "rq")
+
+
+def test_a_method_without_a_point_is_named(dump: Path) -> None:
+    result = run("compare", dump, "--bits", "8", "--methods", "topk,hard", "--json")
+    reason = "its smallest setting takes more than 8 bits"
+    assert f"topk: no point; {reason}: raise --bits" in result.stderr
+    assert json.loads(result.stdout)["skipped"] == {"topk": reason}

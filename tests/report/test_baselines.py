@@ -9,11 +9,12 @@ from torch import Tensor
 
 from vqlabel.codecs import LabelSample
 from vqlabel.metrics.distortion import Distortion, as_logits, mixed_kl_divergence
+from vqlabel.metrics.flat_tail import best_shift, flat_tail
 from vqlabel.report.baselines import BASELINES, Baseline, TrainingLabels
 from vqlabel.report.baselines.entropy import ESCAPE_BITS, Frequencies, bits_of_distinct
 from vqlabel.report.baselines.pca_scalar import PcaScalar
 from vqlabel.report.baselines.plain import Int4, Int8, Raw
-from vqlabel.report.baselines.topk import STEP, best_shift, flat_tail
+from vqlabel.report.baselines.topk import STEP
 
 FAISS = ("pq", "opq", "rq")
 MIX = (1.0, 4.0, 20.0)

@@ -122,6 +122,7 @@ def test_the_report_has_figures_of_seen_and_of_held_out_labels(dump: Path, logit
         "rates",
         "perplexity",
         "mean_label",
+        "topk",
         "bias_slope",
         "temperature_auto",
     }

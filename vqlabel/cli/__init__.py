@@ -4,7 +4,7 @@ import signal
 from typing import NoReturn
 
 # isort: off
-from vqlabel.cli import fit, pack, relabel, read, measure, doctor  # noqa: F401  (each registers its commands, in the order of --help)
+from vqlabel.cli import fit, pack, relabel, read, measure, report, doctor  # noqa: F401  (each registers its commands, in the order of --help)
 
 # isort: on
 from vqlabel.cli.app import app

@@ -9,7 +9,7 @@ import typer
 from vqlabel.cli import show, terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.fit_options import fit_options
-from vqlabel.cli.help import CODEC, OUTPUT, RATE, STUDENTS
+from vqlabel.cli.help import CODEC, RATE, STUDENTS
 from vqlabel.cli.options import (
     CODECS,
     DEFAULT_VIEW,

@@ -38,6 +38,8 @@ from vqlabel.cli.show_text_comparison import show_text_comparison
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
+DEMO_PICTURE = Path("vqlabel-demo.png")  # in the current folder
+
 
 @app.command()
 @terminal.exit_with_errors
@@ -307,6 +309,14 @@ def demo(
             help="code bits per label (default: 32; with --text 16, and a second file of half of them)",
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=OUTPUT,
+            help="image file for the picture, replaced if it exists (default: vqlabel-demo.png; none with --text)",
+        ),
+    ] = None,
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
@@ -316,6 +326,18 @@ def demo(
 
     run, show_result = (run_text_demo, show.show_text_demo) if text else (run_demo, show.show_demo)
     rate = {} if bits is None else {"bits": bits}
+    if text and plot is not None:
+        raise UsageError(f"--plot {plot}: --text draws no picture")
+    picture = None if text else plot or DEMO_PICTURE
+    if picture is not None:
+        from vqlabel.report.plots import check_plot_file
+
+        check_plot_file(picture, overwrite=True)
     with terminal.progress_bar() as progress:
         result = run(folder, **rate, seed=seed, notify=terminal.line, progress=progress)
+    if picture is not None:
+        from vqlabel.demo.picture import draw_demo
+
+        draw_demo(result, picture)
+        result["plot"] = str(picture)
     terminal.emit(result, json, show_result)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from vqlabel.cli.show import share_of_budget, show_distortion
+from vqlabel.cli.show_fit import share_of_budget
+from vqlabel.cli.show_stats import show_baselines, show_distortion
 from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
@@ -134,7 +135,8 @@ def stats(
 
 
 def show_stats(stats: dict[str, Any]) -> None:
-    """Bytes of every part of a file, bits per label, and distortion against a dump."""
+    """How good the labels are; bytes of every part of a file, bits per label, and distortion against a dump."""
+    show_baselines(stats)
     labels = max(1, stats["labels"])
     rows = [(row["part"], row["grows"], f"{row['bytes']:,}", f"{8 * row['bytes'] / labels:.3f}") for row in stats["rows"]]
     table(
@@ -217,6 +219,7 @@ def show_packed(result: dict[str, Any]) -> None:
 def show_fit(report: dict[str, Any]) -> None:
     """The rate that was asked for, and the others that the codec has."""
     config = report["config"]
+    _show_rate(report)
     if report["codec"] == "sparse":
         kept = f"the {config['k']} likeliest of a label kept, {config['rest']} tail, lists of {config['neighbours']} neighbours"
     else:
@@ -225,7 +228,6 @@ def show_fit(report: dict[str, Any]) -> None:
             f"ids per label, head {config['head']}"
         )
     typer.echo(f"{report['codec']}: {config['classes']:,} tokens, {kept}")
-    _show_rate(report)
     if report["codec"] == "sparse":
         return
     for rate in report["rates"][::6]:
@@ -260,3 +262,5 @@ def _show_rate(report: dict[str, Any]) -> None:
         typer.echo(
             f"{origin} ({report['labels']['held_out']:,} labels of other documents): {kl} {rate['kl']:.4f} at {rate['bits']:.1f} code bits{of}"
         )
+        if report.get("baselines", {}).get("kl", {}).get("kl_T1") == rate["kl"]:  # not if it is packed at another rate
+            show_baselines(report, "held out")

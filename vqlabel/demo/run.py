@@ -17,12 +17,15 @@ from vqlabel.labels import open_labels
 from vqlabel.labels.sparse import as_dense
 from vqlabel.progress import Progress, silent
 from vqlabel.report import stats
+from vqlabel.report.samples import sample_labels
 from vqlabel.storage.targets import refuse_existing
 from vqlabel.training.dataset import VqlDataset
+from vqlabel.vql.file import VqlFile
 from vqlabel.workflows.fit import fit
 from vqlabel.workflows.pack import pack
 
 EPOCHS = 20  # views of each distilled image
+SAMPLES = 3  # labels in the picture
 PASSES = 2  # of each student over its labels
 STUDENT_TEMPERATURE = 2.0
 
@@ -44,8 +47,8 @@ def run_demo(
         notify: is called with a line of text at each step.
 
     Returns:
-        `stats` of the `.vql`; raw_dump_bytes; held_out, the distortion; top1, accuracies in 0..1 on 2,000 images of
-        typefaces outside the training data; seconds.
+        `stats` of the `.vql` against the dump; samples, see `sample_labels`; raw_dump_bytes; held_out, the distortion;
+        top1, accuracies in 0..1 on 2,000 images of typefaces outside the training data; seconds.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -85,7 +88,8 @@ def run_demo(
     notify("6/6 training a student from the .vql")
     top1["student_vql"] = accuracy(train_student(_with_images(_from_vql(vql), distilled[0]), **options), *held_out)
     return {
-        **stats(vql),
+        **stats(vql, against=dump),
+        "samples": sample_labels(VqlFile(vql), open_labels(dump), SAMPLES),
         "raw_dump_bytes": sum(file.stat().st_size for file in dump.rglob("*") if file.is_file()),
         "held_out": report["held_out"],
         "top1": top1,

@@ -15,9 +15,12 @@ from vqlabel.labels import LabelBatch, LabelSource, SparseLabels, open_labels
 from vqlabel.labels.fingerprint import LabelsHash
 from vqlabel.labels.pruning import Pruned
 from vqlabel.metrics.calibration import Calibration
+from vqlabel.metrics.judgement import judge
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.metrics.pairs import pairs
+from vqlabel.metrics.references import MeanLabelReference, TopKReference
 from vqlabel.progress import Progress, silent
+from vqlabel.report.account import account
 from vqlabel.threads import large_operations
 from vqlabel.vql.decode import decode_steps, label_steps, narrow, read_codec
 from vqlabel.vql.file import VqlFile
@@ -26,6 +29,7 @@ from vqlabel.workflows.encode import to_tensors
 # Figures before and after rounding to the dump's dtype are both reported if one changes by this share, or by 1e-4 if it
 # is below 0.01.
 MIN_CHANGE = 0.01
+REFERENCE_LABELS = 8192  # labels that baselines are measured on, from batches spread over the dump
 
 
 @large_operations()
@@ -41,6 +45,10 @@ def distortion_against(
             changes a figure by a hundredth.
         calibration: `Calibration.figures` at the codec's temperatures, or at 1 for a codec without any. Empty for
             sigmoid labels, which are not distributions over the classes.
+        baselines: `labels`, those measured, about REFERENCE_LABELS; `kl`, of the file's labels; `mean_label` and
+            `topk`, see `metrics.references`, at the codec's temperatures. If the file's labels are unbiased: `gain`,
+            and `kl` is that of the same codes with a gain of 1. `judgement`: see `metrics.judgement.judge`. Only for
+            dense labels that are distributions, and a codec with losses.
         same_dump: whether the dump's labels have the sha256 that the file records; None if it records none.
 
     Raises:
@@ -48,7 +56,7 @@ def distortion_against(
     """
     source = _open_same_shape(file, dump)
     codec = read_codec(file).to(device)
-    comparison = _Comparison(file, source, codec)
+    comparison, baselines = _Comparison(file, source, codec), _Baselines(file, source, codec)
     fingerprint, start = LabelsHash(), 0
     for done, batch in enumerate(source):
         if start + len(batch) > file.records:
@@ -57,6 +65,7 @@ def distortion_against(
             )
         fingerprint.add(done, batch)
         comparison.add(batch, start, device)
+        baselines.add(batch, start, device)
         start += len(batch)
         progress("comparing", done + 1, len(source), {})
     if start != file.records:
@@ -64,7 +73,11 @@ def distortion_against(
             f"{source.path} has {start} records, {file.container.path} has {file.records}: not the dump it was packed from"
         )
     packed_from = file.source.get("labels_sha256")
-    return {**comparison.figures(), "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(source)}
+    return {
+        **comparison.figures(),
+        **baselines.figures(),
+        "same_dump": None if packed_from is None else packed_from == fingerprint.hexdigest(source),
+    }
 
 
 def _open_same_shape(file: VqlFile, dump: str | PathLike[str] | LabelSource) -> LabelSource:
@@ -134,6 +147,52 @@ class _Comparison:
             **({"distortion_f32": _finite(f32)} if differs else {}),
             "calibration": {} if self.calibration is None else _six_digits(self.calibration.figures()),
         }
+
+
+class _Baselines:
+    """Running KL of one mean label, and of top-k in as many bytes, on batches spread over the dump."""
+
+    def __init__(self, file: VqlFile, source: LabelSource, codec: LabelCodec) -> None:
+        self.file, self.domain, self.labels = file, source.domain, 0
+        sparse = codec.config.holds_sets or source.support is not None
+        self.applies = not (sparse or codec.config.lossless or source.domain == "sigmoid") and bool(codec.config.temperatures)
+        self.gain = float(getattr(codec, "gain", 1.0))
+        self.codec = codec.calibrated() if self.applies else codec
+        self.temperatures = codec.config.temperatures
+        self.every = max(1, -(-file.records // REFERENCE_LABELS))  # of the batches
+        self.own = likelihood_of(source.domain).distortion(temperatures=self.temperatures, domain=source.domain)
+        self.mean = MeanLabelReference(self.temperatures, source.domain)
+        self.topk: TopKReference | None = None  # made from the first batch
+        self.batches = 0  # so far
+
+    @torch.no_grad()
+    def add(self, batch: LabelBatch, start: int, device: str) -> None:
+        """Count a batch, the records from `start` on, if it is one of those that are measured."""
+        self.batches += 1
+        if not self.applies or (self.batches - 1) % self.every or isinstance(batch.labels, SparseLabels):
+            return
+        raw, first = to_tensors(batch.labels, device), 0
+        assert isinstance(raw, Tensor)
+        if self.topk is None:
+            self.topk = TopKReference(account(self.file).bits_per_label()["labels"], self.temperatures, raw, self.domain)
+        for reference in (self.mean, self.topk):
+            reference.add(raw)
+        for decoded in decode_steps(self.file, self.codec, start, start + len(batch), device):
+            self.own.add(raw[first : first + len(decoded)], decoded)
+            first += len(decoded)
+        self.labels += len(batch)
+
+    def figures(self) -> dict[str, Any]:
+        """`baselines`, if they apply."""
+        if self.topk is None:
+            return {}
+        names = [f"kl_T{t:g}" for t in self.temperatures]
+        own = {name: value for name, value in self.own.figures().items() if name in names}
+        own = {name: round(value, 6) for name, value in own.items()}
+        mean, topk = self.mean.figures(), self.topk.figures()
+        gain = {} if self.gain == 1 else {"gain": self.gain}
+        verdict = judge(own, mean, topk, names, exact_bits=16 * self.file.classes)
+        return {"baselines": {"labels": self.labels, **gain, "kl": own, "mean_label": mean, "topk": topk, "judgement": verdict}}
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float | None]:

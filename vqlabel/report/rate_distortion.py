@@ -88,7 +88,7 @@ def compare_methods(
         dump: a path for `open_labels`, or a source.
         benchmark: of this dump: a student is trained from raw labels and from the labels of every method, at the lowest
             temperature. Takes minutes per point.
-        notify: is called with a line of text if methods are skipped.
+        notify: is called with a line of text if methods are skipped, or have no point at these rates.
 
     Returns:
         The labels that were measured, and `points`: method, setting, part ("held out" or "all-in"), code_bits and
@@ -113,6 +113,10 @@ def compare_methods(
     _check_fp16_range(source, sample)
     students = None if benchmark is None else _Students(benchmark, config, fit_config, progress)
     fitted = _fit_all(MethodFitter(sample, fit_config, config.rates[-1], progress), methods, config.rates, progress, students)
+    shown = {name for name, *_ in fitted}
+    absent = {name: f"its smallest setting takes more than {config.rates[-1]} bits" for name in methods if name not in shown}
+    for name, reason in absent.items():
+        notify(f"{name}: no point; {reason}: raise --bits")
     return {
         "dump": str(source.path),
         "classes": source.classes,
@@ -125,7 +129,7 @@ def compare_methods(
         "seed": config.seed,
         "bits": list(config.rates),
         "methods": {name: METHODS[name] for name in methods},
-        "skipped": skipped,
+        "skipped": {**skipped, **absent},
         "teacher": _teacher(config.teacher_bytes, labels),
         "student": None if students is None else students.summary,
         "points": [_point(part, labels, *method) for part in PARTS for method in fitted],

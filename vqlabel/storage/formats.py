@@ -20,6 +20,7 @@ NPY = TargetFormat("a NumPy array", (".npy",))
 SAFETENSORS = TargetFormat("an array in a .safetensors file", (".safetensors",))
 TENSOR = TargetFormat("a torch.save file", (".pt", ".pth"))
 IMAGE = TargetFormat("an image", (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".eps", ".ps", ".tif", ".tiff", ".webp", ".gif"))
+PAGE = TargetFormat("a web page", (".html", ".htm"))
 TREE = TargetFormat("a folder", folder=True)
 INTERNAL = TargetFormat("an internal file of vqlabel")  # beside a target: the target's name with another suffix behind it
 
@@ -32,7 +33,7 @@ _NEVER_WRITTEN = {
     "a network": (".pt2", ".onnx", ".ckpt"),
 }
 _NAMED_BY = {suffix: words for words, suffixes in _NEVER_WRITTEN.items() for suffix in suffixes} | {
-    suffix: form.words for form in (CODEC, NPY, SAFETENSORS, TENSOR, IMAGE, VQL) for suffix in form.suffixes
+    suffix: form.words for form in (CODEC, NPY, SAFETENSORS, TENSOR, IMAGE, PAGE, VQL) for suffix in form.suffixes
 }
 
 

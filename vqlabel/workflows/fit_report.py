@@ -1,7 +1,7 @@
 """A fitted codec and its sample -> the report: distortion on labels seen and held out, code bits, notes."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from vqlabel.metrics.code_usage import CodeUsage
 from vqlabel.metrics.distortion import as_logits
 from vqlabel.metrics.likelihood import likelihood_of
 from vqlabel.metrics.pairs import pairs
+from vqlabel.metrics.references import TopKReference
 from vqlabel.workflows.sample import HELD_OUT_LABELS
 
 CHUNK = 2048  # labels encoded at a time
@@ -42,6 +43,8 @@ def describe_codec(codec: LabelCodec, sample: LabelSample, split: str, temperatu
         report["bias_slope"] = bias_slope(codec, sample)
         figures["calibrated"] = {"labels": len(sample.held_out), **figures["calibrated"]}
     report |= figures
+    if "mean_label" in report and sample.domain != "sigmoid":
+        report["topk"] = measure_topk(codec, sample, report, temperatures)
     if codec.config.codebooks is not None and codec.config.codebooks[0]:
         report["perplexity"] = _perplexity(codec, sample, *codec.config.codebooks)
     if notes := [*sample.notes, *_level_notes(codec, sample), *_dropped_notes(codec, sample)]:
@@ -82,6 +85,32 @@ def measure_mean_label(sample: LabelSample, temperatures: tuple[float, ...] = MI
             sums[i] += float(likelihood.divergence(logits, mean.expand_as(logits), t).sum(dtype=torch.float64))
     count = max(1, len(sample.held_out))
     return {f"{likelihood.figure}{t:g}": round(kl_sum / count, 6) for t, kl_sum in zip(temperatures, sums, strict=True)}
+
+
+@torch.inference_mode()
+def measure_topk(
+    codec: LabelCodec, sample: LabelSample, report: Mapping[str, Any], temperatures: tuple[float, ...]
+) -> dict[str, Any]:
+    """Held-out KL of top-k labels in as many bytes, for each rate of a codec.
+
+    Args:
+        report: has code_bits and, of lower rates, rates.
+
+    Returns:
+        Code bits of a rate, as in `rates` -> figures of `TopKReference`, whose bits include the fixed parts, divided by
+        the labels of the dump.
+    """
+    fitted_to = next(_wide_steps(sample, "train"))
+    labels = sample.total or len(sample.train) + len(sample.held_out)
+    references = {}
+    for bits in (report["code_bits"], *map(int, report.get("rates", {}))):
+        variant = codec if bits == report["code_bits"] else codec.at_rate(bits=bits)
+        fixed = 8 * sum(tensor.nbytes for tensor in variant.decoder_tensors().values()) / labels
+        references[f"{bits:g}"] = TopKReference(bits + fixed, temperatures, fitted_to, sample.domain)
+    for raw in _wide_steps(sample, "held_out"):
+        for reference in references.values():
+            reference.add(raw)
+    return {bits: reference.figures() for bits, reference in references.items()}
 
 
 def _wide_steps(sample: LabelSample, split: str) -> Iterator[Tensor]:

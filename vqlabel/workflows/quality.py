@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vqlabel.codecs.registry import config_class
+from vqlabel.metrics.judgement import judge
 
 POOR_AGREEMENT = 0.5  # share of held-out labels; below it, fit_quality warns
 POOR_KL = 1.0  # nats, times T^2; above it, fit_quality warns
@@ -35,8 +36,10 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         codec_file; split, what was held out; labels; temperature, those that the codec was fitted for, and
         temperature_auto, whether the user left them open;
         held_out, calibrated and mean_label, each with its KL at these temperatures, `held_out` with the agreement as
-        well and, if only part of the classes of a label is stored, with mass_kept; gain, gain_limited; warnings, one
-        sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this rate.
+        well and, if only part of the classes of a label is stored, with mass_kept; topk, k, bits and KL of the largest
+        classes in as many bytes; gain with bias_slope, gain_limited; judgement, see `metrics.judgement.judge`;
+        warnings, one sentence each. For a raw codec `{"exact": True}`. Empty if the report has no figures for this
+        rate.
     """
     if config_class(report.get("codec")).lossless:
         return {"exact": True}
@@ -52,10 +55,24 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
     parts = {"held_out": held_out_figures | _numbers(held_out, ("mass_kept",))}
     for part in ("calibrated", "mean_label"):
         parts |= {part: numbers} if (numbers := _numbers(report.get(part), kls)) else {}
+    by_rate = report["topk"] if isinstance(report.get("topk"), dict) else {}
+    rate = report.get("code_bits") if held_out is report.get("held_out") else code_bits
+    if (
+        len(numbers := _numbers(by_rate.get(f"{rate:g}" if isinstance(rate, int | float) else ""), ("k", "bits", "budget", *kls)))
+        > 3
+    ):
+        parts["topk"] = numbers
     gain = report["gain"] if type(report.get("gain")) in (int, float) else None
     if gain is None or held_out is not report.get("held_out"):  # calibrated labels are measured at the highest rate only
         parts.pop("calibrated", None)
     labels = report["held_out"].get("labels")
+    verdict = judge(
+        parts.get("calibrated", held_out_figures),
+        parts.get("mean_label", {}),
+        parts.get("topk"),
+        kls,
+        exact_bits=_exact_bits(config),
+    )
     return {
         "codec_file": codec_file,
         "split": str(report.get("split")),
@@ -63,10 +80,22 @@ def fit_quality(report: Mapping[str, Any], code_bits: float, codec_file: str | N
         "temperature": temperatures,
         "temperature_auto": has_temperature and report.get("temperature_auto") is True,
         **parts,
-        **({} if gain is None else {"gain": gain}),
+        **({} if gain is None else {"gain": gain, "bias_slope": _slopes(report.get("bias_slope"))}),
         **({"gain_limited": True} if report.get("gain_limited") else {}),
+        **({} if verdict is None else {"judgement": verdict}),
         "warnings": _warnings(parts, figures, temperatures),
     }
+
+
+def _slopes(slopes: Any) -> dict[str, float]:
+    """Slope of decoded on raw probabilities by temperature, as "T1"; empty for older codec files."""
+    return _numbers(slopes, tuple(slopes)) if isinstance(slopes, dict) else {}
+
+
+def _exact_bits(config: Mapping[str, Any]) -> float | None:
+    """Bits of a label in fp16; None if the number of classes is not recorded."""
+    classes = config.get("classes")
+    return 16.0 * classes if type(classes) is int else None
 
 
 def with_current_names(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A matplotlib figure -> an image file, which appears whole or not at all."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def save_figure(figure: Any, out: Path, *, overwrite: bool) -> None:
     """Write a figure in the format that the suffix names."""
     with atomic_target(out, IMAGE, overwrite=overwrite) as partial:
         figure.savefig(partial, format=out.suffix[1:].lower(), dpi=DPI)
+
+
+def inline_svg(figure: Any, name: str) -> str:
+    """A figure as an <svg> element; the same figure and name give the same text, and two names no id in common."""
+    import matplotlib
+
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace('id="', f'id="{name}-').replace('"#', f'"#{name}-').replace("url(#", f"url(#{name}-")
 
 
 def hide_upper_right_frame(axes: Any) -> None:

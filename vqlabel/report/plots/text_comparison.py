@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from vqlabel.report.plots.figure import check_plot_file, hide_upper_right_frame, new_figure, save_figure
-from vqlabel.report.plots.rate_distortion import COLORS, MIN_KL
+from vqlabel.report.plots.rate_distortion import LEGEND_COLUMNS, MIN_KL, bytes_above, logarithmic_kl
 from vqlabel.report.text.methods import METHODS
 
+COLORS = ("#1f77b4", "#7fb8e6", "#d62728", "#ff9896", "#555555", "#8c8c8c", "#bdbdbd", "#2ca02c", "#c5b0d5")  # of METHODS
 MIN_BITS = 1 / 8  # lower rates are drawn there, because a logarithmic axis has no 0
 CODES, ALL_IN = "code_bits", "all_in_bits"
 PANELS = {
@@ -31,8 +32,9 @@ def plot_text_comparison(comparison: dict[str, Any], out: Path, *, overwrite: bo
         _draw(axes, comparison, bits)
         axes.set_title(title, loc="left", fontsize="medium")
         axes.set_xlabel(label)
+        bytes_above(axes)
     students = comparison["student"] is not None
-    figure.axes[0].set_ylabel(f"{'student' if students else 'label'}'s KL to the teacher, nats (bottom: {MIN_KL:g} or less)")
+    figure.axes[0].set_ylabel(f"{'student' if students else 'label'}'s KL to the teacher, nats")
     figure.suptitle(
         f"{Path(comparison['dump']).name}: {comparison['labels']:,} labels of {comparison['vocabulary']:,} tokens; measured on "
         f"{comparison['sampled']['held_out']:,} held out",
@@ -40,7 +42,7 @@ def plot_text_comparison(comparison: dict[str, Any], out: Path, *, overwrite: bo
         ha="left",
         fontsize="medium",
     )
-    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside lower center", frameon=False, ncols=LEGEND_COLUMNS)
     save_figure(figure, out, overwrite=overwrite)
 
 
@@ -59,7 +61,8 @@ def _draw(axes: Any, comparison: dict[str, Any], bits: str) -> None:
     for name, grey in (("hard", "#999999"), ("dense", "black")):
         if comparison["student"] is not None:
             axes.axhline(comparison["student"][name]["kl"], color=grey, linestyle="--", label=f"{name} labels")
-    axes.set(xscale="log", yscale="log")
+    axes.set_xscale("log", base=2)
+    logarithmic_kl(axes)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
     hide_upper_right_frame(axes)

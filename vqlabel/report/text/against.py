@@ -20,8 +20,10 @@ from vqlabel.labels.text.source import TextSource
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.distortion import kl_divergence
 from vqlabel.metrics.factored import chunk_rows
+from vqlabel.metrics.references import TextReferences
 from vqlabel.metrics.token_distortion import TokenDistortion
 from vqlabel.progress import Progress, silent
+from vqlabel.report.samples import top_classes
 from vqlabel.threads import large_operations
 from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
@@ -29,6 +31,7 @@ from vqlabel.workflows.text.encode import group_sizes
 from vqlabel.workflows.text.open import open_text_dump
 
 DEFAULT_LABELS = 100_000  # labels that are compared: their mean KL has a standard error of a few tenths of a per cent
+BASELINE_LABELS = 4096  # labels that one mean label and top-k are measured on
 HIGHER_TEMPERATURES = (2.0, 4.0)  # at which labels are compared, besides 1
 MAX_RANGE = 1e3  # by which a dump's logit may be below the largest of its row; -inf is raised to it
 
@@ -41,6 +44,7 @@ def distortion_against(
     head: str | PathLike[str] | None = None,
     labels: int = DEFAULT_LABELS,
     seed: int = 0,
+    samples: int = 0,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -51,11 +55,13 @@ def distortion_against(
             their head.
         labels: about how many are compared; all, if there are not more.
         seed: of the choice of documents.
+        samples: adds so many labels, raw and decoded, as `samples`: see `top_classes`.
 
     Returns:
         distortion: kl_T1, kl_T2 and kl_T4 (nats, times T^2), top1_agreement, squared_error and total_variation of
             probabilities; means over labels.
         calibration: `Calibration.figures`.
+        baselines: see `TextReferences.judged`; absent if the KL is infinite.
         compared: numbers of compared labels and documents, the seed, and `only_in_dump` and `only_in_file`, documents
             of the whole dump and file that the other lacks.
         same_head: whether the dump's head has the sha256 that the file records; None: one of them is not known.
@@ -71,7 +77,7 @@ def distortion_against(
     codec.to(device)
     pairs, only_in_dump = _shared_documents(file, raw.source, progress)
     chosen = _some(pairs, file.documents.rows[pairs[:, 0]], labels, seed)
-    comparison, done = _Comparison(), 0
+    comparison, done = _Comparison(8 * file.container.size / max(1, file.rows), samples), 0
     documents = raw.source.read_many(chosen[:, 1])
     for size in group_sizes(raw.source.lengths[chosen[:, 1]].tolist()):
         group = list(islice(documents, size))
@@ -86,6 +92,7 @@ def distortion_against(
         progress("comparing", done, len(chosen), {})
     return {
         **comparison.figures(),
+        **({"samples": comparison.samples} if samples else {}),
         "compared": {
             "labels": comparison.distortion.labels,
             "documents": len(chosen),
@@ -174,14 +181,21 @@ def _some(pairs: NDArray[np.int64], rows: NDArray[np.int64], labels: int, seed: 
 class _Comparison:
     """Running distortion and calibration of decoded labels."""
 
-    def __init__(self) -> None:
-        self.distortion, self.calibration = TokenDistortion(), Calibration()
+    def __init__(self, bits: float, samples: int) -> None:
+        """`bits`: per label of the file; `samples`: labels to keep."""
+        self.samples: list[dict[str, Any]] = []
+        self.wanted = samples
+        self.distortion, self.calibration, self.references = TokenDistortion(), Calibration(), TextReferences(bits)
         self.kl = dict.fromkeys(HIGHER_TEMPERATURES, 0.0)
 
     def add(self, raw: Tensor, decoded: Tensor) -> None:
         """Count labels, logits [n, V]."""
+        if len(self.samples) < self.wanted:
+            self.samples.append(top_classes(raw[-1], decoded[-1], f"label {self.distortion.labels + len(raw) - 1:,}"))
         self.distortion.add(raw.softmax(1), decoded.softmax(1))
         self.calibration.add(raw, decoded)
+        if self.references.labels < BASELINE_LABELS:  # documents are random, so the first labels are
+            self.references.add(raw)
         for temperature in self.kl:
             self.kl[temperature] += float(kl_divergence(raw, decoded, temperature).double().sum())
 
@@ -190,4 +204,5 @@ class _Comparison:
         figures, labels = self.distortion.figures(), max(1, self.distortion.labels)
         distortion = {"kl_T1": figures["kl"], **{f"kl_T{t:g}": kl / labels for t, kl in self.kl.items()}}
         distortion |= {name: figures[name] for name in ("top1_agreement", "squared_error", "total_variation")}
-        return {"distortion": distortion, "calibration": self.calibration.figures()}
+        result: dict[str, Any] = {"distortion": distortion, "calibration": self.calibration.figures()}
+        return result if figures["kl"] is None else {**result, "baselines": self.references.judged(figures["kl"])}

@@ -17,6 +17,7 @@ def stats_text(
     head: str | PathLike[str] | None = None,
     labels: int | None = None,
     seed: int = 0,
+    samples: int = 0,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def stats_text(
         head: the teacher's output head, a path for `open_head`.
         labels: about how many are compared, of random documents; all, if there are not more; None: 100,000.
         seed: of the choice of documents.
+        samples: adds so many labels, raw and decoded, as `samples`.
 
     Raises:
         UsageError: no such file; or the dump cannot be compared with it.
@@ -45,6 +47,7 @@ def stats_text(
             head=head,
             labels=DEFAULT_LABELS if labels is None else labels,
             seed=seed,
+            samples=samples,
             device=device,
             progress=progress,
         )

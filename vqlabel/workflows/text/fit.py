@@ -21,6 +21,8 @@ from vqlabel.codecs.token_vqae.sample import TextSample
 from vqlabel.config import DEFAULT_TEXT_BITS, TextFitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.source import TextSource
+from vqlabel.metrics.factored import chunk_rows
+from vqlabel.metrics.references import TextReferences
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
@@ -31,6 +33,7 @@ from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
 
 HEADER_BYTES = 1 << 14  # of a file, with its seal
+BASELINE_LABELS, BASELINE_NUMBERS = 4096, 1 << 27  # held-out labels that baselines are measured on, and their numbers
 OVERHEAD = 0.01  # of chunk tables, padding and the table of documents, relative to codes
 
 
@@ -61,7 +64,8 @@ def fit_text(
 
     Returns:
         The codec, and a report: the configuration; `rates`, price, bits and held-out KL of the rates that it can be
-        packed at; `held_out`, the rate that was asked for.
+        packed at; `held_out`, the rate that was asked for; `baselines`, of hidden states and logits, see
+        `with_baselines`.
 
     Raises:
         UsageError: the head is missing or of another size; or the state is of another dump or configuration.
@@ -144,8 +148,10 @@ def fit_sample(
         state: of the run that this fit belongs to.
     """
     codec, choices = fit_and_choose(sample, config, (state or RunState(None)).fit_hooks(progress))
-    bits = code_bits_of(config, codec, labels or len(sample.train.labels) + len(sample.held_out.labels))
-    return at_price(codec, choices, sample, config, price_of(choices, codec.config, bits))
+    total = labels or len(sample.train.labels) + len(sample.held_out.labels)
+    price = price_of(choices, codec.config, code_bits_of(config, codec, total))
+    codec, report = at_price(codec, choices, sample, config, price)
+    return codec, with_baselines(report, codec, sample, total)
 
 
 def fit_and_choose(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> tuple[TokenVqae, Choices]:
@@ -175,6 +181,22 @@ def at_price(
         "rates": [rate.to_dict() for rate in rates(choices, codec.config)],
     }
     return codec, report
+
+
+def with_baselines(report: dict[str, Any], codec: TokenVqae, sample: TextSample, labels: int) -> dict[str, Any]:
+    """The report of a fit, with the KL of one mean label and of top-k in as many bytes, and what that says.
+
+    Args:
+        labels: of the whole dump, over which the codec's bytes are divided.
+    """
+    held_out = sample.held_out.labels
+    count = max(1, min(len(held_out), BASELINE_LABELS, BASELINE_NUMBERS // codec.config.classes))
+    rows = torch.arange(count) * len(held_out) // count
+    fixed = 8 * sum(tensor.nbytes for tensor in codec.decoder_tensors().values()) / max(1, labels)
+    references = TextReferences(report["held_out"]["bits"] + fixed)
+    for part in rows.split(chunk_rows(codec.config.classes)):
+        references.add(held_out.logits(part))
+    return {**report, "baselines": references.judged(report["held_out"]["kl"])}
 
 
 def code_bits_of(config: TextFitConfig, codec: TokenVqae, labels: int) -> float:
