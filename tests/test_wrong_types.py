@@ -123,7 +123,8 @@ SIMILAR = {int: (1.5, "3"), float: ("1",), str: (3,), bool: (1, "no"), tuple: (1
 
 def every(call: Callable[..., Any], right: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call: those in `right`, otherwise the defaults."""
-    return {name: right.get(name, parameter.default) for name, parameter in inspect.signature(call).parameters.items()}
+    parameters = inspect.signature(call).parameters.items()
+    return {name: right.get(name, p.default) for name, p in parameters if p.kind is not p.VAR_KEYWORD}
 
 
 WRONG = [
@@ -170,10 +171,17 @@ def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
         (lambda: vqlabel.FitConfig(temperature=1.0), r"temperature is 1\.0 \(float\); it must be a list of .* such as \(1\.0,\)"),
         (lambda: vqlabel.FitConfig(bits=1.5), r"bits is 1\.5 \(float\); it must be a whole number or None"),
         (lambda: vqlabel.FitConfig(ratio=10**400), r"ratio is 1000.*; it must be a number"),
-        (lambda: vqlabel.fit(np.zeros((3, 4))), r"dump is ndarray \[3, 4\]; it must be a path .*: save it, .* and pass the path"),
-        (lambda: vqlabel.fit(torch.zeros(3, 4)), r"dump is Tensor \[3, 4\]; it must be a path .*: save it"),
+        (lambda: vqlabel.verify(np.zeros((3, 4))), r"path is ndarray \[3, 4\]; it must be a path: save it, .* and pass the path"),
+        (
+            lambda: vqlabel.fit(3),
+            r"dump is 3 \(int\); it must be a path or a dump, .* or an array or a tensor or a mapping of arrays",
+        ),
+        (lambda: vqlabel.fit("nowhere", bit=64), "unknown argument 'bit'; did you mean 'bits'"),
+        (
+            lambda: vqlabel.pack("nowhere", "x.vql", vqlabel.FitConfig(), ratio=9.0),
+            "config and ratio are both given; pass either a FitConfig",
+        ),
         (lambda: vqlabel.fit("d", {"bits": 64}), r"config is .* \(dict\); it must be a FitConfig, such as FitConfig\(bits=64\)"),
-        (lambda: vqlabel.fit("d", bits=64), r"fit: .*'bits'; its arguments are dump, config"),
         (lambda: vqlabel.pack("d", "o", codec=(None, {})), r"codec is .*: fit and load_codec return .*; pass the first of them"),
         (
             lambda: vqlabel.relabel("ims", "x.vql"),

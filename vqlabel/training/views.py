@@ -17,10 +17,12 @@ from vqlabel.labels import LabelBatch
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.training.dataset import VqlDataset, record_indices
 from vqlabel.training.image_checks import check_images, check_view_memory, require_folder_indices, view_side
+from vqlabel.training.reopened import Reopened
 from vqlabel.type_checks import check_argument_types
 from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.render_pil import Images, render
+from vqlabel.vql.describe import in_one_line
 from vqlabel.vql.file import VqlFile
 
 
@@ -44,7 +46,7 @@ class WholeBatch:
 default_collate_fn_map[WholeBatch] = lambda batches, *, collate_fn_map=None: batches[0].batch
 
 
-class VqlViews(Dataset[ViewBatch]):
+class VqlViews(Reopened, Dataset[ViewBatch]):
     """The views that the labels of a `.vql` belong to, cropped, flipped and mixed as recorded, with those labels;
     `ds[i]` is one record.
 
@@ -122,10 +124,17 @@ class VqlViews(Dataset[ViewBatch]):
         except (BadLabels, UsageError) as error:
             raise type(error)(f"{arguments['path']}: {error}") from None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __repr__(self) -> str:
+        return f"VqlViews({in_one_line(self.labels.file)}; views of {self.size} pixels of {len(self.images):,} images)"
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        self.labels.close()
+
+    def _state(self) -> dict[str, Any]:
         return self._arguments
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._arguments = state
         self._open()  # without `check_images`, which the constructor called
 

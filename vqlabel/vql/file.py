@@ -151,6 +151,11 @@ class VqlFile:
             whole_epochs.add(epoch, image)
         return whole_epochs.images()
 
+    def __repr__(self) -> str:
+        from vqlabel.vql.describe import in_one_line
+
+        return f"VqlFile({in_one_line(self)})"
+
     @property
     def classes(self) -> int:
         """C."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from vqlabel.codecs import FitHooks, LabelCodec, LabelSample, check_kind, fit_codec, save_codec
 from vqlabel.codecs.fit import sample_for, with_codec
@@ -11,12 +11,14 @@ from vqlabel.codecs.registry import config_class
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.labels.memory import Dump
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.config_options import FitOptions, config_of
 from vqlabel.workflows.fallback import topk_if_better
 from vqlabel.workflows.fit_report import describe_codec
 from vqlabel.workflows.fit_state import StateKeeper, load_state, refuse_other_state, state_mark, state_of
@@ -25,18 +27,20 @@ from vqlabel.workflows.sample import read_sample
 
 @check_argument_types
 def fit(
-    dump: str | PathLike[str] | LabelSource,
+    dump: Dump,
     config: FitConfig | None = None,
     *,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = silent,
+    **options: Unpack[FitOptions],
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Fit a codec to a dump; the last epochs, or the last tenth of the records, are held out.
 
     Args:
-        dump: a path for `open_labels`, or a source.
+        dump: a path for `open_labels`, a source, or labels in memory (`open_labels`).
+        config: options of the fit; or pass its fields: `fit(dump, bits=64)`.
         out: the codec file to write; the state of an unfinished fit is stored beside it as `<out>.state`.
         resume: continue from that state. With the same number of threads on the same machine, the result equals that of
             an uninterrupted fit, byte for byte.
@@ -56,12 +60,12 @@ def fit(
         UsageError: `resume` without a state, or with a state of another dump or configuration; or `out` is not a valid
             path of a codec file.
     """
+    config = config_of(FitConfig, config, options)
     check_target(out, CODEC, overwrite=overwrite)
-    if config is not None and config.codec is not None:
+    if config.codec is not None:
         check_kind(config.codec)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
-    config = config or FitConfig()
     if resume and (out is None or not state_of(out).exists()):
         raise UsageError(f"--resume: there is no {state_of(out or 'codec')}, so nothing was interrupted; run without --resume")
     if not resume and out is not None:

@@ -70,6 +70,11 @@ class TextVqlFile:
                     f"{path}: {expected.name} has fields of {found} bits, the codec's have {list(expected.bits)[:4]}; damaged or forged"
                 )
 
+    def __repr__(self) -> str:
+        from vqlabel.vql.describe import text_in_one_line
+
+        return f"TextVqlFile({text_in_one_line(self)})"
+
     @property
     def classes(self) -> int:
         """V."""

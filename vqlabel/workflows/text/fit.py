@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
@@ -39,6 +40,7 @@ def fit_text(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    **options: Unpack[TextFitOptions],
 ) -> tuple[DocumentCodec, dict[str, Any]]:
     """Fit a codec to the labels of documents; some documents are held out.
 
@@ -59,10 +61,11 @@ def fit_text(
         BadLabels: the dump has fewer than 2 documents, or is malformed.
         TargetExists: `out` exists and `overwrite` is false.
     """
+    config = config_of(TextFitConfig, config, options)
     if out is not None:
         check_target(out, CODEC, overwrite=overwrite)
     opened = open_text_dump(dump, head, layer=layer)
-    codec, report = fit_opened(opened, config or TextFitConfig(), progress=progress)
+    codec, report = fit_opened(opened, config, progress=progress)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     return codec, report

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.vql.text.streams import Fields
+from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.text.encode import encode_documents, write_labels
 from vqlabel.workflows.text.fit import code_bits_of, fit_opened
 from vqlabel.workflows.text.fit_sparse import check_sparse
@@ -43,6 +44,7 @@ def pack_text(
     layer: int | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
+    **options: Unpack[TextFitOptions],
 ) -> dict[str, Any]:
     """Encode the labels of documents into a `.vql`; fit a codec first unless one is given. This is `vqlabel pack`.
 
@@ -64,6 +66,7 @@ def pack_text(
         BadLabels: the dump is malformed, or its rows belong to other tokens.
         TargetExists: `out` exists and `overwrite` is false.
     """
+    config = config_of(TextFitConfig, config, options)
     check_target(out, VQL, overwrite=overwrite)
     check_apart(
         out,
@@ -71,7 +74,6 @@ def pack_text(
         beside=(head, tokenizer, None if isinstance(codec, DocumentCodec) else codec),
     )
     opened = open_text_dump(dump, head, tokenizer=tokenizer, layer=layer)
-    config = config or TextFitConfig()
     fitted, report = fit_opened(opened, config, progress=progress) if codec is None else fitted_codec(opened, codec, config)
     encoded = encode_documents(opened, fitted, device=config.device)
     labels = _distinct(encoded, len(opened.source), progress)
