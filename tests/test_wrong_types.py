@@ -56,12 +56,19 @@ CALLS: dict[str, Call] = {
     }),
     "convert": (vqlabel.convert, {"source": "nowhere", **OUT, "layout": "arrays", **RUN}),
     "relabel": (vqlabel.relabel, {
-        "source": SOURCE, **OUT, "codec": "nowhere", "layout": "arrays", "effort": "fast", "device": "cpu", **RUN,
+        "source": SOURCE, "teacher": "nowhere", **OUT, "codec": "nowhere", "layout": "arrays", "effort": "fast", "device": "cpu", **RUN,
     }),
     "relabel_text": (vqlabel.relabel_text, {
         "corpus": "nowhere", "teacher": "nowhere", **OUT, "config": vqlabel.TextFitConfig(), "codec": "nowhere", "batch": 4, **RUN,
     }),
     "verify": (vqlabel.verify, FILE),
+    "info": (vqlabel.info, FILE),
+    "tune": (vqlabel.tune, {"dump": "nowhere", "config": vqlabel.FitConfig(), "kl": 1.0, "bits": 8.0, "judge": abs, **OUT, **RUN}),
+    "tune_text": (vqlabel.tune_text, {
+        "dump": "nowhere", "goal": vqlabel.TextGoal(bits=8), "config": vqlabel.TextFitConfig(), "head": "nowhere", "layer": 1, **OUT, **RUN,
+    }),
+    "compare": (vqlabel.compare, {"dump": "nowhere", "config": vqlabel.CompareConfig()}),
+    "compare_text": (vqlabel.compare_text, {"dump": "nowhere", "config": vqlabel.TextCompareConfig(), "head": "nowhere", "layer": 1}),
     "stats": (vqlabel.stats, {**FILE, "against": "nowhere", "teacher_bytes": 5, "device": "cpu", "progress": lambda *_: None}),
     "stats_text": (vqlabel.stats_text, {
         **FILE, "against": "nowhere", "head": "nowhere", "labels": 5, "seed": 0, "device": "cpu", "progress": lambda *_: None,
@@ -147,7 +154,9 @@ def test_an_argument_of_another_type_is_refused_with_its_name(name: str, argumen
 
 def test_every_public_callable_and_every_argument_is_covered() -> None:
     public = {
-        name for name in vqlabel.__all__ if name not in ("VqlabelError", "KdMixin")
+        name
+        for name in vqlabel.__all__
+        if name not in ("VqlabelError", "KdMixin", "CompareConfig", "TextCompareConfig", "TextGoal")
     }  # the mix-in takes what its trainer takes
     public |= {name for name in bitstream.__all__ if inspect.isfunction(getattr(bitstream, name))}
     for module in (losses, temperature):
@@ -185,7 +194,7 @@ def test_numpy_numbers_and_lists_are_accepted_and_converted() -> None:
         (lambda: vqlabel.pack("d", "o", codec=(None, {})), r"codec is .*: fit and load_codec return .*; pass the first of them"),
         (
             lambda: vqlabel.relabel("ims", "x.vql"),
-            r"source is 'ims' \(str\); it must be a vqlabel\.workflows\.teacher_source\.TeacherSource",
+            r"teacher is None; pass the network, a torch\.nn\.Module, or its name",
         ),
     ],
 )

@@ -14,6 +14,7 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch
+from vqlabel.labels.memory import ArrayLike
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.training.dataset import VqlDataset, record_indices
 from vqlabel.training.image_checks import check_images, check_view_memory, require_folder_indices, view_side
@@ -21,6 +22,7 @@ from vqlabel.training.reopened import Reopened
 from vqlabel.type_checks import check_argument_types
 from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
+from vqlabel.views.image_list import ImageList
 from vqlabel.views.render_pil import Images, render
 from vqlabel.vql.describe import in_one_line
 from vqlabel.vql.file import VqlFile
@@ -64,7 +66,8 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
 
     Args:
         path: the `.vql`.
-        images: folder whose sorted files are the labelled images, or the images themselves, RGB, by index.
+        images: folder whose sorted files are the labelled images, or the images themselves by index: PIL images in RGB,
+            or a tensor [N, 3, H, W], uint8 or floats in 0..1.
         size: side of a view in pixels, the unit of CutMix boxes. None: the size in the file's recipe.
         transform: called with the views [n, 3, size, size] of a batch; must be picklable for spawned workers.
         device: where labels are decoded.
@@ -114,6 +117,8 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
         if isinstance(images, str | PathLike):
             require_folder_indices(file)
             images = ImageFolder(images)
+        elif isinstance(images, ArrayLike):
+            images = ImageList(images)
         self.images: Images = images
         if check is not None:
             check(file, images)
