@@ -122,3 +122,9 @@ def test_lambda_that_differs_within_a_batch_is_refused() -> None:
 def test_pixels_are_no_column_and_are_noted() -> None:
     source = open_labels({"logits": Z, "image": np.zeros((N, 3, 2, 2), np.uint8)})
     assert source.order == "none" and "not read: 'image' uint8" in source.notes[0]
+
+
+def test_log_probabilities_times_their_temperature_are_logits() -> None:
+    z = torch.from_numpy(Z).float()
+    labels = open_labels(4 * (z / 4).log_softmax(1)).read(0).labels
+    assert torch.allclose(torch.tensor(labels).softmax(1), z.softmax(1), atol=1e-5)

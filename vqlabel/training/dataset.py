@@ -19,7 +19,7 @@ from vqlabel.training.losses import bce, kl
 from vqlabel.training.reopened import Reopened, checked_device
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.decode import as_tensor, check_batch_memory, decode, read_codec
-from vqlabel.vql.describe import epochs_of, file_info, in_one_line
+from vqlabel.vql.describe import file_info
 from vqlabel.vql.file import VqlFile
 
 
@@ -99,7 +99,7 @@ class VqlDataset(Reopened, Dataset[Tensor]):
         self._open(**state)
 
     def __repr__(self) -> str:
-        return f"VqlDataset({in_one_line(self.file)})"
+        return f"VqlDataset({self.file.summary})"
 
     def close(self) -> None:
         """Close the file; the next read opens it again. `with vqlabel.open(path) as labels:` closes it at the end."""
@@ -142,7 +142,7 @@ class VqlDataset(Reopened, Dataset[Tensor]):
     @property
     def epochs(self) -> int:
         """Number of stored epochs."""
-        return epochs_of(self.file)
+        return self.file.epochs
 
     @property
     def codec(self) -> str:

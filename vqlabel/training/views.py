@@ -24,7 +24,6 @@ from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.image_list import ImageList
 from vqlabel.views.render_pil import Images, render
-from vqlabel.vql.describe import in_one_line
 from vqlabel.vql.file import VqlFile
 
 
@@ -130,7 +129,7 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
             raise type(error)(f"{arguments['path']}: {error}") from None
 
     def __repr__(self) -> str:
-        return f"VqlViews({in_one_line(self.labels.file)}; views of {self.size} pixels of {len(self.images):,} images)"
+        return f"VqlViews({self.labels.file.summary}; views of {self.size} pixels of {len(self.images):,} images)"
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

@@ -20,7 +20,7 @@ from vqlabel.training.text.lookup import as_ids, find_document
 from vqlabel.training.text.references import COLUMN, Attach, References, split_references
 from vqlabel.training.text.windows import Window, windows
 from vqlabel.type_checks import check_argument_types
-from vqlabel.vql.describe import text_in_one_line, text_info
+from vqlabel.vql.describe import text_info
 from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
 from vqlabel.vql.text.streams import Fields
@@ -92,7 +92,7 @@ class TextLabels(Reopened):
         self._open(**state)
 
     def __repr__(self) -> str:
-        return f"TextLabels({text_in_one_line(self.file)})"
+        return f"TextLabels({self.file.summary})"
 
     @property
     def classes(self) -> int:

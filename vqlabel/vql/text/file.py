@@ -10,6 +10,7 @@ from vqlabel.codecs.config import COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer, UsageError
+from vqlabel.vql.in_words import in_bytes
 from vqlabel.vql.text.streams import Fields, counts_stream, join_streams, run_lengths
 from vqlabel.vql.text.table import TABLE, DocumentTable
 
@@ -71,9 +72,15 @@ class TextVqlFile:
                 )
 
     def __repr__(self) -> str:
-        from vqlabel.vql.describe import text_in_one_line
+        return f"TextVqlFile({self.summary})"
 
-        return f"TextVqlFile({text_in_one_line(self)})"
+    @property
+    def summary(self) -> str:
+        """ "'text.vql': 9,000 labels of 30 documents, 1,024 tokens in the vocabulary, 36.5 bits per label, 83 kB"."""
+        return (
+            f"{str(self.container.path)!r}: {self.rows:,} labels of {len(self.documents):,} documents, "
+            f"{self.classes:,} tokens in the vocabulary, {self.label_bits:.1f} bits per label, {in_bytes(self.container.size)}"
+        )
 
     @property
     def classes(self) -> int:
