@@ -21,7 +21,8 @@ _WORDS = {  # annotations as messages name them
     "str": "text", "int": "a whole number", "float": "a number", "bool": "True or False", "PathLike": "a path",
     "FitConfig": "a FitConfig, such as FitConfig(bits=64)", "LabelCodec": "a codec, such as load_codec(path)[0]",
     "Corpus": "a corpus, such as open_corpus(path)", "TextTeacher": "a teacher, such as load_text_teacher(name)",
-    "LabelSource": "a dump, such as open_labels(path)", "TeacherSource": "a vqlabel.workflows.teacher_source.TeacherSource",
+    "LabelSource": "a dump, such as open_labels(path)", "ArrayLike": "an array or a tensor", "Mapping": "a mapping of arrays",
+    "TeacherSource": "a vqlabel.workflows.teacher_source.TeacherSource",
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def check_argument_types(function: Callable[P, R]) -> Callable[P, R]:
             raise WrongType(f"{function.__qualname__}: {error}; its arguments are {names}") from None
         hints = _hints(function)
         for name, value in bound.arguments.items():
-            if name in hints:
+            if name in hints and signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD:
                 bound.arguments[name] = check_type(name, value, hints[name])
         return function(*bound.args, **bound.kwargs)
 
@@ -193,7 +194,7 @@ def _remedy(value: Any, hint: Any) -> str:
     return.
     """
     words = _in_words(hint)
-    if hasattr(value, "shape") and _WORDS["PathLike"] in words:
+    if hasattr(value, "shape") and _WORDS["PathLike"] in words and _WORDS["ArrayLike"] not in words:
         return ": save it, with numpy.save for example, and pass the path of the file"
     if isinstance(value, tuple) and len(value) == 2 and _WORDS["LabelCodec"] in words:
         return ": fit and load_codec return a codec and its report; pass the first of them"

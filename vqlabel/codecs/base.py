@@ -35,6 +35,12 @@ class StoredCodec(nn.Module, ABC):
             BadContainer: a tensor is missing, of another shape or not finite.
         """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config.classes:,} classes, {self.config.domain}{self._rate_in_words()})"
+
+    def _rate_in_words(self) -> str:
+        return ""
+
     @property
     def kind(self) -> str:
         """Name of the codec in the registry."""
@@ -66,6 +72,9 @@ class LabelCodec(StoredCodec):
 
     takes_sparse: ClassVar[bool] = False  # whether `encode` also takes sparse labels, and there is `decode_sparse`
     effort: str = "normal"  # see `set_effort`
+
+    def _rate_in_words(self) -> str:
+        return f", {'up to ' if self.config.max_codes is not None else ''}{sum(self.code_bits):,} bits per label"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class ContainerReader:
     """
 
     def __init__(self, path: str | PathLike[str], seal: bytes | None = None) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         if self.path.is_dir():
             raise UsageError(f"{self.path}: is a folder, and a .vql is a file; `vqlabel pack` makes one of a dump")
         if not self.path.is_file():

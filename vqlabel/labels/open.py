@@ -6,10 +6,11 @@ The layout of a path is detected, or named by the user.
 import os.path
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, NoSuchFile, TargetExists, UsageError, VqlabelError, require
@@ -25,6 +26,7 @@ from vqlabel.labels.layouts.shards import SUFFIXES
 from vqlabel.labels.layouts.tensor import SUFFIXES as TENSOR_SUFFIXES
 from vqlabel.labels.layouts.tree import ORDER_FILE
 from vqlabel.labels.layouts.webdataset import is_tar
+from vqlabel.labels.memory import ArrayLike, open_memory
 from vqlabel.labels.source import About, LabelSource
 from vqlabel.labels.writer import LabelWriter
 from vqlabel.storage.filetypes import require_regular
@@ -35,7 +37,7 @@ from vqlabel.type_checks import check_argument_types
 
 @check_argument_types
 def open_labels(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | ArrayLike | Mapping[str, Any] | list[Any],
     layout: str | None = None,
     domain: str | None = None,
     *,
@@ -51,6 +53,8 @@ def open_labels(
     Args:
         path: a file of labels [n, C] or [epochs, n, C] (.npy, .npz, .safetensors, .pt, .parquet, .h5 ...; "FILE:NAME"
             names an array in it), a folder of such shards, or the folder of another layout. docs/inputs.md lists all.
+            Or the labels in memory: an array or a tensor, a list of batches, or a mapping with columns beside them,
+            {"logits": ..., "image": ..., "crop": ..., "flip": ...}.
         layout: one of LAYOUTS; None: detected.
         domain: "logits" or "probs"; None: as the file declares it, else logits. It is checked against rows from the
             whole dump, and against every batch that is read.
@@ -73,13 +77,17 @@ def open_labels(
         BadLabels: the dump is empty or malformed, or its labels do not agree with the images.
         MissingExtra: the reader of such files is not installed.
     """
-    path, array = _split_array_name(Path(path), array)
     require(domain is None or domain in DOMAINS, "domain", domain, f"must be one of {', '.join(DOMAINS)}")
     require(image_digest in (None, *DIGESTS), "image_digest", image_digest, f"must be one of {', '.join(DIGESTS)}")
     require(layout is None or layout in LAYOUTS, "layout", layout, f"must be one of {', '.join(LAYOUTS)}")
     if images is None:
         require(class_map is None, "class_map", str(class_map), "maps folders of images to classes: pass the images with --images")
         require(image_digest is None, "image_digest", image_digest, "is a digest of images: pass them with --images")
+    if not isinstance(path, str | PathLike):
+        labels = open_memory(path, Selection.of(array, axes), domain, layout, classes)
+        settle_domain(labels, domain)
+        return labels if images is None else with_images(labels, Path(images), class_map, image_digest or "names")
+    path, array = _split_array_name(Path(path).expanduser(), array)
     if not os.path.exists(path):  # unlike Path.exists it accepts a name that is too long
         raise NoSuchFile(
             f"{path}: no such file or directory; pass a dump of labels ({', '.join(SUFFIXES)}, a folder of them, or of another layout)"

@@ -3,7 +3,7 @@
 from os import PathLike
 from typing import Any
 
-from vqlabel.labels import LabelSource
+from vqlabel.labels.memory import Dump
 from vqlabel.progress import Progress, silent
 from vqlabel.report.account import Account, Row, account
 from vqlabel.type_checks import check_argument_types
@@ -16,7 +16,7 @@ __all__ = ["Account", "Row", "account", "stats"]
 def stats(
     path: str | PathLike[str],
     *,
-    against: str | PathLike[str] | LabelSource | None = None,
+    against: Dump | None = None,
     teacher_bytes: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
@@ -24,9 +24,9 @@ def stats(
     """Account for the bytes of a `.vql`, as a JSON object.
 
     Args:
-        against: a dump (a path or a LabelSource): adds `distortion`, `calibration` and `same_dump`, see
-            `distortion_against`; loads torch. Its labels may differ from those that the file was packed from (another
-            teacher, another run), but not in number, classes or domain.
+        against: a dump (a path, a LabelSource, or labels in memory): adds `distortion`, `calibration` and `same_dump`,
+            see `distortion_against`; loads torch. Its labels may differ from those that the file was packed from
+            (another teacher, another run), but not in number, classes or domain.
         teacher_bytes: size of the teacher: adds `teacher`, the number of labels above which the teacher is smaller than
             their file.
 

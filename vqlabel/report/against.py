@@ -1,7 +1,6 @@
 """A `.vql` and a dump -> distortion and calibration of its labels, and whether it was packed from this very dump."""
 
 import math
-from os import PathLike
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
 from vqlabel.labels import LabelBatch, LabelSource, SparseLabels, open_labels
 from vqlabel.labels.fingerprint import LabelsHash
+from vqlabel.labels.memory import Dump
 from vqlabel.labels.pruning import Pruned
 from vqlabel.metrics.calibration import Calibration
 from vqlabel.metrics.judgement import judge
@@ -33,9 +33,7 @@ REFERENCE_LABELS = 8192  # labels that baselines are measured on, from batches s
 
 
 @large_operations()
-def distortion_against(
-    file: VqlFile, dump: str | PathLike[str] | LabelSource, *, device: str = "cpu", progress: Progress = silent
-) -> dict[str, Any]:
+def distortion_against(file: VqlFile, dump: Dump, *, device: str = "cpu", progress: Progress = silent) -> dict[str, Any]:
     """Decode every label, in the dump's dtype as `unpack` writes it, and compare it with the dump's, batch by batch.
 
     Returns:
@@ -80,7 +78,7 @@ def distortion_against(
     }
 
 
-def _open_same_shape(file: VqlFile, dump: str | PathLike[str] | LabelSource) -> LabelSource:
+def _open_same_shape(file: VqlFile, dump: Dump) -> LabelSource:
     """The dump, pruned as the file is.
 
     Raises:

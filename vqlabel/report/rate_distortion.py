@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 from vqlabel.codecs import LabelSample
 from vqlabel.config import MIX, FitConfig
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.labels.memory import Dump
 from vqlabel.progress import Progress, silent
 from vqlabel.report.baselines import MAX_FP16
 from vqlabel.report.methods import ALL_IN, METHODS, PARTS, FittedMethod, Measurement, MethodFitter, has_rate, installed_methods
 from vqlabel.report.student_benchmark import StudentBenchmark
 from vqlabel.threads import large_operations
+from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.sample import read_sample
 
 DEFAULT_BITS = (8, 16, 32, 64, 128, 256)  # code bits per label
@@ -72,8 +73,9 @@ class CompareConfig:
 
 
 @large_operations()
+@check_argument_types
 def compare_methods(
-    dump: str | PathLike[str] | LabelSource,
+    dump: Dump,
     config: CompareConfig | None = None,
     *,
     benchmark: StudentBenchmark | None = None,
@@ -174,7 +176,7 @@ def _fit_all(
     return list(results.values())
 
 
-def _open_distributions(dump: str | PathLike[str] | LabelSource) -> LabelSource:
+def _open_distributions(dump: Dump) -> LabelSource:
     """Raises UsageError for sigmoid labels."""
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     if source.domain == "sigmoid":

@@ -1,7 +1,7 @@
 """A `.vql` -> labels for a training loop: by index, by stored batch, or as codes and a decoder on the device."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from os import PathLike
 from typing import Any, overload
@@ -15,12 +15,15 @@ from vqlabel.codecs import LabelCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels import Context, Place
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
+from vqlabel.training.losses import bce, kl
+from vqlabel.training.reopened import Reopened, checked_device
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.decode import as_tensor, check_batch_memory, decode, read_codec
+from vqlabel.vql.describe import file_info
 from vqlabel.vql.file import VqlFile
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class TrainingBatch:
     """One stored batch: labels, indices of their images, augmentation of each view. Columns the dump lacks are None."""
 
@@ -40,8 +43,17 @@ class TrainingBatch:
     ops: Tensor | None = None  # [n, ops, 3] float32: RandAugment's operation, decision and level
     seed: Tensor | None = None  # [n] int64, seed of the view in the dump's own pipeline
 
+    def __repr__(self) -> str:
+        shapes = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "place"}
+        shown = [
+            f"{name} {list(value.shape)}" if isinstance(value, Tensor) else f"{name} {value}"
+            for name, value in shapes.items()
+            if value is not None
+        ]
+        return f"TrainingBatch(epoch {self.place.epoch}, batch {self.place.batch}: {', '.join(shown)})"
 
-class VqlDataset(Dataset[Tensor]):
+
+class VqlDataset(Reopened, Dataset[Tensor]):
     """The labels of a `.vql`, in record order.
 
     `ds[i]` is a label [C]; `ds[[3, 1, 4]]` and `ds[10:20]` are labels [n, C]; all float32, decoded on `device`. Codes
@@ -76,15 +88,22 @@ class VqlDataset(Dataset[Tensor]):
         self._open(path, device, None)
 
     def _open(self, path: str | PathLike[str], device: str | torch.device, seal: bytes | None) -> None:
-        self.path, self.device = path, torch.device(device)
+        self.path, self.device = path, checked_device(device)
         self.file = VqlFile(path, seal)
         self._batch_numbers: dict[Place, int] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         return {"path": self.path, "device": str(self.device), "seal": self.file.container.seal}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._open(**state)
+
+    def __repr__(self) -> str:
+        return f"VqlDataset({self.file.summary})"
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again. `with vqlabel.open(path) as labels:` closes it at the end."""
+        self.file.container.close()
 
     def __len__(self) -> int:
         return self.file.records
@@ -114,6 +133,42 @@ class VqlDataset(Dataset[Tensor]):
     def domain(self) -> str:
         """The labels' domain: "logits", "probs" or "sigmoid"."""
         return str(self.file.label["domain"])
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.file.classes
+
+    @property
+    def epochs(self) -> int:
+        """Number of stored epochs."""
+        return self.file.epochs
+
+    @property
+    def codec(self) -> str:
+        """Kind of the codec: "vqae", "sparse", "topk" or "raw"."""
+        return str(self.file.codec["kind"])
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The file's header, as `vqlabel.info` returns it."""
+        return file_info(self.file)
+
+    def loss(self, student_logits: Tensor, labels: Tensor, temperature: float | None = None, **options: Any) -> Tensor:
+        """The loss of a student on labels of this file, in their domain: `kl`, or `bce` of a multi-label teacher.
+
+        Args:
+            temperature: None: 1 for probabilities, else the loss's default.
+            options: of `kl` or `bce`, such as `squared=True`.
+        """
+        if temperature is None and self.domain == "probs":
+            temperature = 1.0
+        given = options if temperature is None else {"temperature": temperature, **options}
+        return (
+            bce(student_logits, labels, **given)
+            if self.domain == "sigmoid"
+            else kl(student_logits, labels, domain=self.domain, **given)
+        )
 
     def codes(self, index: Sequence[int] | np.ndarray[Any, Any] | Tensor) -> Tensor:
         """[n, m] codes of these records on the CPU: uint8, or int32 (unsigned bit patterns) if a code exceeds 255."""

@@ -11,7 +11,10 @@ from torch import Tensor
 from vqlabel.config import check_labels
 from vqlabel.errors import UsageError, require
 from vqlabel.labels.batch import NOWHERE
+from vqlabel.labels.checks import SUM_TOLERANCE
 from vqlabel.training.loss_checks import check_argument_type, check_pair, check_temperature
+
+_CHECKED: set[tuple[str, int, str]] = set()  # (domain, classes, device type) of which a batch was checked
 
 
 def kl(
@@ -35,10 +38,11 @@ def kl(
         temperature: T, above 0; must be 1 for probabilities.
         student_temperature: T_s, above 0; None: T.
         squared: whether to multiply by T^2.
-        domain: domain of the labels, "logits" or "probs" (`VqlDataset.domain`).
+        domain: domain of the labels, "logits" or "probs" (`VqlDataset.domain`). `VqlDataset.loss` knows it.
 
     Raises:
-        UsageError: shapes differ, a temperature is not above 0, or probabilities have a temperature other than 1.
+        UsageError: shapes differ, a temperature is not above 0, probabilities have a temperature other than 1, or the
+            labels are not of the domain (on a GPU only the first batch is checked).
     """
     check_pair(student_logits, labels)
     target = targets(labels, temperature, domain)
@@ -65,6 +69,7 @@ def targets(labels: Tensor, temperature: float = 20.0, domain: str = "logits") -
     check_temperature("temperature", temperature)
     values = labels.detach().float()
     _check_distribution(domain)
+    _check_rows_are(domain, values)
     if domain == "logits":
         return F.softmax(values / temperature, 1)
     limit = "must be 1 for probs: probabilities rounded to 0 cannot be recovered at another temperature; set student_temperature instead"
@@ -93,6 +98,7 @@ def top_k(labels: Tensor, k: int, domain: str = "logits") -> Tensor:
     check_labels(labels.shape[1], domain)
     check_argument_type("k", k, int)
     _check_distribution(domain)
+    _check_rows_are(domain, labels.detach().float())
     require(1 <= k <= labels.shape[1], "k", k, f"must be 1..{labels.shape[1]} (the number of classes)")
     values, classes = labels.float().topk(k, 1)
     if domain == "probs":
@@ -161,6 +167,29 @@ def mse_gt(student_logits: Tensor, labels: Tensor, target: Tensor, weight: float
 def _check_rows(labels: Tensor) -> None:
     check_argument_type("labels", labels, Tensor)
     require(labels.dim() == 2, "shape of labels", list(labels.shape), "must be [n, C], one row per label")
+
+
+def _check_rows_are(domain: str, values: Tensor) -> None:
+    """Refuse rows that contradict the domain: probabilities given as logits are nearly uniform targets at T = 20.
+
+    On the CPU every batch is checked. Elsewhere a check waits for the device, so it is made of the first batch of a
+    process for each domain and number of classes. Compiled code is not checked.
+    """
+    key = domain, values.shape[1], values.device.type
+    if torch.compiler.is_compiling() or not len(values) or (values.device.type != "cpu" and key in _CHECKED):
+        return
+    total, smallest = values.sum(1), values.min()
+    if domain == "logits" and bool((smallest >= 0) & (abs(total - 1) <= SUM_TOLERANCE).all()):
+        raise UsageError(
+            "labels are non-negative and every row sums to 1, so they are probabilities, but domain is 'logits'; pass domain='probs' and "
+            "temperature=1, or use the loss of their dataset, `VqlDataset.loss`"
+        )
+    if domain == "probs" and not bool((smallest >= -SUM_TOLERANCE) & (total <= 1 + SUM_TOLERANCE).all() & (total > 0).all()):
+        raise UsageError(
+            f"labels range from {float(smallest):.4g} and rows sum to {float(total.min()):.4g} to {float(total.max()):.4g}, so they are no "
+            "probabilities, but domain is 'probs'; pass domain='logits', or use the loss of their dataset, `VqlDataset.loss`"
+        )
+    _CHECKED.add(key)
 
 
 def _check_distribution(domain: str) -> None:

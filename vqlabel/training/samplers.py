@@ -53,10 +53,15 @@ class StoredBatches(Sampler[list[int]]):
             are_stored = len(epochs) > 0 and all(0 <= epoch < len(stored) for epoch in epochs)
             require(are_stored, "epochs", list(epochs), f"must be indices in 0..{len(stored) - 1}, the stored epochs")
         self._epochs = stored if epochs is None else [stored[epoch] for epoch in epochs]
-        self._ranks = rank, world
+        self._ranks, self._path = (rank, world), str(file.container.path)
         _rank_and_world(rank, world)
         self.epoch, self._started, self._skip = 0, False, 0
         self._yielded = 0  # batches of the current iteration so far
+
+    def __repr__(self) -> str:
+        rank, world = _rank_and_world(*self._ranks)
+        ranks = f", rank {rank} of {world}" if world > 1 else ""
+        return f"{type(self).__name__}({self._path!r}: {len(self._epochs):,} stored epochs, {len(self):,} batches in epoch {self.epoch}{ranks})"
 
     @check_argument_types
     def set_epoch(self, epoch: int) -> None:

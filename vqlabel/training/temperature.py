@@ -123,6 +123,9 @@ class StudentTemperature:
         self.grid, self.tau = tuple(map(float, grid)), float(start)
         self._reset()
 
+    def __repr__(self) -> str:
+        return f"StudentTemperature(tau {self.tau:g}, {len(self.grid)} candidates from {min(self.grid):g} to {max(self.grid):g})"
+
     def _reset(self) -> None:
         self._labels, self._sums = 0, torch.zeros(len(self.grid), dtype=torch.float64, device="cpu")
 

@@ -14,12 +14,15 @@ from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch
+from vqlabel.labels.memory import ArrayLike
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.training.dataset import VqlDataset, record_indices
 from vqlabel.training.image_checks import check_images, check_view_memory, require_folder_indices, view_side
+from vqlabel.training.reopened import Reopened
 from vqlabel.type_checks import check_argument_types
 from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
+from vqlabel.views.image_list import ImageList
 from vqlabel.views.render_pil import Images, render
 from vqlabel.vql.file import VqlFile
 
@@ -44,7 +47,7 @@ class WholeBatch:
 default_collate_fn_map[WholeBatch] = lambda batches, *, collate_fn_map=None: batches[0].batch
 
 
-class VqlViews(Dataset[ViewBatch]):
+class VqlViews(Reopened, Dataset[ViewBatch]):
     """The views that the labels of a `.vql` belong to, cropped, flipped and mixed as recorded, with those labels;
     `ds[i]` is one record.
 
@@ -62,7 +65,8 @@ class VqlViews(Dataset[ViewBatch]):
 
     Args:
         path: the `.vql`.
-        images: folder whose sorted files are the labelled images, or the images themselves, RGB, by index.
+        images: folder whose sorted files are the labelled images, or the images themselves by index: PIL images in RGB,
+            or a tensor [N, 3, H, W], uint8 or floats in 0..1.
         size: side of a view in pixels, the unit of CutMix boxes. None: the size in the file's recipe.
         transform: called with the views [n, 3, size, size] of a batch; must be picklable for spawned workers.
         device: where labels are decoded.
@@ -112,6 +116,8 @@ class VqlViews(Dataset[ViewBatch]):
         if isinstance(images, str | PathLike):
             require_folder_indices(file)
             images = ImageFolder(images)
+        elif isinstance(images, ArrayLike):
+            images = ImageList(images)
         self.images: Images = images
         if check is not None:
             check(file, images)
@@ -122,10 +128,17 @@ class VqlViews(Dataset[ViewBatch]):
         except (BadLabels, UsageError) as error:
             raise type(error)(f"{arguments['path']}: {error}") from None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __repr__(self) -> str:
+        return f"VqlViews({self.labels.file.summary}; views of {self.size} pixels of {len(self.images):,} images)"
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        self.labels.close()
+
+    def _state(self) -> dict[str, Any]:
         return self._arguments
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._arguments = state
         self._open()  # without `check_images`, which the constructor called
 

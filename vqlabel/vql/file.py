@@ -17,6 +17,7 @@ from vqlabel.labels import About, Support
 from vqlabel.labels.image_set import ImageSet, WholeEpochs
 from vqlabel.labels.schema import MAX_IMAGES
 from vqlabel.views.recipe import DrawnColumns, Recipe
+from vqlabel.vql.in_words import in_bytes
 from vqlabel.vql.ragged_codes import VARIABLE_SLOTS, RaggedCodes
 from vqlabel.vql.seeded import DrawnPart, read_columns
 from vqlabel.vql.text.table import TABLE
@@ -150,6 +151,22 @@ class VqlFile:
             assert image is not None  # the columns have "image"
             whole_epochs.add(epoch, image)
         return whole_epochs.images()
+
+    def __repr__(self) -> str:
+        return f"VqlFile({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """ "'labels.vql': 32,000 labels x 1,000 classes, 32 epochs, logits, vqae 36 bits, 536 kB"."""
+        return (
+            f"{str(self.container.path)!r}: {self.records:,} labels x {self.classes:,} classes, {self.epochs:,} epochs, "
+            f"{self.label['domain']}, {self.codec['kind']} {self.label_bits:.10g} bits, {in_bytes(self.container.size)}"
+        )
+
+    @property
+    def epochs(self) -> int:
+        """Number of stored epochs."""
+        return len(np.unique(self.columns.places.epoch)) if len(self.columns.places) else 0
 
     @property
     def classes(self) -> int:

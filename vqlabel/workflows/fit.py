@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from vqlabel.codecs.precision import cpu_by_default
 from vqlabel.codecs.registry import config_class
 from vqlabel.config import FitConfig
 from vqlabel.labels import LabelSource, SparseLabels, open_labels
+from vqlabel.labels.memory import Dump
 from vqlabel.labels.sparse import hash_labels
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.apart import check_apart
@@ -22,6 +23,7 @@ from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.config_options import FitOptions, config_of
 from vqlabel.workflows.fallback import topk_if_better
 from vqlabel.workflows.fit_report import describe_codec
 from vqlabel.workflows.run_state import RunState
@@ -30,18 +32,20 @@ from vqlabel.workflows.sample import read_sample
 
 @check_argument_types
 def fit(
-    dump: str | PathLike[str] | LabelSource,
+    dump: Dump,
     config: FitConfig | None = None,
     *,
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = silent,
+    **options: Unpack[FitOptions],
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Fit a codec to a dump; the last epochs, or the last tenth of the records, are held out.
 
     Args:
-        dump: a path for `open_labels`, or a source.
+        dump: a path for `open_labels`, a source, or labels in memory (`open_labels`).
+        config: options of the fit; or pass its fields: `fit(dump, bits=64)`.
         out: the codec file to write; the state of an unfinished fit is stored beside it as `<out>.state`, and the same
             call continues from there. With the same number of threads on the same machine, the result equals that of an
             uninterrupted fit, byte for byte.
@@ -61,13 +65,14 @@ def fit(
         TargetExists: `out` exists and `overwrite` is false; or another file has the name of the state.
         UsageError: the state is of another dump or configuration; or `out` is not a valid path of a codec file.
     """
+    config = config_of(FitConfig, config, options)
     check_target(out, CODEC, overwrite=overwrite)
-    if config is not None and config.codec is not None:
+    if config.codec is not None:
         check_kind(config.codec)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     check_apart(out, *source.inputs)
     state = RunState(out, restart=restart)
-    codec, report = fit_source(source, config or FitConfig(), state, progress)
+    codec, report = fit_source(source, config, state, progress)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     state.remove()

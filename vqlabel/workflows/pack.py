@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from vqlabel.codecs import CODECS, LabelCodec, load_codec
 from vqlabel.codecs import save_codec as write_codec
@@ -17,6 +17,7 @@ from vqlabel.labels import LabelBatch, LabelSource, open_labels
 from vqlabel.labels.constant_rows import ConstantRows
 from vqlabel.labels.fingerprint import LabelsHash
 from vqlabel.labels.image_set import ImageSet
+from vqlabel.labels.memory import Dump
 from vqlabel.labels.pruning import Pruned
 from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.apart import check_apart, check_distinct
@@ -28,6 +29,7 @@ from vqlabel.vql.column_limits import PREFIX
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import check_drawn, drawn_bits, read_recipe, recipe_file
 from vqlabel.vql.writer import VqlWriter
+from vqlabel.workflows.config_options import PackOptions, config_of
 from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, describe_fit, encoded, spans_of
 from vqlabel.workflows.fit import fit_source
 from vqlabel.workflows.quality import fit_quality
@@ -37,7 +39,7 @@ from vqlabel.workflows.tune import check_budget, tune_source
 
 @check_argument_types
 def pack(
-    dump: str | PathLike[str] | LabelSource,
+    dump: Dump,
     out: str | PathLike[str],
     config: FitConfig | None = None,
     *,
@@ -51,6 +53,7 @@ def pack(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = silent,
+    **options: Unpack[PackOptions],
 ) -> dict[str, Any]:
     """Encode a dump into a `.vql` file; fit a codec first unless one is given. This is `vqlabel pack`.
 
@@ -58,9 +61,11 @@ def pack(
     call continues from there: see `fit`.
 
     Args:
-        dump: a path for `open_labels`, or a source.
-        config: of the codec to fit, or the rate at which a fitted codec is used; its seed chooses what `keep` keeps.
-        codec: a fitted codec (`fit`, `load_codec`) or the path of its file; None: fit one.
+        dump: a path for `open_labels`, a source, or labels in memory (`open_labels`).
+        config: of the codec to fit, or the rate at which a fitted codec is used; its seed chooses what `keep` keeps. Or
+            pass its fields: `pack(dump, out, ratio=500)`.
+        codec: a fitted codec (`fit`, `load_codec`), the path of its file, or the kind to fit ("vqae", "raw" ...); None:
+            fit one.
         kl: fit the smallest codec with this held-out KL, as `tune` does.
         save_codec: file to write the fitted codec to.
         restart: discards the state of an interrupted run.
@@ -90,7 +95,10 @@ def pack(
     """
     is_valid = isinstance(augmentation, DrawnColumns) or augmentation in ("keep", "seeded")
     require(is_valid, "augmentation", augmentation, "must be keep or seeded")
-    config = config or FitConfig()
+    config = config_of(FitConfig, config, options)
+    if isinstance(codec, str) and codec in CODECS:
+        require(config.codec in (None, codec), "codec", codec, f"contradicts the config, whose codec is {config.codec}")
+        config, codec = replace(config, codec=codec), None
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)
     source = source if keep is None else Pruned(source, keep, by, config.seed)
     codec_file = None if codec is None or isinstance(codec, LabelCodec) else Path(codec)

@@ -2,9 +2,10 @@
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
+from torch import nn
 
 from vqlabel.bitstream import narrowest_dtype
 from vqlabel.codecs import LabelCodec, load_codec
@@ -27,6 +28,7 @@ from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import recipe_file, write_recipe
 from vqlabel.vql.writer import VqlWriter
 from vqlabel.workflows.encode import check_codec, check_fitted_on, codec_on, encode
+from vqlabel.workflows.relabel_images import Images, RelabelOptions, as_teacher_source
 from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.user_code import sha256_of
 
@@ -36,9 +38,10 @@ LAYOUTS = ("sre2l", "lpld", "lpqld", "gvbsm", "edc")  # layouts that record the 
 @large_operations()
 @check_argument_types
 def relabel(
-    source: TeacherSource,
+    source: Images,
     out: str | PathLike[str],
     *,
+    teacher: nn.Module | str | None = None,
     codec: LabelCodec | str | PathLike[str] | None = None,
     layout: str | None = None,
     effort: str = "normal",
@@ -46,17 +49,24 @@ def relabel(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = silent,
+    **options: Unpack[RelabelOptions],
 ) -> dict[str, Any]:
     """Label every view of a recipe, into a `.vql` or a dump. After an interruption, even by kill -9, a second run
     continues and gives the bytes of an uninterrupted one.
 
+        relabel("images/", "labels.vql", teacher=network, epochs=100, view=64)
+
     Args:
+        source: a folder of images; images in memory, [N, 3, H, W] in 0..1 or uint8, or a list of PIL images; or a
+            `TeacherSource`, which has the teacher and all options.
+        teacher: the network, which is set to eval mode, or its name for `load_teacher`.
+        options: of the views and the teacher, see `RelabelOptions`.
         out: a `.vql`, which stores the views as a recipe at 0 bits per label; or a dump of `layout`, with the recipe in
             a file beside it.
         layout: one of LAYOUTS. "sre2l" has the images in the order of SRe2L's script.
         codec: for a `.vql`: a fitted codec, or the path of its file; None: uncompressed labels.
         effort: of the search for codes, see `pack`.
-        device: where the codec runs.
+        device: where the codec runs, and the teacher if images are given.
         restart: discards what an interrupted run has labelled.
 
     Returns:
@@ -66,6 +76,7 @@ def relabel(
         UsageError: the codec is for other labels; or an interrupted run had other settings.
         TargetExists: `out` exists and `overwrite` is false.
     """
+    source = as_teacher_source(source, teacher, device, options)
     target, raw = Path(out), RawCodec(RawConfig(classes=source.classes, domain="logits", dtype=source.dtype))
     codec = load_codec(codec)[0] if isinstance(codec, str | PathLike) else codec
     into_vql, used_codec = target.suffix == ".vql", codec or raw

@@ -15,6 +15,7 @@ from vqlabel.labels import About, LabelBatch, LabelSource
 from vqlabel.labels.checks import check_domain
 from vqlabel.labels.layouts.tree import DRAWS, SEED, Shuffle
 from vqlabel.views.image_folder import ImageFolder
+from vqlabel.views.image_list import ImageList
 from vqlabel.views.recipe import DrawnColumns, Recipe, ReorderedColumns
 from vqlabel.views.render_pil import render
 from vqlabel.vql.seeded import digest
@@ -42,7 +43,7 @@ class TeacherSource(LabelSource):
 
     def __init__(
         self,
-        pictures: ImageFolder,
+        pictures: ImageFolder | ImageList,
         teacher: Teacher,
         recipe: Recipe,
         *,

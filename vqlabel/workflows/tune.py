@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 from vqlabel.codecs import LabelCodec, save_codec
 from vqlabel.codecs.vqae.config import VqaeConfig
@@ -14,11 +14,14 @@ from vqlabel.codecs.vqae.sizes import file_bytes
 from vqlabel.config import FitConfig
 from vqlabel.errors import UsageError, require
 from vqlabel.labels import LabelSource, open_labels
+from vqlabel.labels.memory import Dump
 from vqlabel.progress import Progress, silent
 from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.threads import small_operations
+from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.config_options import TuneOptions, config_of
 from vqlabel.workflows.fit import fit_sample, settings_of
 from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.sample import read_sample
@@ -30,9 +33,10 @@ OTHER_TEMPERATURES = ((4.0,), (20.0,))  # tried besides the default if students 
 MINUTES = 10  # default time budget
 
 
+@check_argument_types
 def tune(
-    dump: str | PathLike[str] | LabelSource,
-    config: FitConfig,
+    dump: Dump,
+    config: FitConfig | None = None,
     *,
     kl: float | None = None,
     bits: float | None = None,
@@ -43,12 +47,14 @@ def tune(
     restart: bool = False,
     progress: Progress = silent,
     on_trial: Callable[[Trial], None] = lambda _: None,
+    **options: Unpack[TuneOptions],
 ) -> tuple[LabelCodec, dict[str, Any]]:
     """Find and fit the best codec inside a budget. Budgets do not count augmentation and image order.
 
     Args:
+        dump: a path for `open_labels`, a source, or labels in memory (`open_labels`).
         config: has the budget as `bytes` or `ratio`; sizes that it gives are kept, the others are searched. The result
-            has the gain that `config` asks for.
+            has the gain that `config` asks for. Or pass its fields: `tune(dump, ratio=500)`.
         bits: the budget in bits per label, all parts counted.
         kl: instead of a budget, the held-out KL (nats, times T^2) at the first temperature to reach with the fewest
             bytes. The gain is then 1, which gives the lowest KL, unless `config` has another.
@@ -71,6 +77,7 @@ def tune(
         UsageError: no budget or several, or one that is too small for any codec; the message has the smallest one. Or
             `kl` and `judge`: a KL is reached, not judged. Or the state is of another dump or other options.
     """
+    config = config_of(FitConfig, config, options)
     check_budget(config, bits, kl, minutes, judged=judge is not None)
     check_target(out, CODEC, overwrite=overwrite)
     source = dump if isinstance(dump, LabelSource) else open_labels(dump)

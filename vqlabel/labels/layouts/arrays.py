@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from vqlabel.config import DOMAINS
 from vqlabel.errors import BadLabels, require
 from vqlabel.labels.batch import LabelBatch
+from vqlabel.labels.layouts.array_columns import arrange
 from vqlabel.labels.layouts.label_dtypes import BF16, NUMPY_TYPES
 from vqlabel.labels.layouts.rows import MAX_DEFLATE_RATIO, Rows
 from vqlabel.labels.layouts.select_array import UNNAMED, ArrayInfo, SelectedArray, Selection, select_array
@@ -147,8 +148,17 @@ def open_npz(path: Path, selection: Selection) -> Rows:
             if name.endswith(".npy"):
                 shape, _, dtype, _ = npz_header(archive, name)
                 arrays[name.removesuffix(".npy")] = ArrayInfo.of(shape, dtype)
-    labels = select_array(arrays, selection.array, path)
-    return _noting_bf16(NpzRows(path, labels, selection.axes))
+    labels = select_array(arrays, selection.array, path, with_columns=True)
+    rows = _noting_bf16(NpzRows(path, labels, selection.axes))
+    rows.columns = arrange(path, {name: _read_member(path, name) for name in labels.columns}, rows.layout)
+    return rows
+
+
+def _read_member(path: Path, name: str) -> NDArray[Any]:
+    """A whole array of a .npz, whose header was checked."""
+    with zipfile.ZipFile(path) as archive, archive.open(name + ".npy") as stream:
+        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
 
 
 def _noting_bf16(rows: Rows) -> Rows:
@@ -208,7 +218,7 @@ def open_safetensors(path: Path, selection: Selection) -> Rows:
     arrays = {
         name: ArrayInfo(tuple(part.get_shape()), part.get_dtype(), part.get_dtype() in NUMPY_TYPES) for name, part in slices.items()
     }
-    labels = select_array(arrays, selection.array, path)
+    labels = select_array(arrays, selection.array, path, with_columns=True)
     shape, dtype, _ = arrays[labels.name]
     if dtype not in NUMPY_TYPES:
         raise BadLabels(f"{path}: tensor {labels.name!r} is {dtype}; labels must be {', '.join(NUMPY_TYPES)}")
@@ -219,7 +229,10 @@ def open_safetensors(path: Path, selection: Selection) -> Rows:
     with path.open("rb") as raw:
         size = int.from_bytes(raw.read(8), "little")
         offset = 8 + size + json.loads(raw.read(size))[labels.name]["data_offsets"][0]
-    return ContiguousRows(path, labels._replace(domain=domain), shape, NUMPY_TYPES[dtype], selection.axes, offset)
+    rows = ContiguousRows(path, labels._replace(domain=domain), shape, NUMPY_TYPES[dtype], selection.axes, offset)
+    with safe_open(path, "np") as file:
+        rows.columns = arrange(path, {name: file.get_tensor(name) for name in labels.columns}, rows.layout)
+    return rows
 
 
 class ArrayWriter(LabelWriter):

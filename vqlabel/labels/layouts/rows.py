@@ -1,8 +1,10 @@
 """Arrays of labels that are read by rows -> label batches: of any file type, one file or the shards of one dump."""
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels
 from vqlabel.labels.batch import LabelBatch, Place
+from vqlabel.labels.layouts.array_columns import PLACES, records_of_batch
 from vqlabel.labels.layouts.axes import IMAGES_FIRST, read_shape
 from vqlabel.labels.layouts.label_dtypes import NARROWED_NOTE, numpy_dtype_name
 from vqlabel.labels.layouts.select_array import SelectedArray
@@ -30,9 +33,11 @@ class Rows(ABC):
         domain: as declared by the file or implied by the array's name; None: neither.
         names: of the images, one per label, if the file has them; else None.
         notes: by topic, what a user might not expect of how the array is read.
+        columns: by name, [epochs, images, ...]: what the file has besides labels (`array_columns`).
     """
 
     names: Sequence[str] | None = None
+    columns: Mapping[str, NDArray[Any]] = MappingProxyType({})
 
     def __init__(
         self, path: Path, labels: SelectedArray, shape: tuple[int, ...], dtype: np.dtype[Any], axes: tuple[str, ...] | None
@@ -128,11 +133,14 @@ class RowsSource(LabelSource):
             classes=first.layout.classes,
             domain=domain or first.domain or "logits",
             dtype=first.dtype,
-            order="rows" if self._by_image else "none",
+            order="explicit" if "image" in first.columns else "rows" if self._by_image else "none",
             names=names,
         )
         more_images = first.layout.images_first or names is not None
-        spans = _spans_of_images(shards) if more_images else _spans_of_epochs(shards)
+        if any(name in first.columns for name in PLACES):
+            spans = _spans_of_columns(shards)
+        else:
+            spans = _spans_of_images(shards) if more_images else _spans_of_epochs(shards)
         self._spans = [span for _, span in spans]
         self.places = [place for place, _ in spans]
         notes = {
@@ -151,10 +159,12 @@ class RowsSource(LabelSource):
     def _load(self, index: int) -> tuple[LabelBatch, str]:
         place, span = self.places[index], self._spans[index]
         labels = span.rows.read(span.epoch, span.start, span.stop)
-        image = np.arange(span.image, span.image + len(labels), dtype=np.int64) if self._by_image else None
+        columns = records_of_batch(span.rows.path, span.rows.columns, span.epoch, span.start, span.stop)
+        if self._by_image:
+            columns.setdefault("image", np.arange(span.image, span.image + len(labels), dtype=np.int64))
         first_row = span.epoch * span.rows.layout.images + span.start
         name = f"{span.rows.path}, rows from {first_row}" if first_row else str(span.rows.path)
-        return LabelBatch(labels=labels, place=place, image=image), name
+        return LabelBatch(labels=labels, place=place, **columns), name
 
 
 def _check_same_form(shard: Rows, first: Rows) -> None:
@@ -166,6 +176,11 @@ def _check_same_form(shard: Rows, first: Rows) -> None:
     if (shard.dtype, shard.layout.by_image) != (first.dtype, first.layout.by_image):
         form = "[epochs, n, C]" if shard.layout.by_image else "[n, C]"
         raise BadLabels(f"{shard.path}: {shard.dtype} {form} differs from {first.path}; save all shards in one type and form")
+    if shard.columns.keys() != first.columns.keys():
+        raise BadLabels(
+            f"{shard.path}: has the columns {sorted(shard.columns) or 'none'}, but {first.path} has {sorted(first.columns) or 'none'}; save all "
+            "shards in one form"
+        )
     if first.layout.images_first and shard.layout.epochs != first.layout.epochs:
         raise BadLabels(
             f"{shard.path}: {shard.layout.epochs} views per image, but {first.path} has {first.layout.epochs}: save whole epochs"
@@ -212,3 +227,47 @@ def _spans_of_images(shards: Sequence[Rows]) -> list[tuple[Place, Span]]:
                 batch += 1
             image += shard.layout.images
     return spans
+
+
+def _spans_of_columns(shards: Sequence[Rows]) -> list[tuple[Place, Span]]:
+    """The batches of shards whose columns tell the epoch of every record, its batch, or both.
+
+    Raises:
+        BadLabels: places do not rise.
+    """
+    spans: list[tuple[Place, Span]] = []
+    epochs = 0  # of the shards so far
+    for shard in shards:
+        for shard_epoch in range(shard.layout.epochs):
+            for place, start, stop in _runs(shard, shard_epoch, epochs + shard_epoch, spans[-1][0] if spans else None):
+                if spans and place <= spans[-1][0]:
+                    raise BadLabels(
+                        f"{shard.path}: label {start} is of epoch {place.epoch}, batch {place.batch}, after epoch {spans[-1][0].epoch}, batch "
+                        f"{spans[-1][0].batch}; order labels by epoch and batch, and give 'epoch' if batches are numbered anew in each"
+                    )
+                spans.append((place, Span(shard, shard_epoch, start, stop, start)))
+        epochs += shard.layout.epochs if shard.layout.by_image else 0
+    return spans
+
+
+def _runs(shard: Rows, shard_epoch: int, epoch: int, last: Place | None) -> Iterator[tuple[Place, int, int]]:
+    """(place, start, stop) of the batches of one epoch of a shard.
+
+    Args:
+        epoch: its number, if the shard has no column "epoch".
+        last: place of the batch before the first one.
+    """
+    columns, images = shard.columns, shard.layout.images
+    epochs = columns["epoch"][shard_epoch] if "epoch" in columns else np.full(images, epoch)
+    batches = columns["batch"][shard_epoch] if "batch" in columns else np.zeros(images, np.int64)
+    changes = np.flatnonzero((np.diff(epochs) != 0) | (np.diff(batches) != 0)) + 1
+    for start, stop in itertools.pairwise([0, *changes.tolist(), images]):
+        place = Place(int(epochs[start]), int(batches[start]))
+        if "batch" in columns:
+            yield place, start, stop
+            continue
+        first = last.batch + 1 if last is not None and last.epoch == place.epoch else 0  # the epoch began in the shard before
+        step = _batch_bounds(shard)[0][1]
+        for number, begin in enumerate(range(start, stop, step)):
+            yield Place(place.epoch, first + number), begin, min(begin + step, stop)
+        last = None

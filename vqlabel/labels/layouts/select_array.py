@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.layouts.array_columns import is_column
 from vqlabel.labels.layouts.axes import read_axes, read_shape
 from vqlabel.labels.layouts.label_dtypes import BF16, numpy_dtype_name
 
@@ -67,18 +68,23 @@ class SelectedArray(NamedTuple):
 
     Attributes:
         domain: "probs" or "logits" if the name tells, else None.
-        note: the other arrays of the file, which are not read; None: there are none.
+        note: the other arrays of the file: those that are read as columns, and those that are not read; None: there are
+            none.
+        columns: names of the arrays that are columns of the records.
     """
 
     name: str
     domain: str | None
     note: str | None
+    columns: tuple[str, ...] = ()
 
 
 UNNAMED = SelectedArray("", None, None)  # the array of a file that holds a single one without a name
 
 
-def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: object) -> SelectedArray:
+def select_array(
+    arrays: Mapping[str, ArrayInfo], requested: str | None, path: object, *, with_columns: bool = False
+) -> SelectedArray:
     """Select the array of labels among those of a file.
 
     Args:
@@ -86,6 +92,7 @@ def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: o
         requested: the name that the user passed; None: a float array named logits, outputs, probs, soft_labels or
             similar (one word of the name is enough: teacher_logits), or the only array that may be labels.
         path: of the file, for messages.
+        with_columns: whether the caller reads arrays such as image, crop and flip as columns of the records.
 
     Raises:
         UsageError: there is no array of the requested name.
@@ -96,29 +103,34 @@ def select_array(arrays: Mapping[str, ArrayInfo], requested: str | None, path: o
     if requested is not None:
         if requested not in arrays:
             raise UsageError(f"--array {requested}: {path} contains {_listed(arrays)}; name one of them")
-        return _selected(requested, arrays, path)
+        return _selected(requested, arrays, path, with_columns)
     if len(arrays) == 1:
-        return _selected(next(iter(arrays)), arrays, path)
-    candidates = {name: array for name, array in arrays.items() if array.may_be_labels}
+        return _selected(next(iter(arrays)), arrays, path, with_columns)
+    columns = [name for name, array in arrays.items() if with_columns and is_column(name, array.shape, array.dtype)]
+    candidates = {name: array for name, array in arrays.items() if array.may_be_labels and name not in columns}
     if not candidates:
         raise BadLabels(f"{path}: contains {_listed(arrays)}, but no array [n, C] of floats, which labels are")
     named = [name for name in candidates if _is_output(name)] or [name for name in candidates if _is_label(name)]
     if not named and len(candidates) == 1 and not words_of(next(iter(candidates))) & OTHERS:
         named = list(candidates)
     if len(named) == 1:
-        return _selected(named[0], arrays, path)
+        return _selected(named[0], arrays, path, with_columns)
     candidates = {name: candidates[name] for name in named} or candidates
     raise BadLabels(
         f"{path}: several of its arrays may be the labels: {_listed(candidates)}; name one with --array {next(iter(candidates))}"
     )
 
 
-def _selected(name: str, arrays: Mapping[str, ArrayInfo], path: object) -> SelectedArray:
+def _selected(name: str, arrays: Mapping[str, ArrayInfo], path: object, with_columns: bool) -> SelectedArray:
     words = words_of(name)
     domain = "probs" if words & PROBS else "logits" if words & {"logits", "logit"} else None
     others = {other: array for other, array in arrays.items() if other != name}
-    note = f"{path}: the labels are {name!r}; not read: {_listed(others, mark_hard_labels=True)}" if others else None
-    return SelectedArray(name, domain, note)
+    columns = [other for other, array in others.items() if with_columns and is_column(other, array.shape, array.dtype)]
+    unread = {other: array for other, array in others.items() if other not in columns}
+    parts = [f"{path}: the labels are {name!r}"]
+    parts += [f"columns of the records: {', '.join(columns)}"] if columns else []
+    parts += [f"not read: {_listed(unread, mark_hard_labels=True)}"] if unread else []
+    return SelectedArray(name, domain, "; ".join(parts) if others else None, tuple(columns))
 
 
 def words_of(name: str) -> set[str]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vqlabel.errors import BadLabels, UsageError, require
 from vqlabel.labels.batch import LabelBatch
+from vqlabel.labels.layouts.array_columns import arrange
 from vqlabel.labels.layouts.label_dtypes import BF16
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.rows import Rows, RowsSource
@@ -33,6 +34,7 @@ from vqlabel.labels.sparse import as_dense
 from vqlabel.labels.writer import LabelWriter
 
 SUFFIXES = (".pt", ".pth")
+IN_MEMORY = Path("labels in memory")  # stands for the path of a dump that is not in a file
 MAX_NESTING = 3  # dicts within dicts that are searched for arrays
 Parts = list[NDArray[Any]]  # of one array, to be concatenated in order
 
@@ -72,13 +74,19 @@ def open_tensor(path: Path, selection: Selection) -> Rows:
         UsageError: there is no array of the name in `selection`.
         BadLabels: the file is malformed, or contains something else.
     """
-    saved = find_arrays(path, unpickle(path))
+    return rows_of(path, unpickle(path), selection)
+
+
+def rows_of(path: Path, content: Any, selection: Selection) -> Rows:
+    """The labels in an unpickled object, or in an object in memory; errors as of `open_tensor`."""
+    saved = find_arrays(path, content)
     if "" in saved.members:
         require(selection.array is None, "array", selection.array, f"must be left out: {path} is a single array without a name")
     stacked = selection.axes is not None and len(selection.axes) == 3
     arrays = {name: _describe_joined(parts, stacked) for name, parts in saved.members.items()}
-    labels = select_array(arrays, selection.array, path)
+    labels = select_array(arrays, selection.array, path, with_columns=True)
     rows = TensorRows(path, labels, _join(path, saved.members[labels.name], stacked), selection.axes)
+    rows.columns = arrange(path, {name: _join(path, saved.members[name], False) for name in labels.columns}, rows.layout)
     rows.names = saved.names
     if saved.note is not None:
         rows.notes["form"] = f"{path}: {saved.note}"
@@ -111,7 +119,8 @@ def find_arrays(path: Path, saved: Any) -> SavedArrays:
     else:
         members, note = {}, None
     if not members:
-        raise BadLabels(f"{path}: contains {describe(saved)}, but no tensor of labels [n, C]: torch.save(labels, {path.name!r})")
+        remedy = "" if path == IN_MEMORY else f": torch.save(labels, {path.name!r})"
+        raise BadLabels(f"{path}: contains {describe(saved)}, but no tensor of labels [n, C]{remedy}")
     return SavedArrays(members, note=note)
 
 
@@ -217,8 +226,8 @@ def _describe_joined(parts: Parts, stacked: bool) -> ArrayInfo:
 def _join(path: Path, parts: Parts, stacked: bool) -> NDArray[Any]:
     if len(parts) == 1:
         return parts[0]
-    total, size = sum(part.nbytes for part in parts), path.stat().st_size
-    if total > size:  # many views of one storage
+    total, size = sum(part.nbytes for part in parts), path.stat().st_size if path != IN_MEMORY else None
+    if size is not None and total > size:  # many views of one storage
         raise BadLabels(f"{path}: its {len(parts)} arrays span {total} bytes in a file of {size}; save each with .clone()")
     return np.stack(parts) if stacked or parts[0].ndim == 1 else np.concatenate(parts)
 

@@ -24,6 +24,7 @@ from vqlabel.report.text.student import ProbsOf, StudentSchedule
 from vqlabel.report.text.student_labels import StudentCorpus, train_and_judge
 from vqlabel.report.text.student_network import CausalStudent, StudentConfig
 from vqlabel.threads import large_operations
+from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.text.open import open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
 
@@ -68,6 +69,7 @@ class TextCompareConfig:
 
 
 @large_operations()
+@check_argument_types
 def compare_text(
     dump: str | PathLike[str] | TextSource,
     config: TextCompareConfig | None = None,

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqlabel.codecs.documents import DecodedRows, DocumentCodec
 from vqlabel.errors import UsageError
 from vqlabel.labels.text.documents import Documents, token_hash
+from vqlabel.training.reopened import Reopened, checked_device
 from vqlabel.training.text.collator import Collator, LabelCollator
 from vqlabel.training.text.corpus import Corpus, check_corpus
 from vqlabel.training.text.labels import TokenLabels
@@ -19,12 +20,13 @@ from vqlabel.training.text.lookup import as_ids, find_document
 from vqlabel.training.text.references import COLUMN, Attach, References, split_references
 from vqlabel.training.text.windows import Window, windows
 from vqlabel.type_checks import check_argument_types
+from vqlabel.vql.describe import text_info
 from vqlabel.vql.text.decode import attach_head, read_text_codec
 from vqlabel.vql.text.file import TextVqlFile, as_fields
 from vqlabel.vql.text.streams import Fields
 
 
-class TextLabels:
+class TextLabels(Reopened):
     """The labels of documents: `of` finds them by all tokens of a document, `at` by references that tokens carry.
 
     References are for loops that shuffle, pack, cut or pad documents:
@@ -80,20 +82,31 @@ class TextLabels:
         self._corpus = None if corpus is None else Corpus(corpus, self.file)
         self.to(device)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _state(self) -> dict[str, Any]:
         container = self.file.container
         return {
             "path": str(container.path), "device": str(self.device), "head": self._head, "corpus": self._elements, "seal": container.seal
         }  # fmt: skip
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def _restore(self, state: dict[str, Any]) -> None:
         self._open(**state)
 
     def __repr__(self) -> str:
-        return (
-            f"TextLabels({str(self.file.container.path)!r}: {self.file.rows:,} labels of {len(self.file.documents):,} documents, "
-            f"{self.file.classes:,} tokens in the vocabulary, {self.file.label_bits:.1f} bits per label)"
-        )
+        return f"TextLabels({self.file.summary})"
+
+    @property
+    def classes(self) -> int:
+        """V, tokens in the vocabulary."""
+        return self.file.classes
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The file's header, as `vqlabel.info` returns it."""
+        return text_info(self.file)
+
+    def close(self) -> None:
+        """Close the file; the next read opens it again."""
+        self.file.container.close()
 
     def __len__(self) -> int:
         """Number of documents."""
@@ -105,8 +118,8 @@ class TextLabels:
 
     def to(self, device: str | torch.device) -> Self:
         """Decode on this device from now on."""
-        self.codec.to(device)
-        self.device = torch.device(device)
+        self.device = checked_device(device)
+        self.codec.to(self.device)
         return self
 
     @property

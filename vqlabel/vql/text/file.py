@@ -10,6 +10,7 @@ from vqlabel.codecs.config import COUNTS, CodecConfig
 from vqlabel.codecs.registry import codec_config
 from vqlabel.container import ContainerReader
 from vqlabel.errors import BadContainer, UsageError
+from vqlabel.vql.in_words import in_bytes
 from vqlabel.vql.text.streams import Fields, counts_stream, join_streams, run_lengths
 from vqlabel.vql.text.table import TABLE, DocumentTable
 
@@ -69,6 +70,17 @@ class TextVqlFile:
                 raise BadContainer(
                     f"{path}: {expected.name} has fields of {found} bits, the codec's have {list(expected.bits)[:4]}; damaged or forged"
                 )
+
+    def __repr__(self) -> str:
+        return f"TextVqlFile({self.summary})"
+
+    @property
+    def summary(self) -> str:
+        """ "'text.vql': 9,000 labels of 30 documents, 1,024 tokens in the vocabulary, 36.5 bits per label, 83 kB"."""
+        return (
+            f"{str(self.container.path)!r}: {self.rows:,} labels of {len(self.documents):,} documents, "
+            f"{self.classes:,} tokens in the vocabulary, {self.label_bits:.1f} bits per label, {in_bytes(self.container.size)}"
+        )
 
     @property
     def classes(self) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from vqlabel.progress import Progress, noted, silent
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
+from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
@@ -48,6 +49,7 @@ def fit_text(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = silent,
+    **options: Unpack[TextFitOptions],
 ) -> tuple[DocumentCodec, dict[str, Any]]:
     """Fit a codec to the labels of documents; some documents are held out.
 
@@ -72,11 +74,12 @@ def fit_text(
         BadLabels: the dump has fewer than 2 documents, or is malformed.
         TargetExists: `out` exists and `overwrite` is false; or another file has the name of the state.
     """
+    config = config_of(TextFitConfig, config, options)
     if out is not None:
         check_target(out, CODEC, overwrite=overwrite)
     state = RunState(out, restart=restart)
     opened = open_text_dump(dump, head, layer=layer)
-    codec, report = fit_opened(opened, config or TextFitConfig(), state, progress=progress)
+    codec, report = fit_opened(opened, config, state, progress=progress)
     if out is not None:
         save_codec(codec, out, report, overwrite=overwrite)
     state.remove()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.vql.text.file import TextVqlFile
 from vqlabel.vql.text.streams import Fields
+from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.pack import check_saved_codec
 from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text.encode import encode_documents, write_labels
@@ -50,6 +51,7 @@ def pack_text(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress = silent,
+    **options: Unpack[TextFitOptions],
 ) -> dict[str, Any]:
     """Encode the labels of documents into a `.vql`; fit a codec first unless one is given. This is `vqlabel pack`.
 
@@ -77,10 +79,10 @@ def pack_text(
         BadLabels: the dump is malformed, or its rows belong to other tokens.
         TargetExists: `out` or `save_codec` exists and `overwrite` is false.
     """
+    config = config_of(TextFitConfig, config, options)
     check_target(out, VQL, overwrite=overwrite)
     path = dump.path if isinstance(dump, TextSource) else dump
     check_apart(out, path, beside=(head, tokenizer, None if isinstance(codec, DocumentCodec) else codec))
-    config = config or TextFitConfig()
     goal = _goal(config, codec, kl)
     if save_codec is not None:
         check_saved_codec(save_codec, out, codec is not None, (path, head, tokenizer), overwrite=overwrite)
