@@ -25,7 +25,7 @@ from vqlabel.cli.parse import read_numbers, read_size
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
-OF_IMAGES = ("layout", "epochs", "view", "mix", "scale", "flip", "mean", "std", "dtype", "image_digest", "effort")
+OF_IMAGES = ("layout", "epochs", "view", "mix", "scale", "flip", "patches", "mean", "std", "dtype", "image_digest", "effort")
 OF_FIT = ("latent", "ids", "no_future", "reference_head")
 OF_TEXT = ("document_length", "tokenizer", "head", "bits", "ratio", "budget", *OF_FIT)
 VIEWS = 128  # in a batch
@@ -75,6 +75,9 @@ View = Annotated[int, typer.Option(help="side of a view in pixels")]
 Mix = Annotated[str, typer.Option(help="mixing of views: cutmix, mixup or none")]
 Scale = Annotated[tuple[float, float], typer.Option(help="range of the crop area, as fractions of the image area")]
 Flip = Annotated[float, typer.Option(help="probability of a horizontal flip")]
+Patches = Annotated[
+    int, typer.Option(help="cut each side of an image into this many strips and shuffle them before the crop, as RDED does")
+]
 Mean = Annotated[
     str | None,
     typer.Option(help="mean of pixels in 0..1 for normalization, such as 0.5 or 0.485,0.456,0.406 (default: ImageNet's)"),
@@ -117,6 +120,7 @@ def relabel(
     mix: Mix = "cutmix",
     scale: Scale = (0.08, 1.0),
     flip: Flip = 0.5,
+    patches: Patches = 1,
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
@@ -176,7 +180,8 @@ def relabel(
     check_apart(out, images, beside=(codec, teacher))
     folder = ImageFolder(images)
     recipe = Recipe(
-        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=scale, flip=flip, mix=mix
+        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=scale, flip=flip, mix=mix,
+        patches=patches,
     )  # fmt: skip
     model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), terminal.progress_bar() as progress:

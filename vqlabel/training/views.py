@@ -22,6 +22,7 @@ from vqlabel.type_checks import check_argument_types
 from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.render_pil import Images, render
+from vqlabel.vql.columns import ColumnReader
 from vqlabel.vql.file import VqlFile
 
 
@@ -192,11 +193,12 @@ class VqlViews(Dataset[ViewBatch]):
 def stored_batch(file: VqlFile, number: int) -> LabelBatch:
     """The columns of batch `number`, with empty labels [n, 0].
 
-    EDC's patch orders are dropped: EDC stores an order but never shuffled the patches of its views.
+    Patch orders that EDC's dumps store are dropped: EDC never shuffled the patches of its views. A recipe's are kept.
     """
     columns = file.columns
     batch = columns.batch(number, np.empty((int(columns.starts[number + 1] - columns.starts[number]), 0), np.float32))
-    return replace(batch, patches=None) if file.source.get("layout") == "edc" else batch
+    is_edc = file.source.get("layout") == "edc" and isinstance(columns, ColumnReader)
+    return replace(batch, patches=None) if is_edc else batch
 
 
 def render_slots(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size: int) -> NDArray[Any]:
