@@ -129,6 +129,14 @@ def test_torchdatas_stateful_loader_resumes_after_every_batch(workers: int, view
         assert found == want
 
 
+def test_a_loader_sets_the_epoch_through_the_sampler_of_its_batch_sampler(view_dataset: VqlViews) -> None:
+    """Lightning (`_set_sampler_epoch`) and accelerate (`DataLoaderDispatcher.set_epoch`) do so."""
+    loader = DataLoader(view_dataset, batch_sampler=PooledBatches(view_dataset, 3, replacement=False))
+    first = [batch.record.tolist() for batch in loader]
+    loader.batch_sampler.sampler.set_epoch(0)  # type: ignore[union-attr, attr-defined]
+    assert [batch.record.tolist() for batch in loader] == first
+
+
 def page_code(page: str) -> dict[str, Any]:
     """The names that the first python block of a page of docs/frameworks defines."""
     text = (ROOT / "docs/frameworks" / page).read_text()

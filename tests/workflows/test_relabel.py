@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.codecs.topk.codec import TopkCodec
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
@@ -36,6 +38,7 @@ from vqlabel.views.recipe import Recipe
 from vqlabel.views.render_pil import render
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import read_recipe, recipe_file
+from vqlabel.vql.source import VqlSource
 from vqlabel.workflows.relabel import relabel
 from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher, load_teacher
@@ -143,6 +146,19 @@ def test_a_file_of_shuffled_patches_cannot_become_a_dump_that_loses_them(images:
     for layout, message in {"edc": "edc stores an order of patches but its script", "lpld": "lpld cannot store patches"}.items():
         with pytest.raises(UsageError, match=message):
             vqlabel.unpack(tmp_path / "a.vql", tmp_path / layout, layout=layout)
+
+
+def test_labels_of_shuffled_patches_are_packed_as_a_seed_only_by_their_own_recipe(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(with_patches(images), tmp_path / "a.vql")
+    source, codec = VqlSource(tmp_path / "a.vql"), RawCodec(RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    vqlabel.pack(source, tmp_path / "b.vql", codec=codec, augmentation=with_patches(images).drawn)
+    assert labels_of(tmp_path / "b.vql") == labels_of(tmp_path / "a.vql")
+    for patches, message in {
+        3: "patches of epoch 0, batch 0 is not what the recipe draws",
+        1: "has patches, which recipes",
+    }.items():
+        with pytest.raises(BadLabels, match=message):
+            vqlabel.pack(source, tmp_path / "c.vql", codec=codec, augmentation=with_patches(images, patches).drawn)
 
 
 def test_a_reader_that_does_not_know_patches_refuses_the_file(images: Path, work: Path, tmp_path: Path) -> None:
