@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/*.md: python and console blocks run; options, scripts and links exist.
+"""README.md, CONTRIBUTING.md and the pages of docs/: python and console blocks run; options, scripts and links exist.
 
 The blocks of a page run in order, in one folder with small inputs under the names that the pages use; python blocks of
 a page share their names. A block that cannot run has a comment with the reason above it: `<!-- not run: REASON -->`.
@@ -40,7 +40,13 @@ pytestmark = pytest.mark.usefixtures("short_fits")
 
 PAGES = {
     str(page.relative_to(ROOT)): page.read_text()
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md")))
+}
+NEEDED_LIBRARY = {  # of a page; where it is not installed, the page's blocks do not run
+    "docs/frameworks/accelerate.md": "accelerate",
+    "docs/frameworks/hugging-face-trainer.md": "transformers",
+    "docs/frameworks/lightning.md": "lightning",
+    "docs/frameworks/stateful-dataloader.md": "torchdata.stateful_dataloader",
 }
 LANGUAGES = ("python", "console", "diff", "json", "text")
 FENCE = re.compile(
@@ -62,6 +68,11 @@ SMALLER = {  # setting on a page -> setting for a dump of 360 labels, so that a 
     "range(300)": "range(2)",
     "range(1, 301)": "range(1, 3)",
     "batches.epoch, 300": "batches.epoch, 2",
+    "num_train_epochs=300": "num_train_epochs=2, use_cpu=True",
+    "max_epochs=300": "max_epochs=2, accelerator='cpu'",
+    "0, 300": "0, 2",
+    'state["epoch"], 300': 'state["epoch"], 2',
+    "Accelerator()": "Accelerator(cpu=True)",
     "num_workers=4, pin_memory=True, persistent_workers=True": "num_workers=0",
     "num_workers=4": "num_workers=0",
 }
@@ -237,6 +248,8 @@ def names_of_a_language_model() -> dict[str, Any]:
 @pytest.mark.filterwarnings("ignore:.*any folder passes", "ignore:.*cannot be checked", "ignore:.*pin_memory")
 @pytest.mark.parametrize("page", RUNNING)
 def test_the_blocks_of_a_page_run(page: str, workspace: Path) -> None:
+    if page in NEEDED_LIBRARY:
+        pytest.importorskip(NEEDED_LIBRARY[page])
     names = names_of_the_reader()
     for block in filter(runs, blocks_of(page)):
         text = smaller(block.text)

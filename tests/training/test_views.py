@@ -236,6 +236,16 @@ def seeded(drawn: DrawnColumns, pack_views: Pack) -> tuple[Path, Batches]:
     return pack_views(view_batches, augmentation=drawn), view_batches
 
 
+def test_patches_that_a_recipe_draws_are_shuffled_whatever_the_layout(
+    drawn: DrawnColumns, pack_views: Pack, image_folder: Path
+) -> None:
+    columns = DrawnColumns(replace(drawn.recipe, patches=2), drawn.sizes)
+    labels = np.random.default_rng(5).normal(size=(len(columns.places), 5, CLASSES)).astype(np.float16)
+    batches = [columns.batch(at, labels[at, :n]) for at, n in enumerate(np.diff(columns.starts).tolist())]
+    view_dataset = VqlViews(pack_views(batches, "edc", augmentation=columns), image_folder)
+    assert torch.equal(view_dataset[:].views, expected_views(batches, ImageFolder(image_folder))[0])
+
+
 def test_the_size_of_views_comes_from_the_recipe(seeded: tuple[Path, Batches], image_folder: Path) -> None:
     path, view_batches = seeded
     view_dataset, (views, labels) = VqlViews(path, image_folder), expected_views(view_batches, ImageFolder(image_folder))

@@ -61,6 +61,11 @@ def draw_by_hand() -> Draw:
             "pixels": [crop(seed, recipe.scale, epoch, i, *sizes[i]) for i in image],
             "flip": [share(random_words(seed, 2, epoch, i, 11)[0]) < recipe.flip for i in image],
         }
+        if recipe.patches > 1:
+            keys = [[random_words(seed, 2, epoch, i, 12 + strip) for strip in range(recipe.patches)] for i in image]
+            found["patches"] = [
+                [sorted(range(recipe.patches), key=lambda strip: words[strip][side]) for side in (0, 1)] for words in keys
+            ]
         if recipe.mix == "none":
             return found
         found["index"] = sorted(range(len(image)), key=lambda slot: random_words(seed, 3, epoch, number, slot)[0])

@@ -81,6 +81,27 @@ def test_the_documentation_has_the_same_views() -> None:
         )
 
 
+@pytest.mark.parametrize("patches", [2, 3, 16])
+def test_patches_are_shuffled_as_defined_and_leave_crops_and_flips(patches: int, draw_by_hand: Draw) -> None:
+    plain = Recipe(seed=7, images=5, epochs=2, batch=3, view=97, mix="cutmix")
+    columns, unshuffled = DrawnColumns(replace(plain, patches=patches), SIZES), DrawnColumns(plain, SIZES)
+    assert columns.has("patches") and not unshuffled.has("patches")
+    for at, place in enumerate(columns.places):
+        batch, want = columns.batch(at, NO_LABELS), draw_by_hand(columns.recipe, SIZES.tolist(), *place)
+        assert batch.patches is not None and batch.patches.tolist() == want["patches"]
+        plain_batch = unshuffled.batch(at, NO_LABELS)
+        assert plain_batch.patches is None
+        for name in ("image", "crop", "flip", "mix_index", "mix_box"):
+            assert np.array_equal(getattr(batch, name), getattr(plain_batch, name))
+
+
+def test_every_order_of_two_strips_is_drawn_equally_often() -> None:
+    columns = DrawnColumns(Recipe(seed=1, images=1000, epochs=4, batch=1000, view=8, patches=2), np.array([[8, 8]]))
+    orders = np.concatenate([columns.batch(at, NO_LABELS).patches[:, :, 0] for at in range(4)])  # first column, first row
+    counts = np.bincount(orders @ [2, 1], minlength=4)
+    assert abs(counts - 1000).max() < 5 * np.sqrt(1000)
+
+
 @pytest.mark.parametrize("mix", recipe.MIXES)
 @pytest.mark.parametrize("seed", [0, 5, (1 << 53) - 1])
 def test_views_are_those_of_the_definition(seed: int, mix: str, draw_by_hand: Draw) -> None:
@@ -266,6 +287,10 @@ def test_a_recipe_survives_json(mix: str) -> None:
     one = Recipe(seed=(1 << 53) - 1, images=7, epochs=3, batch=2, view=224, scale=(0.25, 1.0), flip=0.125, mix=mix)
     assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
     assert one.to_dict()["name"] == "rrc" and one.to_dict()["version"] == 1
+    assert "patches" not in one.to_dict(), "files without shuffled patches have the bytes that they had before the field existed"
+    shuffled = replace(one, patches=3)
+    assert shuffled.to_dict() == {**one.to_dict(), "patches": 3}
+    assert Recipe.from_dict(json.loads(json.dumps(shuffled.to_dict()))) == shuffled
 
 
 GOOD = SMALL.to_dict()
@@ -298,6 +323,10 @@ GOOD = SMALL.to_dict()
         ({**GOOD, "flip": None}, "flip is None"),
         ({**GOOD, "mix": "fmix"}, "mix is 'fmix'; it must be one of none, cutmix, mixup"),
         ({**GOOD, "mix": None}, "mix is None"),
+        ({**GOOD, "patches": 1}, "must have the fields"),
+        ({**GOOD, "patches": 0}, r"patches is 0; it must be an integer in 1\.\.16"),
+        ({**GOOD, "patches": 17}, "patches is 17"),
+        ({**GOOD, "patches": 2.0}, "patches is 2.0"),
     ],
 )
 def test_an_invalid_recipe_is_refused(values: object, message: str) -> None:

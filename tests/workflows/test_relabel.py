@@ -25,6 +25,8 @@ from typer.testing import CliRunner
 
 import vqlabel
 from vqlabel.cli import app
+from vqlabel.codecs.raw.codec import RawCodec
+from vqlabel.codecs.raw.config import RawConfig
 from vqlabel.codecs.topk.codec import TopkCodec
 from vqlabel.codecs.topk.config import TopkConfig
 from vqlabel.errors import BadContainer, BadLabels, TargetExists, UsageError, VqlabelError
@@ -36,6 +38,7 @@ from vqlabel.views.recipe import Recipe
 from vqlabel.views.render_pil import render
 from vqlabel.vql.file import VqlFile
 from vqlabel.vql.seeded import read_recipe, recipe_file
+from vqlabel.vql.source import VqlSource
 from vqlabel.workflows.relabel import relabel
 from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher, load_teacher
@@ -97,6 +100,79 @@ def test_labels_are_the_teachers_for_the_views_that_the_file_replays(mix: str, i
         seen = torch.from_numpy(render(pictures, batch, VIEW)).permute(0, 3, 1, 2)
         want = teacher(seen / 255 if seen.dtype == torch.uint8 else seen)
         assert torch.equal(labels.batch(*place).labels, want.half().float())
+
+
+def with_patches(images: Path, patches: int = 2) -> TeacherSource:
+    source = make_source(images)
+    return TeacherSource(ImageFolder(images), source.teacher, replace(source.drawn.recipe, patches=patches))
+
+
+def test_labels_of_shuffled_patches_are_the_teachers_and_views_show_rdeds_shuffle(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(with_patches(images), tmp_path / "a.vql")
+    views, pictures = vqlabel.VqlViews(tmp_path / "a.vql", images), ImageFolder(images)
+    batch = views.labels.file.columns.batch(0, np.empty((0, CLASSES), np.float32))
+    assert batch.patches is not None and batch.mix_index is not None and batch.image is not None
+    shuffled = [rdeds_shuffle(pictures[image], order) for image, order in zip(batch.image.tolist(), batch.patches, strict=True)]
+    plain = replace(batch, patches=None, image=np.arange(len(shuffled)))
+    want = torch.from_numpy(render(shuffled, plain, VIEW)).permute(0, 3, 1, 2) / 255
+    found = views[: len(shuffled)]
+    assert torch.equal(found.views, want)
+    teacher = load_teacher("teachers_of_tests:small", mean=(0.5,), deviation=(0.5,))
+    assert torch.equal(found.labels, teacher(want).half().float())
+    assert not torch.equal(want, vqlabel.VqlViews(raw(images, tmp_path / "b.vql"), images)[: len(shuffled)].views)
+
+
+def rdeds_shuffle(image: Any, order: np.ndarray[Any, Any]) -> Any:
+    """ShufflePatches of RDED (factor 2), with the given orders in place of random.shuffle: columns, then rows."""
+    pixels = np.asarray(image)
+    for axis, permutation in ((1, order[0]), (0, order[1])):
+        half = pixels.shape[axis] // 2
+        parts = np.split(pixels, [half], axis)
+        pixels = np.concatenate([parts[strip] for strip in permutation], axis)
+    return pytest.importorskip("PIL.Image").fromarray(pixels)
+
+
+@pytest.mark.parametrize("layout", ["sre2l", "lpld", "lpqld", "gvbsm", "edc"])
+def test_a_dump_of_shuffled_patches_is_refused(layout: str, images: Path, work: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match="patches is 2; it must be 1 for a dump, because no script that reads one shuffles patches"
+    ):
+        relabel(with_patches(images), tmp_path / "dump", layout=layout)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_shuffled_patches_cannot_become_a_dump_that_loses_them(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(with_patches(images), tmp_path / "a.vql")
+    for layout, message in {"edc": "edc stores an order of patches but its script", "lpld": "lpld cannot store patches"}.items():
+        with pytest.raises(UsageError, match=message):
+            vqlabel.unpack(tmp_path / "a.vql", tmp_path / layout, layout=layout)
+
+
+def test_labels_of_shuffled_patches_are_packed_as_a_seed_only_by_their_own_recipe(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(with_patches(images), tmp_path / "a.vql")
+    source, codec = VqlSource(tmp_path / "a.vql"), RawCodec(RawConfig(classes=CLASSES, domain="logits", dtype="F16"))
+    vqlabel.pack(source, tmp_path / "b.vql", codec=codec, augmentation=with_patches(images).drawn)
+    assert labels_of(tmp_path / "b.vql") == labels_of(tmp_path / "a.vql")
+    for patches, message in {
+        3: "patches of epoch 0, batch 0 is not what the recipe draws",
+        1: "has patches, which recipes",
+    }.items():
+        with pytest.raises(BadLabels, match=message):
+            vqlabel.pack(source, tmp_path / "c.vql", codec=codec, augmentation=with_patches(images, patches).drawn)
+
+
+def test_a_reader_that_does_not_know_patches_refuses_the_file(images: Path, work: Path, tmp_path: Path) -> None:
+    relabel(with_patches(images), tmp_path / "a.vql")
+    forge = Forge(tmp_path / "a.vql")
+    assert forge.metadata["vql.columns"]["recipe"]["patches"] == 2
+    forge.metadata["vql.columns"]["recipe"]["blocks"] = forge.metadata["vql.columns"]["recipe"].pop("patches")
+    forge.write(tmp_path / "b.vql")
+    with pytest.raises(BadContainer, match=r"must have the fields .*; damaged, forged or from a newer version"):
+        VqlFile(tmp_path / "b.vql")
+    del forge.metadata["vql.columns"]["recipe"]["blocks"]
+    forge.write(tmp_path / "c.vql")
+    with pytest.raises(BadContainer, match="draws other views here than those that were labelled"):
+        VqlFile(tmp_path / "c.vql")
 
 
 def test_views_that_are_drawn_again_take_no_bits_per_label(images: Path, work: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from vqlabel.cli.parse import read_numbers, read_range, read_size
 from vqlabel.errors import UsageError
 from vqlabel.threads import named_threads
 
-OF_IMAGES = ("layout", "epochs", "view", "mix", "scale", "flip", "mean", "std", "dtype", "image_digest", "effort")
+OF_IMAGES = ("layout", "epochs", "view", "mix", "scale", "flip", "patches", "mean", "std", "dtype", "image_digest", "effort")
 OF_FIT = ("latent", "ids", "no_future", "reference_head")
 OF_TEXT = ("document_length", "tokenizer", "head", "bits", "ratio", "budget", *OF_FIT)
 VIEWS = 128  # in a batch
@@ -107,6 +107,14 @@ Scale = Annotated[
     ),
 ]
 Flip = Annotated[float, typer.Option(metavar="P", rich_help_panel=VIEWS_PANEL, help="probability of a horizontal flip")]
+Patches = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=VIEWS_PANEL,
+        help="cut each side of an image into this many strips and shuffle them before the crop, as RDED does",
+    ),
+]
 Mean = Annotated[
     str | None,
     typer.Option(
@@ -173,6 +181,7 @@ def relabel(
     mix: Mix = "cutmix",
     scale: Scale = "0.08,1",
     flip: Flip = 0.5,
+    patches: Patches = 1,
     mean: Mean = None,
     std: Std = None,
     seed: Seed = 0,
@@ -233,7 +242,7 @@ def relabel(
     check_apart(out, images, beside=(codec, teacher))
     folder = ImageFolder(images)
     recipe = Recipe(
-        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=read_range("--scale", scale), flip=flip, mix=mix
+        seed=seed, images=len(folder), epochs=epochs, batch=VIEWS if batch is None else batch, view=view, scale=read_range("--scale", scale), flip=flip, mix=mix, patches=patches,
     )  # fmt: skip
     model = load_teacher(teacher, mean=read_numbers("--mean", mean), deviation=read_numbers("--std", std), device=device)
     with named_threads(threads), terminal.progress_bar() as progress:

@@ -46,7 +46,11 @@ def read_class_map(file: str | PathLike[str], folders: Sequence[str], classes: i
 
 
 def teacher_classes(
-    top: str | PathLike[str], folders: Sequence[str], class_map: str | PathLike[str] | None, classes: int
+    top: str | PathLike[str],
+    folders: Sequence[str],
+    class_map: str | PathLike[str] | None,
+    classes: int,
+    option: str = "--class-map",
 ) -> NDArray[np.int64]:
     """The teacher's class of each class folder of `top`: from `class_map` or, without one, i for the i-th folder.
 
@@ -55,6 +59,7 @@ def teacher_classes(
         folders: names of its class folders, sorted.
         class_map: see `read_class_map`; None: there must be as many folders as classes.
         classes: C, the teacher's number of classes.
+        option: where a user gives the class map, for messages.
 
     Returns:
         [len(folders)] classes in 0..C-1.
@@ -66,6 +71,6 @@ def teacher_classes(
         return read_class_map(class_map, folders, classes)
     if len(folders) != classes:
         raise UsageError(
-            f"{top}: {len(folders)} folders, but the labels have {classes} classes; map folders to classes with --class-map"
+            f"{top}: {len(folders)} folders, but the labels have {classes} classes; map folders to classes with {option}"
         )
     return np.arange(classes)

@@ -23,12 +23,16 @@ class StoredBatches(Sampler[list[int]]):
     Each iteration yields the next stored epoch, or the one chosen by `set_epoch`; the first epoch follows the last. The
     sampler runs in the main process, so persistent workers never use an old epoch.
 
+    With `batch_size`, the records of the epoch, in the same order, are cut into batches of that size instead. Stored
+    batches are merged or split; every view and label stays the same.
+
     With several ranks, rank r gets every world-th batch. All ranks get equally many: the first batches of the epoch are
     repeated if the number of batches is not a multiple of `world`.
 
     Args:
         dataset: labels, or views with labels.
         epochs: indices of the stored epochs to yield, 0 the first; the others stay held out. None: all.
+        batch_size: records of a batch; the last batch of an epoch may be smaller. None: the stored batches.
         rank: rank of this process, 0..world-1. None: torch.distributed's when an epoch begins, or 0 if it is not
             initialised.
         world: number of ranks. None: torch.distributed's when an epoch begins, or 1 if it is not initialised.
@@ -43,6 +47,7 @@ class StoredBatches(Sampler[list[int]]):
         dataset: VqlDataset | VqlViews,
         *,
         epochs: Sequence[int] | None = None,
+        batch_size: int | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
@@ -53,10 +58,16 @@ class StoredBatches(Sampler[list[int]]):
             are_stored = len(epochs) > 0 and all(0 <= epoch < len(stored) for epoch in epochs)
             require(are_stored, "epochs", list(epochs), f"must be indices in 0..{len(stored) - 1}, the stored epochs")
         self._epochs = stored if epochs is None else [stored[epoch] for epoch in epochs]
-        self._ranks, self._path = (rank, world), str(file.container.path)
+        require(batch_size is None or batch_size > 0, "batch_size", batch_size, "must be 1 or more")
+        self.batch_size, self._ranks, self._path = batch_size, (rank, world), str(file.container.path)
         _rank_and_world(rank, world)
         self.epoch, self._started, self._skip = 0, False, 0
         self._yielded = 0  # batches of the current iteration so far
+
+    @property
+    def sampler(self) -> "StoredBatches":
+        """Itself: Lightning and accelerate call `set_epoch` of the sampler of a batch sampler."""
+        return self
 
     def __repr__(self) -> str:
         rank, world = _rank_and_world(*self._ranks)
@@ -83,7 +94,8 @@ class StoredBatches(Sampler[list[int]]):
             done: batches trained on since this iteration began. None: the number yielded so far, which is right for
                 torchdata's StatefulDataLoader. A plain DataLoader's workers prefetch batches, so its loop must count.
         """
-        return {"epoch": self.epoch, "done": self._skip + (self._yielded if done is None else done)}
+        size = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return {"epoch": self.epoch, "done": self._skip + (self._yielded if done is None else done), **size}
 
     @check_argument_types
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -93,12 +105,14 @@ class StoredBatches(Sampler[list[int]]):
             state: result of `state_dict`, from a sampler with the same number of ranks.
 
         Raises:
-            UsageError: `state` lacks a key, or its position is outside the epoch.
+            UsageError: `state` lacks a key, its position is outside the epoch, or it counts batches of another size.
         """
         counts = state.get("epoch"), state.get("done")
         require(
             all(type(count) is int for count in counts), "state", state, "must be a result of `state_dict`, with epoch and done"
         )
+        same_size = state.get("batch_size") == self.batch_size
+        require(same_size, "batch_size", self.batch_size, f"must be {state.get('batch_size')}, in which the state counts batches")
         self.set_epoch(state["epoch"])
         require(0 <= state["done"] <= len(self), "done", state["done"], f"must be 0..{len(self)}, batches of this epoch and rank")
         if state["done"] == len(self):
@@ -108,7 +122,11 @@ class StoredBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Number of batches of a whole epoch for this rank."""
-        return -(-len(self._epoch_batches()) // _rank_and_world(*self._ranks)[1])
+        batches = self._epoch_batches()
+        count = len(batches)
+        if self.batch_size is not None:
+            count = -(-int((self._starts[batches + 1] - self._starts[batches]).sum()) // self.batch_size)
+        return -(-count // _rank_and_world(*self._ranks)[1])
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator: DataLoader creates two iterators and draws from one, so the epoch advances at the first batch,
@@ -116,11 +134,19 @@ class StoredBatches(Sampler[list[int]]):
         if self._started:
             self.epoch, self._skip = self.epoch + 1, 0
         self._started, self._yielded = True, 0
-        (rank, world), batches = _rank_and_world(*self._ranks), self._epoch_batches()
-        own_batches = np.resize(batches, -(-len(batches) // world) * world)[rank::world]
+        (rank, world), batches = _rank_and_world(*self._ranks), self._cut(self._epoch_batches())
+        own_batches = np.resize(np.arange(len(batches)), -(-len(batches) // world) * world)[rank::world]
         for batch in own_batches[self._skip :].tolist():
             self._yielded += 1
-            yield list(range(self._starts[batch], self._starts[batch + 1]))
+            yield list(batches[batch])
+
+    def _cut(self, batches: NDArray[np.int64]) -> Sequence[Sequence[int]]:
+        """The record indices of these batches, merged or split to `batch_size`."""
+        stored = [range(self._starts[batch], self._starts[batch + 1]) for batch in batches.tolist()]
+        if self.batch_size is None:
+            return stored
+        records = np.concatenate([np.arange(batch.start, batch.stop) for batch in stored]).tolist()
+        return [records[start : start + self.batch_size] for start in range(0, len(records), self.batch_size)]
 
     def _epoch_batches(self) -> NDArray[np.int64]:
         """Indices of the batches of the current epoch, for all ranks."""
@@ -137,6 +163,7 @@ class PooledBatches(StoredBatches):
         replacement: whether one epoch may repeat a batch.
         seed: 0..2^64-1; equal seeds draw the same batches in the same epochs, with every version of every library.
         epochs: indices of the stored epochs in the pool, 0 the first; the others stay held out. None: all.
+        batch_size: see `StoredBatches`; `per_epoch` counts stored batches.
         rank: see `StoredBatches`.
         world: see `StoredBatches`.
 
@@ -153,10 +180,11 @@ class PooledBatches(StoredBatches):
         replacement: bool = True,
         seed: int = 0,
         epochs: Sequence[int] | None = None,
+        batch_size: int | None = None,
         rank: int | None = None,
         world: int | None = None,
     ) -> None:
-        super().__init__(dataset, epochs=epochs, rank=rank, world=world)
+        super().__init__(dataset, epochs=epochs, batch_size=batch_size, rank=rank, world=world)
         self._pool = np.unique(np.concatenate(self._epochs))
         stored = len(self._pool)
         require(per_epoch > 0, "per_epoch", per_epoch, "must be 1 or more")

@@ -9,6 +9,7 @@ patched or not.
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from vqlabel.dtypes import torch_type
 from vqlabel.errors import UsageError
@@ -25,7 +27,6 @@ from vqlabel.labels.images import class_folders, list_images
 from vqlabel.training.dataset import VqlDataset
 from vqlabel.training.image_checks import require_labelled_images
 from vqlabel.training.samplers import stored_epochs
-from vqlabel.training.views import WholeBatch
 from vqlabel.views.image_folder import pillow
 from vqlabel.vql.decode import narrow
 
@@ -38,6 +39,16 @@ UNSUPPORTED_COLUMNS = ("partner_image", "cutout", "patches", "ops", "seed")  # a
 
 class WrongSetting(UsageError, ValueError):
     """A setting of the script that the file does not support. Also a ValueError, as SRe2L's reader raises for these."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """A complete batch, which DataLoader's default collate passes through unchanged."""
+
+    batch: Any
+
+
+default_collate_fn_map[WholeBatch] = lambda batches, *, collate_fn_map=None: batches[0].batch
 
 
 class ImageFolder_FKD_MIX(Dataset[Any]):

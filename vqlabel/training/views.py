@@ -1,7 +1,7 @@
 """A `.vql` and its images -> the views that the teacher saw, with their labels, through an ordinary DataLoader."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data._utils.collate import collate, default_collate_fn_map
 
 from vqlabel.errors import BadLabels, UsageError
 from vqlabel.labels import LabelBatch
+from vqlabel.labels.class_map import teacher_classes
 from vqlabel.labels.memory import ArrayLike
 from vqlabel.labels.schema import OWN_COLUMNS, PARTNER_COLUMNS
 from vqlabel.training.dataset import VqlDataset, record_indices
@@ -24,6 +25,7 @@ from vqlabel.views.geometry import check_renderable
 from vqlabel.views.image_folder import ImageFolder
 from vqlabel.views.image_list import ImageList
 from vqlabel.views.render_pil import Images, render
+from vqlabel.vql.columns import ColumnReader
 from vqlabel.vql.file import VqlFile
 
 
@@ -36,15 +38,21 @@ class ViewBatch(NamedTuple):
     record: Tensor  # [n] int64, index of the record in the file
 
 
-@dataclass(frozen=True, slots=True)
-class WholeBatch:
-    """A complete batch, which DataLoader's default collate passes through unchanged."""
+class BatchRows(list[ViewBatch]):
+    """The rows of a batch, for any collate function; DataLoader's default one returns the batch without a copy."""
 
-    batch: Any
+    def __init__(self, batch: ViewBatch) -> None:
+        super().__init__(map(ViewBatch, *batch))
+        self.batch = batch
 
 
-# PyTorch documents this table as the extension point for custom types
-default_collate_fn_map[WholeBatch] = lambda batches, *, collate_fn_map=None: batches[0].batch
+def _collate_rows(rows: list[ViewBatch], *, collate_fn_map: Any = None) -> ViewBatch:
+    if isinstance(rows, BatchRows):
+        return rows.batch
+    return ViewBatch(*(collate(column, collate_fn_map=collate_fn_map) for column in zip(*rows, strict=True)))
+
+
+default_collate_fn_map[ViewBatch] = _collate_rows  # PyTorch documents this table as the extension point for custom types
 
 
 class VqlViews(Reopened, Dataset[ViewBatch]):
@@ -72,6 +80,7 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
         device: where labels are decoded.
         decode: whether to return labels; False: codes, and the decoder is not loaded.
         channels_last: store views in memory as [n, size, size, 3], for networks in the channels_last memory format.
+        as_dict: return dictionaries with the names of `ViewBatch`, as collate functions of Hugging Face expect.
 
     Attributes:
         labels: the `VqlDataset`.
@@ -95,6 +104,7 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
         device: str | torch.device = "cpu",
         decode: bool = True,
         channels_last: bool = False,
+        as_dict: bool = False,
     ) -> None:
         self._arguments: dict[str, Any] = {
             "path": path,
@@ -104,13 +114,14 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
             "device": str(device),
             "decode": decode,
             "channels_last": channels_last,
+            "as_dict": as_dict,
         }
         self._open(check_images)
 
     def _open(self, check: Callable[[VqlFile, Images], None] | None = None) -> None:
         arguments = self._arguments
         self.labels, self.transform = VqlDataset(arguments["path"], arguments["device"]), arguments["transform"]
-        self.decode = arguments["decode"]
+        self.decode, self.as_dict = arguments["decode"], arguments["as_dict"]
         self._memory_format = torch.channels_last if arguments["channels_last"] else torch.contiguous_format
         file, images = self.labels.file, arguments["images"]
         if isinstance(images, str | PathLike):
@@ -145,16 +156,32 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, record: int | slice | Sequence[int]) -> ViewBatch:
-        """One record, or a batch of records."""
+    def targets(self, class_map: str | PathLike[str] | None = None) -> Tensor:
+        """[N] int64: the teacher's class of each image, from its folder; `targets[image]` are those of a batch.
+
+        Args:
+            class_map: JSON, folder -> class of the teacher; None: class i is the i-th folder.
+
+        Raises:
+            UsageError: the images are not a folder's; or, without a class map, there are not C folders.
+        """
+        if not isinstance(self.images, ImageFolder):
+            raise UsageError("a list of images has no class folders; index your own classes by `image`")
+        images, classes = self.images, self.labels.file.classes
+        return torch.from_numpy(teacher_classes(images.folder, images.classes, class_map, classes, "class_map")[images.targets])
+
+    def __getitem__(self, record: int | slice | Sequence[int]) -> Any:
+        """One record, or a batch of records: a `ViewBatch`, or a dictionary if `as_dict` is set."""
         if isinstance(record, slice):
             record = range(len(self))[record]
         batch = self._batch(np.atleast_1d(np.asarray(record)))
-        return ViewBatch(*(rows[0] for rows in batch)) if np.ndim(record) == 0 else batch
+        found = ViewBatch(*(rows[0] for rows in batch)) if np.ndim(record) == 0 else batch
+        return found._asdict() if self.as_dict else found
 
-    def __getitems__(self, records: list[int]) -> list[WholeBatch]:
-        """The records of one batch: the method that DataLoader's fetcher calls."""
-        return [WholeBatch(self._batch(records))]
+    def __getitems__(self, records: list[int]) -> list[Any]:
+        """The rows of one batch: the method that DataLoader's fetcher calls."""
+        rows = BatchRows(self._batch(records))
+        return [row._asdict() for row in rows] if self.as_dict else rows
 
     def _batch(self, records: Sequence[int] | NDArray[Any]) -> ViewBatch:
         record, columns = record_indices(records, len(self)), self.labels.file.columns
@@ -179,11 +206,12 @@ class VqlViews(Reopened, Dataset[ViewBatch]):
 def stored_batch(file: VqlFile, number: int) -> LabelBatch:
     """The columns of batch `number`, with empty labels [n, 0].
 
-    EDC's patch orders are dropped: EDC stores an order but never shuffled the patches of its views.
+    Patch orders that EDC's dumps store are dropped: EDC never shuffled the patches of its views. A recipe's are kept.
     """
     columns = file.columns
     batch = columns.batch(number, np.empty((int(columns.starts[number + 1] - columns.starts[number]), 0), np.float32))
-    return replace(batch, patches=None) if file.source.get("layout") == "edc" else batch
+    is_edc = file.source.get("layout") == "edc" and isinstance(columns, ColumnReader)
+    return replace(batch, patches=None) if is_edc else batch
 
 
 def render_slots(images: Images, batch: LabelBatch, slots: NDArray[np.int64], size: int) -> NDArray[Any]:

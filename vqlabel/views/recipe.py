@@ -1,6 +1,7 @@
 """A recipe, its seed and the sizes of the images -> every view of every epoch, at 0 bits a label. NumPy only.
 
-The views are those of RandomResizedCrop, a horizontal flip, and CutMix or mixup. Only integers and operations that IEEE
+The views are those of RandomResizedCrop, a horizontal flip, and CutMix or mixup; patches of the image may be shuffled
+before the crop, as in RDED. Only integers and operations that IEEE
 754 rounds correctly are used, so no version of a library changes a view. docs/augmentation.md, "Recipe rrc 1", is the
 definition.
 """
@@ -26,13 +27,15 @@ NAME, VERSION = "rrc", 1
 MIXES = ("none", "cutmix", "mixup")
 ORDER, VIEW, PARTNER, MIX = range(1, 5)  # purposes of random bits
 TRIES = 10  # draws for a crop that fits the image
-POSITION, FLIP = TRIES, TRIES + 1  # draws of a view after its tries
+POSITION, FLIP, PATCHES = TRIES, TRIES + 1, TRIES + 2  # draws of a view after its tries; patches take one per strip
 RATIOS = np.rint((4 / 3) ** ((2 * np.arange(256) + 1) / 256 - 1) * 65536) / 65536  # width / height, uniform in their logarithm
 MAX_BATCH_IMAGES = 1 << 16  # opening a file draws the columns of two batches, 2 us a view
+MAX_PATCHES = 16  # strips along a side: as many random numbers a view, of up to 65,536 views of a batch at once
 ORDER_CACHE = 1 << 24  # image indices of epochs that are cached, 4 bytes each
 CHUNK = 2048  # views drawn at a time, so that their random bits stay in a core's cache
 _RANGES = (
-    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, MAX_SIDE)
+    ("seed", 0, (1 << 53) - 1), ("images", 1, 1 << 24), ("epochs", 1, MAX_BATCHES), ("batch", 1, 1 << 24), ("view", 1, MAX_SIDE),
+    ("patches", 1, MAX_PATCHES),
 )  # fmt: skip
 
 
@@ -54,6 +57,7 @@ class Recipe:
     scale: tuple[float, float] = (0.08, 1.0)  # range of a crop's area over that of the image
     flip: float = 0.5  # probability of a horizontal flip
     mix: str = "none"  # one of MIXES
+    patches: int = 1  # strips along each side of an image, whose columns and rows are shuffled before the crop; 1: unshuffled
 
     def __post_init__(self) -> None:
         known = (self.name, self.version) == (NAME, VERSION) and type(self.version) is int
@@ -87,8 +91,11 @@ class Recipe:
         return -(-self.images // self.batch)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, as JSON-compatible values."""
-        return {**asdict(self), "scale": list(self.scale)}
+        """All fields as JSON-compatible values; without `patches` if it is 1, as in files from before that field."""
+        values = {**asdict(self), "scale": list(self.scale)}
+        if self.patches == 1:
+            del values["patches"]
+        return values
 
     @classmethod
     def from_dict(cls, values: object) -> Self:
@@ -97,8 +104,8 @@ class Recipe:
         Raises:
             UsageError: `values` has other fields, or a value out of its range.
         """
-        names = [field.name for field in fields(cls)]
-        is_valid = isinstance(values, dict) and values.keys() == set(names)
+        names = [field.name for field in fields(cls) if field.name != "patches"]
+        is_valid = isinstance(values, dict) and values.keys() - {"patches"} == set(names) and values.get("patches") != 1
         require(is_valid, "recipe", str(values)[:200], f"must have the fields {', '.join(names)}")
         assert isinstance(values, dict)
         scale = values["scale"]
@@ -144,7 +151,8 @@ class DrawnColumns:
     def has(self, name: str) -> bool:
         """Whether records have the column."""
         mixed = {"none": (), "mixup": ("mix_index", "mix_lam"), "cutmix": ("mix_index", "mix_lam", "mix_box")}
-        return name in ("image", "crop", "flip", *mixed[self.recipe.mix])
+        shuffled_patches = ("patches",) if self.recipe.patches > 1 else ()
+        return name in ("image", "crop", "flip", *shuffled_patches, *mixed[self.recipe.mix])
 
     def batch_of(self, record: NDArray[np.int64]) -> NDArray[np.int64]:
         """[n] record numbers -> [n] batch numbers, counted through all epochs."""
@@ -156,7 +164,8 @@ class DrawnColumns:
         record = np.arange(self.starts[number], self.starts[number + 1])
         image = self.image(record)
         crop, flip = self._draw_views(record, image)
-        batch = LabelBatch(labels=labels, place=self.places[number], image=image, crop=crop, flip=flip)
+        patches = self._draw_patches(record, image) if self.recipe.patches > 1 else None
+        batch = LabelBatch(labels=labels, place=self.places[number], image=image, crop=crop, flip=flip, patches=patches)
         if self.recipe.mix == "none":
             return batch
         index, (lam, box) = self._draw_partners(np.array([number])), self._draw_mix(np.array([number]))
@@ -220,6 +229,12 @@ class DrawnColumns:
         start = np.where(some, start, free // 2)
         pixels = np.concatenate([start, extent], 1).astype(np.uint32)
         return to_fractions(pixels, side), uniform(first[FLIP]) < self.recipe.flip
+
+    def _draw_patches(self, record: NDArray[np.int64], image: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n, 2, patches] order of the columns of patches, then of the rows."""
+        draws = PATCHES + np.arange(self.recipe.patches)
+        keys = bits(self.recipe.seed, VIEW, (record // self.recipe.images)[:, None], image[:, None], draws)
+        return np.argsort(np.stack(keys, 1), axis=2, kind="stable")
 
     def _draw_partners(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
         """[batches, slots] slot of the view mixed into that of each slot; short batches use the first columns."""

@@ -31,6 +31,7 @@ SEEDED_VIEWS = "seeded_views"  # in `vql.requires`: views are drawn from a recip
 VIEW_COLUMNS = "view_columns"  # in `vql.requires`: views have a column that the first version of the format lacks
 RECIPE = ".recipe.json"  # suffix of the file beside a dump that records how its views were drawn
 MAX_DRAWN_PER_RECORD = 10_000  # records of a complete recipe per record of its pruned file; bounds the work of opening it
+COMPARED_COLUMNS = (*DRAWN_COLUMNS, "patches")  # in the order of the digest; a recipe may shuffle patches
 IMAGES_A_BYTE = 256  # maximum images of a recipe per byte of its file: drawing an epoch's order costs 0.3 us and 40 bytes per image
 
 
@@ -167,7 +168,7 @@ def digest(drawn: DrawnColumns) -> str:
     total = hashlib.sha256()
     for index in (0, len(drawn.places) - 1):
         batch = drawn.batch(index, np.empty((0, 0), np.float32))
-        for name in DRAWN_COLUMNS:
+        for name in COMPARED_COLUMNS:
             value = getattr(batch, name)
             if value is not None:
                 total.update(np.ascontiguousarray(value).tobytes())
@@ -181,10 +182,11 @@ def check_drawn(batch: LabelBatch, drawn: DrawnColumns, at: int, where: Path) ->
         where: path of the dump, for messages.
     """
     for name in NEVER_DRAWN:
-        if getattr(batch, name) is not None and not (name == "patches" and in_order(batch.patches)):
+        can_be_drawn = name == "patches" and (drawn.recipe.patches > 1 or in_order(batch.patches))
+        if getattr(batch, name) is not None and not can_be_drawn:
             raise BadLabels(f"{where}: has {name}, which recipes cannot draw; pack with --augmentation keep")
     expected = drawn.batch(at, batch.labels)
-    for name in DRAWN_COLUMNS:
+    for name in COMPARED_COLUMNS if drawn.recipe.patches > 1 else DRAWN_COLUMNS:
         if not _same_column(name, getattr(batch, name), getattr(expected, name)):
             raise BadLabels(
                 f"{where}: {name} of epoch {batch.place.epoch}, batch {batch.place.batch} is not what the recipe draws; the labels are of "

@@ -73,7 +73,8 @@ def relabel(
         path, records, classes; for a `.vql` bytes and code_bits, for a dump layout and dtype; notes, if there are any.
 
     Raises:
-        UsageError: the codec is for other labels; or an interrupted run had other settings.
+        UsageError: the codec is for other labels; views with shuffled patches are to become a dump; or an interrupted
+            run had other settings.
         TargetExists: `out` exists and `overwrite` is false.
     """
     source = as_teacher_source(source, teacher, device, options)
@@ -119,6 +120,8 @@ def _check_layout(source: TeacherSource, layout: str) -> None:
 
     Labels for "sre2l" are put in its script's order first.
     """
+    limit = "must be 1 for a dump, because no script that reads one shuffles patches: write a .vql file"
+    require(source.drawn.recipe.patches == 1, "patches", source.drawn.recipe.patches, limit)
     if layout == "sre2l":
         source.shuffle_as_sre2l()
     zeros = np.zeros((int(source.drawn.starts[1]), source.classes), numpy_type(source.dtype))

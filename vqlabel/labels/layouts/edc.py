@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vqlabel.errors import BadLabels
-from vqlabel.labels.batch import LabelBatch, Place
+from vqlabel.errors import BadLabels, UsageError
+from vqlabel.labels.batch import LabelBatch, Place, in_order
 from vqlabel.labels.layouts.gvbsm import SEVEN_ITEMS, GvbsmSource, GvbsmWriter, parse_seven
 from vqlabel.labels.layouts.layout import Layout
 from vqlabel.labels.layouts.torch_items import array_item, describe, read_items, to_tensor
@@ -72,6 +72,8 @@ class EdcWriter(GvbsmWriter):
 
     def items(self, batch: LabelBatch) -> list[Any]:
         patches = batch.patches
+        if patches is not None and not in_order(patches) and self.about.layout == "relabel":
+            raise UsageError("edc stores an order of patches but its script does not shuffle them, so it cannot show these views")
         if patches is None and self.about.layout == "edc" and self.about.details.get("strips") == "none":
             patches = np.zeros((len(batch), 2, PARTS), np.int32)
         elif patches is None:
