@@ -332,7 +332,9 @@ def test_a_command_names_a_script_and_options_that_exist(where: str, command: st
 @pytest.mark.parametrize("page", PAGES)
 def test_prose_names_options_that_exist(page: str) -> None:
     scripts = "".join(file.read_text() for folder in ("examples", "tests/benchmarks") for file in (ROOT / folder).glob("*.py"))
-    known = FOREIGN_OPTIONS.union({"--help"}, *map(options_of, COMMANDS)) | set(re.findall(r'"(--[a-z][\w-]*)"', scripts))
+    known = FOREIGN_OPTIONS.union({"--help", "--install-completion"}, *map(options_of, COMMANDS)) | set(
+        re.findall(r'"(--[a-z][\w-]*)"', scripts)
+    )
     spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", PAGES[page]))
     named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert named <= known

@@ -234,6 +234,8 @@ def test_lines_of_progress_come_with_a_stage_and_each_interval() -> None:
     assert lines.due(start + 61) is None
     lines("training", 1, 4, {"loss": 0.5, "rate": 1.0})
     assert lines.due(start + 3) is None, "a short stage has no line"
+    assert lines.due(start + 8) == "vqlabel: 0:00:08  training 1/4  loss 0.500"
+    assert lines.due(start + 67) is None
     assert lines.due(start + 3725) == "vqlabel: 1:02:05  training 1/4  loss 0.500"
     assert lines.due(start + 3784) is None
     assert lines.due(start + 3785) == "vqlabel: 1:03:05  training 1/4  loss 0.500"

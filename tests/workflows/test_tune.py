@@ -175,7 +175,7 @@ def test_fit_and_pack_reach_a_distortion_as_tune_does(small_dump: Path, tmp_path
     ("arguments", "message"),
     [
         (["fit", "--codec", "topk"], "codec is 'topk'"),
-        (["fit", "--code-width", "4"], "code_width is 4"),
+        (["fit", "--code-width", "4"], "--code-width is 4"),
         (["pack", "--codec", "some.codec"], "--kl 1: some.codec is already fitted; remove --kl"),
     ],
 )

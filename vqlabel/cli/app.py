@@ -5,26 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from vqlabel.cli.help import Command, Group
+from vqlabel.cli.help import COMMAND_PANELS, Command, Group
 from vqlabel.version import __version__
-
-PANELS = {  # heading in --help -> its commands, in the order of --help
-    "Make labels small": ("pack", "fit", "tune", "relabel"),
-    "Read them back": ("unpack", "convert"),
-    "Look and check": ("info", "stats", "report", "verify", "compare"),
-    "Get started": ("demo", "doctor"),
-}
 
 
 class App(typer.Typer):
-    """A Typer application whose commands are `Command`s in the panel that PANELS names."""
+    """A Typer application whose commands are `Command`s in the panel that COMMAND_PANELS names."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # type: ignore[override]
         """Register a command, see `typer.Typer.command`."""
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             called = name or function.__name__
-            panel = next((title for title, names in PANELS.items() if called in names), "Others")
+            panel = next((title for title, names in COMMAND_PANELS.items() if called in names), "Others")
             return typer.Typer.command(self, name, **{"cls": Command, "rich_help_panel": panel, **options})(function)
 
         return register

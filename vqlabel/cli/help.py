@@ -10,6 +10,12 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+COMMAND_PANELS = {  # heading in --help -> its commands, in the order of --help
+    "Make labels small": ("pack", "fit", "tune", "relabel"),
+    "Read them back": ("unpack", "convert"),
+    "Look and check": ("info", "stats", "report", "verify", "compare"),
+    "Get started": ("demo", "doctor"),
+}
 INPUT, RATE, CODEC, TRAINING, OUTPUT, TEXT = "Input", "Rate", "Codec", "Training", "Output", "Language models"
 STUDENTS, VIEWS, GENERAL = "Students", "Views", "General"
 ORDER = ("Arguments", OUTPUT, RATE, INPUT, CODEC, TRAINING, VIEWS, STUDENTS, "Options", TEXT, GENERAL)  # of panels
@@ -86,9 +92,7 @@ class Group(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the panels."""
-        from vqlabel.cli.app import PANELS
-
-        order = [name for names in PANELS.values() for name in names]
+        order = [name for names in COMMAND_PANELS.values() for name in names]
         return sorted(self.commands, key=lambda name: order.index(name) if name in order else len(order))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:

@@ -74,7 +74,8 @@ def exit_with_errors(command: Callable[..., None]) -> Callable[..., None]:
         except typer.Exit:  # a RuntimeError; with the exit code of several files
             raise
         except VqlabelError as error:
-            _fail(named_by_flags(str(error), (FLAGS.get() or {})), error.exit_code)
+            flags = FLAGS.get() or {} if isinstance(error, UsageError) else {}  # other errors quote fields of files
+            _fail(named_by_flags(str(error), flags), error.exit_code)
         except KeyboardInterrupt:
             _fail(_interrupted(options.get("out")), INTERRUPTED)
         except BrokenPipeError:  # the reader of stdout has closed the pipe, as `head` does
