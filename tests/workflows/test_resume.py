@@ -173,8 +173,22 @@ def test_a_kl_that_is_not_reached_writes_the_nearest_codec_and_exits_with_1(
     dump: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(search, "REACH_TRIALS", 1)
-    options = ["--kl", "1e-5", "--temperature", "1", "--epochs", "1", "--codebook-size", "8", "--slots", "1"]
-    for command, out in (("tune", "a.codec"), ("fit", "b.codec"), ("pack", "a.vql")):
+    options = [
+        "--kl",
+        "1e-5",
+        "--temperature",
+        "1",
+        "--epochs",
+        "1",
+        "--codebook-size",
+        "8",
+        "--slots",
+        "1",
+        "--no-prior",
+        "--latent",
+        "4",
+    ]
+    for command, out in (("tune", "a.codec"), ("pack", "a.vql")):
         result = CliRunner().invoke(app, [command, str(dump), "-o", str(tmp_path / out), *options])
         assert result.exit_code == 1, result.stderr
         assert "vqlabel: --kl 1e-05 was not reached: the nearest codec of" in result.stderr
@@ -277,7 +291,7 @@ def test_an_interrupted_search_for_a_codec_of_documents_repeats_no_fit(
 
     fits.clear()
     interrupted(run, "codebooks")
-    watch = Watch("codebooks", 3)
+    watch = Watch("codebooks")
     with pytest.raises(KeyboardInterrupt):
         run(progress=lambda *report: watch(*report) if fits else None)
     assert len(fits) == 1, "interrupted in the second fit"
