@@ -262,7 +262,7 @@ def demo(
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="image file for the picture, replaced if it exists (default: vqlabel-demo.png; none with --text)"),
+        typer.Option(help="image file for the picture, replaced if it exists (default: vqlabel-demo.png; with --json none)"),
     ] = None,
     seed: Seed = 0,
     json: Json = False,
@@ -275,7 +275,7 @@ def demo(
     rate = {} if bits is None else {"bits": bits}
     if text and plot is not None:
         raise UsageError(f"--plot {plot}: --text draws no picture")
-    picture = None if text else plot or DEMO_PICTURE
+    picture = None if text else plot or (None if json else DEMO_PICTURE)
     if picture is not None:
         from vqlabel.report.plots import check_plot_file
 
