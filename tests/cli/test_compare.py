@@ -115,7 +115,7 @@ def test_a_method_without_its_extra_names_the_install_line(dump: Path, monkeypat
 
 
 def test_a_method_without_a_point_is_named(dump: Path) -> None:
-    result = run("compare", dump, "--bits", "8", "--methods", "topk,hard", "--json")
+    result = run(dump, "--bits", "8", *QUICK, "--json")
     reason = "its smallest setting takes more than 8 bits"
     assert f"topk: no point; {reason}: raise --bits" in result.stderr
     assert json.loads(result.stdout)["skipped"] == {"topk": reason}

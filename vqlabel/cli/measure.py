@@ -314,7 +314,7 @@ def demo(
         typer.Option(
             metavar="FILE",
             rich_help_panel=OUTPUT,
-            help="image file for the picture, replaced if it exists (default: vqlabel-demo.png; none with --text)",
+            help="image file for the picture, replaced if it exists (default: vqlabel-demo.png; none with --text or --json)",
         ),
     ] = None,
     seed: Seed = 0,
@@ -328,7 +328,7 @@ def demo(
     rate = {} if bits is None else {"bits": bits}
     if text and plot is not None:
         raise UsageError(f"--plot {plot}: --text draws no picture")
-    picture = None if text else plot or DEMO_PICTURE
+    picture = None if text else plot or (None if json else DEMO_PICTURE)
     if picture is not None:
         from vqlabel.report.plots import check_plot_file
 

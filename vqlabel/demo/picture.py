@@ -24,11 +24,15 @@ def draw_demo(result: dict[str, Any], out: Path) -> None:
     size.bar_label(bars, [f"{value:,.0f} kB" for value in kilobytes], padding=4)
     size.invert_yaxis()
     size.margins(x=0.2)
+    size.xaxis.set_major_formatter("{x:,.0f}")
+    size.set_xlabel("kB")
     size.set_title(f"Size: 1/{kilobytes[0] / kilobytes[1]:.0f}, augmentation included", loc="left")
     bars = students.bar(
         list(STUDENTS.values()), [100 * result["top1"][name] for name in STUDENTS], color=["#dddddd", TEACHER, DECODED]
     )
     students.bar_label(bars, fmt="%.1f %%")
+    students.margins(y=0.15)
+    students.set_ylabel("%")
     students.set_title("Top-1 on new typefaces", loc="left")
     panels = [figure.add_subplot(grid[1, 2 * i : 2 * i + 2]) for i in range(len(result["samples"]))]
     draw_labels(panels, result["samples"])
