@@ -25,7 +25,7 @@ _MODULES = {  # public name -> module that defines it, and its name there after 
     "StoredBatches": "vqlabel.training.samplers",
     "PooledBatches": "vqlabel.training.samplers",
     "tune": "vqlabel.workflows.tune",
-    "info": "vqlabel.workflows.info",
+    "info": "vqlabel.report.info",
     "compare": "vqlabel.report.rate_distortion:compare_methods",
     "CompareConfig": "vqlabel.report.rate_distortion",
     "convert": "vqlabel.workflows.convert",
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from vqlabel.errors import VqlabelError
     from vqlabel.labels import LabelBatch, open_labels
     from vqlabel.report import stats
+    from vqlabel.report.info import info
     from vqlabel.report.rate_distortion import CompareConfig
     from vqlabel.report.rate_distortion import compare_methods as compare
     from vqlabel.report.text.compare import TextCompareConfig, compare_text
@@ -103,7 +104,6 @@ if TYPE_CHECKING:
     from vqlabel.training.views import VqlViews
     from vqlabel.workflows.convert import convert
     from vqlabel.workflows.fit import fit
-    from vqlabel.workflows.info import info
     from vqlabel.workflows.pack import pack
     from vqlabel.workflows.relabel import relabel
     from vqlabel.workflows.text.fit import fit_text

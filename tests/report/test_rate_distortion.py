@@ -213,18 +213,18 @@ def test_the_plot_has_held_out_and_all_in_panels_with_the_values_of_the_points(
     assert len(axes) == 8, "KL at T = 1, 4, 20 and top-1, held out and all-in"
     assert [a.get_title(loc="left").split(";")[0] for a in axes[:2]] == ["held out", "all-in"]
     assert [a.get_xlabel() for a in axes[-2:]] == [
-        "bytes per label, codes only",
-        "bytes per label, codes and fixed parts",
+        "bits per label, codes only",
+        "bits per label, codes and fixed parts",
     ]
     lines = {line.get_label(): line for line in axes[1].get_lines()}
     assert set(lines) == {*comparison["methods"].values(), "the teacher itself"}
-    assert lines["the teacher itself"].get_xdata()[0] == 25
-    assert list(lines["vqae"].get_xdata()) == [p["all_in_bits"] / 8 for p in points_of(comparison, "vqae", "all-in")]
+    assert lines["the teacher itself"].get_xdata()[0] == 200
+    assert list(lines["vqae"].get_xdata()) == [p["all_in_bits"] for p in points_of(comparison, "vqae", "all-in")]
     assert list(lines["raw + zstd"].get_ydata()) == [1e-3], "at the bottom"
     assert list(lines["vqae"].get_ydata()) == [p["kl_T1"] for p in points_of(comparison, "vqae", "all-in")]
     held = {line.get_label(): line for line in axes[6].get_lines()}
     assert "the teacher itself" not in held
-    assert list(held["vqae"].get_xdata()) == [p["code_bits"] / 8 for p in points_of(comparison, "vqae", "held out")]
+    assert list(held["vqae"].get_xdata()) == [p["code_bits"] for p in points_of(comparison, "vqae", "held out")]
     assert list(held["vqae"].get_ydata()) == [p["top1_agreement"] for p in points_of(comparison, "vqae", "held out")]
     plot_rate_distortion({**comparison, "temperature": [20.0]}, tmp_path / "rd.svg")
     assert len(drawn[1].axes) == 4

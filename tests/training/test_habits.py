@@ -33,7 +33,8 @@ def test_objects_say_what_they_are(files: Path) -> None:
     )
     assert repr(labels) == f"VqlDataset({line})" and repr(labels.file) == f"VqlFile({line})"
     assert (labels.classes, labels.epochs, labels.codec) == (5, 3, "raw")
-    assert labels.info == vqlabel.info(files / "logits.vql") and labels.info["records"] == 12
+    of_path = vqlabel.info(files / "logits.vql")
+    assert labels.info == {name: of_path[name] for name in labels.info} and labels.info["records"] == 12
     assert repr(labels.decoder) == "RawCodec(5 classes, logits, 160 bits per label)"
     assert repr(labels.batch(1, 0)) == "TrainingBatch(epoch 1, batch 0: labels [4, 5], image [4])"
     assert repr(vqlabel.StoredBatches(labels)) == f"StoredBatches('{files}/logits.vql': 3 stored epochs, 1 batches in epoch 0)"

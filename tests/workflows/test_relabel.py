@@ -630,7 +630,7 @@ def test_a_teacher_gets_contiguous_views(mix: str, images: Path, work: Path) -> 
 
 def test_a_file_that_is_not_a_journal_is_not_overwritten(source: TeacherSource, tmp_path: Path) -> None:
     (tmp_path / "a.vql.journal").write_text("my lab journal")
-    with pytest.raises(UsageError, match="is not a readable journal, .*; remove it, or name another output"):
+    with pytest.raises(UsageError, match=r"is not a readable journal, .*; remove it, or name another output"):
         relabel(source, tmp_path / "a.vql")
     assert (tmp_path / "a.vql.journal").read_text() == "my lab journal"
 

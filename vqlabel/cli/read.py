@@ -133,9 +133,10 @@ Things = Annotated[
 def info(paths: Things, json: Json = False) -> None:
     """Show what a .vql file, a codec file or a dump holds. No label of a .vql file is decoded; of a codec file, the
     report of its fit is shown; of a dump, two batches are read."""
-    from vqlabel.cli.info import describe, show_info
+    from vqlabel.cli.info import show_info
+    from vqlabel.report.info import info as run
 
-    terminal.for_each(paths, describe, json, show_info)
+    terminal.for_each(paths, run, json, show_info)
 
 
 @app.command()

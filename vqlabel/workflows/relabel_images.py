@@ -16,7 +16,7 @@ from vqlabel.workflows.teacher_source import TeacherSource
 from vqlabel.workflows.teachers import Teacher, load_teacher
 
 Images = TeacherSource | str | PathLike[str] | ArrayLike | list[Any]
-DEFAULTS = {"epochs": 300, "batch": 128, "view": 224, "mix": "cutmix", "scale": (0.08, 1.0), "flip": 0.5, "seed": 0}
+DEFAULTS = {"epochs": 300, "batch": 128, "view": 224, "mix": "cutmix", "scale": (0.08, 1.0), "flip": 0.5, "patches": 1, "seed": 0}
 
 
 class RelabelOptions(TypedDict, total=False):
@@ -28,6 +28,7 @@ class RelabelOptions(TypedDict, total=False):
     mix: str  # "cutmix" (default), "mixup" or "none"
     scale: tuple[float, float]  # range of a crop's area, as a fraction of the image's: (0.08, 1)
     flip: float  # probability of a horizontal flip: 0.5
+    patches: int  # strips along each side of an image that are shuffled before the crop: 1, unshuffled
     seed: int  # of the views: 0
     mean: tuple[float, ...] | None  # of pixels in 0..1; None: the library's of a named teacher, else ImageNet's
     std: tuple[float, ...] | None
