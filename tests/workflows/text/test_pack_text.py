@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 import vqlabel
-from tests.text_corpus import WIDTH, small_split, write_head, write_hidden_states
+from tests.text_corpus import VOCABULARY, WIDTH, small_head, small_split, write_head, write_hidden_states
 from vqlabel.codecs.file import load_stored_codec
+from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
@@ -158,8 +159,21 @@ def test_the_head_is_required_and_an_existing_file_is_kept(packed: tuple[Path, P
 def test_a_budget_below_the_codec_is_refused(packed: tuple[Path, Path, Path], tmp_path: Path) -> None:
     dump, head, _ = packed
     config = TextFitConfig(ratio=100, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1)
-    with pytest.raises(UsageError, match="the codec alone takes"):
+    with pytest.raises(UsageError, match="codec and table of documents alone take"):
         vqlabel.pack_text(dump, tmp_path / "labels.vql", config, head=head)
+
+
+def test_a_file_of_short_documents_stays_in_a_budget_of_bytes(tmp_path: Path) -> None:
+    split = small_split(8)
+    numbers = np.random.default_rng(0)
+    texts = Documents.of([numbers.integers(0, VOCABULARY, 3) for _ in range(600)])
+    hidden = small_head().weight[torch.from_numpy(texts.next_tokens)] + 0.5 * torch.randn(texts.rows, WIDTH)
+    short = TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=split.labels.head))
+    dump, head = write_hidden_states(tmp_path / "dump", short), write_head(tmp_path)
+    config = TextFitConfig(bytes=34_000, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1, prior=False)
+    result = vqlabel.pack_text(dump, tmp_path / "labels.vql", config, head=head)
+    table = 20 * 600
+    assert 34_000 - table < result["bytes"] <= 34_000
 
 
 def test_dense_logits_are_packed_without_a_head(tmp_path: Path) -> None:

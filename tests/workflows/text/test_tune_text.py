@@ -15,6 +15,7 @@ from vqlabel.config import TextFitConfig
 from vqlabel.errors import TargetExists, UsageError
 from vqlabel.progress import silent
 from vqlabel.workflows.text import tune
+from vqlabel.workflows.text.file_size import DumpSize
 from vqlabel.workflows.text.open import open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
 from vqlabel.workflows.text.tune import TextGoal, tune_text
@@ -63,10 +64,10 @@ def test_the_file_stays_in_a_budget_of_bytes(dump: tuple[Path, Path], tmp_path: 
 
 
 def test_bits_and_ratio_are_budgets_of_the_whole_file(dump: tuple[Path, Path]) -> None:
-    assert TextGoal(bits=400).budget(1000, 60) == 50_000
-    assert TextGoal(ratio=4).budget(1000, 60) == 30_000
-    assert TextGoal(bytes=7).budget(1000, 60) == 7
-    assert TextGoal(kl=0.1).budget(1000, 60) is None
+    assert TextGoal(bits=400).budget(DumpSize(1000, 10), 60) == 50_000
+    assert TextGoal(ratio=4).budget(DumpSize(1000, 10), 60) == 30_000
+    assert TextGoal(bytes=7).budget(DumpSize(1000, 10), 60) == 7
+    assert TextGoal(kl=0.1).budget(DumpSize(1000, 10), 60) is None
 
 
 def test_the_latent_is_halved_while_that_helps(dump: tuple[Path, Path]) -> None:

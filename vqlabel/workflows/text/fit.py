@@ -29,6 +29,7 @@ from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
 from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.run_state import RunState
+from vqlabel.workflows.text.file_size import DumpSize
 from vqlabel.workflows.text.fit_sparse import fit_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
@@ -98,9 +99,9 @@ def fit_opened(
     state = state or RunState(None)
     if state.begun and (kept := kept_codec(state, opened)) is not None:
         return kept
-    source, total = opened.source, int(np.maximum(opened.source.lengths - 1, 0).sum())
+    source = opened.source
     if opened.head is None:
-        return fit_sparse(opened, config, labels=total, progress=progress)
+        return fit_sparse(opened, config, progress=progress)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
     sample = read_text_sample(opened, config.labels, config.seed, progress)
@@ -108,7 +109,7 @@ def fit_opened(
         state.begin(settings_of(opened, sample, config))
         if (kept := kept_codec(state, opened)) is not None:
             return kept
-    codec, report = fit_sample(sample, config, labels=total, state=state, progress=progress)
+    codec, report = fit_sample(sample, config, size=DumpSize.of(source), state=state, progress=progress)
     report |= {"head": opened.about["head"], **noted(source.notes)}
     state.keep_codec(codec, report)
     return codec, report
@@ -140,21 +141,23 @@ def fit_sample(
     sample: TextSample,
     config: TextFitConfig,
     *,
-    labels: int | None = None,
+    size: DumpSize | None = None,
     state: RunState | None = None,
     progress: Progress = silent,
 ) -> tuple[TokenVqae, dict[str, Any]]:
     """As `fit_text`, for a sample that is in memory.
 
     Args:
-        labels: of the whole dump, over which a budget is divided; None: those of the sample.
+        size: of the whole dump, over which a budget is divided; None: that of the sample.
         state: of the run that this fit belongs to.
     """
     codec, choices = fit_and_choose(sample, config, (state or RunState(None)).fit_hooks(progress))
-    total = labels or len(sample.train.labels) + len(sample.held_out.labels)
-    price = price_of(choices, codec.config, code_bits_of(config, codec, total))
+    size = size or DumpSize(
+        len(sample.train.labels) + len(sample.held_out.labels), len(sample.train.documents) + len(sample.held_out.documents)
+    )
+    price = price_of(choices, codec.config, code_bits_of(config, codec, size))
     codec, report = at_price(codec, choices, sample, config, price)
-    return codec, with_baselines(report, codec, sample, total)
+    return codec, with_baselines(report, codec, sample, size.labels)
 
 
 def fit_and_choose(sample: TextSample, config: TextFitConfig, hooks: FitHooks) -> tuple[TokenVqae, Choices]:
@@ -202,19 +205,19 @@ def with_baselines(report: dict[str, Any], codec: TokenVqae, sample: TextSample,
     return {**report, "baselines": references.judged(report["held_out"]["kl"])}
 
 
-def code_bits_of(config: TextFitConfig, codec: TokenVqae, labels: int) -> float:
-    """Code bits per label that `config` asks for, or that a budget leaves beside the codec.
+def code_bits_of(config: TextFitConfig, codec: TokenVqae, size: DumpSize) -> float:
+    """Code bits per label that `config` asks for, or that a budget leaves beside codec and table of documents.
 
     Raises:
-        UsageError: the codec alone exceeds the budget.
+        UsageError: these alone exceed the budget.
     """
-    if config.bytes is None and config.ratio is None:
+    budget = size.budget(config.bytes, config.ratio, codec.config.classes)
+    if budget is None:
         return DEFAULT_TEXT_BITS if config.bits is None else config.bits
-    budget = config.bytes if config.bytes is not None else int(2 * labels * codec.config.classes / (config.ratio or 1))
-    fixed = HEADER_BYTES + sum(tensor.nbytes for tensor in codec.decoder_tensors().values())
+    fixed = size.fixed_bytes(codec)
     if budget < fixed:
         raise UsageError(
-            f"a budget of {budget:,} bytes for {labels:,} labels: the codec alone takes {fixed:,}; allow more, name the head with "
-            "--reference-head so that the file does not contain it, or lower --latent"
+            f"a budget of {budget:,} bytes for {size.labels:,} labels: codec and table of documents alone take {fixed:,}; allow more, name "
+            "the head with --reference-head so that the file does not contain it, or lower --latent"
         )
-    return 8 * (budget - fixed) / max(1, labels) / (1 + OVERHEAD)
+    return size.bits_left(budget, fixed)

@@ -15,6 +15,7 @@ from vqlabel.labels import Support
 from vqlabel.labels.sparse import SparseLabels
 from vqlabel.metrics.token_distortion import sparse_kl
 from vqlabel.progress import Progress, noted
+from vqlabel.workflows.text.file_size import DumpSize
 from vqlabel.workflows.text.open import OpenedText
 from vqlabel.workflows.text.sample import read_sample
 
@@ -22,28 +23,27 @@ APPLICABLE = ("bits", "bytes", "ratio", "labels", "seed", "device")  # fields of
 MAX_IDS = 1 << 22  # of the labels that a fit reads, which bounds its memory
 
 
-def fit_sparse(
-    opened: OpenedText, config: TextFitConfig, *, labels: int, progress: Progress
-) -> tuple[SparseDocuments, dict[str, Any]]:
+def fit_sparse(opened: OpenedText, config: TextFitConfig, *, progress: Progress) -> tuple[SparseDocuments, dict[str, Any]]:
     """As `fit_text`, for top-k labels. Without a rate or budget all k tokens of a label are kept.
-
-    Args:
-        labels: of the whole dump: neighbour lists and a budget are worth their bytes for that many.
 
     Raises:
         UsageError: an option does not apply to top-k labels, or the rate is too low for one token.
     """
     _check_options(opened, config)
     about = opened.source.about
-    size = min(config.labels, max(1, MAX_IDS // about.width))
-    drawn = read_sample(opened.source, size, config.seed, progress)
+    assert about.vocabulary is not None
+    size, sampled = DumpSize.of(opened.source), min(config.labels, max(1, MAX_IDS // about.width))
+    drawn = read_sample(opened.source, sampled, config.seed, progress)
     train, held_out = opened.labels(drawn.train), opened.labels(drawn.held_out)
     sample = LabelSample(
         train=train, held_out=held_out, train_context=None, held_out_context=None, domain="probs", dtype=about.dtype,
-        support=support_of(opened), total=labels,
+        support=support_of(opened), total=size.labels,
     )  # fmt: skip
-    bits = None if config.bits is None else int(config.bits)
-    fit_config = FitConfig(bits=bits, bytes=config.bytes, ratio=config.ratio, seed=config.seed)
+    fit_config = FitConfig(
+        bits=None if config.bits is None else int(config.bits),
+        bytes=_bytes_for_labels(config, size, about.vocabulary),
+        seed=config.seed,
+    )
     codec = fit_codec(sample, fit_config, FitHooks(progress=progress))
     assert isinstance(codec, SparseCodec)
     assert isinstance(held_out, SparseLabels)
@@ -58,6 +58,19 @@ def fit_sparse(
         "head": {},
     }
     return SparseDocuments(codec), {**report, **noted(opened.source.notes)}
+
+
+def _bytes_for_labels(config: TextFitConfig, size: DumpSize, vocabulary: int) -> int | None:
+    """What a budget leaves beside the table of documents. Raises UsageError if that is nothing."""
+    budget = size.budget(config.bytes, config.ratio, vocabulary)
+    if budget is None:
+        return None
+    if budget <= size.table_bytes:
+        raise UsageError(
+            f"a budget of {budget:,} bytes for {size.labels:,} labels: the table of {size.documents:,} documents alone takes "
+            f"{size.table_bytes:,}; allow more"
+        )
+    return budget - size.table_bytes
 
 
 def support_of(opened: OpenedText) -> Support:

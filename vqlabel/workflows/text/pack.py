@@ -5,8 +5,6 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, Unpack
 
-import numpy as np
-
 from vqlabel.codecs.documents import DocumentCodec
 from vqlabel.codecs.file import load_stored_codec
 from vqlabel.codecs.file import save_codec as write_codec
@@ -30,6 +28,7 @@ from vqlabel.workflows.config_options import TextFitOptions, config_of
 from vqlabel.workflows.pack import check_saved_codec
 from vqlabel.workflows.run_state import RunState
 from vqlabel.workflows.text.encode import encode_documents, write_labels
+from vqlabel.workflows.text.file_size import DumpSize
 from vqlabel.workflows.text.fit import code_bits_of, fit_opened
 from vqlabel.workflows.text.fit_sparse import check_sparse
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
@@ -146,8 +145,7 @@ def _at_rate(
     if codec.config.head == "referenced":
         codec.attach(head)
     if config.bits is not None or config.bytes is not None or config.ratio is not None:
-        labels = int(np.maximum(opened.source.lengths - 1, 0).sum())
-        rate = rate_between(report.get("rates", []), code_bits_of(config, codec, labels))
+        rate = rate_between(report.get("rates", []), code_bits_of(config, codec, DumpSize.of(opened.source)))
         codec, report = codec.with_config(replace(codec.config, price=rate.price)), {**report, "held_out": rate.to_dict()}
     return codec, report
 

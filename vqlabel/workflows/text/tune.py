@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 from vqlabel.codecs.file import save_codec
 from vqlabel.codecs.token_vqae.choose import Choices
 from vqlabel.codecs.token_vqae.codec import TokenVqae
@@ -22,13 +20,12 @@ from vqlabel.storage.apart import check_apart
 from vqlabel.storage.formats import CODEC
 from vqlabel.storage.targets import check_target
 from vqlabel.type_checks import check_argument_types
-from vqlabel.vql.text.table import FIELDS
 from vqlabel.workflows.run_state import RunState, codec_from_state, codec_to_state
-from vqlabel.workflows.text.fit import HEADER_BYTES, OVERHEAD, at_price, fit_and_choose, settings_of
+from vqlabel.workflows.text.file_size import DumpSize
+from vqlabel.workflows.text.fit import at_price, fit_and_choose, settings_of
 from vqlabel.workflows.text.open import OpenedText, open_text_dump
 from vqlabel.workflows.text.sample import read_text_sample
 
-DOCUMENT_BYTES = sum(FIELDS) // 8  # of the table of documents
 GOALS = ("kl", "bits", "bytes", "ratio")  # fields of `TextGoal`
 MAX_FIXED = 0.1  # share of a file up to which a smaller codec is not tried
 MAX_LIMIT = 32  # codes and exact ids per label up to which larger limits are tried
@@ -55,11 +52,9 @@ class TextGoal:
             value = getattr(self, name)
             require(value is None or 0 < value < math.inf, name, value, "must be above 0")
 
-    def budget(self, labels: int, vocabulary: int) -> int | None:
+    def budget(self, size: DumpSize, vocabulary: int) -> int | None:
         """Bytes of the file; None: the goal is a KL."""
-        if self.bits is not None:
-            return int(self.bits * labels / 8)
-        return self.bytes if self.ratio is None else int(2 * labels * vocabulary / self.ratio)
+        return size.budget(self.bytes, self.ratio, vocabulary) if self.bits is None else int(self.bits * size.labels / 8)
 
 
 @check_argument_types
@@ -121,21 +116,21 @@ def tune_opened(
     refuse_topk(source)
     if not config.embed_head and not opened.about["head"]:
         raise UsageError(f"--reference-head: must be left out: {source.path} holds logits, and their head is made by the fit")
-    labels, documents = int(np.maximum(source.lengths - 1, 0).sum()), int((source.lengths > 1).sum())
+    dump_size = DumpSize.of(source)
     sample = read_text_sample(opened, config.labels, config.seed, progress)
     config = replace(config, bits=None, bytes=None, ratio=None)
     goals = {name: getattr(goal, name) for name in GOALS}
     state.begin({**settings_of(opened, sample, config), **goals, "goal": "search"})
-    search = _Search(sample, goal, config, labels, documents, state, progress)
+    search = _Search(sample, goal, config, dump_size, state, progress)
     best = search.run()
     price = search.nearest_price if best.rate is None else best.rate.price
     codec, report = at_price(best.codec, best.choices, sample, best.config, price)
-    size = search.size_of(best.fixed, rate_at(best.choices, best.codec.config, price))
+    size = dump_size.file_bytes(best.fixed, rate_at(best.choices, best.codec.config, price).bits)
     report |= {
         "head": opened.about["head"],
         "budget": search.budget,
         "bytes": size,
-        "ratio": round(2 * labels * codec.config.classes / size, 1),
+        "ratio": round(2 * dump_size.labels * codec.config.classes / size, 1),
         "trials": [trial.to_dict() for trial in search.trials],
         "seconds": round(state.seconds, 1),
         **({"missed": search.missed(best)} if best.rate is None else {}),
@@ -189,16 +184,14 @@ class _Search:
         sample: TextSample,
         goal: TextGoal,
         config: TextFitConfig,
-        labels: int,
-        documents: int,
+        size: DumpSize,
         state: RunState,
         progress: Progress,
     ) -> None:
-        self.sample, self.goal, self.config, self.state, self.progress = sample, goal, config, state, progress
-        self.labels, self.documents = labels, documents
+        self.sample, self.goal, self.config, self.size, self.state, self.progress = sample, goal, config, size, state, progress
         self.stored = list[dict[str, Any]](state.result("trials") or [])
         self.nearest_price = MAX_PRICE if goal.kl is None else MIN_PRICE
-        self.budget = goal.budget(labels, sample.train.labels.head.vocabulary)
+        self.budget = goal.budget(size, sample.train.labels.head.vocabulary)
         self.trials, self.notes = list[_Trial](), list[str]()
 
     def run(self) -> _Trial:
@@ -229,9 +222,9 @@ class _Search:
             seconds = time.monotonic() - start
             self.stored.append({"codec": codec_to_state(codec, {}), "choices": list(choices), "seconds": seconds})
             self.state.keep("trials", self.stored)
-        fixed = HEADER_BYTES + _bytes(codec) + DOCUMENT_BYTES * self.documents
+        fixed = self.size.fixed_bytes(codec)
         rate = self._rate(codec, choices, fixed)
-        size = fixed if rate is None else self.size_of(fixed, rate)
+        size = fixed if rate is None else self.size.file_bytes(fixed, rate.bits)
         if self.budget is None:
             score = (0, float(size)) if rate is not None else (1, rate_at(choices, codec.config, MIN_PRICE).kl)
         else:
@@ -241,10 +234,6 @@ class _Search:
         )
         self.trials.append(trial)
         return trial
-
-    def size_of(self, fixed: int, rate: Rate) -> int:
-        """Bytes of the file at a rate, with its fixed parts."""
-        return fixed + int(rate.bits * self.labels / 8 * (1 + OVERHEAD))
 
     def _rate(self, codec: TokenVqae, choices: Choices, fixed: int) -> Rate | None:
         """Of the goal."""
@@ -258,7 +247,7 @@ class _Search:
     def _bits_left(self, fixed: int) -> float:
         """Code bits per label that the budget leaves beside fixed parts."""
         assert self.budget is not None
-        return 8 * (self.budget - fixed) / max(1, self.labels) / (1 + OVERHEAD)
+        return self.size.bits_left(self.budget, fixed)
 
     def _next(self, best: _Trial) -> TextFitConfig | None:
         """What may be better than the best fit; None: nothing."""
@@ -292,7 +281,7 @@ class _Search:
         tried = f"the nearest of {len(self.trials)} codecs is the result"
         if self.budget is not None:
             return (
-                f"a budget of {self.budget:,} bytes for {self.labels:,} labels was not reached: {tried}; its fixed parts alone take "
+                f"a budget of {self.budget:,} bytes for {self.size.labels:,} labels was not reached: {tried}; its fixed parts alone take "
                 f"{best.fixed:,} bytes: allow more, or name the head with --reference-head so that the file does not contain it"
             )
         rate = rate_at(best.choices, best.codec.config, MIN_PRICE)
