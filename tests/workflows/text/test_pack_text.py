@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 import vqlabel
 from tests.text_corpus import VOCABULARY, WIDTH, small_head, small_split, write_head, write_hidden_states
 from vqlabel.codecs.file import load_stored_codec
-from vqlabel.codecs.hidden_labels import HiddenLabels
 from vqlabel.codecs.token_vqae.sample import TextSplit
 from vqlabel.config import TextFitConfig
 from vqlabel.errors import BadLabels, TargetExists, UsageError
@@ -164,16 +163,16 @@ def test_a_budget_below_the_codec_is_refused(packed: tuple[Path, Path, Path], tm
 
 
 def test_a_file_of_short_documents_stays_in_a_budget_of_bytes(tmp_path: Path) -> None:
-    split = small_split(8)
-    numbers = np.random.default_rng(0)
-    texts = Documents.of([numbers.integers(0, VOCABULARY, 3) for _ in range(600)])
-    hidden = small_head().weight[torch.from_numpy(texts.next_tokens)] + 0.5 * torch.randn(texts.rows, WIDTH)
-    short = TextSplit(documents=texts, labels=HiddenLabels(hidden=hidden.half(), head=split.labels.head))
-    dump, head = write_hidden_states(tmp_path / "dump", short), write_head(tmp_path)
-    config = TextFitConfig(bytes=34_000, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1, prior=False)
-    result = vqlabel.pack_text(dump, tmp_path / "labels.vql", config, head=head)
-    table = 20 * 600
-    assert 34_000 - table < result["bytes"] <= 34_000
+    documents, budget = 1500, 48_500
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (documents, 3))
+    hidden = small_head().weight[torch.from_numpy(tokens[:, 1:])] + 0.5 * torch.randn(documents, 2, WIDTH)
+    (tmp_path / "dump").mkdir()
+    np.save(tmp_path / "dump" / "tokens.npy", tokens)
+    np.save(tmp_path / "dump" / "hidden.npy", hidden.half().numpy())
+    config = TextFitConfig(bytes=budget, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1, prior=False)
+    result = vqlabel.pack_text(tmp_path / "dump", tmp_path / "labels.vql", config, head=write_head(tmp_path))
+    table = 20 * documents
+    assert table < result["bytes"] <= budget
 
 
 def test_dense_logits_are_packed_without_a_head(tmp_path: Path) -> None:
