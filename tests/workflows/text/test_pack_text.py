@@ -163,15 +163,15 @@ def test_a_budget_below_the_codec_is_refused(packed: tuple[Path, Path, Path], tm
 
 
 def test_a_file_of_short_documents_stays_in_a_budget_of_bytes(tmp_path: Path) -> None:
-    documents, budget = 1500, 48_500
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (documents, 3))
-    hidden = small_head().weight[torch.from_numpy(tokens[:, 1:])] + 0.5 * torch.randn(documents, 2, WIDTH)
+    documents, budget = 3000, 80_000
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (documents, 4))
+    hidden = small_head().weight[torch.from_numpy(tokens[:, 1:])] + 0.5 * torch.randn(documents, 3, WIDTH)
     (tmp_path / "dump").mkdir()
     np.save(tmp_path / "dump" / "tokens.npy", tokens)
     np.save(tmp_path / "dump" / "hidden.npy", hidden.half().numpy())
     config = TextFitConfig(bytes=budget, slots=2, codebook_size=8, ids=2, width=16, window=2, epochs=1, prior=False)
     result = vqlabel.pack_text(tmp_path / "dump", tmp_path / "labels.vql", config, head=write_head(tmp_path))
-    table = 20 * documents
+    table = 16 * documents
     assert table < result["bytes"] <= budget
 
 
