@@ -38,7 +38,7 @@ def page(vql: Path, tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     out = tmp_path_factory.mktemp("report") / "report.html"
     result = run("report", vql, "-o", out, "--against", tree)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert "7 sections\nthese labels are " in result.stdout
+    assert "7 sections\nby the KL with --gain 1, these labels are " in result.stdout
     return out
 
 

@@ -38,6 +38,19 @@ def test_top_k_has_less_kl_with_more_bits_and_none_with_all_classes() -> None:
     assert kls[-1] == pytest.approx(0, abs=1e-4)
 
 
+def test_the_tail_of_top_k_is_at_its_best_level_for_the_temperatures_that_labels_are_for() -> None:
+    reference = TopKReference(42, (1.0, 20.0), LOGITS, "logits", fitted_for=(1.0,))
+    reference.add(LOGITS)
+    centred = LOGITS - LOGITS.mean(1, keepdim=True)
+    kept = centred.topk(2, 1)
+    rest = -kept.values.sum(1, keepdim=True) / 28
+    kls = []
+    for level in torch.arange(-5, 15, 0.02).tolist():
+        tail = (rest + level).expand_as(centred).scatter(1, kept.indices, kept.values)
+        kls.append(float(kl_divergence(LOGITS, tail, 1.0).mean()))
+    assert reference.figures()["kl_T1"] == pytest.approx(min(kls), rel=1e-3)
+
+
 def test_top_tokens_of_documents_share_what_is_left_equally() -> None:
     references = TextReferences(2 * 21)
     for part in LOGITS.split(64):

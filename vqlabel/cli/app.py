@@ -26,7 +26,8 @@ class App(typer.Typer):
 app = App(
     cls=Group,
     help="Compress a teacher's soft labels to a few bits per label: fit a codec, pack a dump into a .vql file, decode it, measure it.",
-    epilog="vqlabel COMMAND --help lists the options of a command. Start with: vqlabel pack DUMP -o labels.vql --ratio 500",
+    epilog="vqlabel COMMAND --help lists the options of a command. Start with: vqlabel pack DUMP -o labels.vql --ratio 500. "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 damaged input, 4 the output exists, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -121,10 +121,10 @@ def convert(
     )
 
 
-Files = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".vql files; - reads one from standard input")]
+Files = Annotated[list[Path], typer.Argument(metavar="FILE", help=".vql files; - reads one from standard input")]
 Things = Annotated[
     list[Path],
-    typer.Argument(metavar="FILE...", help=".vql files, codec files or dumps; - reads a .vql from standard input"),
+    typer.Argument(metavar="FILE", help=".vql files, codec files or dumps; - reads a .vql from standard input"),
 ]
 
 

@@ -9,6 +9,7 @@ from vqlabel.cli import terminal
 from vqlabel.cli.app import app
 from vqlabel.cli.help import INPUT, OUTPUT
 from vqlabel.cli.options import Device, Head, Json, Layout, Overwrite, Threads, Vql
+from vqlabel.cli.show_fit import judged
 from vqlabel.threads import named_threads
 
 
@@ -57,4 +58,4 @@ def show_report(result: dict[str, Any]) -> None:
     typer.echo(f"{result['path']}: {terminal.size(result['bytes'])}, {len(result['sections'])} sections")
     verdict = result["stats"].get("baselines", {}).get("judgement")
     if verdict is not None:
-        typer.echo(f"these labels are {verdict['sentence']}")
+        typer.echo(judged(verdict, has_gain=result["stats"]["baselines"].get("gain") is not None))

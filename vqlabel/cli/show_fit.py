@@ -5,6 +5,7 @@ from typing import Any
 import typer
 
 from vqlabel.cli.terminal import line, size, table
+from vqlabel.metrics.judgement import topk_words
 
 MIN_SAVING = 0.01  # fraction of the code bits; a smaller saving by compression is not reported
 MAX_BIAS = 0.1  # |slope - 1| of decoded on raw probabilities up to which labels are called unbiased
@@ -28,7 +29,8 @@ def show_pack(result: dict[str, Any]) -> None:
 
 def show_relabelled(result: dict[str, Any]) -> None:
     """Numbers of labels and classes, and the distortion of the codec if one was used."""
-    typer.echo(f"{result['path']}: {result['records']:,} labels of {result['classes']:,} classes")
+    stored = f", in {size(result['bytes'])}" if "bytes" in result else ""
+    typer.echo(f"{result['path']}: {result['records']:,} labels of {result['classes']:,} classes{stored}")
     if "fit" in result:
         _show_quality(result["fit"])
 
@@ -45,7 +47,7 @@ def _show_quality(fit: dict[str, Any]) -> None:
     typer.echo(f"{origin} ({fit['split']}, {fit['labels']:,} labels)")
     _show_baselines(fit)
     if "judgement" in fit:
-        typer.echo(f"these labels are {fit['judgement']['sentence']}")
+        typer.echo(judged(fit["judgement"], has_gain="calibrated" in fit))
     if "mass_kept" in fit["held_out"]:
         share = f"{100 * fit['held_out']['mass_kept']:.1f} % of the probability at T = 1"
         typer.echo(f"KL is computed over the stored classes, which have {share}")
@@ -53,6 +55,11 @@ def _show_quality(fit: dict[str, Any]) -> None:
         typer.echo(_gain(fit["gain"], fit["bias_slope"], chosen=fit.get("gain_chosen", False)))
     if fit["temperature_auto"]:
         typer.echo(AUTO_TEMPERATURE)
+
+
+def judged(judgement: dict[str, Any], *, has_gain: bool) -> str:
+    """The judgement as a line; labels with a gain are judged by the KL of the same codes without it."""
+    return f"{'by the KL with --gain 1, ' if has_gain else ''}these labels are {judgement['sentence']}"
 
 
 def _show_baselines(fit: dict[str, Any]) -> None:
@@ -66,7 +73,7 @@ def _show_baselines(fit: dict[str, Any]) -> None:
         "held_out": (f"these labels{gain}", topk.get("budget")),
         "calibrated": ("the same codes, --gain 1", None),
         "mean_label": ("one mean label for all", 0.0),
-        "topk": (f"top-{topk.get('k', 0):g}, in as many bytes", topk.get("bits")),
+        "topk": (topk_words(topk) if topk else "", topk.get("bits")),
     }
     rows = [
         (
@@ -92,7 +99,7 @@ def _gain(gain: float, bias_slope: dict[str, float], *, chosen: bool) -> str:
         why = "labels are rescaled to be unbiased: better for students, higher KL (--gain 1 gives the lowest KL)"
     else:
         why = "labels are less biased than calibrated ones, but not unbiased at every temperature"
-    return f"gain {gain:.3f}: {why}; what a student feels is the slope of decoded on raw probabilities, 1 if unbiased; held out: {slopes}"
+    return f"gain {gain:.3f}: {why}; slope of decoded on raw probabilities, 1 if unbiased, held out: {slopes}"
 
 
 def show_fit(report: dict[str, Any]) -> None:

@@ -4,7 +4,9 @@ from typing import Any
 
 import typer
 
+from vqlabel.cli.show_fit import judged
 from vqlabel.cli.terminal import size, table
+from vqlabel.metrics.judgement import topk_words
 
 
 def show_stats(stats: dict[str, Any]) -> None:
@@ -43,9 +45,14 @@ def _show_bits_per_label(stats: dict[str, Any]) -> None:
     rows = []
     for name, bits in stats["bits_per_label"].items():
         later = f"{at_300_views[name]:.2f}" if name in at_300_views else "-"
-        ratio = f"1/{stats['ratio_to_fp16'][name]:.1f}" if name in stats["ratio_to_fp16"] else "-"
+        ratio = ratio_words(stats["ratio_to_fp16"][name]) if name in stats["ratio_to_fp16"] else "-"
         rows.append((titles[name], f"{bits:.2f}", later, ratio))
     table(rows, ("bits per label", "this file", "at 300 views/image", "of fp16"))
+
+
+def ratio_words(ratio: float) -> str:
+    """A compression ratio as a share: 20 -> "1/20.0", 0.5 -> "2.0 x"."""
+    return f"1/{ratio:.1f}" if ratio >= 1 else f"{1 / ratio:.1f} x"
 
 
 def show_baselines(stats: dict[str, Any], heading: str = "against the dump") -> None:
@@ -57,7 +64,7 @@ def show_baselines(stats: dict[str, Any], heading: str = "against the dump") -> 
     own, gain = "these labels", found.get("gain")
     rows = [
         ("one mean label for all", "0.0", *(f"{found['mean_label'][name]:.4f}" for name in names)),
-        (f"top-{topk['k']}, in as many bytes", f"{topk['bits']:.1f}", *(f"{topk[name]:.4f}" for name in names)),
+        (topk_words(topk), f"{topk['bits']:.1f}", *(f"{topk[name]:.4f}" for name in names)),
     ]
     if gain is not None:
         rows.insert(0, ("the same codes, --gain 1", "", *(f"{found['kl'][name]:.4f}" for name in names)))
@@ -65,14 +72,14 @@ def show_baselines(stats: dict[str, Any], heading: str = "against the dump") -> 
     whole = stats["distortion"] if gain is not None else found["kl"]
     kls = [f"{whole[name]:.4f}" if whole.get(name) is not None else "-" for name in names]
     rows.insert(0, (own, f"{topk['budget']:.1f}", *kls))
-    typer.echo(f"{heading} (baselines: on {found['labels']:,} labels)")
+    typer.echo(f"{heading}; baselines are measured on {found['labels']:,} of these labels")
     table(rows, ("", "bits/label", *(f"KL at T = {name.rpartition('_T')[2]}" for name in names)))
     if found["judgement"] is not None:
-        typer.echo(f"these labels are {found['judgement']['sentence']}")
+        typer.echo(judged(found["judgement"], has_gain=gain is not None))
     if gain is not None:
         typer.echo(
-            "their KL is higher on purpose: a gain makes labels unbiased, which is better for students. What a student feels is the bias, "
-            "not this KL; the line with --gain 1 shows what the codes hold"
+            "a gain makes labels unbiased on purpose: students learn more from them, although their KL is not the least; the line with "
+            "--gain 1 has the KL of the same codes without it"
         )
     typer.echo("")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vqlabel.cli.show_fit import share_of_budget
-from vqlabel.cli.show_stats import show_baselines, show_distortion
+from vqlabel.cli.show_stats import ratio_words, show_baselines, show_distortion
 from vqlabel.cli.terminal import note, size, table
 from vqlabel.config import FitConfig, TextFitConfig
 from vqlabel.errors import UsageError
@@ -144,7 +144,7 @@ def show_stats(stats: dict[str, Any]) -> None:
     )
     typer.echo(
         f"\n{stats['labels']:,} labels of {stats['documents']:,} documents, {stats['vocabulary']:,} tokens in the vocabulary; "
-        f"1/{stats['ratio_to_fp16']:.0f} of fp16 logits"
+        f"{ratio_words(stats['ratio_to_fp16'])} of fp16 logits"
     )
     bits = stats["bits_per_label"]
     figures = [

@@ -37,7 +37,7 @@ def judge(
     over_mean, at_mean = _least(kl, mean_label, names)
     over_topk, at_topk = (None, "") if topk is None else _least(kl, topk, [name for name in names if name in topk])
     mean = f"{_share(over_mean)} that of one mean label"
-    top = "" if topk is None or over_topk is None else f"{_share(over_topk)} that of top-{topk['k']} in as many bytes"
+    top = "" if topk is None or over_topk is None else f"{_share(over_topk)} that of {topk_words(topk)}"
     if over_mean <= 1:
         verdict, sentence = POOR, f"poor: KL{_at(at_mean)} is {mean}; {MORE}"
     elif topk is not None and exact_bits is not None and topk["bits"] >= exact_bits:
@@ -60,7 +60,14 @@ def _least(kl: Mapping[str, float], baseline: Mapping[str, Any], names: Sequence
 
 def _share(factor: float) -> str:
     """The KL of labels relative to a baseline's, in words."""
-    return f"1/{factor:.2g} of" if factor > 1 else f"{1 / max(factor, MIN_KL):.3g} times"
+    if factor <= 1:
+        return f"{1 / max(factor, MIN_KL):,.3g} times"
+    return f"1/{factor:,.0f} of" if factor >= 10 else f"1/{factor:.2g} of"
+
+
+def topk_words(topk: Mapping[str, Any]) -> str:
+    """The baseline of top-k labels; one class may take more bytes than the labels have."""
+    return f"top-{topk['k']:g} in {'as many' if topk['bits'] <= topk.get('budget', topk['bits']) else 'more'} bytes"
 
 
 def _at(name: str) -> str:

@@ -31,16 +31,24 @@ class TopKReference:
 
     Args:
         bits: per label, that the ids and values may take.
-        temperatures: at which KL is measured, and for which the level of the tail is best.
+        temperatures: at which KL is measured.
+        fitted_for: temperatures for which the level of the tail is best; None: those at which KL is measured.
         fitted_to: [n, C] labels in `domain` that the level of the tail is chosen on.
     """
 
-    def __init__(self, bits: float, temperatures: Sequence[float], fitted_to: Tensor, domain: str) -> None:
+    def __init__(
+        self,
+        bits: float,
+        temperatures: Sequence[float],
+        fitted_to: Tensor,
+        domain: str,
+        fitted_for: Sequence[float] | None = None,
+    ) -> None:
         self.temperatures, self.domain, self.classes = tuple(temperatures), domain, fitted_to.shape[1]
         self.budget, (self.k, self.bits) = bits, topk_classes(bits, self.classes)
         logits = as_logits(fitted_to[:SHIFT_LABELS], domain)
         kept, ids = self._largest(logits)
-        self.shift = best_shift(logits, ids, kept, self.temperatures)
+        self.shift = best_shift(logits, ids, kept, fitted_for or self.temperatures)
         self._sums, self._labels = [0.0] * len(self.temperatures), 0
 
     def add(self, labels: Tensor) -> None:

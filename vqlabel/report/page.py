@@ -9,8 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from vqlabel.codecs.vqae.config import VqaeConfig
 from vqlabel.labels import LabelSource
 from vqlabel.labels.open import is_topk_layout, open_labels
+from vqlabel.metrics.judgement import topk_words
 from vqlabel.progress import Progress, silent
 from vqlabel.report import stats
 from vqlabel.report.plots import draw_account, draw_calibration, inline_svg
@@ -112,9 +114,21 @@ def _describe_images(path: Any, against: Any, head: Any, layout: str | None, dev
         "of fp16": f"1/{found['ratio_to_fp16'].get('labels', 0):.1f}",
     }
     command = f"vqlabel pack DUMP -o {Path(path).name} --codec {found['codec']}"
-    if found["codec"] == "vqae":
-        command += f" --bits {found['code_bits']:g} --temperature {','.join(f'{t:g}' for t in file.config.temperatures)}"
+    if isinstance(file.config, VqaeConfig):
+        command += f" {_sizes(file.config)} --temperature {','.join(f'{t:g}' for t in file.config.temperatures)}"
     return found, facts, _made({"source": file.source, "codec": file.codec}, Path(path).name, command)
+
+
+def _sizes(config: VqaeConfig) -> str:
+    """Options of a fit that lead to the sizes of a codec."""
+    sizes: dict[str, object] = {"slots": config.slots, "codebook-size": config.codebook_size}
+    sizes |= {"latent": config.latent, "weight-bits": config.weight_bits}
+    if config.code_width != config.latent:
+        sizes["code-width"] = config.code_width
+    if config.prior is not None:
+        sizes |= {"image-width": config.prior.image_width, "hidden": config.prior.hidden}
+    options = " ".join(f"--{name} {value}" for name, value in sizes.items())
+    return f"{options} {'--no-prior' if config.prior is None else '--prior'}"
 
 
 def _describe_text(path: Any, against: Any, head: Any, layout: str | None, device: str, progress: Progress) -> _Description:
@@ -145,7 +159,7 @@ def _describe_text(path: Any, against: Any, head: Any, layout: str | None, devic
 def _made(metadata: dict[str, Any], name: str, command: str) -> str:
     """What the file records of its origin, and commands; the one that made it follows from the codec."""
     rows = {f"{part}: {key}": _words(value) for part, values in metadata.items() for key, value in values.items()}
-    commands = f"{command}    # makes such a file\nvqlabel verify {name}\nvqlabel stats {name} --against DUMP\nvqlabel unpack {name} -o DUMP"
+    commands = f"{command}    # makes such a file\nvqlabel verify {name}\nvqlabel stats {name} --against DUMP\nvqlabel unpack {name} -o decoded"
     return f"<p>The file records:</p>{_pairs(rows)}<p>Commands:</p><pre>{html.escape(commands)}</pre>"
 
 
@@ -187,13 +201,13 @@ def _distortion(found: dict[str, Any]) -> str:
     if "baselines" in found:
         parts = found["baselines"]
         names, topk, gain = list(parts["kl"]), parts["topk"], parts.get("gain")
-        rows = {"one mean label for all": parts["mean_label"], f"top-{topk['k']}, in as many bytes": topk}
+        rows = {"one mean label for all": parts["mean_label"], topk_words(topk): topk}
         rows = ({"the same codes, --gain 1": parts["kl"]} if gain else {}) | rows
         rows = {f"these labels, gain {gain:.2f}" if gain else "these labels": found["distortion"] if gain else parts["kl"]} | rows
         cells = [(name, *(_number(values.get(kl)) for kl in names)) for name, values in rows.items()]
         text = _table(("", *(f"KL at T = {name.rpartition('_T')[2]}" for name in names)), cells)
         if gain:
-            text += "<p>A gain makes labels unbiased on purpose, which raises their KL and is better for students.</p>"
+            text += "<p>A gain makes labels unbiased on purpose, for which students are better; their KL is then not the least.</p>"
     return text + _pairs({name: _number(value) for name, value in found["distortion"].items()})
 
 

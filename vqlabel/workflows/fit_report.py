@@ -106,7 +106,9 @@ def measure_topk(
     for bits in (report["code_bits"], *map(int, report.get("rates", {}))):
         variant = codec if bits == report["code_bits"] else codec.at_rate(bits=bits)
         fixed = 8 * sum(tensor.nbytes for tensor in variant.decoder_tensors().values()) / labels
-        references[f"{bits:g}"] = TopKReference(bits + fixed, temperatures, fitted_to, sample.domain)
+        references[f"{bits:g}"] = TopKReference(
+            bits + fixed, temperatures, fitted_to, sample.domain, fitted_for=codec.config.temperatures
+        )
     for raw in _wide_steps(sample, "held_out"):
         for reference in references.values():
             reference.add(raw)

@@ -60,7 +60,8 @@ def relabel(
         source: a folder of images; images in memory, [N, 3, H, W] in 0..1 or uint8, or a list of PIL images; or a
             `TeacherSource`, which has the teacher and all options.
         teacher: the network, which is set to eval mode, or its name for `load_teacher`.
-        options: of the views and the teacher, see `RelabelOptions`.
+        options: of the views (epochs, batch, view, mix, scale, flip, patches, seed), and mean and std, by which views
+            are normalized: of a network, ImageNet's by default. See `workflows.relabel_images.RelabelOptions`.
         out: a `.vql`, which stores the views as a recipe at 0 bits per label; or a dump of `layout`, with the recipe in
             a file beside it.
         layout: one of LAYOUTS. "sre2l" has the images in the order of SRe2L's script.

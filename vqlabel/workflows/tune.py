@@ -131,8 +131,8 @@ def tune_source(
         report["notes"] = [*report.get("notes", ()), sentence]
     if kl is not None and (found := report.get("calibrated", report["held_out"])[first_figure(best)]) > kl:
         report["missed"] = (
-            f"--kl {kl:g} was not reached: the nearest codec of {len(search.trials)} trials has a held-out KL of {found:.3f} with "
-            f"{report['bytes']:,} bytes, and is the result (--minutes gives more time)"
+            f"--kl {kl:g} was not reached: the nearest codec of {len(search.trials)} trials has a held-out KL of {found:.4g} with "
+            f"{report['bytes']:,} bytes, and is the result (tune --minutes gives a search more time)"
         )
     state.keep_codec(codec, report)
     return codec, report

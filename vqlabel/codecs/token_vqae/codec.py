@@ -175,5 +175,6 @@ class TokenVqae(DocumentCodec):
             counts=ids,
         )
 
+    @torch.no_grad()
     def hidden_states(self, decoded: DecodedLabels) -> Tensor | None:
         return self.decoder.hidden(decoded.latent)

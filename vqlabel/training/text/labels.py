@@ -38,7 +38,7 @@ class DenseLogits:
         return self.values[rows].float()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class TokenLabels:
     """n labels of a batch [b, L] of tokens, each the teacher's distribution of the next token.
 
@@ -78,6 +78,9 @@ class TokenLabels:
             require(is_valid, "shape of hidden_states", list(states.shape), f"must be [{len(self)}, d], one row per label")
         devices = {str(x.device) for x in (self.position, self.next_tokens, states) if x is not None}
         require(len(devices) == 1, "devices of position, next_tokens and hidden_states", sorted(devices), "must be one device")
+
+    def __repr__(self) -> str:
+        return f"TokenLabels({len(self):,} labels of {self.classes:,} tokens, {self.position.device})"
 
     def __len__(self) -> int:
         """n."""

@@ -101,7 +101,8 @@ def pack_text(
     state.remove()
     result["repeated"] = int((opened.source.lengths > 1).sum()) - result["documents"]
     missed = {"missed": report["missed"]} if goal is not None and "missed" in report else {}
-    notes = noted(list(dict.fromkeys([*opened.source.notes, *(report.get("notes", ()) if goal is not None else ())])))
+    of_fit = report.get("notes", ()) if goal is not None else ()
+    notes = noted(list(dict.fromkeys([*opened.source.notes, *of_fit, *_size_notes(result, opened)])))
     return {"path": str(out), **result, "code_bits": TextVqlFile(out).label_bits, "fit": report, **missed, **notes}
 
 
@@ -113,6 +114,16 @@ def _goal(config: TextFitConfig, codec: object, kl: float | None) -> TextGoal | 
         name = f"codec {codec.kind}" if isinstance(codec, DocumentCodec) else codec
         raise UsageError(f"--kl {kl:g}: {name} is already fitted; remove --kl, or leave out --codec")
     return TextGoal(kl=kl, bits=config.bits, bytes=config.bytes, ratio=config.ratio)
+
+
+def _size_notes(result: dict[str, Any], opened: OpenedText) -> list[str]:
+    """A note if the file is larger than the rows of the dump."""
+    about = opened.source.about
+    rows = result["labels"] * about.width * (4 if about.dtype == "F32" else 2)
+    if about.domain == "topk" or result["bytes"] <= rows:
+        return []
+    why = "for so few labels the codec takes most; --no-prior, a lower --latent or --reference-head make it smaller"
+    return [f"the file has {result['bytes']:,} bytes, the rows of the dump {rows:,}: {why}"]
 
 
 def fitted_codec(

@@ -1,5 +1,6 @@
 """A budget in bytes -> the largest codec inside it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -61,7 +62,7 @@ def within(config: FitConfig, stats: DatasetStats, prior: PriorConfig | None, bu
 
 def _too_small(smallest: VqaeConfig, stats: DatasetStats, budget: int) -> UsageError:
     least, dense = file_bytes(smallest, stats.labels), 2 * stats.labels * stats.classes
-    share = f"1/{dense / least:.0f} of fp16"
+    share = f"--ratio {math.floor(dense / least)}"
     if least >= dense:
         share = f"more than the {dense} of fp16: store these as they are, --codec raw"
     return UsageError(
