@@ -164,8 +164,10 @@ def test_pack_prints_the_distortion_of_its_labels_last(dump: Path, tmp_path: Pat
     assert re.fullmatch(rf"the same codes, --gain 1 +{figure}", calibrated)
     assert re.fullmatch(rf"one mean label for all +0\.0 +{figure}", mean)
     assert re.fullmatch(rf"top-27 in as many bytes +594\.0 +{figure}", topk), "of 16 + 6 bits each; codes and decoder take 600"
-    assert re.fullmatch(r"gain [\d.]+: .* what a student feels is the slope .*; held out: [\d.]+ at T = 20", gain)
-    assert re.fullmatch(r"these labels are (good|mixed): KL at T = 20 is .* that of top-27 in as many bytes.*", judgement)
+    assert re.fullmatch(r"gain [\d.]+: .*; students feel the bias, not the KL: slope .*, held out: [\d.]+ at T = 20", gain)
+    assert re.fullmatch(
+        r"by the KL with --gain 1, these labels are (good|mixed): KL at T = 20 is .* that of top-27 in as many bytes.*", judgement
+    )
     np.save(tmp_path / "noise.npy", np.random.default_rng(0).normal(size=(300, 30)).astype(np.float16))
     result = run("pack", tmp_path / "noise.npy", "-o", tmp_path / "b.vql", "--bits", 1, "--epochs", 0, "--json")
     warnings = json.loads(result.stdout)["fit"]["warnings"]

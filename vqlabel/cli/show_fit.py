@@ -99,7 +99,7 @@ def _gain(gain: float, bias_slope: dict[str, float], *, chosen: bool) -> str:
         why = "labels are rescaled to be unbiased: better for students, higher KL (--gain 1 gives the lowest KL)"
     else:
         why = "labels are less biased than calibrated ones, but not unbiased at every temperature"
-    return f"gain {gain:.3f}: {why}; slope of decoded on raw probabilities, 1 if unbiased, held out: {slopes}"
+    return f"gain {gain:.3f}: {why}; students feel the bias, not the KL: slope of decoded on raw probabilities (1: unbiased), held out: {slopes}"
 
 
 def show_fit(report: dict[str, Any]) -> None:
