@@ -89,6 +89,7 @@ def test_a_page_of_documents(tmp_path: Path) -> None:
     check_alone(text)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome on this machine")
 def test_a_browser_draws_the_page(page: Path, tmp_path: Path) -> None:
     from matplotlib.image import imread
