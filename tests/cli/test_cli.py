@@ -568,7 +568,11 @@ def test_an_interrupted_fit_resumes_to_the_same_bytes(dump: Path, tmp_path: Path
     assert notes_of(error) == f"vqlabel: interrupted; {end}\n"
     assert list(tmp_path.iterdir()) == [state]
     refused(2, "of an interrupted run with other settings (seed 0, now 1)", *command, "--seed", "1")
-    ok(*command)
+    resumed = run(*command)
+    assert (resumed.exit_code, notes_of(resumed.stderr)) == (
+        0,
+        f"vqlabel: {state}: continues the interrupted run (--restart begins anew)\n",
+    )
     assert list(tmp_path.iterdir()) == [out]
     vqlabel.fit(dump, FitConfig(bits=12, codebook_size=8, prior=False, epochs=20), out=tmp_path / "b.codec")
     assert out.read_bytes() == (tmp_path / "b.codec").read_bytes()

@@ -85,6 +85,7 @@ class RunState:
                 "repeat those settings to continue that run, or discard it with --restart (restart=True)"
             )
         self._results, self._fit, self._before = stored["results"], stored["fit"], stored["seconds"]
+        warnings.warn(f"{self.path}: continues the interrupted run (--restart begins anew)", VqlabelWarning, stacklevel=3)
 
     def result(self, name: str) -> Any:
         """What `keep` kept; None: nothing."""
